@@ -1,0 +1,48 @@
+# run    the whole pipeline on the embedded default; flags through ARGS="--rendering.num-inference-steps 10"
+# test   lint and all tests that need no GPU
+# lint   ruff, ruff format and mypy, changing nothing
+# lock   renew requirements.lock from pyproject.toml
+# wheel-test   the built wheel runs the default in an empty folder
+#
+# Where .venv or the lock is new, .venv is made from the lock first; where not, that costs nothing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+INSTALLED := .venv/.installed
+export UV_HTTP_TIMEOUT ?= 300
+
+.PHONY: install run test lint lock wheel-test
+
+install: $(INSTALLED)
+
+run: $(INSTALLED)
+	$(BIN)/ip2p run shapes $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel-test: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_wheel.py $(ARGS)
+
+lock: $(BIN)/python
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		$(ARGS) --output-file requirements.lock
+
+# The lock holds setuptools too, so the package itself is installed without fetching anything that has no hash.
+$(INSTALLED): requirements.lock pyproject.toml setup.py | $(BIN)/python
+	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed. Name one: make PYTHON=python3.12' >&2; exit 1; }
+	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv; \
+	else $(PYTHON) -m venv .venv && $@ -m pip install --quiet 'uv>=0.8'; fi

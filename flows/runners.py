@@ -1,0 +1,88 @@
+"""Where the shards run: threads of this process, one spawned process per GPU, or a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.queues import Queue
+from typing import Any
+
+from prefect import Flow
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from ip2p.config import RunnerConfig
+from ip2p.console import start_logging
+
+
+def make_task_runner(config: RunnerConfig) -> TaskRunner[Any]:
+    """The task runner of that name. ValueError where it is not installed."""
+    if config.kind == "threads":
+        return ThreadPoolTaskRunner(max_workers=config.max_workers)
+    if config.kind == "processes":
+        places = _places(config.max_workers)
+        return ProcessPoolTaskRunner(max_workers=config.max_workers, initializer=start_worker, initargs=(places,))
+    return _make_ray_runner(config)
+
+
+def with_runner(flow: Flow[..., Any], config: RunnerConfig) -> Flow[..., Any]:
+    """The flow, run the way the config says."""
+    return flow.with_options(task_runner=make_task_runner(config))
+
+
+def start_worker(places: Queue[dict[str, str]]) -> None:
+    """Gives a worker process its device, its log on the terminal, and an end when its parent ends."""
+    os.environ.update(places.get())
+    start_logging()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def raise_first_failure(futures: Iterable[PrefectFuture[Any]]) -> None:
+    """Waits for all shards, so that none in flight is lost, and raises the first failure."""
+    states = []
+    for future in futures:
+        future.wait()
+        states.append(future.state)
+    for state in states:
+        if state.is_failed() or state.is_crashed():
+            state.result()
+
+
+def _places(num_workers: int) -> Queue[dict[str, str]]:
+    """One entry of environment variables per worker: its GPU, or its share of the cores."""
+    places: Queue[dict[str, str]] = multiprocessing.get_context("spawn").Queue()
+    gpus = _gpus()
+    threads = str(max(1, (os.cpu_count() or 1) // num_workers))
+    for number in range(num_workers):
+        places.put({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {"OMP_NUM_THREADS": threads})
+    return places
+
+
+def _gpus() -> Sequence[str]:
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_any([parent.sentinel])
+        os._exit(1)
+
+
+def _make_ray_runner(config: RunnerConfig) -> TaskRunner[Any]:
+    try:
+        with contextlib.suppress(AttributeError):
+            from prefect_ray import RayTaskRunner
+    except ImportError as error:
+        raise ValueError("runner.kind ray needs prefect-ray. Install it with: pip install 'ip2p[ray]'") from error
+    options = {} if config.address else {"num_cpus": config.max_workers}
+    runner: TaskRunner[Any] = RayTaskRunner(address=config.address, init_kwargs=options)
+    return runner

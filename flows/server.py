@@ -1,0 +1,200 @@
+"""One Prefect server for a run: the user's own where there is one, else a private one that ends with the command.
+
+Without a server's address every worker process would start a temporary server of its own. The private one keeps its
+database in the user's cache folder, so that the migration is paid once and not by every run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger("ip2p.server")
+
+STARTUP_TIMEOUT = 120.0
+"""Seconds that a private server may take to answer; most of it is the first start's database migration."""
+
+_IDLE_SERVICES = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "REPOSSESSOR", "TRIGGERS")
+"""Services that a run without deployments has no use for; the task run recorder must stay, it feeds the DAG."""
+
+
+@contextlib.contextmanager
+def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
+    """Sets PREFECT_API_URL for this process and its children, to the user's server or to one that lives as long as this.
+
+    `meanwhile` runs while a private server starts: a good time for slow imports.
+    """
+    _set_defaults(os.environ)
+    url = users_server()
+    if url:
+        os.environ["PREFECT_API_URL"] = url
+        _check_answers(url)
+        logger.info("using the Prefect server at %s", url)
+        yield url
+        return
+    with _private_home() as home:
+        os.environ["PREFECT_HOME"] = str(home)
+        with _private_server(home, meanwhile) as url:
+            yield url
+
+
+def _check_answers(url: str) -> None:
+    """ValueError where nothing answers at the user's address; what answers with an error may just want a key."""
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        way_out = "Start that server, or unset PREFECT_API_URL to have one started for the run."
+        raise ValueError(f"PREFECT_API_URL {url} does not answer: {error}. {way_out}") from error
+
+
+def users_server() -> str | None:
+    """The address that the environment or the active Prefect profile names."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    try:
+        profiles = tomllib.loads((home / "profiles.toml").read_text())
+        name = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
+        url = profiles.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
+    except (OSError, tomllib.TOMLDecodeError):
+        return None
+    return str(url) if url else None
+
+
+def _set_defaults(environment: os._Environ[str]) -> None:
+    """What the run wants of Prefect where the user has said nothing; read when prefect is imported."""
+    environment.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "ip2p")
+    environment.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    environment.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    environment.setdefault("DO_NOT_TRACK", "1")
+
+
+@contextlib.contextmanager
+def _private_home() -> Iterator[Path]:
+    """The first of the cache's Prefect folders that no other run holds."""
+    if named := os.environ.get("PREFECT_HOME"):
+        yield Path(named).expanduser()
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ip2p"
+    for number in itertools.count(1):
+        home = cache / ("prefect" if number == 1 else f"prefect-{number}")
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / "in-use.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        with lock:
+            yield home
+        os.environ.pop("PREFECT_HOME", None)
+        return
+
+
+@contextlib.contextmanager
+def _private_server(home: Path, meanwhile: Callable[[], object]) -> Iterator[str]:
+    first = not (home / "prefect.db").exists()
+    logger.info("starting a Prefect server%s", "; its first start here makes a database, about half a minute" if first else "")
+    started, port = time.monotonic(), _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "server.log").open("w") as log:
+        server = _start(port, log)
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            meanwhile()
+            _wait_until_healthy(server, url, Path(log.name))
+            logger.info("the Prefect server is up after %.1f s: %s", time.monotonic() - started, url.removesuffix("/api"))
+            yield url
+        finally:
+            _send_what_is_left()
+            del os.environ["PREFECT_API_URL"]
+            _stop(server)
+
+
+def _send_what_is_left() -> None:
+    """Sends log lines and events that wait in this process; without a server they would be tried for a minute at its exit."""
+    if "prefect" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    logging.getLogger("prefect").setLevel(logging.CRITICAL)
+    EventsWorker.drain_all(timeout=10)
+    APILogWorker.drain_all(timeout=10)
+
+
+def _start(port: int, log: IO[str]) -> subprocess.Popen[bytes]:
+    """The server in a session of its own, so that a terminal's Ctrl-C does not end it before the run could tell it how it ended."""
+    environment = dict(os.environ) | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES}
+    command = [sys.executable, "-m", "flows.server", str(port)]
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """Closes the pipe that keeps the server alive and waits for its end."""
+    if server.stdin:
+        server.stdin.close()
+    try:
+        server.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + STARTUP_TIMEOUT
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"The Prefect server ended with exit code {server.returncode} at its start. See {log}.")
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"The Prefect server did not answer within {STARTUP_TIMEOUT:.0f} s. See {log}.")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _exit_with_parent() -> None:
+    """Ends this process when the other end of standard input is gone, also where its owner was killed."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+    os._exit(0)
+
+
+def serve(port: int) -> None:
+    """Serves Prefect's API and UI until standard input closes."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    uvicorn.run(create_app(final=True), host="127.0.0.1", port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,32 @@
+"""A parquet dataset, of a run or of any other origin, to an evaluated editor.
+
+Nothing here goes to the task runner: a training brings its own processes, one for every GPU that this one sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import State, flow
+
+from flows import artifacts, tasks
+from ip2p.config import PipelineConfig
+from ip2p.store import update_summary
+
+
+@flow(name="training")
+def training_flow(config: PipelineConfig, data: str) -> None:
+    """Trains on a dataset folder or hub id, evaluates the editor and reports on it."""
+    build_editor(config, data)
+
+
+def build_editor(config: PipelineConfig, data: str, after: Sequence[State[Any]] = ()) -> None:
+    """The steps to the editor and the report, inside a flow."""
+    trained = tasks.retrying(tasks.train_editor, config)(config, data, wait_for=after, return_state=True)
+    update_summary(config.out, "training", trained.result())
+    scored = tasks.retrying(tasks.evaluate_editor, config)(config, data, wait_for=[trained], return_state=True)
+    update_summary(config.out, "evaluation", scored.result())
+    artifacts.publish_counts(config)
+    artifacts.publish_scores(config)
+    artifacts.publish_report(tasks.write_report(config, wait_for=[scored]))

@@ -1,0 +1,78 @@
+"""The `ip2p` command: which words there are, and how errors become one line and an exit code.
+
+Exit codes: 0 done, 1 something broke, 2 a mistake in what was asked, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from ip2p import __version__
+from ip2p.cli import commands
+from ip2p.config_file import suggest
+from ip2p.console import log_file, start_logging
+
+logger = logging.getLogger(__name__)
+
+COMMANDS = {
+    "run": commands.run,
+    "dataset": commands.dataset,
+    "train": commands.train,
+    "evaluate": commands.evaluate,
+    "refilter": commands.refilter,
+    "report": commands.report,
+    "edit": commands.edit,
+}
+
+HELP_WORDS = ("-h", "--help", "help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; the console script's entry."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in HELP_WORDS:
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(f"ip2p {__version__}")
+        return 0
+    try:
+        return _run_command(words[0], words[1:], debug)
+    except (ValueError, FileNotFoundError) as error:
+        return _fail(error, 2, debug)
+    except Exception as error:
+        return _fail(error, 1, debug)
+
+
+def overview() -> str:
+    """The commands with one line each."""
+    rows = [f"  {name:<10} {(command.__doc__ or '').strip().splitlines()[0]}" for name, command in COMMANDS.items()]
+    ways = "ip2p COMMAND --help shows a command's options; --debug shows tracebacks; --version the version."
+    return "\n".join(["usage: ip2p COMMAND …", "", *rows, "", ways])
+
+
+def _run_command(name: str, words: list[str], debug: bool) -> int:
+    if name not in COMMANDS:
+        raise ValueError(f"unknown command {name}. {suggest(name, list(COMMANDS))}")
+    start_logging(debug)
+    COMMANDS[name](words)
+    return 0
+
+
+def _fail(error: Exception, code: int, debug: bool) -> int:
+    """One line on standard error; the traceback goes to the log file, or to the terminal with --debug."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    kind = "" if isinstance(error, ValueError | FileNotFoundError | RuntimeError) else f"{type(error).__name__}: "
+    message = " ".join(line.strip() for line in lines) if code == 2 else lines[0]
+    path = log_file()
+    if path:
+        logging.getLogger("ip2p").debug("the command failed", exc_info=error)
+    where = "" if code == 2 else f" The log is {path}." if path else " Add --debug to see where."
+    print(f"ip2p: error: {kind}{message}{where}", file=sys.stderr)
+    if debug:
+        raise error
+    return code

@@ -1,0 +1,179 @@
+"""What each command does; everything heavy is imported inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from ip2p.cli.arguments import (
+    EditArguments,
+    parse,
+    parse_existing_run,
+    parse_new_run,
+    read_run,
+    read_run_data,
+    take_option,
+)
+from ip2p.cli.results import describe_results
+from ip2p.config import PipelineConfig
+from ip2p.console import end_on_signals, log_to_file
+from ip2p.presets import PRESETS
+
+logger = logging.getLogger(__name__)
+
+GOES_ON = "The same command goes on from here."
+
+
+def run(words: list[str]) -> None:
+    """Everything, end to end: captions to an evaluated editor."""
+    config = parse_new_run(words, "run")
+    run_flow(config, "pipeline")
+
+
+def dataset(words: list[str]) -> None:
+    """Regenerates the dataset only."""
+    config = parse_new_run(words, "dataset")
+    run_flow(config, "dataset")
+
+
+def train(words: list[str]) -> None:
+    """Trains on parquet shards that exist already, and evaluates."""
+    data = take_option(words, "data")
+    config = parse_new_run(words, "train", options=" --data FOLDER_OR_HUB_ID")
+    if not data:
+        raise ValueError("`ip2p train` needs --data: the dataset folder of a run, any folder of parquet files, or a hub id.")
+    run_flow(config, "training", data)
+
+
+def evaluate(words: list[str]) -> None:
+    """Measures a run's editor again and rewrites the report."""
+    from ip2p.store import update_summary
+
+    data = take_option(words, "data")
+    config = parse_existing_run(words, "evaluate")
+    _enter(config)
+    data = data or read_run_data(config.out)
+    from ip2p import evaluation, plan
+
+    figures = evaluation.evaluate(config, data=data)
+    plan.write_config(config, data)
+    update_summary(config.out, "evaluation", figures)
+    _report(config)
+
+
+def refilter(words: list[str]) -> None:
+    """Applies other thresholds to the scores on disk and rewrites the dataset."""
+    config = parse_existing_run(words, "refilter")
+    _check_only_filtering(config)
+    _enter(config)
+    from ip2p import dataset as dataset_stage
+    from ip2p import evaluation, plan, rendering, store
+
+    data = read_run_data(config.out)
+    rendering.refilter(config)
+    plan.write_config(config, data)
+    store.update_summary(config.out, "rendering", rendering.summarise(config))
+    counts = dataset_stage.write_dataset(config)
+    store.update_summary(config.out, "dataset", counts | evaluation.oracle_precision(config))
+    _report(config)
+    if (config.out / "model").exists():
+        print(f"The model was trained on the earlier pairs; ip2p run --config {config.out / 'config.json'} trains it on these.")
+
+
+def report(words: list[str]) -> None:
+    """Rewrites a run's report."""
+    config = parse_existing_run(words, "report")
+    _report(config)
+
+
+def edit(words: list[str]) -> None:
+    """Applies an instruction to a picture: ip2p edit --model RUN/model in.png "make it red" out.png"""
+    options = parse(EditArguments, words, prog="ip2p edit", description="Applies an instruction to a picture.")
+    knobs = _evaluation_of(Path(options.model))
+    from ip2p.editing import edit_file, load_editor
+
+    started = time.monotonic()
+    chosen: dict[str, Any] = {
+        name: getattr(options, name) if getattr(options, name) is not None else default for name, default in knobs.items()
+    }
+    editor = load_editor(options.model, options.device)
+    edit_file(
+        editor, options.input, options.instruction, options.output, **chosen, seed=options.seed, resolution=options.resolution
+    )
+    print(f"{options.output} (in {time.monotonic() - started:.1f} s)")
+
+
+def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
+    """Runs one of the three flows unless it is finished, and says where its results are."""
+    from ip2p import plan
+
+    if use == "training" or config.prompts.captions:
+        if plan.is_complete(config, use, data):
+            print(f"Everything is done already in {config.out}.")
+            print(describe_results(config))
+            return
+    started = time.monotonic()
+    plan.check_inputs(config, use, data)
+    _enter(config)
+    if any(config.out.glob("triplets/*.json")) or (config.out / "training").exists():
+        logger.info("going on in %s: what is finished there is kept", config.out)
+    plan.write_config(config, data)
+    _serve_and_run(config, use, data)
+    plan.record_completion(config, use, data)
+    print(f"Done in {time.monotonic() - started:.0f} s.")
+    print(describe_results(config))
+
+
+def _serve_and_run(config: PipelineConfig, use: str, data: str | None) -> None:
+    from flows.server import prefect_server
+
+    module = f"flows.{use}"
+    with prefect_server(meanwhile=lambda: importlib.import_module(module)):
+        from flows.runners import with_runner
+
+        flow = with_runner(getattr(importlib.import_module(module), f"{use}_flow"), config.runner)
+        flow(config, data) if use == "training" else flow(config)
+
+
+def _enter(config: PipelineConfig) -> None:
+    """From here on the command works inside the run folder."""
+    log_to_file(config.out / "run.log")
+    end_on_signals(GOES_ON)
+
+
+def _report(config: PipelineConfig) -> None:
+    from ip2p.evaluation.report import write_report
+
+    write_report(config)
+    print(describe_results(config))
+
+
+def _check_only_filtering(config: PipelineConfig) -> None:
+    """ValueError where a flag asks for more than the scores on disk can give."""
+    before = read_run(config.out)
+    free = ("out", "filtering", "dataset")
+    changed = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in free and getattr(config, field.name) != getattr(before, field.name)
+    ]
+    if changed:
+        way = f"ip2p run --config {config.out / 'config.json'}"
+        raise ValueError(f"`ip2p refilter` changes filtering and dataset, got {changed[0]}. For the rest use `{way}`.")
+
+
+def _evaluation_of(model: Path) -> dict[str, Any]:
+    """Guidance and steps that the model's run was evaluated with; the usual ones for a model of other origin."""
+    names = ("num_inference_steps", "guidance_scale", "image_guidance_scale")
+    try:
+        knobs = read_run(model.resolve().parent).evaluation
+    except (ValueError, OSError):
+        knobs = PipelineConfig().evaluation
+    return {name: getattr(knobs, name) for name in names}
+
+
+__all__ = ["PRESETS", "dataset", "edit", "evaluate", "refilter", "report", "run", "run_flow", "train"]

@@ -1,0 +1,167 @@
+"""What a reader of the dataset is told: front matter that `datasets` and the hub read, how it was made, the counts.
+
+Also what a user is told where no pair was accepted, since it rests on the same tallies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from ip2p.config import PipelineConfig
+from ip2p.dataset.schema import card_features
+from ip2p.dataset.split import SPLITS
+from ip2p.store import RunFolder
+
+KNOBS = {
+    "low_original": "filtering.thresholds.original",
+    "low_edited": "filtering.thresholds.edited",
+    "low_direction": "filtering.thresholds.direction",
+    "low_image": "filtering.thresholds.image",
+    "over_limit": "filtering.max_pairs_per_triplet",
+}
+"""The setting behind each reason of the filter."""
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+
+def tally_reasons(config: PipelineConfig, stage: str) -> Counter[str]:
+    """Rows per reason over all shards of a stage; those without a reason count under the empty string."""
+    tally: Counter[str] = Counter()
+    for path in RunFolder(config.out).shards(stage):
+        tally.update(pq.read_table(path, columns=["reason"]).column("reason").to_pylist())
+    return tally
+
+
+def describe_rejections(config: PipelineConfig) -> str:
+    """Why no pair was accepted, and what to loosen, in one line."""
+    verdicts = tally_reasons(config, "candidates")
+    if not verdicts:
+        written = tally_reasons(config, "triplets")
+        return (
+            f"no pair was accepted: nothing was rendered, for {written['']} triplets were kept of {written.total()} "
+            f"({_list(written)}). Check prompts.model and prompts.captions."
+        )
+    knobs = [_knob(config, reason) for reason, _ in verdicts.most_common() if reason in KNOBS]
+    return (
+        f"no pair was accepted of {verdicts.total()} candidates ({_list(verdicts)}). "
+        f"Lower {' or '.join(knobs) or 'the thresholds'}, or raise rendering.num_candidates."
+    )
+
+
+def _list(tally: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in sorted(tally.items()) if reason) or "none rejected"
+
+
+def _knob(config: PipelineConfig, reason: str) -> str:
+    name = KNOBS[reason].rsplit(".", 1)[1]
+    value = getattr(config.filtering.thresholds, name, None)
+    return KNOBS[reason] if value is None else f"{KNOBS[reason]} (now {value:g})"
+
+
+def write_card(config: PipelineConfig, folder: Path, counts: Mapping[str, Any]) -> None:
+    """Writes `README.md` into a dataset folder whose parquet files lie there already."""
+    front = yaml.safe_dump(_front_matter(config, folder, counts), sort_keys=False, allow_unicode=True)
+    (folder / "README.md").write_text(f"---\n{front}---\n\n{_body(config, counts)}", encoding="utf-8")
+
+
+def _front_matter(config: PipelineConfig, folder: Path, counts: Mapping[str, Any]) -> dict[str, Any]:
+    present = [split for split in SPLITS if counts[split]]
+    sizes = {name: sum(path.stat().st_size for path in folder.glob(f"data/{name}-*.parquet")) for name in present}
+    splits = [{"name": split, "num_bytes": sizes[split], "num_examples": counts[split]} for split in present]
+    total = sum(sizes.values())
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in present]
+    return {
+        "license": config.dataset.license,
+        "task_categories": ["image-to-image"],
+        "language": ["en"],
+        "size_categories": [next((name for limit, name in SIZES if counts["pairs"] < limit), "n>10M")],
+        "tags": ["instruction-based-image-editing", "synthetic"],
+        "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {
+            "features": card_features(),
+            "splits": splits,
+            "download_size": total,
+            "dataset_size": total,
+        },
+    }
+
+
+def _body(config: PipelineConfig, counts: Mapping[str, Any]) -> str:
+    return (
+        "\n\n".join(
+            [_introduction(counts), _making(config), _thresholds(config), _figures(config, counts), _SPLIT_NOTE]
+        )
+        + "\n"
+    )
+
+
+def _introduction(counts: Mapping[str, Any]) -> str:
+    return (
+        "# Instruction-based image editing pairs\n\n"
+        f"{counts['pairs']} pairs of images (train {counts['train']}, test {counts['test']}) that differ by an "
+        "instruction, made by machine as in InstructPix2Pix (Brooks et al., 2022). Every row carries the seed and the "
+        "settings it was rendered with and its CLIP scores, so that the set can be filtered again."
+    )
+
+
+def _making(config: PipelineConfig) -> str:
+    prompts, rendering, scoring = config.prompts, config.rendering, config.scoring
+    low_guidance, high_guidance = rendering.guidance_scale
+    low_p2p, high_p2p = rendering.p2p
+    return "## How it was made\n\n" + _table(
+        ("step", "setting"),
+        [
+            ("triplets", _name(prompts.captions if prompts.captions.endswith(".jsonl") else prompts.model)),
+            ("text-to-image model", _name(rendering.model)),
+            ("steps", str(rendering.num_inference_steps)),
+            ("guidance scale, drawn per candidate", f"{low_guidance:g} to {high_guidance:g}"),
+            ("share of steps with prompt-to-prompt, drawn per candidate", f"{low_p2p:g} to {high_p2p:g}"),
+            ("candidates per triplet", str(rendering.num_candidates)),
+            ("image format", rendering.image_format),
+            ("CLIP", f"{_name(scoring.clip_model)} {scoring.clip_pretrained or ''}".strip()),
+        ],
+    )
+
+
+def _name(model: str) -> str:
+    """A hub id as it is; of a local path its last part."""
+    path = Path(model).expanduser()
+    return path.name if path.is_absolute() or path.exists() else model
+
+
+def _thresholds(config: PipelineConfig) -> str:
+    names = ("original", "edited", "direction", "image")
+    kinds = {"all others": config.filtering.thresholds} | dict(sorted(config.filtering.per_edit_type.items()))
+    rows = [(kind, *(f"{getattr(limits, name):g}" for name in names)) for kind, limits in kinds.items()]
+    limit = f"At most {config.filtering.max_pairs_per_triplet} pairs per triplet, best direction first."
+    return f"## Least CLIP similarities\n\n{_table(('edit type', *names), rows)}\n\n{limit}"
+
+
+def _figures(config: PipelineConfig, counts: Mapping[str, Any]) -> str:
+    types = _table(
+        ("edit type", "pairs"), [(name or "(none)", str(number)) for name, number in counts["edit_types"].items()]
+    )
+    funnel = []
+    for stage, noun in (("triplets", "generations"), ("candidates", "candidates")):
+        tally = tally_reasons(config, stage)
+        funnel.append((noun, str(tally.total())))
+        funnel += [(f"- {reason}", str(number)) for reason, number in sorted(tally.items()) if reason]
+    funnel += [("accepted", str(counts["accepted"])), ("- split_conflict", str(counts["split_conflict"]))]
+    return f"## Counts\n\n{types}\n\n{_table(('from captions to pairs', 'number'), funnel)}"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+_SPLIT_NOTE = """## Splits
+
+The hash of the original caption decides the split; no caption, original or edited, is in both. A pair whose caption was
+in the other split already was left out (`split_conflict`)."""

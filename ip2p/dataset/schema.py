@@ -1,0 +1,80 @@
+"""The columns of the dataset, and how its parquet files are laid out.
+
+The first five are those of `timbrooks/instructpix2pix-clip-filtered`; the rest makes every row traceable and the whole
+set filterable again. The `huggingface` metadata makes the image columns `Image` features without any card.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE_COLUMNS = ("original_image", "edited_image")
+
+_TYPES: dict[str, pa.DataType] = {
+    "original_prompt": pa.string(),
+    "original_image": IMAGE,
+    "edit_prompt": pa.string(),
+    "edited_prompt": pa.string(),
+    "edited_image": IMAGE,
+    "edit_type": pa.string(),
+    "triplet_id": pa.string(),
+    "source": pa.string(),
+    "candidate": pa.int64(),
+    "seed": pa.int64(),
+    "guidance_scale": pa.float64(),
+    "p2p": pa.float64(),
+    "clip_original": pa.float64(),
+    "clip_edited": pa.float64(),
+    "clip_direction": pa.float64(),
+    "clip_image": pa.float64(),
+}
+COLUMNS = tuple(_TYPES)
+
+_DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}
+
+ROW_GROUP_BYTES = 100 * 2**20
+"""Uncompressed size of a row group; a reader holds one at a time."""
+
+CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
+"""Content-defined chunking as `datasets` sets it: a store that de-duplicates keeps unchanged rows once."""
+
+
+def features() -> dict[str, dict[str, str]]:
+    """The features as `datasets` writes them into a schema's metadata."""
+    return {
+        name: {"_type": "Image"} if name in IMAGE_COLUMNS else {"dtype": _DTYPES[kind], "_type": "Value"}
+        for name, kind in _TYPES.items()
+    }
+
+
+def card_features() -> list[dict[str, str]]:
+    """The features as a dataset card lists them."""
+    return [
+        {"name": name, "dtype": "image" if name in IMAGE_COLUMNS else _DTYPES[kind]} for name, kind in _TYPES.items()
+    ]
+
+
+def schema() -> pa.Schema:
+    """The arrow schema with its `huggingface` metadata."""
+    return pa.schema(list(_TYPES.items()), metadata={"huggingface": json.dumps({"info": {"features": features()}})})
+
+
+def open_writer(path: Path) -> pq.ParquetWriter:
+    """A parquet writer for the schema: images stored as they are, the rest compressed; page index and chunking on."""
+    images = {f"{column}.{leaf}" for column in IMAGE_COLUMNS for leaf in ("bytes", "path")}
+    others = [name for name in COLUMNS if name not in IMAGE_COLUMNS]
+    compression: dict[str, Any] = dict.fromkeys(others, "snappy") | dict.fromkeys(images, "none")
+    return pq.ParquetWriter(
+        path,
+        schema(),
+        compression=compression,
+        use_dictionary=others,
+        write_page_index=True,
+        use_content_defined_chunking=CHUNKING,
+    )

@@ -1,0 +1,9 @@
+"""An instruction applied to an image, with two guidances (paper, section 3.2.1)."""
+
+from __future__ import annotations
+
+from ip2p.editing.apply import edit_file, edit_images
+from ip2p.editing.guidance import guidance_terms
+from ip2p.editing.model import load_editor
+
+__all__ = ["edit_file", "edit_images", "guidance_terms", "load_editor"]

@@ -1,0 +1,174 @@
+"""Edits images in batches whose make-up does not matter: one generator per image, equal sizes together."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionInstructPix2PixPipeline
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ip2p.editing.guidance import Conditions, guidance_terms, guided, stack_conditions
+
+Picture = Image.Image | NDArray[np.uint8]
+Resample = Image.Resampling.LANCZOS
+
+
+@torch.inference_mode()
+def edit_images(
+    pipeline: StableDiffusionInstructPix2PixPipeline,
+    images: Sequence[Picture],
+    instructions: Sequence[str],
+    *,
+    num_inference_steps: int = 20,
+    guidance_scale: float = 7.5,
+    image_guidance_scale: float = 1.5,
+    seeds: Sequence[int],
+    batch_size: int = 8,
+    on_batch: Callable[[int], Any] | None = None,
+) -> list[NDArray[np.uint8]]:
+    """The edited images (H, W, 3), each as large as its input. `on_batch` hears how many images a batch had."""
+    if not len(images) == len(instructions) == len(seeds):
+        counts = f"{len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds"
+        raise ValueError(f"every edit takes an image, an instruction and a seed, got {counts}. Give as many of each.")
+    arrays = [_as_array(image) for image in images]
+    groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, array in enumerate(arrays):
+        groups[array.shape].append(index)
+    edited: dict[int, NDArray[np.uint8]] = {}
+    for group in groups.values():
+        for some in (group[start : start + batch_size] for start in range(0, len(group), batch_size)):
+            batch = np.stack([arrays[index] for index in some])
+            terms = guidance_terms(guidance_scale, image_guidance_scale)
+            texts = encode_text(pipeline, ["", *(instructions[index] for index in some)])
+            fitted = _resize_all(batch, fitting_size(pipeline, batch.shape[2], batch.shape[1]))
+            conditions = stack_conditions(terms, encode_images(pipeline, fitted), texts[1:], texts[:1])
+            latents = denoise(pipeline, conditions, num_inference_steps, [seeds[index] for index in some])
+            results = _resize_all(decode_latents(pipeline, latents), (batch.shape[2], batch.shape[1]))
+            edited.update(zip(some, results, strict=True))
+            if on_batch is not None:
+                on_batch(len(some))
+    return [edited[index] for index in range(len(arrays))]
+
+
+def edit_file(
+    pipeline: StableDiffusionInstructPix2PixPipeline,
+    input_path: Path,
+    instruction: str,
+    output_path: Path,
+    *,
+    num_inference_steps: int = 20,
+    guidance_scale: float = 7.5,
+    image_guidance_scale: float = 1.5,
+    seed: int = 0,
+    resolution: int | None = None,
+) -> None:
+    """Edits a file; the output has the input's size.
+
+    The edit is made at `resolution` pixels on the short side; at the model's own by default.
+    """
+    image = read_image(input_path)
+    side = resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    factor = side / min(image.size)
+    small = image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), Resample)
+    (edited,) = edit_images(
+        pipeline,
+        [small],
+        [instruction],
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        seeds=[seed],
+    )
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Image.fromarray(edited).resize(image.size, Resample).save(output_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot write {output_path}: {error}. Give a name that ends in .png or .jpg.") from error
+
+
+def read_image(path: Path) -> Image.Image:
+    """An RGB image, upright. ValueError where there is none."""
+    try:
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read {path} as an image: {error}. Give a picture file, such as a .png.") from error
+
+
+def fitting_size(pipeline: StableDiffusionInstructPix2PixPipeline, width: int, height: int) -> tuple[int, int]:
+    """The nearest size that the autoencoder can halve as often as it does."""
+    factor = pipeline.vae_scale_factor
+    return max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
+
+
+def encode_text(pipeline: StableDiffusionInstructPix2PixPipeline, prompts: list[str]) -> Tensor:
+    """(N, L, D) hidden states, L being the tokenizer's own context length."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+    tokens = tokenizer(prompts, **options, return_tensors="pt").to(encoder.device)
+    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+    hidden: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0]
+    return hidden.to(pipeline.unet.dtype)
+
+
+def encode_images(pipeline: StableDiffusionInstructPix2PixPipeline, images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, 3) to the posterior's mode (N, C, h, w), not scaled."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents: Tensor = pipeline.vae.encode(pixels.to(pipeline.vae.device, pipeline.vae.dtype)).latent_dist.mode()
+    return latents.to(pipeline.unet.dtype)
+
+
+def decode_latents(pipeline: StableDiffusionInstructPix2PixPipeline, latents: Tensor) -> NDArray[np.uint8]:
+    """(N, C, h, w) to (N, H, W, 3)."""
+    vae = pipeline.vae
+    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+    scaled = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    images: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).cpu().numpy()
+    return images
+
+
+def denoise(
+    pipeline: StableDiffusionInstructPix2PixPipeline,
+    conditions: Conditions,
+    num_inference_steps: int,
+    seeds: Sequence[int],
+) -> Tensor:
+    """Samples latents from noise; each image's chance comes from its own generator on the CPU."""
+    unet = pipeline.unet
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)  # a fresh one holds no earlier state
+    scheduler.set_timesteps(num_inference_steps, device=unet.device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = conditions.image.shape[1:]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    latents = noise.to(unet.device, unet.dtype) * scheduler.init_noise_sigma
+    options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for timestep in scheduler.timesteps:
+
+        def predict(inputs: Tensor, text: Tensor, at: Tensor = timestep) -> Tensor:
+            prediction: Tensor = unet(inputs, at, text, return_dict=False)[0]
+            return prediction
+
+        prediction = guided(predict, scheduler.scale_model_input(latents, timestep), conditions)
+        latents = scheduler.step(prediction, timestep, latents, **options, return_dict=False)[0]
+    result: Tensor = latents
+    return result
+
+
+def _as_array(image: Picture) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"an image must be uint8 (H, W, 3), got {array.dtype} {array.shape}. Convert it to RGB first.")
+    return array
+
+
+def _resize_all(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if images.shape[2:0:-1] == size:
+        return images
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Resample)) for image in images])

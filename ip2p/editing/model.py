@@ -1,0 +1,29 @@
+"""Loads a trained editor, once per process."""
+
+from __future__ import annotations
+
+from diffusers import StableDiffusionInstructPix2PixPipeline
+
+from ip2p.loading import check_model_source, load_once, resolve_device
+
+
+def load_editor(path: str, device: str = "auto", revision: str | None = None) -> StableDiffusionInstructPix2PixPipeline:
+    """The editor of a folder, a run folder or a hub id. ValueError where it is none."""
+    place = resolve_device(device)
+    return load_once(("editor", path, revision, place), lambda: _load(path, revision, place))
+
+
+def _load(path: str, revision: str | None, device: str) -> StableDiffusionInstructPix2PixPipeline:
+    source = check_model_source(path, what="the editor", marker="model_index.json")
+    try:
+        pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
+            source, revision=revision, safety_checker=None, requires_safety_checker=False, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"could not load the editor {path}: {first} Give a finished run's model folder.") from error
+    channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if channels != 2 * latents:
+        raise ValueError(f"conv_in of {path} takes {channels} channels, expected {2 * latents}. Train it as an editor.")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)

@@ -1,0 +1,155 @@
+"""Charts as inline SVG in one look: thin grid, direct labels, colours from the page's own variables.
+
+Colour comes from CSS classes only, so that a chart follows the page into the dark; no chart says by colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup, escape
+
+Point = tuple[float, float]
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A plotting area in pixels and the data ranges it shows."""
+
+    x: Range
+    y: Range
+    width: float = 420
+    height: float = 250
+    left: float = 48
+    right: float = 14
+    top: float = 14
+    bottom: float = 42
+
+    def px(self, value: float) -> float:
+        """Horizontal pixel of a value."""
+        return self.left + (value - self.x[0]) / (self.x[1] - self.x[0]) * (self.width - self.left - self.right)
+
+    def py(self, value: float) -> float:
+        """Vertical pixel of a value."""
+        return (
+            self.height
+            - self.bottom
+            - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - self.top - self.bottom)
+        )
+
+
+@dataclass(slots=True)
+class Drawing:
+    """SVG elements inside a frame; `title` and `text` are what a screen reader says."""
+
+    frame: Frame
+    title: str
+    text: str
+    elements: list[str] = field(default_factory=list)
+
+    def line(self, points: Sequence[Point], css: str) -> None:
+        """A line through data points."""
+        path = " ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in points)
+        self.elements.append(f'<polyline class="{css}" points="{path}"/>')
+
+    def band(self, lows: Sequence[Point], highs: Sequence[Point], css: str) -> None:
+        """The area between two lines."""
+        path = " ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in [*highs, *reversed(lows)])
+        self.elements.append(f'<polygon class="{css}" points="{path}"/>')
+
+    def dot(self, x: float, y: float, css: str, tip: str = "", radius: float = 4.5) -> None:
+        """A point with a tooltip."""
+        place = f'cx="{self.frame.px(x):.1f}" cy="{self.frame.py(y):.1f}" r="{radius}"'
+        self.elements.append(f'<circle class="{css}" {place}><title>{escape(tip)}</title></circle>')
+
+    def mark(self, x: float, y: float, css: str, tip: str, series: int) -> None:
+        """A point whose form tells its series: disc, square, diamond."""
+        if series == 0:
+            return self.dot(x, y, css, tip)
+        left, top = self.frame.px(x), self.frame.py(y)
+        turned = f' transform="rotate(45 {left:.1f} {top:.1f})"' if series == 2 else ""
+        place = f'x="{left - 4:.1f}" y="{top - 4:.1f}" width="8" height="8"{turned}'
+        self.elements.append(f'<rect class="{css}" {place}><title>{escape(tip)}</title></rect>')
+        return None
+
+    def bar(self, x: Range, y: Range, css: str, tip: str = "") -> None:
+        """A rectangle between data corners."""
+        left, top = self.frame.px(x[0]), self.frame.py(y[1])
+        width, height = max(0.0, self.frame.px(x[1]) - left), max(0.0, self.frame.py(y[0]) - top)
+        place = f'x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
+        self.elements.append(f'<rect class="{css}" {place}><title>{escape(tip)}</title></rect>')
+
+    def segment(self, start: Point, end: Point, css: str) -> None:
+        """A straight line between two data points."""
+        self.line([start, end], css)
+
+    def label(
+        self, x: float, y: float, words: str, css: str = "note", anchor: str = "start", shift: Point = (0, 0)
+    ) -> None:
+        """Words at a data point, moved by a shift in pixels."""
+        self._words(self.frame.px(x) + shift[0], self.frame.py(y) + shift[1], words, css, anchor)
+
+    def axes(self, x_title: str, y_title: str, *, x_ticks: Sequence[float] | None = None, y_ticks: int = 5) -> None:
+        """Grid, tick labels and titles; call first, so that the data lies on top."""
+        frame, base = self.frame, self.frame.height - self.frame.bottom
+        for value in ticks(frame.y, y_ticks) if y_ticks else ():
+            self._rule(frame.py(value), "grid")
+            self._words(frame.left - 8, frame.py(value) + 4, number(value), "tick", "end")
+        for value in ticks(frame.x, 6) if x_ticks is None else x_ticks:
+            self._words(frame.px(value), base + 18, number(value), "tick", "middle")
+        self._rule(base, "axis")
+        self._words((frame.left + frame.width - frame.right) / 2, frame.height - 6, x_title, "axis-title", "middle")
+        if y_title:
+            turned = f'transform="translate(12 {(frame.top + base) / 2:.1f}) rotate(-90)"'
+            self.elements.append(f'<text class="axis-title" {turned} text-anchor="middle">{escape(y_title)}</text>')
+
+    def _rule(self, height: float, css: str) -> None:
+        ends = f'x1="{self.frame.left}" x2="{self.frame.width - self.frame.right}" y1="{height:.1f}" y2="{height:.1f}"'
+        self.elements.append(f'<line class="{css}" {ends}/>')
+
+    def _words(self, x: float, y: float, words: str, css: str, anchor: str) -> None:
+        place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+        self.elements.append(f'<text class="{css}" {place}>{escape(words)}</text>')
+
+    def svg(self) -> Markup:
+        """The finished chart."""
+        width, height = self.frame.width, self.frame.height
+        size = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 1.3:.0f}px"'
+        head = f'<svg class="chart" role="img" aria-label="{escape(self.title)}. {escape(self.text)}" {size}>'
+        return Markup(head + "".join(self.elements) + "</svg>")
+
+
+def ticks(bounds: Range, about: int) -> list[float]:
+    """Round numbers inside a range, about so many."""
+    low, high = bounds
+    step = round_step((high - low) / max(1, about))
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def round_step(step: float) -> float:
+    """The least of 1, 2, 2.5, 5 times a power of ten that is no smaller."""
+    if step <= 0 or not math.isfinite(step):
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= step * (1 - 1e-9))
+
+
+def padded(values: Sequence[float], share: float = 0.06) -> Range:
+    """A range around values, with air on both sides; (0, 1) where there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return 0.0, 1.0
+    low, high = min(finite), max(finite)
+    air = (high - low) * share or max(abs(high), 1.0) * 0.1
+    return low - air, high + air
+
+
+def number(value: float) -> str:
+    """A tick's number, short."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{round(value, 6):g}".replace("-", "−")

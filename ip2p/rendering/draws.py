@@ -1,0 +1,28 @@
+"""What chance decides of a candidate, by hash: no draw depends on any other, nor on shards, order or resume."""
+
+from __future__ import annotations
+
+from ip2p.config import RenderingConfig
+from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_to_seed, hash_to_unit
+
+
+def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> RenderSpec:
+    """The spec of a triplet's candidate `number`, a pure function of (seed, triplet, number) and the ranges."""
+    key = (config.seed, triplet.id, number)
+    return RenderSpec(
+        triplet_id=triplet.id,
+        candidate=number,
+        seed=hash_to_seed(*key),
+        guidance_scale=_uniform(config.guidance_scale, "guidance_scale", *key),
+        p2p=_uniform(config.p2p, "p2p", *key),
+    )
+
+
+def draw_candidates(config: RenderingConfig, triplet: EditTriplet) -> list[Candidate]:
+    """A triplet's candidates, numbered from 0."""
+    return [Candidate(triplet=triplet, spec=draw_spec(config, triplet, n)) for n in range(config.num_candidates)]
+
+
+def _uniform(bounds: tuple[float, float], *key: object) -> float:
+    low, high = bounds
+    return low + (high - low) * hash_to_unit(*key)

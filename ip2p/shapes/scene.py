@@ -1,0 +1,164 @@
+"""What a scene is, how one is drawn by chance and how it becomes pixels.
+
+A scene is a background with none, one or two objects on it; two objects differ in shape and in colour, so that
+"the circle" or "the red one" is never ambiguous, and they never touch.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+IMAGE_SIZE = 64
+SUPERSAMPLING = 4
+OBJECT_GAP = 4.0
+"""Least distance in pixels between the outlines of two objects, and between an object and the border (halved)."""
+
+Rgb = tuple[int, int, int]
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS: dict[str, Rgb] = {
+    "red": (220, 35, 40),
+    "orange": (248, 138, 24),
+    "yellow": (250, 225, 45),
+    "green": (30, 145, 60),
+    "blue": (35, 80, 220),
+    "purple": (140, 45, 175),
+    "white": (252, 252, 252),
+    "black": (16, 16, 20),
+}
+BACKGROUNDS: dict[str, Rgb] = {
+    "gray": (140, 140, 145),
+    "pink": (245, 178, 205),
+    "cyan": (125, 212, 225),
+    "beige": (226, 205, 165),
+    "brown": (112, 74, 48),
+    "lime": (172, 218, 110),
+}
+SIZES = {"small": 9.0, "large": 15.0}
+"""Circumradius in pixels of each size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneObject:
+    """One object: its attributes and its centre in pixels."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+
+    @property
+    def radius(self) -> float:
+        """Circumradius in pixels."""
+        return SIZES[self.size]
+
+    @property
+    def attributes(self) -> tuple[str, str, str]:
+        """What a caption says of the object: (size, colour, shape)."""
+        return self.size, self.colour, self.shape
+
+    def clears(self, other: SceneObject) -> bool:
+        """Says whether the two outlines keep their gap."""
+        return math.hypot(self.x - other.x, self.y - other.y) >= self.radius + other.radius + OBJECT_GAP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A background and up to two objects; their order is that in which a caption names them."""
+
+    background: str
+    objects: tuple[SceneObject, ...] = ()
+
+    def with_object(self, index: int, new: SceneObject) -> Scene:
+        """Returns the scene with one object exchanged."""
+        return replace(self, objects=(*self.objects[:index], new, *self.objects[index + 1 :]))
+
+
+def draw_scene(rng: random.Random, *, num_objects: int | None = None) -> Scene:
+    """Draws a scene; without `num_objects` it has none, one or two with odds 1 : 9 : 10."""
+    if num_objects is None:
+        num_objects = rng.choices((0, 1, 2), weights=(1, 9, 10))[0]
+    shapes = rng.sample(SHAPES, num_objects)
+    colours = rng.sample(list(COLOURS), num_objects)
+    sizes = [rng.choice(list(SIZES)) for _ in range(num_objects)]
+    return Scene(background=rng.choice(list(BACKGROUNDS)), objects=_place(rng, shapes, colours, sizes))
+
+
+def _place(
+    rng: random.Random, shapes: Sequence[str], colours: Sequence[str], sizes: Sequence[str]
+) -> tuple[SceneObject, ...]:
+    while True:
+        placed: list[SceneObject] = []
+        for shape, colour, size in zip(shapes, colours, sizes, strict=True):
+            x, y = draw_position(rng, size)
+            placed.append(SceneObject(shape=shape, colour=colour, size=size, x=x, y=y))
+        if len(placed) < 2 or placed[0].clears(placed[1]):
+            return tuple(placed)
+
+
+def draw_position(rng: random.Random, size: str) -> tuple[float, float]:
+    """Draws the centre of an object that lies wholly inside the image."""
+    margin = SIZES[size] + OBJECT_GAP / 2
+    return rng.uniform(margin, IMAGE_SIZE - margin), rng.uniform(margin, IMAGE_SIZE - margin)
+
+
+def render(scene: Scene) -> npt.NDArray[np.uint8]:
+    """Draws the scene antialiased: (64, 64, 3) uint8."""
+    canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+    canvas[:] = BACKGROUNDS[scene.background]
+    for thing in scene.objects:
+        alpha = coverage(thing.shape, thing.radius, thing.x, thing.y)[..., None]
+        canvas += alpha * (np.asarray(COLOURS[thing.colour], np.float32) - canvas)
+    return np.rint(canvas).astype(np.uint8)
+
+
+def coverage(shape: str, radius: float, x: float, y: float) -> npt.NDArray[np.float32]:
+    """Share of each pixel that the shape covers: (64, 64) in [0, 1]."""
+    scale = SUPERSAMPLING
+    mask = Image.new("L", (IMAGE_SIZE * scale, IMAGE_SIZE * scale))
+    brush = ImageDraw.Draw(mask)
+    # ImageDraw counts pixel centres, the scene counts pixel edges: half a fine pixel apart.
+    cx, cy, r = x * scale - 0.5, y * scale - 0.5, radius * scale
+    if shape in ("circle", "ring"):
+        brush.ellipse(_box(cx, cy, 0.92 * r), fill=255)
+        if shape == "ring":
+            brush.ellipse(_box(cx, cy, 0.50 * r), fill=0)
+    else:
+        brush.polygon([(cx + r * px, cy + r * py) for px, py in _OUTLINES[shape]], fill=255)
+    return np.asarray(mask.reduce(scale), np.float32) / 255
+
+
+def _box(cx: float, cy: float, r: float) -> tuple[float, float, float, float]:
+    return cx - r, cy - r, cx + r, cy + r
+
+
+def _star() -> list[tuple[float, float]]:
+    turns = [math.pi * (k / 5 - 0.5) for k in range(10)]
+    radii = [1.08 if k % 2 == 0 else 0.46 for k in range(10)]
+    return [(r * math.cos(t), r * math.sin(t)) for r, t in zip(radii, turns, strict=True)]
+
+
+def _cross(width: float = 0.30, length: float = 0.95) -> list[tuple[float, float]]:
+    corner = [(width, length), (width, width), (length, width)]
+    quarter_turns = ((1, 1), (1, -1), (-1, -1), (-1, 1))
+    points = []
+    for index, (sx, sy) in enumerate(quarter_turns):
+        walk = corner if index % 2 == 0 else corner[::-1]
+        points += [(sx * px, sy * py) for px, py in walk]
+    return points
+
+
+_OUTLINES: dict[str, list[tuple[float, float]]] = {
+    "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+    "triangle": [(0.0, -0.95), (1.0, 0.75), (-1.0, 0.75)],
+    "star": _star(),
+    "cross": _cross(),
+}

@@ -1,0 +1,207 @@
+"""The CLIP that scores pairs: a picture tower trained against the text tower that was taught to read before.
+
+The text tower stays as it is (only its projection moves), so that the denoiser and the judge share one. Beside captions,
+two things are asked of a picture's embedding: that a linear head can name its objects, and that it differs from the same
+objects at other places, so that image similarity notices what moved. The head is thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ip2p.shapes.language import EDIT_TYPES, Described, caption, describe, draw_edit_of, draw_moved
+from ip2p.shapes.scene import draw_scene, render
+from ip2p.shapes.train.loop import LoopConfig, train
+from ip2p.shapes.train.text import CAPTION_CLASSES, caption_answers
+from ip2p.shapes.train.tokenizer import CONTEXT_LENGTH
+from ip2p.shapes.train.vae import to_pixels
+
+EMBED_DIM, TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 128, 3, 4
+GROUPS, EDITS_PER_GROUP = 16, 3
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastBatch:
+    """Pictures grouped as [originals, edited, moved], with what belongs to each."""
+
+    pixels: Tensor
+    captions: list[str]
+    same: Tensor
+    """(N, N) bool: pictures whose captions say the same."""
+    answers: Tensor
+    """(N, questions) class numbers for the reading head."""
+
+
+def model_config(vocab_size: int) -> dict[str, Any]:
+    """The architecture in open_clip's own terms."""
+    return {
+        "embed_dim": EMBED_DIM,
+        "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16},
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": vocab_size,
+            "width": TEXT_WIDTH,
+            "heads": TEXT_HEADS,
+            "layers": TEXT_LAYERS,
+            "hf_tokenizer_name": ".",
+        },
+    }
+
+
+def new_clip(vocab_size: int) -> open_clip.CLIP:
+    """The untrained model."""
+    config = model_config(vocab_size)
+    text = {key: value for key, value in config["text_cfg"].items() if key != "hf_tokenizer_name"}
+    return open_clip.CLIP(embed_dim=EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=text)
+
+
+def draw_batch(seed: str) -> ContrastBatch:
+    """Groups of a scene, several one-step edits of it and a copy with everything elsewhere."""
+    rng = random.Random(seed)
+    originals = [draw_scene(rng) for _ in range(GROUPS)]
+    edited = [draw_edit_of(rng, scene, rng.choice(EDIT_TYPES)).edited for scene in originals for _ in range(EDITS_PER_GROUP)]
+    scenes = [*originals, *edited, *(draw_moved(rng, scene) for scene in originals)]
+    answers = torch.tensor([caption_answers(scene) for scene in scenes])
+    return ContrastBatch(
+        pixels=to_pixels(np.stack([render(scene) for scene in scenes])),
+        captions=[caption(replace_order(rng, describe(scene)), rng.randrange(12)) for scene in scenes],
+        same=(answers[:, None] == answers[None]).all(-1),
+        answers=answers,
+    )
+
+
+def replace_order(rng: random.Random, described: Described) -> Described:
+    """Names the objects in either order."""
+    return replace(described, objects=tuple(rng.sample(described.objects, len(described.objects))))
+
+
+def roughen(pixels: Tensor) -> Tensor:
+    """Blurs some pictures and adds faint noise, as the autoencoder and the denoiser do."""
+    blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    some = torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.4)
+    mixed = torch.lerp(pixels, blurred, some.to(pixels.device))
+    return mixed + torch.randn_like(mixed) * 0.06 * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
+
+
+def contrast(left: Tensor, right: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Symmetric InfoNCE over unit vectors; pairs that `same` marks off the diagonal are no negatives."""
+    off_diagonal = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    logits = (scale * left @ right.T).masked_fill(off_diagonal, -torch.inf)
+    target = torch.arange(len(left), device=left.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+class PictureReader(nn.Module):
+    """A CLIP with a linear head on its picture embedding."""
+
+    def __init__(self, clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.clip = clip
+        self.head = nn.Linear(EMBED_DIM, sum(CAPTION_CLASSES))
+        self.tokenizer = tokenizer
+        for part in (clip.transformer, clip.token_embedding, clip.ln_final):
+            part.requires_grad_(False)
+        clip.positional_embedding.requires_grad_(False)
+
+    def forward(self, batch: ContrastBatch) -> Tensor:
+        """The sum of contrast, reading and place."""
+        device = self.head.weight.device
+        pixels = roughen(torch.cat([batch.pixels, batch.pixels[:GROUPS]]).to(device))
+        embedded = self.clip.encode_image(pixels)
+        images = F.normalize(embedded, dim=-1)
+        images, copies = images[:-GROUPS], images[-GROUPS:]
+        tokens = self.tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        captions = self.clip.encode_text(tokens.to(device), normalize=True)
+        by_caption = contrast(images, captions, self.clip.logit_scale.exp().clamp(max=100), batch.same.to(device))
+        answers = batch.answers.to(device)
+        parts = self.head(12 * images).split(CAPTION_CLASSES, -1)
+        by_reading = torch.stack([F.cross_entropy(part, answers[:, k]) for k, part in enumerate(parts)]).mean()
+        by_place = F.cross_entropy(20.0 * copies @ images.T, torch.arange(GROUPS, device=device))
+        return by_caption + 2.0 * by_reading + 0.1 * by_place
+
+
+def train_clip(folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer, *, seed: int, num_steps: int, device: str = "cpu") -> None:
+    """Trains the picture tower of `clip` in place."""
+    torch.manual_seed(seed)
+    reader = PictureReader(clip, tokenizer).to(device)
+
+    def loss_at(step: int) -> Tensor:
+        torch.manual_seed(hash((seed, step)))
+        return reader(draw_batch(f"{seed} clip {step}"))
+
+    config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=150, ema_decay=0.995, weight_decay=0.05)
+    train(reader, loss_at, config, checkpoint=folder / "clip.pt", name="clip")
+
+
+def write_clip(folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> None:
+    """Writes the folder that `open_clip.create_model_and_transforms("local-dir:<folder>")` loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    config = {"model_cfg": model_config(len(tokenizer)), "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    weights = {name: value.contiguous() for name, value in clip.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    tokenizer.save_pretrained(folder)
+
+
+def text_encoder_of(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """CLIP's text tower as the transformers class that diffusers pipelines hold."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=TEXT_HEADS,
+        max_position_embeddings=CONTEXT_LENGTH,
+        hidden_act="gelu",
+        projection_dim=EMBED_DIM,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    encoder = CLIPTextModel(config).eval()
+    prefix = "text_model." if any(key.startswith("text_model.") for key in encoder.state_dict()) else ""
+    source = clip.state_dict()
+    target = {
+        "embeddings.token_embedding.weight": source["token_embedding.weight"],
+        "embeddings.position_embedding.weight": source["positional_embedding"],
+        "final_layer_norm.weight": source["ln_final.weight"],
+        "final_layer_norm.bias": source["ln_final.bias"],
+    }
+    for layer in range(TEXT_LAYERS):
+        target |= _text_layer(source, layer)
+    missing, unexpected = encoder.load_state_dict({prefix + key: value for key, value in target.items()}, strict=False)
+    if unexpected or any("position_ids" not in key for key in missing):
+        raise RuntimeError(f"CLIPTextModel has other weights than expected: missing {missing}, unexpected {unexpected}.")
+    return encoder
+
+
+def _text_layer(source: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
+    old, new = f"transformer.resblocks.{layer}.", f"encoder.layers.{layer}."
+    found: dict[str, Tensor] = {}
+    for kind in ("weight", "bias"):
+        query, key, value = source[f"{old}attn.in_proj_{kind}"].chunk(3)
+        found |= {
+            f"{new}self_attn.q_proj.{kind}": query,
+            f"{new}self_attn.k_proj.{kind}": key,
+            f"{new}self_attn.v_proj.{kind}": value,
+            f"{new}self_attn.out_proj.{kind}": source[f"{old}attn.out_proj.{kind}"],
+            f"{new}layer_norm1.{kind}": source[f"{old}ln_1.{kind}"],
+            f"{new}layer_norm2.{kind}": source[f"{old}ln_2.{kind}"],
+            f"{new}mlp.fc1.{kind}": source[f"{old}mlp.c_fc.{kind}"],
+            f"{new}mlp.fc2.{kind}": source[f"{old}mlp.c_proj.{kind}"],
+        }
+    return found

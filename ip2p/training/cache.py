@@ -1,0 +1,264 @@
+"""What the frozen encoders say of every pair, computed once and kept on disk.
+
+Per row: mean and deviation of the edited image's posterior (so that each step samples anew), the mode of the original
+image's, *not* scaled (as the original's weights and diffusers' pipeline expect). Per instruction: the text encoder's
+hidden states; number 0 is the empty instruction. Parts are safetensors, memory-mapped, each written atomically: a
+killed build goes on where it stopped. The key is a hash of model, data and resolution.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ip2p.config import TrainingConfig, fingerprint
+from ip2p.store import write_json
+from ip2p.training.components import load_text_encoder, load_tokenizer, load_vae
+from ip2p.training.source import RawPair, Rows, decode_pair, model_fingerprint
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_PART = 1024
+SHOWN_ERRORS = 5
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The encoders' outputs for some samples."""
+
+    mean: Tensor
+    deviation: Tensor
+    condition: Tensor
+    text: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same in float32 on another device."""
+        return Batch(*(getattr(self, name).to(device, torch.float32, non_blocking=True) for name in self.__slots__))
+
+
+class LatentCache:
+    """The parts of a finished cache, mapped into memory."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.rows = [part for part in map(load_file, sorted(folder.glob("rows-*.safetensors"))) if len(part["prompt"])]
+        self.texts = [load_file(path)["text"] for path in sorted(folder.glob("text-*.safetensors"))]
+        self.starts = np.cumsum([0, *(len(part["prompt"]) for part in self.rows)])
+        self.dropped = _dropped(folder)
+        self.seconds = seconds
+        if not len(self):
+            raise ValueError(f"no row of the data can be used: {dict(self.dropped)}. The log names the rows' errors.")
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def null_text(self) -> Tensor:
+        """(1, L, D): the empty instruction."""
+        return self.texts[0][:1].float()
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """(C, H, W)."""
+        return self.rows[0]["mean"].shape[1:]
+
+    def take(self, samples: list[int]) -> Batch:
+        """The samples of these numbers."""
+        parts = np.searchsorted(self.starts, samples, side="right") - 1
+        offsets = np.asarray(samples) - self.starts[parts]
+        places = [(self.rows[part], int(offset)) for part, offset in zip(parts, offsets, strict=True)]
+        prompts = [int(part["prompt"][place]) for part, place in places]
+        mean, deviation, condition = (
+            torch.stack([part[name][place] for part, place in places]) for name in ("mean", "deviation", "condition")
+        )
+        text = torch.stack([self.texts[prompt // ROWS_PER_PART][prompt % ROWS_PER_PART] for prompt in prompts])
+        return Batch(mean, deviation, condition, text)
+
+
+def cache_key(rows: Rows, config: TrainingConfig) -> str:
+    """Hash of what decides the cache's content."""
+    return fingerprint(rows.fingerprint, model_fingerprint(config), config.resolution, str(_storage(config)))
+
+
+def _storage(config: TrainingConfig) -> torch.dtype:
+    return torch.float32 if config.mixed_precision == "no" else torch.float16
+
+
+def load_cache(root: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> LatentCache:
+    """The cache of these rows; what lacks is computed, its parts shared out over the processes."""
+    folder = root / cache_key(rows, config)
+    started = time.monotonic()
+    if accelerator.is_main_process:
+        _drop_others(folder)
+    accelerator.wait_for_everyone()
+    if not (folder / "finished.json").exists():
+        with torch.no_grad():
+            _write_texts(folder, rows, config, accelerator)
+            _write_rows(folder, rows, config, accelerator)
+        accelerator.wait_for_everyone()
+        accelerator.free_memory()
+        _log_dropped(folder, rows)
+    else:
+        logger.info("the latent cache is there already: %s", folder)
+    seconds = time.monotonic() - started
+    if accelerator.is_main_process:
+        write_json(folder / "finished.json", {"rows": len(rows)})
+    return LatentCache(folder, round(seconds, 2))
+
+
+def _drop_others(folder: Path) -> None:
+    for other in folder.parent.glob("*"):
+        if re.fullmatch(r"[0-9a-f]{16}", other.name) and other.name != folder.name:
+            logger.info("removing the latent cache of other data or another model: %s", other)
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def unique_prompts(prompts: list[str | None]) -> list[str]:
+    """The empty instruction first, then each in the order of its first row."""
+    return list(dict.fromkeys(["", *(prompt for prompt in prompts if prompt is not None)]))
+
+
+def _mine(path: Path, number: int, accelerator: Accelerator) -> bool:
+    return number % accelerator.num_processes == accelerator.process_index and not path.exists()
+
+
+def _write_texts(folder: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> None:
+    prompts = unique_prompts(rows.prompts())
+    blocks = [prompts[start : start + ROWS_PER_PART] for start in range(0, len(prompts), ROWS_PER_PART)]
+    paths = [folder / f"text-{number:05d}.safetensors" for number in range(len(blocks))]
+    todo = [number for number, path in enumerate(paths) if _mine(path, number, accelerator)]
+    if not todo:
+        return
+    tokenizer, encoder = load_tokenizer(config), load_text_encoder(config, accelerator.device)
+    for number in todo:
+        encoded = [encode_text(encoder, tokenizer, list(some)) for some in _batched(blocks[number], 64)]
+        _save(paths[number], {"text": torch.cat(encoded)}, config, {})
+
+
+def encode_text(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """(N, L, D) hidden states, L being the tokenizer's own context length."""
+    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+    tokens = tokenizer(prompts, **options, return_tensors="pt").to(encoder.device)
+    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+    hidden: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0]
+    return hidden
+
+
+def _write_rows(folder: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> None:
+    numbers = {prompt: number for number, prompt in enumerate(unique_prompts(rows.prompts()))}
+    vae: AutoencoderKL | None = None
+    bar = tqdm(total=len(rows), desc="encode pairs", unit="pair", disable=None if accelerator.is_main_process else True)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, block in enumerate(_blocks(rows.read())):
+            path = folder / f"rows-{number:05d}.safetensors"
+            if _mine(path, number, accelerator):
+                vae = vae or load_vae(config, accelerator.device)
+                tensors, dropped = _encode_block(vae, block, numbers, config, pool, number * ROWS_PER_PART)
+                _save(path, tensors, config, dropped)
+            bar.update(len(block))
+
+
+def _blocks(pairs: Iterator[RawPair]) -> Iterator[tuple[RawPair, ...]]:
+    while block := tuple(itertools.islice(pairs, ROWS_PER_PART)):
+        yield block
+
+
+def _batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _encode_block(
+    vae: AutoencoderKL,
+    block: tuple[RawPair, ...],
+    numbers: dict[str, int],
+    config: TrainingConfig,
+    pool: ThreadPoolExecutor,
+    first: int,
+) -> tuple[dict[str, Tensor], Counter[str]]:
+    """Encodes the rows that decode; counts the others by reason."""
+    batch_size = max(1, min(64, 64 * 256**2 // config.resolution**2 // 2))
+    kept: list[int] = []
+    encoded: list[tuple[Tensor, Tensor, Tensor]] = []
+    dropped: Counter[str] = Counter()
+    for some in _batched(block, batch_size):
+        images = []
+        for image, pair in zip(pool.map(lambda pair: _decoded(pair, config.resolution), some), some, strict=True):
+            if isinstance(image, ValueError):
+                _note(image, first, dropped)
+            else:
+                images.append(image)
+                kept.append(numbers[str(pair.edit_prompt)])
+            first += 1
+        if images:
+            encoded.append(encode_pairs(vae, np.stack(images)))
+    columns = [torch.cat(parts) for parts in zip(*encoded, strict=True)] or [torch.zeros(0)] * 3
+    tensors = dict(zip(("mean", "deviation", "condition"), columns, strict=True))
+    return tensors | {"prompt": torch.tensor(kept).long()}, dropped
+
+
+def _decoded(pair: RawPair, resolution: int) -> np.ndarray | ValueError:
+    try:
+        return decode_pair(pair, resolution)
+    except ValueError as error:
+        return error
+
+
+def _note(error: ValueError, row: int, dropped: Counter[str]) -> None:
+    dropped[str(error).partition(":")[0].partition(",")[0]] += 1
+    if dropped.total() <= SHOWN_ERRORS:
+        logger.warning("dropped row %d: %s", row, error)
+
+
+def encode_pairs(vae: AutoencoderKL, images: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, 2, H, W, 3) uint8 to the edited images' posterior mean and deviation and the originals' mode, on the CPU."""
+    pixels = torch.from_numpy(images).to(vae.device).permute(1, 0, 4, 2, 3).float() / 127.5 - 1
+    edited = vae.encode(pixels[1]).latent_dist
+    condition = vae.encode(pixels[0]).latent_dist.mode()
+    return edited.mean.cpu(), edited.std.cpu(), condition.cpu()
+
+
+def _save(path: Path, tensors: dict[str, Tensor], config: TrainingConfig, dropped: dict[str, int]) -> None:
+    stored = {
+        name: (value.to(_storage(config)) if value.is_floating_point() else value).cpu().contiguous()
+        for name, value in tensors.items()
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    save_file(stored, temporary, metadata={"dropped": json.dumps(dropped)})
+    os.replace(temporary, path)
+
+
+def _dropped(folder: Path) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for path in sorted(folder.glob("rows-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            total.update(json.loads(file.metadata()["dropped"]))
+    return total
+
+
+def _log_dropped(folder: Path, rows: Rows) -> None:
+    dropped = _dropped(folder)
+    logger.info("encoded %d of %d pairs", len(rows) - dropped.total(), len(rows))
+    if dropped:
+        logger.warning("dropped %d rows: %s", dropped.total(), ", ".join(f"{n} {why}" for why, n in dropped.items()))

@@ -1,0 +1,48 @@
+"""All chance of a training: pure functions of seed, step and process, so that a resumed run is the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ip2p.records import hash_to_seed
+
+
+@dataclass(frozen=True, slots=True)
+class StepDraws:
+    """The random numbers of one batch, on the CPU."""
+
+    posterior: Tensor
+    """(N, C, H, W) standard normal: where in the autoencoder's posterior."""
+    noise: Tensor
+    """(N, C, H, W) standard normal."""
+    timesteps: Tensor
+    """(N,) integers."""
+    dropout: Tensor
+    """(N,) uniform in [0, 1)."""
+
+
+def draw_step(shape: torch.Size, num_train_timesteps: int, *key: object) -> StepDraws:
+    """Draws for a batch of latents of `shape` under a key such as (seed, step, process)."""
+    generator = torch.Generator().manual_seed(hash_to_seed("training", *key))
+    return StepDraws(
+        posterior=torch.randn(shape, generator=generator),
+        noise=torch.randn(shape, generator=generator),
+        timesteps=torch.randint(num_train_timesteps, (shape[0],), generator=generator),
+        dropout=torch.rand(shape[0], generator=generator),
+    )
+
+
+@lru_cache(maxsize=2)
+def draw_order(num_samples: int, seed: int, epoch: int) -> Tensor:
+    """The order of the samples in an epoch."""
+    generator = torch.Generator().manual_seed(hash_to_seed("order", seed, epoch))
+    return torch.randperm(num_samples, generator=generator)
+
+
+def draw_samples(num_samples: int, seed: int, first: int, count: int) -> list[int]:
+    """Samples number `first` to `first + count` of an endless stream that shows each sample once per epoch."""
+    return [int(draw_order(num_samples, seed, n // num_samples)[n % num_samples]) for n in range(first, first + count)]

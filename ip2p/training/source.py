@@ -1,0 +1,254 @@
+"""Where the pairs come from: a folder of parquet files or a dataset on the hub. No torch here.
+
+Rows are read in order, once, by the latent cache; a training never touches an image twice.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ip2p.config import PipelineConfig, TrainingConfig, fingerprint
+from ip2p.store import sha256_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+HASHED_BYTES = 1 << 30
+"""Files are told apart by content up to so many bytes, beyond by size and time."""
+READ_ROWS = 64
+OTHER_SPLITS = ("test", "validation", "val-", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class RawPair:
+    """A row as it is stored: two undecoded images and the instruction."""
+
+    original: Any
+    edited: Any
+    edit_prompt: str | None
+
+
+class Rows(Protocol):
+    """Rows in a fixed order."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def prompts(self) -> list[str | None]:
+        """The instructions of all rows, without reading an image."""
+        ...
+
+    def read(self) -> Iterator[RawPair]:
+        """All rows."""
+        ...
+
+
+def open_rows(data: str, config: TrainingConfig) -> Rows:
+    """The training rows of a folder, a parquet file or a hub id. ValueError where there are none or a column lacks."""
+    files = find_files(data)
+    return ParquetRows(files, config) if files else HubRows(data, config)
+
+
+def find_files(data: str) -> list[Path]:
+    """The parquet files of the training split under a path; empty where `data` can only be a hub id."""
+    if not data:
+        raise ValueError("no data to train on. Give a folder of parquet files or a hub id.")
+    path = Path(data).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return _find_in(path / "dataset" if (path / "dataset").is_dir() else path)
+    if path.is_absolute() or data.startswith((".", "~")) or data.count("/") > 1:
+        raise ValueError(f"{data} does not exist. Give a folder of parquet files or a hub id.")
+    return []
+
+
+def _find_in(folder: Path) -> list[Path]:
+    paths = sorted(folder.rglob("*.parquet"))
+    found = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    train = [path for path in found if path.name.startswith("train")]
+    files = train or [path for path in found if not path.name.startswith(OTHER_SPLITS)]
+    if not files:
+        raise ValueError(f"{folder} holds no parquet file of a training split. Give one with data/train-*.parquet.")
+    return files
+
+
+def check_columns(config: TrainingConfig, columns: list[str], where: str) -> None:
+    """ValueError that names what there is where a column of the config is not among it."""
+    for knob in ("original_image_column", "edited_image_column", "edit_prompt_column"):
+        name = getattr(config, knob)
+        if name not in columns:
+            present = ", ".join(columns) or "none"
+            raise ValueError(f"{where} has no column {name!r}; its columns are: {present}. Set training.{knob}.")
+
+
+def fingerprint_files(paths: list[Path]) -> str:
+    """Tells sets of files apart: by content, or by size and time where they are large."""
+    sizes = [path.stat().st_size for path in paths]
+    if sum(sizes) <= HASHED_BYTES:
+        return fingerprint([path.name for path in paths], [sha256_of(path) for path in paths])
+    return fingerprint([(path.name, size, path.stat().st_mtime_ns) for path, size in zip(paths, sizes, strict=True)])
+
+
+def model_fingerprint(config: TrainingConfig) -> str:
+    """Tells base models apart: by their files where they are local, else by name and revision."""
+    folder = Path(config.pretrained_model_name_or_path).expanduser()
+    if not folder.is_dir():
+        return fingerprint(config.pretrained_model_name_or_path, config.revision, config.variant)
+    return fingerprint_files([path for path in sorted(folder.rglob("*")) if path.is_file() and _decides(path)])
+
+
+def _decides(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".json", ".txt") and not path.name.startswith(".")
+
+
+FREE_HERE = {"pretrained_model_name_or_path", "checkpointing_steps", "checkpoints_total_limit", "log_every"}
+"""Fields that do not decide the weights, or whose content does."""
+
+
+def training_fingerprint(config: PipelineConfig, data: str) -> str:
+    """Hash of what decides the trained weights: settings, the base model's content and the data's."""
+    return fingerprint(resume_fingerprint(config, data), config.training.max_train_steps)
+
+
+def resume_fingerprint(config: PipelineConfig, data: str) -> str:
+    """The same for a checkpoint: under a constant learning rate a training may be made longer."""
+    training = config.training
+    free = FREE_HERE | ({"max_train_steps"} if training.lr_scheduler.startswith("constant") else set())
+    knobs = {field.name: getattr(training, field.name) for field in fields(training) if field.name not in free}
+    files = find_files(data)
+    return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data)
+
+
+class ParquetRows:
+    """Rows of local parquet files, read by batches straight from the files."""
+
+    def __init__(self, files: list[Path], config: TrainingConfig) -> None:
+        self.files = files
+        self.columns = [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+        num_rows = 0
+        for file in files:
+            opened = _open_parquet(file)
+            check_columns(config, opened.schema_arrow.names, str(file))
+            num_rows += opened.metadata.num_rows
+        if not num_rows:
+            raise ValueError(f"{files[0].parent} has no rows. Give a dataset with at least one pair.")
+        self.num_rows = min(num_rows, config.max_train_samples or num_rows)
+        self.fingerprint = fingerprint(fingerprint_files(files), self.columns, self.num_rows)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def prompts(self) -> list[str | None]:
+        """The instructions of all rows."""
+        read = (_as_prompt(row[self.columns[2]]) for row in self._rows(self.columns[2:], 4096))
+        return list(itertools.islice(read, self.num_rows))
+
+    def read(self) -> Iterator[RawPair]:
+        """All rows; memory holds one batch."""
+        for row in itertools.islice(self._rows(self.columns, READ_ROWS), self.num_rows):
+            original, edited, prompt = (row[name] for name in self.columns)
+            yield RawPair(original, edited, _as_prompt(prompt))
+
+    def _rows(self, columns: list[str], batch_size: int) -> Iterator[dict[str, Any]]:
+        for file in self.files:
+            for batch in _open_parquet(file).iter_batches(batch_size=batch_size, columns=list(dict.fromkeys(columns))):
+                yield from batch.to_pylist()
+
+
+class HubRows:
+    """Rows of the `train` split of a dataset on the hub."""
+
+    def __init__(self, name: str, config: TrainingConfig) -> None:
+        self.columns = [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+        dataset = _load_from_hub(name)
+        check_columns(config, dataset.column_names, name)
+        num_rows = min(len(dataset), config.max_train_samples or len(dataset))
+        needed = dataset.select_columns(list(dict.fromkeys(self.columns))).select(range(num_rows))
+        self.dataset = _without_decoding(needed)
+        self.fingerprint = fingerprint(name, self.dataset._fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def prompts(self) -> list[str | None]:
+        """The instructions of all rows."""
+        return [_as_prompt(value) for value in self.dataset[self.columns[2]]]
+
+    def read(self) -> Iterator[RawPair]:
+        """All rows."""
+        for row in self.dataset:
+            original, edited, prompt = (row[name] for name in self.columns)
+            yield RawPair(original, edited, _as_prompt(prompt))
+
+
+def _open_parquet(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as parquet: {error}. Remove it or write it again.") from error
+
+
+def _load_from_hub(name: str) -> Dataset:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, split="train")
+    except Exception as error:  # the hub client raises many kinds
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"could not load {name}: {first} Give a folder of parquet files or a hub id.") from error
+
+
+def _without_decoding(dataset: Dataset) -> Dataset:
+    from datasets import Image as ImageFeature
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, ImageFeature):
+            dataset = dataset.cast_column(name, ImageFeature(decode=False))
+    return dataset
+
+
+def _as_prompt(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def decode_pair(pair: RawPair, resolution: int) -> NDArray[np.uint8]:
+    """(2, resolution, resolution, 3): original and edited under one geometry. ValueError where the row is of no use."""
+    if pair.edit_prompt is None:
+        raise ValueError("no instruction")
+    original, edited = _open_image(pair.original), _open_image(pair.edited)
+    if abs(original.width * edited.height - edited.width * original.height) > 0.02 * original.width * edited.height:
+        raise ValueError(f"two shapes, {original.size} and {edited.size}")
+    return np.stack([_fit(original, resolution), _fit(edited, resolution)])
+
+
+def _open_image(cell: Any) -> Image.Image:
+    content = cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+    if not content:
+        raise ValueError("no image")
+    try:
+        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # codecs raise many kinds, and a broken row must not end the run
+        raise ValueError(f"image does not decode: {error}") from error
+
+
+def _fit(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
+    if image.size != (resolution, resolution):
+        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+    return np.asarray(image, dtype=np.uint8)

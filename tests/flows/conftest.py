@@ -1,0 +1,53 @@
+"""One Prefect server for all flow tests, and a run that starts from ready triplets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from ip2p.config import PipelineConfig
+from tests import tiny
+
+WORDS = ("red", "dark", "pink", "small")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect() -> Iterator[None]:
+    """A server with an empty database."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def write_ready_config(out: Path, *, sd: Path, clip: Path, lm: Path) -> PipelineConfig:
+    """A tiny run over three shards of ready triplets."""
+    config = tiny.write_tiny_config(out, sd=sd, clip=clip, lm=lm)
+    lines = [
+        {"input": caption, "edit": f"make it {word}", "output": f"{caption} {word}"} for caption in tiny.CAPTIONS for word in WORDS
+    ]
+    triplets = out.parent / "triplets.jsonl"
+    triplets.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return dataclasses.replace(config, prompts=dataclasses.replace(config.prompts, captions=str(triplets), shard_size=6))
+
+
+@pytest.fixture
+def ready_config(tmp_path: Path, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) -> PipelineConfig:
+    """A run in an empty folder."""
+    return write_ready_config(tmp_path / "run", sd=tiny_sd, clip=tiny_clip, lm=tiny_lm)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) -> PipelineConfig:
+    """A run whose whole pipeline has been through its flow once; tests leave it as they found it."""
+    from flows.pipeline import pipeline_flow
+    from ip2p import plan
+
+    config = write_ready_config(tmp_path_factory.mktemp("flows") / "run", sd=tiny_sd, clip=tiny_clip, lm=tiny_lm)
+    plan.write_config(config)
+    pipeline_flow(config)
+    plan.record_completion(config, "pipeline")
+    return config

@@ -1,0 +1,103 @@
+"""The whole pipeline as a flow, at tiny size."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort, TaskRunSort
+
+from flows.dataset import dataset_flow
+from flows.pipeline import pipeline_flow
+from ip2p import plan
+from ip2p.config import PipelineConfig
+from ip2p.store import RunFolder, read_json, read_summary, sidecar_path
+
+
+def _times(root: Path) -> dict[Path, int]:
+    made = [*root.glob("*/part-*.parquet"), *root.glob("dataset/data/*"), *root.glob("model/**/*.safetensors")]
+    made += root.glob("evaluation/parts/*.parquet")
+    return {path: path.stat().st_mtime_ns for path in made}
+
+
+def test_one_flow_makes_dataset_model_evaluation_and_report(finished_run: PipelineConfig) -> None:
+    folder = RunFolder(finished_run.out)
+    assert len(folder.shards("candidates")) == 3
+    assert sum(pq.read_metadata(path).num_rows for path in folder.dataset.glob("data/*.parquet")) == 32
+    assert (folder.model / "model_index.json").exists()
+    assert (folder.report / "index.html").stat().st_size > 10_000
+
+
+def test_the_summary_has_counts_and_seconds_of_every_stage(finished_run: PipelineConfig) -> None:
+    summary = read_summary(finished_run.out)
+    assert set(summary) == {"prompts", "rendering", "dataset", "training", "evaluation"}
+    assert summary["prompts"]["kept"] == 16
+    assert summary["rendering"]["accepted"] == 32
+    assert all(part["seconds"] >= 0 for part in summary.values())
+    assert "oracle_precision" in summary["dataset"]
+
+
+def test_the_saved_config_is_resolved_and_names_what_it_ran_with(finished_run: PipelineConfig) -> None:
+    saved = read_json(finished_run.out / "config.json")
+    assert saved["rendering"]["num_inference_steps"] == 2
+    assert saved["environment"]["libraries"]["torch"]
+
+
+def test_task_runs_are_named_after_their_stage_and_shard(finished_run: PipelineConfig) -> None:
+    expected = {f"{stage}-{number:05d}" for stage in ("prompts", "render") for number in range(3)}
+    expected |= {"dataset", "oracle", "train", "evaluate", "report"}
+    deadline = time.monotonic() + 20  # the server records task runs a moment after they end
+    names: set[str] = set()
+    while not expected <= names and time.monotonic() < deadline:
+        with get_client(sync_client=True) as client:
+            names = {run.name for run in client.read_task_runs(limit=200, sort=TaskRunSort.END_TIME_DESC)}
+    assert expected <= names
+
+
+def test_the_run_leaves_artifacts_for_counts_scores_and_the_report(finished_run: PipelineConfig) -> None:
+    wanted = ["counts", "scores", "report"]
+    keys = ArtifactFilter(key=ArtifactFilterKey(any_=wanted))
+    with get_client(sync_client=True) as client:
+        found = {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=keys, sort=ArtifactSort.CREATED_DESC)}
+    assert set(found) == set(wanted)
+    assert "index.html" in str(found["report"].data)
+    assert "kept" in str(found["counts"].data)
+
+
+def test_running_a_finished_run_again_makes_nothing_anew(finished_run: PipelineConfig) -> None:
+    before = _times(finished_run.out)
+    pipeline_flow(finished_run)
+    assert before
+    assert _times(finished_run.out) == before
+
+
+def test_a_deleted_shard_is_made_again_and_no_other(ready_config: PipelineConfig) -> None:
+    dataset_flow(ready_config)
+    folder = RunFolder(ready_config.out)
+    before, pairs = _times(ready_config.out), folder.shard("pairs", 1).read_bytes()
+    for stage in ("candidates", "pairs"):
+        folder.shard(stage, 1).unlink()
+        sidecar_path(folder.shard(stage, 1)).unlink()
+    dataset_flow(ready_config)
+    changed = {path.relative_to(ready_config.out) for path, time in _times(ready_config.out).items() if before.get(path) != time}
+    assert changed == {Path("candidates/part-00001.parquet"), Path("pairs/part-00001.parquet")}
+    assert folder.shard("pairs", 1).read_bytes() == pairs
+
+
+def test_a_run_counts_as_complete_until_a_result_an_input_or_a_setting_changes(finished_run: PipelineConfig) -> None:
+    plan.record_completion(finished_run, "pipeline")
+    assert plan.is_complete(finished_run, "pipeline")
+    assert not plan.is_complete(finished_run, "dataset")
+    faster = dataclasses.replace(finished_run, rendering=dataclasses.replace(finished_run.rendering, batch_size=1))
+    assert plan.is_complete(faster, "pipeline")
+    other = dataclasses.replace(finished_run, filtering=dataclasses.replace(finished_run.filtering, max_pairs_per_triplet=1))
+    assert not plan.is_complete(other, "pipeline")
+    shard = RunFolder(finished_run.out).shard("triplets", 0)
+    content = shard.read_bytes()
+    shard.unlink()
+    assert not plan.is_complete(finished_run, "pipeline")
+    shard.write_bytes(content)

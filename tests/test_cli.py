@@ -1,0 +1,210 @@
+"""The command: instant help, one-line errors with exit codes, and runs that are killed and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ip2p import plan
+from ip2p.cli import main
+from ip2p.cli.arguments import parse_new_run
+from ip2p.config import PipelineConfig, to_dict
+from ip2p.store import read_sidecar
+
+HEAVY = ("torch", "prefect", "diffusers", "transformers", "datasets", "open_clip")
+
+
+def _error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a command ends with; it must be its only error line, with exit code 2."""
+    assert main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("ip2p: error", "Traceback"))]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def _save(config: PipelineConfig, folder: Path) -> str:
+    path = folder / "asked.json"
+    path.write_text(json.dumps(to_dict(config)))
+    return str(path)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "shapes", "--help"], ["edit", "--help"], ["refilter", "-h"]])
+def test_help_is_instant_because_nothing_heavy_is_imported(words: list[str]) -> None:
+    code = (
+        "import sys; from ip2p.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit as end: assert not end.code\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    started = time.monotonic()
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "heavy: []"
+    assert len(shown.stdout) > 300
+    assert time.monotonic() - started < 15
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in ("run", "dataset", "train", "evaluate", "edit", "refilter", "report"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu"], "unknown command rnu. Did you mean run?"),
+        (["run"], "needs a preset or --config FILE"),
+        (["run", "shaps"], "unknown preset shaps. Did you mean shapes?"),
+        (["run", "shapes", "--rendering.steps", "3"], "unknown option --rendering.steps."),
+        (["run", "shapes", "--rendering.num_inference_stps=3"], "Did you mean --rendering.num-inference-steps?"),
+        (["run", "shapes", "--rendering.num-inference-steps", "0"], "num_inference_steps must be positive, got 0"),
+        (["run", "shapes", "--rendering.num-inference-steps", "x"], "invalid literal for int() with base 10: 'x'"),
+        (["run", "shapes", "--rendering.dtype", "float8"], "invalid choice 'float8'"),
+        (["run", "shapes", "--rendering.guidance-scale", "9", "3"], "guidance_scale is a range (low, high), got (9.0, 3.0)"),
+        (["run", "shapes", "more"], "'more' was not expected"),
+        (["run", "shapes", "--out"], "--out"),
+        (["run", "--config", "nowhere.json"], "config file nowhere.json does not exist"),
+        (["train", "shapes"], "needs --data"),
+        (["train", "sd15", "--data", "/nowhere/data"], "/nowhere/data does not exist"),
+        (["evaluate"], "needs a run folder"),
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
+        (["refilter", "nowhere"], "nowhere is not a run folder"),
+        (["report", "nowhere"], "nowhere is not a run folder"),
+        (["edit", "a.png", "make it red", "b.png"], "--model"),
+        (["edit", "--model", "./nowhere", "a.png", "make it red", "b.png"], "./nowhere does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_code_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in _error(capsys, *words)
+
+
+def test_flags_go_over_a_file_and_a_file_goes_over_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("rendering: {num_inference_steps: 7, num_candidates: 9}\n")
+    words = ["shapes", "--config", str(file), "--rendering.num-inference-steps", "8", "--out", str(tmp_path)]
+    config = parse_new_run(words, "run")
+    assert (config.rendering.num_inference_steps, config.rendering.num_candidates, config.out) == (8, 9, tmp_path)
+    assert config.evaluation.domain == "ip2p.shapes.domain:ShapesDomain"
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "said"),
+    [
+        ("prompts", {"captions": ""}, "prompts.captions is not set"),
+        ("prompts", {"captions": "/nowhere/captions.txt"}, "captions file /nowhere/captions.txt does not exist"),
+        ("prompts", {"model": "/nowhere/model"}, "prompts.model /nowhere/model does not exist"),
+        ("rendering", {"model": "/nowhere/model"}, "rendering.model /nowhere/model does not exist"),
+        ("scoring", {"clip_model": "/nowhere/model"}, "scoring.clip_model /nowhere/model does not exist"),
+        ("training", {"pretrained_model_name_or_path": "./no"}, "training.pretrained_model_name_or_path ./no does not exist"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_starts(
+    section: str, changes: dict[str, str], said: str, tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(tiny_config, **{section: dataclasses.replace(getattr(tiny_config, section), **changes)})
+    assert said in _error(capsys, "run", "--config", _save(config, tmp_path))
+    assert not list(config.out.iterdir())
+
+
+def test_an_empty_captions_file_is_said(tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(tiny_config.prompts.captions).write_text("\n\n")
+    assert "holds no caption" in _error(capsys, "dataset", "--config", _save(tiny_config, tmp_path))
+
+
+def test_a_parquet_without_a_needed_column_names_the_columns_it_has(
+    tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"before": ["x"], "text": ["y"]}), tmp_path / "data" / "train.parquet")
+    line = _error(capsys, "train", "--config", _save(tiny_config, tmp_path), "--data", str(tmp_path / "data"))
+    assert "no column 'original_image'" in line
+    assert "before, text" in line
+
+
+def test_refilter_changes_nothing_but_filtering(
+    tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.write_config(tiny_config)
+    line = _error(capsys, "refilter", str(tiny_config.out), "--rendering.seed", "5")
+    assert "changes filtering and dataset, got rendering" in line
+    assert "no candidates to filter" in _error(capsys, "refilter", str(tiny_config.out), "--filtering.thresholds.direction", "0.1")
+
+
+def test_an_unreachable_prefect_server_is_said(
+    tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.server import prefect_server
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(ValueError, match="does not answer.*unset PREFECT_API_URL"), prefect_server():
+        pass
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-c", "import sys; from ip2p.cli import main; sys.exit(main())", *words]
+
+
+def _environment(home: Path) -> dict[str, str]:
+    free = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return free | {"XDG_CACHE_HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_a_finished_one_takes_seconds(tiny_config: PipelineConfig, tmp_path: Path) -> None:
+    triplets = tmp_path / "triplets.jsonl"
+    triplets.write_text(
+        "".join(json.dumps({"input": f"a red circle {n}", "edit": "make it blue", "output": f"a blue circle {n}"}) + "\n" for n in range(60))
+        + "not json\n"
+    )
+    config = dataclasses.replace(
+        tiny_config,
+        prompts=dataclasses.replace(tiny_config.prompts, captions=str(triplets), shard_size=4),
+        rendering=dataclasses.replace(tiny_config.rendering, num_inference_steps=20),
+    )
+    command = _command("dataset", "--config", _save(config, tmp_path))
+    environment = _environment(tmp_path / "cache")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as first:
+        deadline = time.monotonic() + 300
+        while len(list(config.out.glob("candidates/*.json"))) < 2 and time.monotonic() < deadline:
+            assert first.poll() is None
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+    done = {path: path.stat().st_mtime_ns for path in config.out.glob("candidates/*.parquet") if read_sidecar(path)}
+    assert 2 <= len(done) < 16
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert second.returncode == 0, second.stderr
+    assert "going on in" in second.stderr
+    assert str(config.out / "dataset") in second.stdout
+    assert all(path.stat().st_mtime_ns == made for path, made in done.items())
+    assert len(list(config.out.glob("candidates/*.parquet"))) == 16
+    started = time.monotonic()
+    third = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert "done already" in third.stdout
+    assert "Prefect" not in third.stderr
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_exit_code_130(tiny_config: PipelineConfig, tmp_path: Path) -> None:
+    command = _command("dataset", "--config", _save(tiny_config, tmp_path))
+    environment = _environment(tmp_path / "cache")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 120
+        while not (config_path := tiny_config.out / "config.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert config_path.exists()
+        time.sleep(1)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.rstrip().splitlines()[-1] == "ip2p: interrupted. The same command goes on from here."
+    assert "Traceback" not in said

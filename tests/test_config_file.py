@@ -1,0 +1,76 @@
+"""Config files: what they change, and what they are told when they are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ip2p.config import PipelineConfig, Thresholds, to_dict
+from ip2p.config_file import overlay, read_config
+from ip2p.presets import shapes
+
+
+def _file(folder: Path, values: Any, name: str = "config.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
+    base = shapes()
+    config = read_config(_file(tmp_path, {"rendering": {"num_inference_steps": 7}}), base)
+    assert config.rendering.num_inference_steps == 7
+    assert config.rendering.model == base.rendering.model
+    assert config.training == base.training
+
+
+def test_yaml_reads_as_json_does(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("out: runs/x\nrendering:\n  p2p: [0.2, 0.4]\ntraining:\n  learning_rate: 1e-4\n")
+    config = read_config(path)
+    assert (config.out, config.rendering.p2p, config.training.learning_rate) == (Path("runs/x"), (0.2, 0.4), 1e-4)
+
+
+def test_thresholds_of_single_edit_types_come_from_a_file(tmp_path: Path) -> None:
+    config = read_config(_file(tmp_path, {"filtering": {"per_edit_type": {"add": {"direction": 0.1}}}}))
+    assert config.filtering.per_edit_type == {"add": Thresholds(direction=0.1)}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rendering": {"num_inference_stps": 1}}, r"unknown key rendering\.num_inference_stps\. Did you mean rendering\.num_inf"),
+        ({"trainning": {}}, r"unknown key trainning\. Did you mean training\?"),
+        ({"rendering": {"num_inference_steps": "many"}}, r"rendering\.num_inference_steps takes int, got 'many'"),
+        ({"rendering": {"num_inference_steps": True}}, r"rendering\.num_inference_steps takes int, got True"),
+        ({"rendering": {"dtype": "float8"}}, r"rendering\.dtype is 'float8', expected one of: float32"),
+        ({"rendering": {"p2p": [0.1]}}, r"rendering\.p2p takes 2 values, got 1"),
+        ({"rendering": {"num_inference_steps": 0}}, r"rendering\.num_inference_steps must be positive, got 0"),
+        ({"rendering": 3}, r"rendering takes keys and values, got 3"),
+        ({"filtering": {"per_edit_type": {"add": {"directon": 0.1}}}}, r"unknown key filtering\.per_edit_type\.add\.directon"),
+        ([1], r"holds list, expected keys and values"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(tmp_path: Path, values: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_config(_file(tmp_path, values))
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", "{"), ("a.yaml", "a: [")])
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read") as caught:
+        read_config(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_of_a_saved_run_is_not_a_setting(tmp_path: Path) -> None:
+    saved = to_dict(PipelineConfig()) | {"environment": {"ip2p": "0"}}
+    assert read_config(_file(tmp_path, saved)) == PipelineConfig()
+
+
+def test_a_whole_config_survives_the_way_through_plain_values() -> None:
+    assert overlay(PipelineConfig(), to_dict(shapes())) == shapes()

@@ -1,0 +1,158 @@
+"""Editing: two guidances, batches that do not matter, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    EulerAncestralDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+)
+from PIL import Image
+
+from ip2p.editing import edit_file, edit_images, guidance_terms, load_editor
+from ip2p.editing.guidance import guided, stack_conditions
+from ip2p.training.surgery import widen_conv_in
+
+INSTRUCTIONS = ["make the circle green", "remove the square", "make the background white"]
+
+
+@pytest.fixture(scope="module")
+def editor_folder(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An editor with random weights in all its channels."""
+    parts = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None).components
+    torch.manual_seed(0)
+    parts["unet"] = widen_conv_in(parts["unet"], 8)
+    torch.nn.init.normal_(parts["unet"].conv_in.weight, std=0.2)
+    parts.pop("image_encoder", None)
+    folder = tmp_path_factory.mktemp("editor")
+    StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def editor(editor_folder: Path) -> StableDiffusionInstructPix2PixPipeline:
+    """The editor on the CPU."""
+    return load_editor(str(editor_folder), "cpu")
+
+
+def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:
+    """Random images of these widths and heights."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (height, width, 3), dtype=np.uint8) for width, height in sizes]
+
+
+def distance(first: np.ndarray, second: np.ndarray) -> int:
+    """Largest difference of a channel."""
+    return int(np.abs(first.astype(int) - second.astype(int)).max())
+
+
+@pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler, PNDMScheduler])
+def test_an_edit_is_what_diffusers_own_pipeline_gives(
+    editor_folder: Path, scheduler: type[EulerAncestralDiscreteScheduler] | None
+) -> None:
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(editor_folder)
+    if scheduler is not None:
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, rescale_betas_zero_snr=False)
+    images = pictures((64, 64), (64, 64))
+    knobs = {"num_inference_steps": 6, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    ours = edit_images(pipeline, images, INSTRUCTIONS[:2], seeds=[5, 6], **knobs)
+    theirs = pipeline(
+        INSTRUCTIONS[:2],
+        image=[Image.fromarray(image) for image in images],
+        generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
+        **knobs,
+    ).images
+    for our, their in zip(ours, theirs, strict=True):
+        assert distance(our, np.asarray(their)) <= 1
+
+
+@pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler])
+def test_an_edit_does_not_depend_on_its_batch(
+    editor_folder: Path, scheduler: type[EulerAncestralDiscreteScheduler] | None
+) -> None:
+    editor = StableDiffusionInstructPix2PixPipeline.from_pretrained(editor_folder)
+    if scheduler is not None:
+        editor.scheduler = scheduler.from_config(editor.scheduler.config, rescale_betas_zero_snr=False)
+    images = pictures((64, 64), (32, 48), (64, 64))
+    together = edit_images(editor, images, INSTRUCTIONS, num_inference_steps=4, seeds=[1, 2, 3], batch_size=8)
+    alone = edit_images(editor, images, INSTRUCTIONS, num_inference_steps=4, seeds=[1, 2, 3], batch_size=1)
+    backwards = edit_images(editor, images[::-1], INSTRUCTIONS[::-1], num_inference_steps=4, seeds=[3, 2, 1])[::-1]
+    for first, second, third, image in zip(together, alone, backwards, images, strict=True):
+        assert first.shape == image.shape
+        assert max(distance(first, second), distance(first, third)) <= 1
+    assert distance(together[0], together[2]) > 1
+
+
+def test_another_seed_gives_another_image(editor: StableDiffusionInstructPix2PixPipeline) -> None:
+    images = pictures((64, 64)) * 2
+    first, second = edit_images(editor, images, INSTRUCTIONS[:1] * 2, num_inference_steps=4, seeds=[1, 2])
+    assert distance(first, second) > 1
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "image_guidance_scale", "num_terms"),
+    [(7.5, 1.5, 3), (1.0, 1.0, 1), (3.0, 1.0, 2), (3.0, 0.5, 3)],
+)
+def test_guidance_is_the_papers_formula_at_the_least_cost(
+    guidance_scale: float, image_guidance_scale: float, num_terms: int
+) -> None:
+    terms = guidance_terms(guidance_scale, image_guidance_scale)
+    assert len(terms) == num_terms
+    torch.manual_seed(0)
+    latents, image, text, null = (
+        torch.randn(2, 4, 8, 8),
+        torch.randn(2, 4, 8, 8),
+        torch.randn(2, 3, 5),
+        torch.randn(1, 3, 5),
+    )
+
+    def predict(inputs: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        return inputs[:, :4] * words.mean((1, 2))[:, None, None, None] + inputs[:, 4:].square()
+
+    nothing = predict(torch.cat([latents, 0 * image], 1), null.expand(2, -1, -1))
+    with_image = predict(torch.cat([latents, image], 1), null.expand(2, -1, -1))
+    full = predict(torch.cat([latents, image], 1), text)
+    expected = nothing + image_guidance_scale * (with_image - nothing) + guidance_scale * (full - with_image)
+    found = guided(predict, latents, stack_conditions(terms, image, text, null))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (131, 97), (20, 300)])
+def test_an_edited_file_has_the_size_of_its_input(
+    editor: StableDiffusionInstructPix2PixPipeline, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("RGBA", size, (200, 10, 10, 128)).save(tmp_path / "in.png")
+    edit_file(editor, tmp_path / "in.png", "make it blue", tmp_path / "new" / "out.png", num_inference_steps=2)
+    assert Image.open(tmp_path / "new" / "out.png").size == size
+
+
+def test_a_file_that_is_no_picture_is_a_one_line_error(
+    editor: StableDiffusionInstructPix2PixPipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "in.png").write_text("words")
+    for name in ("in.png", "missing.png"):
+        with pytest.raises(ValueError, match="cannot read"):
+            edit_file(editor, tmp_path / name, "x", tmp_path / "out.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "in.png")
+    with pytest.raises(ValueError, match="cannot write"):
+        edit_file(editor, tmp_path / "in.png", "x", tmp_path / "out.nothing", num_inference_steps=1)
+
+
+def test_edits_need_as_many_seeds_as_images(editor: StableDiffusionInstructPix2PixPipeline) -> None:
+    with pytest.raises(ValueError, match="got 1 images, 1 instructions and 2 seeds"):
+        edit_images(editor, pictures((64, 64)), ["x"], seeds=[1, 2])
+
+
+def test_a_model_that_is_no_editor_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes 4 channels, expected 8"):
+        load_editor(str(tiny_sd), "cpu")
+    with pytest.raises(ValueError, match="does not exist"):
+        load_editor("/does/not/exist", "cpu")
+    with pytest.raises(ValueError, match=r"has no model_index\.json"):
+        load_editor(str(tmp_path), "cpu")

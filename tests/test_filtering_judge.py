@@ -1,0 +1,89 @@
+"""Verdicts are a pure function of scores and thresholds."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+from ip2p.config import FilteringConfig, Thresholds
+from ip2p.filtering import judge, judge_all
+from ip2p.filtering.judge import count_verdicts
+from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate, Verdict
+
+GOOD = ClipScores(original=0.3, edited=0.3, direction=0.3, image=0.9)
+TRIPLET = EditTriplet(original_prompt="a", edit_prompt="b", edited_prompt="c", edit_type="add")
+
+
+def scored(number: int, scores: ClipScores, triplet: EditTriplet = TRIPLET, reason: str = "") -> ScoredCandidate:
+    spec = RenderSpec(triplet_id=triplet.id, candidate=number, seed=number, guidance_scale=7.5, p2p=0.5)
+    return ScoredCandidate(
+        candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=reason)
+    )
+
+
+def reasons(judged: list[ScoredCandidate]) -> list[str]:
+    return [each.verdict.reason for each in judged]
+
+
+def test_scores_at_the_thresholds_are_accepted() -> None:
+    assert judge(ClipScores(original=0.2, edited=0.2, direction=0.2, image=0.7), Thresholds()).accepted
+
+
+def test_the_reason_names_the_score_that_is_too_low() -> None:
+    for name in ("original", "edited", "direction", "image"):
+        verdict = judge(replace(GOOD, **{name: 0.1}), Thresholds())
+        assert verdict == Verdict(reason=f"low_{name}")
+        assert not verdict.accepted
+
+
+def test_the_first_of_several_low_scores_is_the_reason() -> None:
+    assert judge(replace(GOOD, edited=0.0, image=0.0), Thresholds()).reason == "low_edited"
+
+
+def test_a_score_that_is_not_a_number_is_never_accepted() -> None:
+    assert judge(replace(GOOD, direction=math.nan), Thresholds(direction=-1.0)).reason == "low_direction"
+
+
+def test_an_edit_type_has_its_own_thresholds_where_given() -> None:
+    config = FilteringConfig(per_edit_type={"style": Thresholds(image=0.95)})
+    style = replace(TRIPLET, edit_type="style", original_prompt="d")
+    assert reasons(judge_all([scored(0, GOOD), scored(0, GOOD, style)], config)) == ["", "low_image"]
+
+
+def test_over_the_limit_the_best_directions_stay_and_the_order_is_kept() -> None:
+    directions = (0.3, 0.5, 0.4, 0.1, 0.6)
+    candidates = [scored(number, replace(GOOD, direction=value)) for number, value in enumerate(directions)]
+    judged = judge_all(candidates, FilteringConfig(max_pairs_per_triplet=2))
+    assert reasons(judged) == ["over_limit", "", "over_limit", "low_direction", ""]
+    assert [each.candidate for each in judged] == [each.candidate for each in candidates]
+
+
+def test_equal_directions_are_ranked_by_candidate_number_in_any_order_of_rows() -> None:
+    judged = judge_all([scored(2, GOOD), scored(0, GOOD), scored(1, GOOD)], FilteringConfig(max_pairs_per_triplet=2))
+    assert reasons(judged) == ["over_limit", "", ""]
+
+
+def test_the_limit_counts_each_triplet_apart() -> None:
+    other = replace(TRIPLET, edit_prompt="z")
+    candidates = [scored(0, GOOD), scored(1, GOOD), scored(0, GOOD, other)]
+    assert reasons(judge_all(candidates, FilteringConfig(max_pairs_per_triplet=1))) == ["", "over_limit", ""]
+
+
+def test_earlier_verdicts_do_not_count() -> None:
+    candidates = [scored(0, GOOD, reason="low_image"), scored(1, replace(GOOD, image=0.0))]
+    judged = judge_all(candidates, FilteringConfig())
+    assert reasons(judged) == ["", "low_image"]
+    assert judge_all(judged, FilteringConfig()) == judged
+
+
+def test_counts_add_up_to_the_candidates() -> None:
+    candidates = [scored(0, GOOD), scored(1, GOOD), scored(2, replace(GOOD, image=0.0))]
+    counts = count_verdicts(judge_all(candidates, FilteringConfig(max_pairs_per_triplet=1)))
+    assert counts == {"candidates": 3, "accepted": 1, "over_limit": 1, "low_image": 1}
+
+
+def test_judging_does_not_load_torch() -> None:
+    code = "import sys, ip2p.filtering.judge; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

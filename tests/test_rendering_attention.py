@@ -1,0 +1,116 @@
+"""Sharing queries and keys is sharing the map: checked against explicit softmax maps on a real UNet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from ip2p.rendering.attention import is_shared, self_attentions, shared_self_attention, source_index
+from tests.tiny import tiny_unet
+
+WIDTH = 128
+
+
+class ExplicitMaps:
+    """Makes every map with a softmax and hands the original's map to the edited row, as the original software does."""
+
+    def __init__(self, source: Tensor | None) -> None:
+        self.source = source
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        size, length, _ = hidden_states.shape
+
+        def heads(states: Tensor) -> Tensor:
+            return states.reshape(size, states.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
+
+        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
+        maps = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
+        if encoder_hidden_states is None and self.source is not None:
+            maps = torch.stack([maps[int(row)] for row in self.source])
+        out = (maps @ value).permute(0, 2, 1, 3).reshape(size, length, -1)
+        return attn.to_out[0](out)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return tiny_unet()
+
+
+def run(unet: UNet2DConditionModel, rows: int) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    latents = torch.randn(rows, 4, 16, 16, generator=generator)
+    texts = torch.randn(rows, 5, WIDTH, generator=generator)
+    with torch.no_grad():
+        return unet(latents, 400, encoder_hidden_states=texts).sample
+
+
+@pytest.mark.parametrize("active", [(True, True, True), (True, False, True), (False, False, False)])
+def test_shared_queries_and_keys_equal_shared_maps(unet: UNet2DConditionModel, active: tuple[bool, ...]) -> None:
+    source = source_index(active, num_halves=2)
+    with shared_self_attention(unet) as shared:
+        shared.source = source
+        found = run(unet, 12)
+    before = dict(unet.attn_processors)
+    unet.set_attn_processor(ExplicitMaps(source))
+    expected = run(unet, 12)
+    unet.set_attn_processor(before)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_sharing_changes_edited_rows_of_active_pairs_only(unet: UNet2DConditionModel) -> None:
+    plain = run(unet, 12)
+    with shared_self_attention(unet) as shared:
+        shared.source = source_index((True, False, True), num_halves=2)
+        found = run(unet, 12)
+    changed = [(a - b).abs().max().item() > 1e-5 for a, b in zip(plain, found, strict=True)]
+    assert changed == [False, False, False, True, False, True] * 2
+
+
+def test_without_a_source_the_processors_are_diffusers_own(unet: UNet2DConditionModel) -> None:
+    plain = run(unet, 4)
+    with shared_self_attention(unet):
+        torch.testing.assert_close(run(unet, 4), plain, atol=1e-6, rtol=0)
+
+
+def test_every_self_attention_and_no_cross_attention_shares(unet: UNet2DConditionModel) -> None:
+    names = {id(module): name for name, module in unet.named_modules()}
+    found = {names[id(layer)] for layer in self_attentions(unet)}
+    assert found == {name for name in names.values() if name.endswith("attn1")}
+    assert len(found) > 4
+
+
+def test_processors_are_restored_after_an_error(unet: UNet2DConditionModel) -> None:
+    before = dict(unet.attn_processors)
+    with pytest.raises(RuntimeError, match="out of memory"), shared_self_attention(unet):
+        assert dict(unet.attn_processors) != before
+        raise RuntimeError("out of memory")
+    assert dict(unet.attn_processors) == before
+
+
+def test_an_edited_row_takes_its_own_pairs_original_in_its_own_half() -> None:
+    index = source_index((True, False), num_halves=2)
+    assert index is not None
+    assert index.tolist() == [0, 1, 0, 3, 4, 5, 4, 7]
+
+
+def test_no_active_pair_needs_no_index() -> None:
+    assert source_index((False, False), num_halves=2) is None
+
+
+def test_sharing_lasts_for_the_fraction_p_of_the_steps() -> None:
+    assert not any(is_shared(0.0, step, 10) for step in range(10))
+    assert [is_shared(0.5, step, 11) for step in range(11)] == [True] * 5 + [False] * 6
+    assert [is_shared(1.0, step, 4) for step in range(4)] == [True, True, True, False]
+    assert is_shared(0.5, 0, 1)

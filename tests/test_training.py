@@ -1,0 +1,266 @@
+"""The trainer's parts: surgery, objective, chance, data, cache."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from ip2p.config import PipelineConfig, TrainingConfig
+from ip2p.training.cache import encode_text, load_cache
+from ip2p.training.components import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae
+from ip2p.training.draws import draw_samples, draw_step
+from ip2p.training.losslog import LossLog, mean_of_last, read_losses
+from ip2p.training.objective import drop_conditions, objective_of
+from ip2p.training.source import decode_pair, open_rows, training_fingerprint
+from ip2p.training.surgery import widen_conv_in
+from tests.tiny import tiny_unet
+
+CPU = torch.device("cpu")
+
+
+def png(size: tuple[int, int] = (64, 64), seed: int = 0, mode: str = "RGB") -> dict[str, Any]:
+    """A cell of an image column."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def write_pairs(folder: Path, rows: list[dict[str, Any]], name: str = "train-00000-of-00001.parquet") -> Path:
+    """A parquet dataset with these rows."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data" / name)
+    return folder
+
+
+def pair(number: int, **changes: Any) -> dict[str, Any]:
+    """A row; numbers that differ by three share an instruction."""
+    images = {"original_image": png(seed=number), "edited_image": png(seed=1000 + number)}
+    return images | {"edit_prompt": f"make it {('red', 'green', 'blue')[number % 3]}"} | changes
+
+
+def tiny_training(tiny_sd: Path, **changes: Any) -> TrainingConfig:
+    """Settings for 64 x 64 pixels."""
+    fixed = {"resolution": 64, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 2}
+    return TrainingConfig(pretrained_model_name_or_path=str(tiny_sd), **(fixed | changes))
+
+
+def test_a_widened_unet_predicts_what_its_base_does_whatever_the_image() -> None:
+    torch.manual_seed(0)
+    base, latents, text = tiny_unet(), torch.randn(2, 4, 16, 16), torch.randn(2, 32, 128)
+    torch.nn.init.normal_(base.conv_in.bias)
+    with torch.no_grad():
+        expected = base(latents, 500, text).sample
+        bias = base.conv_in.bias.clone()
+        wide = widen_conv_in(base, 8)
+        for image in (torch.randn(2, 4, 16, 16), torch.zeros(2, 4, 16, 16)):
+            assert torch.allclose(wide(torch.cat([latents, image], 1), 500, text).sample, expected, atol=1e-5)
+    assert wide.conv_in.weight.shape[1] == wide.config.in_channels == 8
+    assert torch.equal(wide.conv_in.bias, bias)
+    assert not wide.conv_in.weight[:, 4:].any()
+
+
+def test_a_wide_unet_is_taken_as_it_is_and_a_wider_one_refused() -> None:
+    wide = tiny_unet(in_channels=8)
+    before = wide.conv_in
+    assert widen_conv_in(wide, 8).conv_in is before
+    with pytest.raises(ValueError, match="takes 8 channels, expected at most 4"):
+        widen_conv_in(wide, 4)
+
+
+def test_dropout_takes_five_percent_each_of_text_image_and_both() -> None:
+    uniform = (torch.arange(100) + 0.5) / 100
+    condition, text = drop_conditions(
+        torch.ones(100, 4, 2, 2), torch.ones(100, 3, 5), torch.full((1, 3, 5), 7.0), uniform, 0.05
+    )
+    no_text, no_image = (text == 7).all(2).all(1), (condition == 0).flatten(1).all(1)
+    assert ((no_text & ~no_image).sum(), (no_text & no_image).sum(), (~no_text & no_image).sum()) == (5, 5, 5)
+    assert (text[~no_text] == 1).all()
+    assert (condition[~no_image] == 1).all()
+
+
+def test_dropout_of_probability_zero_drops_nothing() -> None:
+    condition, text = drop_conditions(
+        torch.ones(50, 4, 2, 2), torch.ones(50, 3, 5), torch.zeros(1, 3, 5), torch.rand(50), 0.0
+    )
+    assert condition.all()
+    assert text.all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_noising_and_targets_are_those_of_the_scheduler(prediction_type: str) -> None:
+    scheduler = DDPMScheduler(prediction_type=prediction_type, beta_schedule="scaled_linear")
+    objective = objective_of(scheduler, None)
+    torch.manual_seed(0)
+    latents, noise, steps = torch.randn(6, 4, 8, 8), torch.randn(6, 4, 8, 8), torch.tensor([0, 1, 400, 600, 998, 999])
+    assert torch.allclose(objective.noised(latents, noise, steps), scheduler.add_noise(latents, noise, steps))
+    targets = {"epsilon": noise, "v_prediction": scheduler.get_velocity(latents, noise, steps), "sample": latents}
+    assert torch.allclose(objective.target(latents, noise, steps), targets[prediction_type])
+    assert objective.loss(targets[prediction_type], latents, noise, steps) < 1e-10
+
+
+def test_the_bases_zero_terminal_snr_is_kept(tiny_sd: Path) -> None:
+    objective = objective_of(load_noise_scheduler(tiny_training(tiny_sd)), None)
+    assert objective.prediction_type == "v_prediction"
+    assert objective.alphas_cumprod[-1] < 1e-10
+    latents, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    assert torch.allclose(objective.noised(latents, noise, torch.tensor([999])), noise, atol=1e-4)
+
+
+def test_min_snr_weights_mean_the_same_loss_in_every_prediction_type() -> None:
+    torch.manual_seed(0)
+    latents, noise, steps = torch.randn(8, 4, 8, 8), torch.randn(8, 4, 8, 8), torch.arange(8) * 120
+    guess = latents + 0.1 * torch.randn_like(latents)
+    losses = []
+    for kind in ("epsilon", "v_prediction", "sample"):
+        objective = objective_of(DDPMScheduler(prediction_type=kind), 5.0)
+        share = objective.alphas_cumprod[steps][:, None, None, None]
+        noised = objective.noised(latents, noise, steps)
+        implied = (noised - share.sqrt() * guess) / (1 - share).sqrt()
+        told = {
+            "epsilon": implied,
+            "v_prediction": share.sqrt() * implied - (1 - share).sqrt() * guess,
+            "sample": guess,
+        }
+        losses.append(objective.loss(told[kind], latents, noise, steps))
+    assert torch.allclose(torch.stack(losses), losses[0].expand(3), rtol=1e-3)
+
+
+def test_every_sample_comes_once_an_epoch_in_an_order_of_its_own() -> None:
+    stream = draw_samples(10, 3, 0, 30)
+    epochs = [stream[start : start + 10] for start in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert draw_samples(10, 3, 7, 8) == stream[7:15]
+
+
+def test_draws_depend_on_seed_step_and_process_alone() -> None:
+    shape = torch.Size((2, 4, 8, 8))
+    draws = [draw_step(shape, 1000, 0, *key) for key in ((5, 0), (5, 0), (6, 0), (5, 1))]
+    assert torch.equal(draws[0].noise, draws[1].noise)
+    assert torch.equal(draws[0].dropout, draws[1].dropout)
+    assert not any(torch.equal(draws[0].noise, other.noise) for other in draws[2:])
+    assert not torch.equal(draws[0].noise, draws[0].posterior)
+
+
+def test_a_missing_column_is_named_beside_those_that_are_there(tmp_path: Path, tiny_sd: Path) -> None:
+    folder = write_pairs(tmp_path, [{"input": png(), "edited_image": png(), "edit_prompt": "x"}])
+    with pytest.raises(
+        ValueError, match=r"no column 'original_image'; its columns are: input, edited_image, edit_prompt"
+    ):
+        open_rows(str(folder), tiny_training(tiny_sd))
+    assert len(open_rows(str(folder), tiny_training(tiny_sd, original_image_column="input"))) == 1
+
+
+def test_only_the_training_split_of_a_folder_is_read(tmp_path: Path, tiny_sd: Path) -> None:
+    write_pairs(tmp_path / "dataset", [pair(0), pair(1)])
+    write_pairs(tmp_path / "dataset", [pair(2)], "test-00000-of-00001.parquet")
+    assert len(open_rows(str(tmp_path), tiny_training(tiny_sd))) == 2
+    assert len(open_rows(str(tmp_path / "dataset" / "data"), tiny_training(tiny_sd, max_train_samples=1))) == 1
+
+
+@pytest.mark.parametrize("data", ["/does/not/exist", "./nor/this", "a/b/c", ""])
+def test_data_that_do_not_exist_are_a_one_line_error(data: str, tiny_sd: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist|no data"):
+        open_rows(data, tiny_training(tiny_sd))
+
+
+def test_a_folder_without_parquet_is_an_error(tmp_path: Path, tiny_sd: Path) -> None:
+    with pytest.raises(ValueError, match="holds no parquet file"):
+        open_rows(str(tmp_path), tiny_training(tiny_sd))
+
+
+def test_both_images_are_cropped_alike(tmp_path: Path, tiny_sd: Path) -> None:
+    cell = png((90, 60), mode="RGBA")
+    folder = write_pairs(tmp_path, [pair(0, original_image=cell, edited_image=cell)])
+    (row,) = open_rows(str(folder), tiny_training(tiny_sd)).read()
+    images = decode_pair(row, 32)
+    assert images.shape == (2, 32, 32, 3)
+    assert np.array_equal(images[0], images[1])
+
+
+def test_the_cache_holds_what_the_encoders_say(tmp_path: Path, tiny_sd: Path) -> None:
+    config = tiny_training(tiny_sd)
+    rows = open_rows(str(write_pairs(tmp_path, [pair(number) for number in range(5)])), config)
+    cache = load_cache(tmp_path / "cache", rows, config, Accelerator(cpu=True))
+    batch = cache.take([4, 1])
+    raw = [list(rows.read())[number] for number in (4, 1)]
+    pixels = torch.from_numpy(np.stack([decode_pair(row, 64) for row in raw])).permute(1, 0, 4, 2, 3) / 127.5 - 1
+    vae = load_vae(config, CPU)
+    with torch.no_grad():
+        posterior = vae.encode(pixels[1]).latent_dist
+        assert torch.allclose(batch.mean, posterior.mean, atol=1e-5)
+        assert torch.allclose(batch.deviation, posterior.std, atol=1e-5)
+        assert torch.allclose(batch.condition, vae.encode(pixels[0]).latent_dist.mode(), atol=1e-5)
+        encoder, tokenizer = load_text_encoder(config, CPU), load_tokenizer(config)
+        prompts = [str(row.edit_prompt) for row in raw]
+        assert torch.allclose(batch.text, encode_text(encoder, tokenizer, prompts), atol=1e-5)
+        assert torch.allclose(cache.null_text, encode_text(encoder, tokenizer, [""]), atol=1e-5)
+    assert sum(len(text) for text in cache.texts) == 1 + 3
+
+
+def test_rows_that_are_of_no_use_are_dropped_and_counted(tmp_path: Path, tiny_sd: Path) -> None:
+    broken = [
+        pair(1, original_image={"bytes": b"no picture", "path": None}),
+        pair(2, edited_image={"bytes": png()["bytes"][:200], "path": None}),
+        pair(3, edited_image={"bytes": None, "path": None}),
+        pair(4, edit_prompt=None),
+        pair(5, edited_image=png((32, 64))),
+    ]
+    rows = [pair(0), *broken, pair(6)]
+    config = tiny_training(tiny_sd)
+    opened = open_rows(str(write_pairs(tmp_path, rows)), config)
+    cache = load_cache(tmp_path / "cache", opened, config, Accelerator(cpu=True))
+    assert len(cache) == 2
+    assert cache.dropped == {"image does not decode": 2, "no image": 1, "no instruction": 1, "two shapes": 1}
+
+
+def test_data_of_which_no_row_can_be_used_are_an_error(tmp_path: Path, tiny_sd: Path) -> None:
+    config = tiny_training(tiny_sd)
+    rows = open_rows(str(write_pairs(tmp_path, [pair(0, original_image={"bytes": b"x", "path": None})])), config)
+    with pytest.raises(ValueError, match="no row of the data can be used"):
+        load_cache(tmp_path / "cache", rows, config, Accelerator(cpu=True))
+
+
+def test_a_finished_cache_is_not_computed_again(tmp_path: Path, tiny_sd: Path) -> None:
+    config = tiny_training(tiny_sd)
+    rows = open_rows(str(write_pairs(tmp_path, [pair(0)])), config)
+    load_cache(tmp_path / "cache", rows, config, Accelerator(cpu=True))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    load_cache(tmp_path / "cache", rows, replace(config, learning_rate=5e-4), Accelerator(cpu=True))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    load_cache(tmp_path / "cache", rows, replace(config, resolution=32), Accelerator(cpu=True))
+    assert not any(path.exists() for path in before)
+
+
+def test_the_fingerprint_follows_settings_and_data_but_not_paths(tmp_path: Path, tiny_sd: Path) -> None:
+    config = PipelineConfig(training=tiny_training(tiny_sd))
+    first, copy = (str(write_pairs(tmp_path / name, [pair(0)])) for name in ("a", "b"))
+    other = str(write_pairs(tmp_path / "c", [pair(1)]))
+    base = training_fingerprint(config, first)
+    assert training_fingerprint(config, copy) == base
+    assert training_fingerprint(config, other) != base
+    assert training_fingerprint(replace(config, training=replace(config.training, seed=9)), first) != base
+    assert training_fingerprint(replace(config, training=replace(config.training, log_every=3)), first) == base
+
+
+def test_the_loss_log_is_cut_back_to_where_a_training_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "loss.jsonl"
+    log = LossLog(path, 0)
+    for step in (10, 20, 30):
+        log.write(step, float(step), 1e-3, 1.0)
+    path.write_text(path.read_text() + '{"step": 40, "lo')
+    LossLog(path, 20).write(30, 5.0, 1e-3, 2.0)
+    assert [(entry["step"], entry["loss"]) for entry in read_losses(path)] == [(10, 10.0), (20, 20.0), (30, 5.0)]
+    assert mean_of_last(read_losses(path), 20) == 12.5

@@ -1,0 +1,242 @@
+"""Whole trainings at tiny size: killed, resumed, exported, launched."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionInstructPix2PixPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from ip2p.config import PipelineConfig, TrainingConfig
+from ip2p.store import RunFolder
+from ip2p.training import launch
+from ip2p.training.__main__ import main, run
+from ip2p.training.cache import load_cache
+from ip2p.training.checkpoint import find_checkpoints
+from ip2p.training.components import load_noise_scheduler, load_unet
+from ip2p.training.launching import run_child
+from ip2p.training.loop import Interrupted, Stop, Trainer, new_trained
+from ip2p.training.losslog import read_losses
+from ip2p.training.objective import objective_of
+from ip2p.training.source import open_rows
+from ip2p.training.surgery import widen_conv_in
+from tests.test_training import pair, tiny_training, write_pairs
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its precision per process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Seven pairs, so that batches of four run over the ends of epochs."""
+    return write_pairs(tmp_path / "data", [pair(number) for number in range(7)])
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    """Bit for bit."""
+    left, right = load_file(first), load_file(second)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def start(config: TrainingConfig, data: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """A training in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(asdict(config)))
+    command = [sys.executable, "-m", "ip2p.training", "--config", str(folder / "config.json"), "--data", str(data)]
+    command += ["--output", str(folder / "training"), "--export", str(folder / "model")]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+
+def test_a_training_stopped_at_any_step_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    config = tiny_training(tiny_sd, max_train_steps=9, checkpointing_steps=4, log_every=2, lr_scheduler="cosine")
+    run(config, str(data), tmp_path / "whole", tmp_path / "whole-model", Stop())
+    for steps in (3, 2):  # stopped by a wish after the third step, then after two more
+        with pytest.raises(Interrupted):
+            run(config, str(data), tmp_path / "cut", tmp_path / "cut-model", _StopAfter(steps))
+    summary = run(config, str(data), tmp_path / "cut", tmp_path / "cut-model", Stop())
+    assert summary["steps"] == 9
+    for name in ("unet", "unet_ema"):
+        file = f"checkpoint-9/{name}/diffusion_pytorch_model.safetensors"
+        assert same_weights(tmp_path / "whole" / file, tmp_path / "cut" / file)
+    logs = [[(e["step"], e["loss"]) for e in read_losses(tmp_path / name / "loss.jsonl")] for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    assert [step for step, _ in logs[0]] == [2, 4, 6, 8, 9]
+
+
+class _Countdown:
+    def __init__(self, asked: int) -> None:
+        self.left = asked
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+class _StopAfter(Stop):
+    """Wants to stop when it was asked so many times."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.wanted = _Countdown(steps)  # type: ignore[assignment]
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    config = tiny_training(tiny_sd, max_train_steps=60, checkpointing_steps=3, checkpoints_total_limit=2)
+    run(config, str(data), tmp_path / "whole" / "training", tmp_path / "whole" / "model", Stop())
+    killed = tmp_path / "killed"
+    child = start(config, data, killed)
+    while child.poll() is None and not find_checkpoints(killed / "training"):
+        time.sleep(0.02)
+    time.sleep(np.random.default_rng().uniform(0, 1.0))
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert not (killed / "model").exists()
+    run(config, str(data), killed / "training", killed / "model", Stop())
+    assert same_weights(tmp_path / "whole/model" / WEIGHTS, killed / "model" / WEIGHTS)
+    assert len(find_checkpoints(killed / "training")) == 2
+
+
+def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    config = tiny_training(tiny_sd, max_train_steps=2, lr_scheduler="constant")
+    for name, seed in (("fresh", 1), ("used", 0), ("used", 1)):
+        run(replace(config, seed=seed), str(data), tmp_path / name, tmp_path / f"{name}-model", Stop())
+    assert same_weights(tmp_path / "fresh-model" / WEIGHTS, tmp_path / "used-model" / WEIGHTS)
+
+
+def test_a_training_at_a_constant_rate_can_be_made_longer(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    config = tiny_training(tiny_sd, max_train_steps=2, lr_scheduler="constant")
+    run(config, str(data), tmp_path / "grown", tmp_path / "grown-model", Stop())
+    steps: list[float] = [entry["step"] for entry in read_losses(tmp_path / "grown" / "loss.jsonl")]
+    run(replace(config, max_train_steps=4), str(data), tmp_path / "grown", tmp_path / "grown-model", Stop())
+    run(replace(config, max_train_steps=4), str(data), tmp_path / "once", tmp_path / "once-model", Stop())
+    assert steps == [2]
+    assert [entry["step"] for entry in read_losses(tmp_path / "grown" / "loss.jsonl")] == [2, 4]
+    assert same_weights(tmp_path / "grown-model" / WEIGHTS, tmp_path / "once-model" / WEIGHTS)
+
+
+def trainer_on(data: Path, folder: Path, config: TrainingConfig) -> Trainer:
+    """A trainer whose steps can be taken one at a time."""
+    accelerator = Accelerator(cpu=True)
+    cache = load_cache(folder / "cache", open_rows(str(data), config), config, accelerator)
+    unet = widen_conv_in(load_unet(config), 8)
+    trained, network = new_trained(unet, config, accelerator)
+    objective = objective_of(load_noise_scheduler(config), config.snr_gamma)
+    return Trainer(config, cache, objective, 0.5, accelerator, network, trained)
+
+
+def test_a_step_of_two_halves_has_the_gradient_of_their_mean(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    config = tiny_training(tiny_sd, train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-6)
+    trainer = trainer_on(data, tmp_path, config)
+    expected = (trainer.loss(6) + trainer.loss(7)).item() / 2
+    assert trainer.step(3).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
+    folder = write_pairs(tmp_path / "four", [pair(n) for n in range(4)])
+    config = tiny_training(tiny_sd, train_batch_size=8, learning_rate=5e-3, lr_warmup_steps=0)
+    trainer = trainer_on(folder, tmp_path, config)
+    for part in trainer.cache.rows:  # the random autoencoder's own spread could not be learnt
+        part["deviation"] = torch.zeros_like(part["deviation"])
+        part["mean"] = torch.arange(4.0)[:, None, None, None].expand_as(part["mean"]) - 1.5
+    with torch.no_grad():
+        before = torch.stack([trainer.loss(10**6 + n) for n in range(4)]).mean()
+    for step in range(60):
+        trainer.step(step)
+    with torch.no_grad():
+        after = torch.stack([trainer.loss(10**6 + n) for n in range(4)]).mean()
+    assert after < 0.4 * before
+
+
+@pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"snr_gamma": 5.0, "use_ema": False}])
+def test_variants_of_the_loop_train(tmp_path: Path, data: Path, tiny_sd: Path, changes: dict[str, object]) -> None:
+    config = tiny_training(tiny_sd, max_train_steps=2, gradient_checkpointing=True, **changes)
+    summary = run(config, str(data), tmp_path / "out", tmp_path / "model", Stop())
+    assert np.isfinite(summary["loss"])
+    assert load_file(tmp_path / "model" / WEIGHTS)["conv_in.weight"].dtype == torch.float32
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_two(
+    tmp_path: Path, data: Path, tiny_sd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(asdict(tiny_training(tiny_sd, edit_prompt_column="words"))))
+    paths = ["--output", str(tmp_path / "out"), "--export", str(tmp_path / "model")]
+    assert main(["--config", str(tmp_path / "config.json"), "--data", str(data), *paths]) == 2
+    assert "error: " in (told := capsys.readouterr().out)
+    assert "no column 'words'" in told
+
+
+@pytest.mark.slow
+def test_a_launched_training_is_exported_and_not_repeated(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    config = PipelineConfig(out=tmp_path / "run", training=tiny_training(tiny_sd, max_train_steps=3))
+    summary = launch(config, str(data))
+    assert (summary["steps"], summary["samples"], summary["dropped"]) == (3, 7, 0)
+    folder = RunFolder(config.out)
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder.model)
+    assert pipeline.unet.config.in_channels == 8
+    assert (folder.model / "tokenizer" / "vocab.json").exists()
+    assert not list(folder.model.rglob("*.bin"))
+    average = folder.training / "checkpoint-3/unet_ema/diffusion_pytorch_model.safetensors"
+    assert same_weights(folder.model / WEIGHTS, average)
+    image = Image.new("RGB", (64, 64), "red")
+    edited = pipeline("make it blue", image=image, num_inference_steps=2, guidance_scale=3.0).images[0]
+    assert edited.size == (64, 64)
+    before = (folder.model / WEIGHTS).stat().st_mtime_ns
+    assert launch(config, str(data)) == summary
+    assert (folder.model / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_fp16_without_a_gpu_is_refused(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("fp16 works on a GPU")
+    with pytest.raises(ValueError, match="mixed_precision fp16 wants a GPU"):
+        run(tiny_training(tiny_sd, mixed_precision="fp16"), str(data), tmp_path / "out", tmp_path / "model", Stop())
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "message"),
+    [
+        ("print('error: no such column'); exit(2)", ValueError, "^no such column$"),
+        ("raise OSError('disk full')", RuntimeError, "exit code 1(.|\n)*disk full"),
+    ],
+)
+def test_a_child_that_fails_says_why(program: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run_child([sys.executable, "-c", program])
+
+
+def test_a_child_sees_its_input_end_when_it_is_to_stop() -> None:
+    stop = Stop()
+    reading, writing = os.pipe()
+    saved = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        stop.on_end_of_input()
+        assert not stop.wanted.wait(0.1)
+        os.close(writing)
+        assert stop.wanted.wait(5)
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+        os.close(reading)

@@ -1,0 +1,174 @@
+"""Real model classes with random weights, small enough for tests: the shapes domain's architecture in miniature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ip2p.config import (
+    DatasetConfig,
+    EvaluationConfig,
+    FilteringConfig,
+    PipelineConfig,
+    PromptsConfig,
+    RenderingConfig,
+    ScoringConfig,
+    Thresholds,
+    TrainingConfig,
+)
+from ip2p.shapes.train.clip import TEXT_WIDTH, new_clip, text_encoder_of, write_clip
+from ip2p.shapes.train.tokenizer import write_tokenizer
+
+CAPTIONS = (
+    "a small red circle on a white background",
+    "a large blue square on a black background",
+    "a picture of a small green triangle on a white background",
+    "an empty black background",
+)
+
+
+def tiny_unet(in_channels: int = 4) -> UNet2DConditionModel:
+    """Self- and cross-attention at 16 x 16 and 8 x 8 latents; 0.1 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=in_channels,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        cross_attention_dim=TEXT_WIDTH,
+    ).eval()
+
+
+def tiny_vae() -> AutoencoderKL:
+    """64 x 64 pixels to 16 x 16 x 4 latents."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=64,
+        scaling_factor=0.5,
+    ).eval()
+
+
+def tiny_scheduler() -> DDIMScheduler:
+    """v-prediction with zero terminal signal-to-noise ratio, as the domain's model."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        clip_sample=False,
+    )
+
+
+def write_tiny_stable_diffusion(folder: Path) -> Path:
+    """Writes a folder that `StableDiffusionPipeline.from_pretrained` loads."""
+    torch.manual_seed(0)
+    tokenizer = write_tokenizer(_made(folder / "tokenizer"))
+    text_encoder = text_encoder_of(new_clip(len(tokenizer)), tokenizer)
+    pipeline = StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=tiny_unet(),
+        scheduler=tiny_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    write_tokenizer(folder / "tokenizer")
+    return folder
+
+
+def write_tiny_clip(folder: Path) -> Path:
+    """Writes a folder that open_clip loads with `local-dir:`."""
+    torch.manual_seed(1)
+    tokenizer = write_tokenizer(_made(folder))
+    write_clip(folder, new_clip(len(tokenizer)).eval(), tokenizer)
+    return folder
+
+
+def write_tiny_language_model(folder: Path) -> Path:
+    """Writes a byte-level causal language model that `AutoModelForCausalLM` loads."""
+    torch.manual_seed(2)
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<s>", "</s>"]
+    learned = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    config = LlamaConfig(
+        vocab_size=len(letters),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=letters.index("<s>"),
+        eos_token_id=letters.index("</s>"),
+        pad_token_id=letters.index("</s>"),
+    )
+    LlamaForCausalLM(config).eval().save_pretrained(_made(folder), safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_config(out: Path, *, sd: Path, clip: Path, lm: Path) -> PipelineConfig:
+    """A whole config in which every stage takes seconds; thresholds accept everything."""
+    out.mkdir(parents=True, exist_ok=True)
+    captions = out.parent / f"{out.name}-captions.txt"
+    captions.write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    everything = Thresholds(original=-1.0, edited=-1.0, direction=-1.0, image=-1.0)
+    return PipelineConfig(
+        out=out,
+        prompts=PromptsConfig(captions=str(captions), model=str(lm), shard_size=2, batch_size=2, max_new_tokens=16),
+        rendering=RenderingConfig(
+            model=str(sd),
+            device="cpu",
+            num_inference_steps=2,
+            guidance_scale=(2.0, 4.0),
+            num_candidates=2,
+            batch_size=4,
+        ),
+        scoring=ScoringConfig(clip_model=str(clip), clip_pretrained=None, device="cpu", batch_size=8),
+        filtering=FilteringConfig(thresholds=everything),
+        dataset=DatasetConfig(test_fraction=0.25, rows_per_shard=4),
+        training=TrainingConfig(
+            pretrained_model_name_or_path=str(sd),
+            resolution=64,
+            train_batch_size=2,
+            max_train_steps=2,
+            lr_warmup_steps=0,
+            checkpointing_steps=1,
+            log_every=1,
+        ),
+        evaluation=EvaluationConfig(
+            num_edits=7,
+            num_sweep_edits=2,
+            image_guidance_scales=(1.0, 1.5),
+            num_inference_steps=2,
+            batch_size=4,
+            device="cpu",
+        ),
+    )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
