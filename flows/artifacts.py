@@ -31,7 +31,9 @@ def publish_scores(config: PipelineConfig) -> None:
 
 def publish_report(path: Path) -> None:
     """A link to the report."""
-    create_link_artifact(key="report", link=path.resolve().as_uri(), link_text=str(path), description="The run as one page")
+    create_link_artifact(
+        key="report", link=path.resolve().as_uri(), link_text=str(path), description="The run as one page"
+    )
 
 
 def _numbers(stage: str, counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -40,4 +42,6 @@ def _numbers(stage: str, counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, int | float]:
-    return {name: value for name, value in figures.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    return {
+        name: value for name, value in figures.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -30,8 +30,8 @@ def build_dataset(config: PipelineConfig) -> State[Any]:
     raise_first_failure([*triplets, *pairs])
     update_summary(config.out, "prompts", summarise_shards(config.out, "triplets"))
     update_summary(config.out, "rendering", rendering.summarise(config))
-    made = tasks.retrying(tasks.write_dataset, config)(config, wait_for=pairs, return_state=True)
+    made: State[Any] = tasks.retrying(tasks.write_dataset, config)(config, wait_for=pairs, return_state=True)
     update_summary(config.out, "dataset", made.result())
-    judged = tasks.retrying(tasks.judge_pairs, config)(config, wait_for=[made], return_state=True)
+    judged: State[Any] = tasks.retrying(tasks.judge_pairs, config)(config, wait_for=[made], return_state=True)
     update_summary(config.out, "dataset", made.result() | judged.result())
     return judged

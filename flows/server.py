@@ -29,13 +29,21 @@ logger = logging.getLogger("ip2p.server")
 STARTUP_TIMEOUT = 120.0
 """Seconds that a private server may take to answer; most of it is the first start's database migration."""
 
-_IDLE_SERVICES = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "REPOSSESSOR", "TRIGGERS")
+_IDLE_SERVICES = (
+    "SCHEDULER",
+    "LATE_RUNS",
+    "FOREMAN",
+    "CANCELLATION_CLEANUP",
+    "PAUSE_EXPIRATIONS",
+    "REPOSSESSOR",
+    "TRIGGERS",
+)
 """Services that a run without deployments has no use for; the task run recorder must stay, it feeds the DAG."""
 
 
 @contextlib.contextmanager
 def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
-    """Sets PREFECT_API_URL for this process and its children, to the user's server or to one that lives as long as this.
+    """Sets PREFECT_API_URL for this process and its children: the user's server, or one that lives as long as this.
 
     `meanwhile` runs while a private server starts: a good time for slow imports.
     """
@@ -111,7 +119,9 @@ def _private_home() -> Iterator[Path]:
 @contextlib.contextmanager
 def _private_server(home: Path, meanwhile: Callable[[], object]) -> Iterator[str]:
     first = not (home / "prefect.db").exists()
-    logger.info("starting a Prefect server%s", "; its first start here makes a database, about half a minute" if first else "")
+    logger.info(
+        "starting a Prefect server%s", "; its first start here makes a database, about half a minute" if first else ""
+    )
     started, port = time.monotonic(), _free_port()
     url = f"http://127.0.0.1:{port}/api"
     home.mkdir(parents=True, exist_ok=True)
@@ -121,7 +131,9 @@ def _private_server(home: Path, meanwhile: Callable[[], object]) -> Iterator[str
         try:
             meanwhile()
             _wait_until_healthy(server, url, Path(log.name))
-            logger.info("the Prefect server is up after %.1f s: %s", time.monotonic() - started, url.removesuffix("/api"))
+            logger.info(
+                "the Prefect server is up after %.1f s: %s", time.monotonic() - started, url.removesuffix("/api")
+            )
             yield url
         finally:
             _send_what_is_left()
@@ -130,7 +142,7 @@ def _private_server(home: Path, meanwhile: Callable[[], object]) -> Iterator[str
 
 
 def _send_what_is_left() -> None:
-    """Sends log lines and events that wait in this process; without a server they would be tried for a minute at its exit."""
+    """Sends what waits in this process; without a server it would be tried for a minute at the process's exit."""
     if "prefect" not in sys.modules:
         return
     from prefect.events.worker import EventsWorker
@@ -142,7 +154,7 @@ def _send_what_is_left() -> None:
 
 
 def _start(port: int, log: IO[str]) -> subprocess.Popen[bytes]:
-    """The server in a session of its own, so that a terminal's Ctrl-C does not end it before the run could tell it how it ended."""
+    """The server in a session of its own, so that a terminal's Ctrl-C does not end it before the run does."""
     environment = dict(os.environ) | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES}
     command = [sys.executable, "-m", "flows.server", str(port)]
     return subprocess.Popen(

@@ -85,7 +85,10 @@ class PromptsConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "num_captions", "num_triplets_per_caption", "shard_size", "batch_size", "max_new_tokens")
         _check_positive(self, "max_prompt_tokens")
-        _check(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}. Use 0 for greedy decoding.")
+        _check(
+            self.temperature >= 0,
+            f"temperature must not be negative, got {self.temperature}. Use 0 for greedy decoding.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

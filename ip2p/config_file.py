@@ -31,12 +31,16 @@ def read_config(path: Path, base: PipelineConfig | None = None) -> PipelineConfi
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a JSON or YAML file."""
     if not path.is_file():
-        raise FileNotFoundError(f"config file {path} does not exist. Give a .json or .yaml file, such as a run's config.json.")
+        raise FileNotFoundError(
+            f"config file {path} does not exist. Give a .json or .yaml file, such as a run's config.json."
+        )
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         values = json.loads(text) if path.suffix.lower() == ".json" else _read_yaml(text)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}. Mend it or start from a run's config.json.") from error
+        raise ValueError(
+            f"{path} cannot be read: {' '.join(str(error).split())}. Mend it or start from a run's config.json."
+        ) from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, expected keys and values, such as rendering: {{...}}.")
     return values

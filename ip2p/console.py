@@ -12,6 +12,8 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
+GOES_ON = "The same command goes on from here."
+
 GRACE_SECONDS = 30.0
 """How long child processes may take to write a checkpoint before this process ends."""
 
@@ -23,7 +25,9 @@ class TerminalHandler(logging.Handler):
     """Writes to standard error, above a progress bar where one is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes one record."""
+        """Writes one record, unless it is meant for the log file alone."""
+        if getattr(record, "file_only", False):
+            return
         line = self.format(record)
         tqdm = sys.modules.get("tqdm")
         if tqdm is not None and sys.stderr.isatty():
@@ -46,7 +50,9 @@ class CompactFormatter(logging.Formatter):
 def start_logging(debug: bool = False) -> None:
     """Sends `ip2p` at INFO and all else at WARNING to the terminal; call it before prefect is imported."""
     handler = TerminalHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s") if debug else CompactFormatter())
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s") if debug else CompactFormatter()
+    )
     if not debug:
         handler.addFilter(lambda record: not record.name.startswith(NOISE))
     root = logging.getLogger()
@@ -71,18 +77,26 @@ def log_to_file(path: Path) -> None:
     logging.getLogger().addHandler(handler)
 
 
+def log_failure(error: BaseException) -> Path | None:
+    """Writes a traceback to the log file and says where that is; None where there is no log file."""
+    path = log_file()
+    if path is not None:
+        logger.error("the command failed", exc_info=error, extra={"file_only": True})
+    return path
+
+
 def log_file() -> Path | None:
     """The log file of this process, where there is one."""
     handlers = (each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler))
     return next((Path(each.baseFilename) for each in handlers), None)
 
 
-def end_on_signals(way_on: str) -> None:
-    """Ctrl-C and SIGTERM end this process at once with one line; finished shards and checkpoints are on disk already."""
+def end_on_signals() -> None:
+    """Ctrl-C and SIGTERM end this process with one line; finished shards and checkpoints are on disk already."""
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)
-        os.write(2, f"\nip2p: interrupted. {way_on}\n".encode())
+        os.write(2, f"\nip2p: interrupted. {GOES_ON}\n".encode())
         _end_children()
         os._exit(128 + number)
 

@@ -6,6 +6,8 @@ that a wrong path is a one-line error and never a search on the hub.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import logging
 import threading
@@ -47,10 +49,24 @@ class ClipModel:
     device: str
 
 
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what tensors free: on a CPU, handing pages back after every operation doubles the run time.
+
+    `tests/benchmarks/allocator.py` measures it. Does nothing under another C library.
+    """
+    mmap_max, trim_threshold, top_pad = -4, -1, -2
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 2**28)
+
+
 def load_once(key: Hashable, load: Callable[[], T]) -> T:
     """Returns the model under `key`, loading it the first time, also when several threads ask at once."""
     with _lock:
         if key not in _models:
+            keep_freed_memory()
             started = time.monotonic()
             _models[key] = load()
             logger.info("loaded %s in %.1f s", key, time.monotonic() - started)
@@ -90,7 +106,9 @@ def check_model_source(name: str, *, what: str, marker: str) -> str:
     return name
 
 
-def load_text_to_image(model: str, *, revision: str | None, variant: str | None, dtype: str, device: str) -> DiffusionPipeline:
+def load_text_to_image(
+    model: str, *, revision: str | None, variant: str | None, dtype: str, device: str
+) -> DiffusionPipeline:
     """The text-to-image pipeline of a folder or hub id, without safety checker and progress bar."""
 
     def load() -> DiffusionPipeline:
@@ -121,8 +139,12 @@ def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:
             name, weights = model, pretrained
             known = open_clip.list_models()
             if name not in known and not name.startswith(("hf-hub:", "local-dir:")):
-                raise ValueError(f"scoring.clip_model {name} is neither a folder nor one of open_clip's {len(known)} models.")
-        clip, _, preprocess = _from_source(open_clip.create_model_and_transforms, name, pretrained=weights, device=place)
+                raise ValueError(
+                    f"scoring.clip_model {name} is neither a folder nor one of open_clip's {len(known)} models."
+                )
+        clip, _, preprocess = _from_source(
+            open_clip.create_model_and_transforms, name, pretrained=weights, device=place
+        )
         return ClipModel(clip.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(name), place)
 
     return load_once(("clip", model, pretrained, resolve_device(device)), load)
@@ -151,7 +173,10 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
         from transformers import AutoTokenizer
 
         source = check_model_source(model, what="rendering.model", marker="model_index.json")
-        return _from_source(AutoTokenizer.from_pretrained, source, revision=revision, subfolder="tokenizer")
+        found: PreTrainedTokenizerBase = _from_source(
+            AutoTokenizer.from_pretrained, source, revision=revision, subfolder="tokenizer"
+        )
+        return found
 
     return load_once(("tokenizer", model, revision), load)
 

@@ -24,7 +24,17 @@ Use = Literal["pipeline", "dataset", "training"]
 """The three uses of the software; each is a flow of its own."""
 
 SHARDED = ("triplets", "candidates", "pairs")
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "datasets", "prefect", "pyarrow", "numpy")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "open_clip_torch",
+    "datasets",
+    "prefect",
+    "pyarrow",
+    "numpy",
+)
 WRITTEN_ALWAYS = ("config.json", "summary.json", "completed.json", "run.log")
 """Files of a run folder that say nothing of whether it is finished."""
 
@@ -71,7 +81,13 @@ def is_complete(config: PipelineConfig, use: Use, data: str | None = None) -> bo
 def describe_environment(data: str | None = None) -> dict[str, Any]:
     """Versions of this package, of Python and of the libraries that decide results; the commit of a checkout."""
     found = {name: version for name in LIBRARIES if (version := _version(name))}
-    return {"ip2p": __version__, "python": platform.python_version(), "commit": _commit(), "data": data, "libraries": found}
+    return {
+        "ip2p": __version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "data": data,
+        "libraries": found,
+    }
 
 
 def write_config(config: PipelineConfig, data: str | None = None) -> None:
@@ -88,7 +104,14 @@ def _read_completed(path: Path) -> dict[str, Any]:
 
 
 def _state(config: PipelineConfig, use: Use, data: str | None) -> dict[str, str]:
-    made = (config.prompts, config.rendering, config.scoring, config.filtering, config.dataset, config.evaluation.domain)
+    made = (
+        config.prompts,
+        config.rendering,
+        config.scoring,
+        config.filtering,
+        config.dataset,
+        config.evaluation.domain,
+    )
     trained = (config.training, config.evaluation, config.scoring)
     parts = {"dataset": made, "training": trained, "pipeline": (*made, *trained)}[use]
     return {
@@ -135,7 +158,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package lies in, with a `+` where files were changed; None when installed elsewhere."""
+    """The commit of the checkout that this package lies in, with a `+` where files were changed; None elsewhere."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():
         return None

@@ -53,7 +53,9 @@ def shapes() -> PipelineConfig:
             keep_rejected_images=True,
         ),
         scoring=ScoringConfig(clip_model=str(models / "clip"), clip_pretrained=None),
-        filtering=FilteringConfig(thresholds=Thresholds(original=0.2, edited=0.2, direction=0.2, image=0.5), max_pairs_per_triplet=2),
+        filtering=FilteringConfig(
+            thresholds=Thresholds(original=0.2, edited=0.2, direction=0.2, image=0.5), max_pairs_per_triplet=2
+        ),
         training=TrainingConfig(
             pretrained_model_name_or_path=stable_diffusion,
             resolution=64,
@@ -65,7 +67,9 @@ def shapes() -> PipelineConfig:
             ema_decay=0.995,
             checkpointing_steps=200,
         ),
-        evaluation=EvaluationConfig(domain="ip2p.shapes.domain:ShapesDomain", guidance_scale=3.0, image_guidance_scale=1.5),
+        evaluation=EvaluationConfig(
+            domain="ip2p.shapes.domain:ShapesDomain", guidance_scale=3.0, image_guidance_scale=1.5
+        ),
     )
 
 
@@ -104,7 +108,9 @@ def sd21() -> PipelineConfig:
         config,
         out=Path("runs/sd21"),
         rendering=replace(config.rendering, model=model, revision=None, batch_size=4),
-        training=replace(config.training, pretrained_model_name_or_path=model, revision=None, resolution=512, train_batch_size=8),
+        training=replace(
+            config.training, pretrained_model_name_or_path=model, revision=None, resolution=512, train_batch_size=8
+        ),
     )
 
 
@@ -116,12 +122,14 @@ def sdxl() -> PipelineConfig:
         config,
         out=Path("runs/sdxl"),
         rendering=replace(config.rendering, model=model, revision=revision, batch_size=2, guidance_scale=(5.0, 9.0)),
-        training=replace(config.training, pretrained_model_name_or_path=model, revision=revision, resolution=512, train_batch_size=4),
+        training=replace(
+            config.training, pretrained_model_name_or_path=model, revision=revision, resolution=512, train_batch_size=4
+        ),
     )
 
 
 def paper() -> PipelineConfig:
-    """The paper's settings as far as they are known: 100 candidates a triplet; 32 x 4 pairs a step on each of 8 GPUs."""
+    """The paper's settings as far as they are known: 100 candidates a triplet; 32 x 4 pairs a step on 8 GPUs."""
     config = sd15()
     return replace(
         config,

@@ -38,7 +38,9 @@ def _save(config: PipelineConfig, folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "shapes", "--help"], ["edit", "--help"], ["refilter", "-h"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["run", "shapes", "--help"], ["edit", "--help"], ["refilter", "-h"]]
+)
 def test_help_is_instant_because_nothing_heavy_is_imported(words: list[str]) -> None:
     code = (
         "import sys; from ip2p.cli import main\n"
@@ -69,7 +71,10 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
         (["run", "shapes", "--rendering.num-inference-steps", "0"], "num_inference_steps must be positive, got 0"),
         (["run", "shapes", "--rendering.num-inference-steps", "x"], "invalid literal for int() with base 10: 'x'"),
         (["run", "shapes", "--rendering.dtype", "float8"], "invalid choice 'float8'"),
-        (["run", "shapes", "--rendering.guidance-scale", "9", "3"], "guidance_scale is a range (low, high), got (9.0, 3.0)"),
+        (
+            ["run", "shapes", "--rendering.guidance-scale", "9", "3"],
+            "guidance_scale is a range (low, high), got (9.0, 3.0)",
+        ),
         (["run", "shapes", "more"], "'more' was not expected"),
         (["run", "shapes", "--out"], "--out"),
         (["run", "--config", "nowhere.json"], "config file nowhere.json does not exist"),
@@ -83,7 +88,9 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
         (["edit", "--model", "./nowhere", "a.png", "make it red", "b.png"], "./nowhere does not exist"),
     ],
 )
-def test_a_mistake_is_one_line_with_exit_code_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line_with_exit_code_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said in _error(capsys, *words)
 
 
@@ -104,18 +111,31 @@ def test_flags_go_over_a_file_and_a_file_goes_over_a_preset(tmp_path: Path) -> N
         ("prompts", {"model": "/nowhere/model"}, "prompts.model /nowhere/model does not exist"),
         ("rendering", {"model": "/nowhere/model"}, "rendering.model /nowhere/model does not exist"),
         ("scoring", {"clip_model": "/nowhere/model"}, "scoring.clip_model /nowhere/model does not exist"),
-        ("training", {"pretrained_model_name_or_path": "./no"}, "training.pretrained_model_name_or_path ./no does not exist"),
+        (
+            "training",
+            {"pretrained_model_name_or_path": "./no"},
+            "training.pretrained_model_name_or_path ./no does not exist",
+        ),
     ],
 )
 def test_what_is_missing_is_said_before_anything_starts(
-    section: str, changes: dict[str, str], said: str, tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    section: str,
+    changes: dict[str, str],
+    said: str,
+    tiny_config: PipelineConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = dataclasses.replace(tiny_config, **{section: dataclasses.replace(getattr(tiny_config, section), **changes)})
+    config = dataclasses.replace(
+        tiny_config, **{section: dataclasses.replace(getattr(tiny_config, section), **changes)}
+    )
     assert said in _error(capsys, "run", "--config", _save(config, tmp_path))
     assert not list(config.out.iterdir())
 
 
-def test_an_empty_captions_file_is_said(tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_captions_file_is_said(
+    tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path(tiny_config.prompts.captions).write_text("\n\n")
     assert "holds no caption" in _error(capsys, "dataset", "--config", _save(tiny_config, tmp_path))
 
@@ -136,7 +156,9 @@ def test_refilter_changes_nothing_but_filtering(
     plan.write_config(tiny_config)
     line = _error(capsys, "refilter", str(tiny_config.out), "--rendering.seed", "5")
     assert "changes filtering and dataset, got rendering" in line
-    assert "no candidates to filter" in _error(capsys, "refilter", str(tiny_config.out), "--filtering.thresholds.direction", "0.1")
+    assert "no candidates to filter" in _error(
+        capsys, "refilter", str(tiny_config.out), "--filtering.thresholds.direction", "0.1"
+    )
 
 
 def test_an_unreachable_prefect_server_is_said(
@@ -162,7 +184,10 @@ def _environment(home: Path) -> dict[str, str]:
 def test_a_killed_run_goes_on_and_a_finished_one_takes_seconds(tiny_config: PipelineConfig, tmp_path: Path) -> None:
     triplets = tmp_path / "triplets.jsonl"
     triplets.write_text(
-        "".join(json.dumps({"input": f"a red circle {n}", "edit": "make it blue", "output": f"a blue circle {n}"}) + "\n" for n in range(60))
+        "".join(
+            json.dumps({"input": f"a red circle {n}", "edit": "make it blue", "output": f"a blue circle {n}"}) + "\n"
+            for n in range(60)
+        )
         + "not json\n"
     )
     config = dataclasses.replace(
@@ -173,21 +198,21 @@ def test_a_killed_run_goes_on_and_a_finished_one_takes_seconds(tiny_config: Pipe
     command = _command("dataset", "--config", _save(config, tmp_path))
     environment = _environment(tmp_path / "cache")
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as first:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while len(list(config.out.glob("candidates/*.json"))) < 2 and time.monotonic() < deadline:
             assert first.poll() is None
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
     done = {path: path.stat().st_mtime_ns for path in config.out.glob("candidates/*.parquet") if read_sidecar(path)}
     assert 2 <= len(done) < 16
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert second.returncode == 0, second.stderr
     assert "going on in" in second.stderr
     assert str(config.out / "dataset") in second.stdout
     assert all(path.stat().st_mtime_ns == made for path, made in done.items())
     assert len(list(config.out.glob("candidates/*.parquet"))) == 16
     started = time.monotonic()
-    third = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    third = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert "done already" in third.stdout
     assert "Prefect" not in third.stderr
     assert time.monotonic() - started < 10
@@ -197,8 +222,10 @@ def test_a_killed_run_goes_on_and_a_finished_one_takes_seconds(tiny_config: Pipe
 def test_ctrl_c_is_one_line_and_exit_code_130(tiny_config: PipelineConfig, tmp_path: Path) -> None:
     command = _command("dataset", "--config", _save(tiny_config, tmp_path))
     environment = _environment(tmp_path / "cache")
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        deadline = time.monotonic() + 120
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        deadline = time.monotonic() + 300
         while not (config_path := tiny_config.out / "config.json").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         assert config_path.exists()

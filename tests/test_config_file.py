@@ -42,7 +42,10 @@ def test_thresholds_of_single_edit_types_come_from_a_file(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"rendering": {"num_inference_stps": 1}}, r"unknown key rendering\.num_inference_stps\. Did you mean rendering\.num_inf"),
+        (
+            {"rendering": {"num_inference_stps": 1}},
+            r"unknown key rendering\.num_inference_stps\. Did you mean rendering\.num_inf",
+        ),
         ({"trainning": {}}, r"unknown key trainning\. Did you mean training\?"),
         ({"rendering": {"num_inference_steps": "many"}}, r"rendering\.num_inference_steps takes int, got 'many'"),
         ({"rendering": {"num_inference_steps": True}}, r"rendering\.num_inference_steps takes int, got True"),
@@ -50,7 +53,10 @@ def test_thresholds_of_single_edit_types_come_from_a_file(tmp_path: Path) -> Non
         ({"rendering": {"p2p": [0.1]}}, r"rendering\.p2p takes 2 values, got 1"),
         ({"rendering": {"num_inference_steps": 0}}, r"rendering\.num_inference_steps must be positive, got 0"),
         ({"rendering": 3}, r"rendering takes keys and values, got 3"),
-        ({"filtering": {"per_edit_type": {"add": {"directon": 0.1}}}}, r"unknown key filtering\.per_edit_type\.add\.directon"),
+        (
+            {"filtering": {"per_edit_type": {"add": {"directon": 0.1}}}},
+            r"unknown key filtering\.per_edit_type\.add\.directon",
+        ),
         ([1], r"holds list, expected keys and values"),
     ],
 )

@@ -5,16 +5,13 @@ Exit codes: 0 done, 1 something broke, 2 a mistake in what was asked, 130 interr
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from ip2p import __version__
 from ip2p.cli import commands
 from ip2p.config_file import suggest
-from ip2p.console import log_file, start_logging
-
-logger = logging.getLogger(__name__)
+from ip2p.console import GOES_ON, log_failure, start_logging
 
 COMMANDS = {
     "run": commands.run,
@@ -42,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run_command(words[0], words[1:], debug)
+    except KeyboardInterrupt:
+        print(f"\nip2p: interrupted. {GOES_ON}", file=sys.stderr)
+        return 130
     except (ValueError, FileNotFoundError) as error:
         return _fail(error, 2, debug)
     except Exception as error:
@@ -68,9 +68,7 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     kind = "" if isinstance(error, ValueError | FileNotFoundError | RuntimeError) else f"{type(error).__name__}: "
     message = " ".join(line.strip() for line in lines) if code == 2 else lines[0]
-    path = log_file()
-    if path:
-        logging.getLogger("ip2p").debug("the command failed", exc_info=error)
+    path = log_failure(error)
     where = "" if code == 2 else f" The log is {path}." if path else " Add --debug to see where."
     print(f"ip2p: error: {kind}{message}{where}", file=sys.stderr)
     if debug:

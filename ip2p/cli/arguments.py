@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -89,7 +90,8 @@ def parse_new_run(words: list[str], command: str, *, options: str = "") -> Pipel
     base = PRESETS[preset]() if preset else PipelineConfig()
     if file is not None:
         base = read_config(Path(file), base)
-    usage = f"ip2p {command} PRESET [--config FILE]{options} [--stage.knob VALUE …]. Presets: {names}. A file is laid over the preset."
+    form = f"ip2p {command} PRESET [--config FILE]{options} [--stage.knob VALUE …]"
+    usage = f"{form}. Presets: {names}. A file is laid over the preset."
     return parse(PipelineConfig, words, prog=f"ip2p {command} {preset or 'PRESET'}", description=usage, default=base)
 
 
@@ -108,7 +110,9 @@ def read_run(folder: Path) -> PipelineConfig:
     """The config of a run folder, wherever it was moved to."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json. Give the folder that a run printed at its end.")
+        raise FileNotFoundError(
+            f"{folder} is not a run folder: it has no config.json. Give the folder that a run printed at its end."
+        )
     return dataclasses.replace(read_config(path), out=folder)
 
 
@@ -121,14 +125,14 @@ def read_run_data(folder: Path) -> str | None:
 
 def parse(kind: type[T], words: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
     """Words to a dataclass with tyro; mistakes become a ValueError of one line."""
-    options = {} if default is None else {"default": default}
+    base = tyro.MISSING_NONPROP if default is None else default
     with _errors_as_values():
         parsed, unknown = tyro.cli(
-            kind, args=list(words), prog=prog, description=description, return_unknown_args=True, **options
+            kind, args=list(words), prog=prog, description=description, return_unknown_args=True, default=base
         )
     if unknown:
         raise ValueError(_describe_unknown(unknown[0], kind, default))
-    return parsed  # type: ignore[no-any-return]
+    return typing.cast(T, parsed)
 
 
 @contextlib.contextmanager

@@ -21,11 +21,8 @@ from ip2p.cli.arguments import (
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
 from ip2p.console import end_on_signals, log_to_file
-from ip2p.presets import PRESETS
 
 logger = logging.getLogger(__name__)
-
-GOES_ON = "The same command goes on from here."
 
 
 def run(words: list[str]) -> None:
@@ -45,7 +42,9 @@ def train(words: list[str]) -> None:
     data = take_option(words, "data")
     config = parse_new_run(words, "train", options=" --data FOLDER_OR_HUB_ID")
     if not data:
-        raise ValueError("`ip2p train` needs --data: the dataset folder of a run, any folder of parquet files, or a hub id.")
+        raise ValueError(
+            "`ip2p train` needs --data: the dataset folder of a run, any folder of parquet files, or a hub id."
+        )
     run_flow(config, "training", data)
 
 
@@ -81,7 +80,10 @@ def refilter(words: list[str]) -> None:
     store.update_summary(config.out, "dataset", counts | evaluation.oracle_precision(config))
     _report(config)
     if (config.out / "model").exists():
-        print(f"The model was trained on the earlier pairs; ip2p run --config {config.out / 'config.json'} trains it on these.")
+        print(
+            "The model was trained on the earlier pairs. "
+            f"This trains it on these: ip2p run --config {config.out / 'config.json'}"
+        )
 
 
 def report(words: list[str]) -> None:
@@ -98,11 +100,18 @@ def edit(words: list[str]) -> None:
 
     started = time.monotonic()
     chosen: dict[str, Any] = {
-        name: getattr(options, name) if getattr(options, name) is not None else default for name, default in knobs.items()
+        name: getattr(options, name) if getattr(options, name) is not None else default
+        for name, default in knobs.items()
     }
     editor = load_editor(options.model, options.device)
     edit_file(
-        editor, options.input, options.instruction, options.output, **chosen, seed=options.seed, resolution=options.resolution
+        editor,
+        options.input,
+        options.instruction,
+        options.output,
+        **chosen,
+        seed=options.seed,
+        resolution=options.resolution,
     )
     print(f"{options.output} (in {time.monotonic() - started:.1f} s)")
 
@@ -111,11 +120,10 @@ def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
     """Runs one of the three flows unless it is finished, and says where its results are."""
     from ip2p import plan
 
-    if use == "training" or config.prompts.captions:
-        if plan.is_complete(config, use, data):
-            print(f"Everything is done already in {config.out}.")
-            print(describe_results(config))
-            return
+    if plan.is_complete(config, use, data):
+        print(f"Everything is done already in {config.out}.")
+        print(describe_results(config))
+        return
     started = time.monotonic()
     plan.check_inputs(config, use, data)
     _enter(config)
@@ -142,7 +150,7 @@ def _serve_and_run(config: PipelineConfig, use: str, data: str | None) -> None:
 def _enter(config: PipelineConfig) -> None:
     """From here on the command works inside the run folder."""
     log_to_file(config.out / "run.log")
-    end_on_signals(GOES_ON)
+    end_on_signals()
 
 
 def _report(config: PipelineConfig) -> None:
@@ -174,6 +182,3 @@ def _evaluation_of(model: Path) -> dict[str, Any]:
     except (ValueError, OSError):
         knobs = PipelineConfig().evaluation
     return {name: getattr(knobs, name) for name in names}
-
-
-__all__ = ["PRESETS", "dataset", "edit", "evaluate", "refilter", "report", "run", "run_flow", "train"]

@@ -1,1 +1,1 @@
-"""The embedded domain: scenes drawn by code, an oracle that reads them back, and the tiny base models trained on them."""
+"""The embedded domain: scenes drawn by code, an oracle that reads them back, and tiny base models trained on them."""

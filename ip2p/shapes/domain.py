@@ -88,7 +88,9 @@ def _expected(original: Scene, after: Described, step: Step) -> Scene:
     if step.kind == "remove":
         return replace(original, objects=original.objects[: step.index] + original.objects[step.index + 1 :])
     if step.kind == "add":
-        return replace(original, objects=(*original.objects, _thing(after.objects[step.index], IMAGE_SIZE / 2, IMAGE_SIZE / 2)))
+        return replace(
+            original, objects=(*original.objects, _thing(after.objects[step.index], IMAGE_SIZE / 2, IMAGE_SIZE / 2))
+        )
     old = original.objects[step.index]
     return original.with_object(step.index, _thing(after.objects[step.index], old.x, old.y))
 

@@ -101,7 +101,12 @@ def _ambiguous(things: tuple[Attributes, ...]) -> bool:
 
 _REFERENCES = ("the {shape}", "the {colour} {shape}", "the {size} {colour} {shape}")
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
-    "colour": ("make {ref} {colour}", "turn {ref} {colour}", "paint {ref} {colour}", "change the color of {ref} to {colour}"),
+    "colour": (
+        "make {ref} {colour}",
+        "turn {ref} {colour}",
+        "paint {ref} {colour}",
+        "change the color of {ref} to {colour}",
+    ),
     "shape": ("turn {ref} into a {shape}", "make {ref} a {shape}", "change {ref} to a {shape}"),
     "size": ("make {ref} {size}", "make {ref} {comparative}", "{size_verb} {ref}"),
     "background": (
@@ -243,6 +248,11 @@ def instructions(kind: str, before: Described, after: Described, index: int) -> 
     return list(dict.fromkeys(worded))
 
 
+def without(things: tuple[Attributes, ...], index: int) -> tuple[Attributes, ...]:
+    """All but one."""
+    return things[:index] + things[index + 1 :]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """The one edit that leads from a description to another."""
@@ -261,7 +271,12 @@ def find_step(before: Described, after: Described) -> Step | None:
         return Step("add", num_before) if after.objects[:num_before] == before.objects else None
     if num_after == num_before - 1:
         return next(
-            (Step("remove", k) for k in range(num_before) if before.objects[:k] + before.objects[k + 1 :] == after.objects), None
+            (
+                Step("remove", k)
+                for k in range(num_before)
+                if before.objects[:k] + before.objects[k + 1 :] == after.objects
+            ),
+            None,
         )
     changed = [k for k in range(num_before) if num_after == num_before and before.objects[k] != after.objects[k]]
     if len(changed) != 1:

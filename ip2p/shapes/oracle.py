@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ip2p.evaluation.domain import EditJudgement
+from ip2p.evaluation.domain import EditJudgement, Pixels
 from ip2p.shapes.scene import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, SIZES, Rgb, Scene, SceneObject, coverage
 
 MAX_COLOUR_DISTANCE = 60.0
@@ -31,7 +31,11 @@ MAX_SOFTNESS = 1.7
 POSITION_TOLERANCE = 4.0
 """Pixels by which an object may move and still count as kept."""
 
-Pixels = npt.NDArray[np.uint8]
+MAX_GROUND_STEP = 26.0
+"""RGB distance from the background's colour up to which a pixel belongs to the background."""
+MAX_UNEVEN = 0.02
+"""Largest share of the background that is none of its colour: smears and dissolved objects exceed it."""
+
 Coverage = npt.NDArray[np.float32]
 
 
@@ -48,14 +52,16 @@ class Fit(NamedTuple):
 def read_scene(image: Pixels) -> Scene | None:
     """The scene in a (64, 64, 3) uint8 picture, objects from left to right, or None where nothing is legible."""
     if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise ValueError(f"the oracle reads ({IMAGE_SIZE}, {IMAGE_SIZE}, 3) pictures, got {image.shape}. Resize it first.")
+        raise ValueError(
+            f"the oracle reads ({IMAGE_SIZE}, {IMAGE_SIZE}, 3) pictures, got {image.shape}. Resize it first."
+        )
     pixels = image.astype(np.float32)
     background = _read_background(pixels)
     if background is None:
         return None
     name, ground = background
     labels, num = _regions(pixels, ground)
-    objects = []
+    objects: list[SceneObject] = []
     for number in range(1, num + 1):
         region = labels == number
         if region.sum() < MIN_AREA:
@@ -64,7 +70,7 @@ def read_scene(image: Pixels) -> Scene | None:
         if found is None or len(objects) == 2:
             return None
         objects.append(found)
-    if _dirt(labels, num) > MAX_DIRT:
+    if _dirt(labels, num) > MAX_DIRT or _uneven(pixels, ground, labels > 0) > MAX_UNEVEN:
         return None
     return Scene(background=name, objects=tuple(sorted(objects, key=lambda thing: thing.x)))
 
@@ -80,7 +86,7 @@ def _read_background(pixels: npt.NDArray[np.float32]) -> tuple[str, npt.NDArray[
     border = np.concatenate([border, pixels[:, -2:].reshape(-1, 3)])
     ground = np.median(border, axis=0)
     name, distance = _nearest(ground, BACKGROUNDS)
-    even = np.linalg.norm(border - ground, axis=-1) < 40
+    even = np.linalg.norm(border - ground, axis=-1) < MAX_GROUND_STEP
     if distance > MAX_COLOUR_DISTANCE or even.mean() < 0.75:
         return None
     return name, ground
@@ -94,6 +100,15 @@ def _regions(pixels: npt.NDArray[np.float32], ground: npt.NDArray[np.float32]) -
 def _dirt(labels: npt.NDArray[np.int32], num: int) -> float:
     areas = ndimage.sum_labels(labels > 0, labels, range(1, num + 1)) if num else np.zeros(0)
     return float(sum(area for area in areas if area < MIN_AREA))
+
+
+def _uneven(
+    pixels: npt.NDArray[np.float32], ground: npt.NDArray[np.float32], things: npt.NDArray[np.bool_]
+) -> float:
+    """Share of the background, away from the objects' edges, that is not in its colour."""
+    away = ~ndimage.binary_dilation(things, iterations=3)
+    off = np.linalg.norm(pixels - ground, axis=-1) > MAX_GROUND_STEP
+    return float((off & away).sum() / max(1, away.sum()))
 
 
 def _read_object(
@@ -111,7 +126,7 @@ def _read_object(
     fit = _fit_outline(alpha)
     if fit is None:
         return None
-    return SceneObject(shape=fit.shape, colour=colour, size=fit.size, x=fit.x, y=fit.y)
+    return SceneObject(shape=fit.shape, colour=colour, size=fit.size, x=float(fit.x), y=float(fit.y))
 
 
 def _alpha(

@@ -133,7 +133,7 @@ def coverage(shape: str, radius: float, x: float, y: float) -> npt.NDArray[np.fl
             brush.ellipse(_box(cx, cy, 0.50 * r), fill=0)
     else:
         brush.polygon([(cx + r * px, cy + r * py) for px, py in _OUTLINES[shape]], fill=255)
-    return np.asarray(mask.reduce(scale), np.float32) / 255
+    return np.asarray(mask.reduce(scale), np.float32) / np.float32(255)
 
 
 def _box(cx: float, cy: float, r: float) -> tuple[float, float, float, float]:

@@ -22,6 +22,7 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ip2p.config import PipelineConfig, TrainingConfig
+from ip2p.loading import keep_freed_memory
 from ip2p.store import write_json
 from ip2p.training import components
 from ip2p.training.cache import load_cache
@@ -40,6 +41,7 @@ logger = logging.getLogger("ip2p.training")
 def main(arguments: list[str] | None = None) -> int:
     """Runs one training; returns the exit code."""
     options = parse(arguments)
+    keep_freed_memory()
     is_main = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
     logging.getLogger("ip2p").setLevel(logging.INFO if is_main else logging.WARNING)

@@ -27,11 +27,15 @@ def write_ready_config(out: Path, *, sd: Path, clip: Path, lm: Path) -> Pipeline
     """A tiny run over three shards of ready triplets."""
     config = tiny.write_tiny_config(out, sd=sd, clip=clip, lm=lm)
     lines = [
-        {"input": caption, "edit": f"make it {word}", "output": f"{caption} {word}"} for caption in tiny.CAPTIONS for word in WORDS
+        {"input": caption, "edit": f"make it {word}", "output": f"{caption} {word}"}
+        for caption in tiny.CAPTIONS
+        for word in WORDS
     ]
     triplets = out.parent / "triplets.jsonl"
     triplets.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return dataclasses.replace(config, prompts=dataclasses.replace(config.prompts, captions=str(triplets), shard_size=6))
+    return dataclasses.replace(
+        config, prompts=dataclasses.replace(config.prompts, captions=str(triplets), shard_size=6)
+    )
 
 
 @pytest.fixture
@@ -41,7 +45,9 @@ def ready_config(tmp_path: Path, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) 
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) -> PipelineConfig:
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path
+) -> PipelineConfig:
     """A run whose whole pipeline has been through its flow once; tests leave it as they found it."""
     from flows.pipeline import pipeline_flow
     from ip2p import plan

@@ -62,7 +62,10 @@ def test_the_run_leaves_artifacts_for_counts_scores_and_the_report(finished_run:
     wanted = ["counts", "scores", "report"]
     keys = ArtifactFilter(key=ArtifactFilterKey(any_=wanted))
     with get_client(sync_client=True) as client:
-        found = {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=keys, sort=ArtifactSort.CREATED_DESC)}
+        found = {
+            artifact.key: artifact
+            for artifact in client.read_artifacts(artifact_filter=keys, sort=ArtifactSort.CREATED_DESC)
+        }
     assert set(found) == set(wanted)
     assert "index.html" in str(found["report"].data)
     assert "kept" in str(found["counts"].data)
@@ -83,7 +86,11 @@ def test_a_deleted_shard_is_made_again_and_no_other(ready_config: PipelineConfig
         folder.shard(stage, 1).unlink()
         sidecar_path(folder.shard(stage, 1)).unlink()
     dataset_flow(ready_config)
-    changed = {path.relative_to(ready_config.out) for path, time in _times(ready_config.out).items() if before.get(path) != time}
+    changed = {
+        path.relative_to(ready_config.out)
+        for path, time in _times(ready_config.out).items()
+        if before.get(path) != time
+    }
     assert changed == {Path("candidates/part-00001.parquet"), Path("pairs/part-00001.parquet")}
     assert folder.shard("pairs", 1).read_bytes() == pairs
 
@@ -94,7 +101,9 @@ def test_a_run_counts_as_complete_until_a_result_an_input_or_a_setting_changes(f
     assert not plan.is_complete(finished_run, "dataset")
     faster = dataclasses.replace(finished_run, rendering=dataclasses.replace(finished_run.rendering, batch_size=1))
     assert plan.is_complete(faster, "pipeline")
-    other = dataclasses.replace(finished_run, filtering=dataclasses.replace(finished_run.filtering, max_pairs_per_triplet=1))
+    other = dataclasses.replace(
+        finished_run, filtering=dataclasses.replace(finished_run.filtering, max_pairs_per_triplet=1)
+    )
     assert not plan.is_complete(other, "pipeline")
     shard = RunFolder(finished_run.out).shard("triplets", 0)
     content = shard.read_bytes()

@@ -70,7 +70,9 @@ def test_one_failed_shard_ends_the_flow_after_the_others_are_through() -> None:
 
 
 def test_a_mistake_inside_a_shard_reaches_the_caller_of_the_flow_as_it_was(ready_config: PipelineConfig) -> None:
-    broken = dataclasses.replace(ready_config, rendering=dataclasses.replace(ready_config.rendering, scheduler="NoSuchScheduler"))
+    broken = dataclasses.replace(
+        ready_config, rendering=dataclasses.replace(ready_config.rendering, scheduler="NoSuchScheduler")
+    )
     with pytest.raises(ValueError, match="NoSuchScheduler"):
         dataset_flow(broken)
     assert len(RunFolder(broken.out).shards("triplets")) == 3
@@ -82,7 +84,9 @@ def test_two_spawned_processes_make_the_dataset_that_one_thread_makes(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     dataset_flow(ready_config)
-    apart = dataclasses.replace(ready_config, out=tmp_path / "apart", runner=RunnerConfig(kind="processes", max_workers=2))
+    apart = dataclasses.replace(
+        ready_config, out=tmp_path / "apart", runner=RunnerConfig(kind="processes", max_workers=2)
+    )
     with_runner(dataset_flow, apart.runner)(apart)
     one, two = ([path.read_bytes() for path in RunFolder(each.out).shards("pairs")] for each in (ready_config, apart))
     assert one == two

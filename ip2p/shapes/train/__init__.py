@@ -1,1 +1,1 @@
-"""The recipe of the tiny base models: VAE, CLIP, denoiser and language model, each trained from scratch on drawn scenes."""
+"""The recipe of the tiny base models: autoencoder, CLIP, denoiser and language model, each trained from scratch."""

@@ -1,8 +1,8 @@
 """The CLIP that scores pairs: a picture tower trained against the text tower that was taught to read before.
 
-The text tower stays as it is (only its projection moves), so that the denoiser and the judge share one. Beside captions,
-two things are asked of a picture's embedding: that a linear head can name its objects, and that it differs from the same
-objects at other places, so that image similarity notices what moved. The head is thrown away.
+The text tower stays as it is (only its projection moves), so that the denoiser and the judge share one. Beside the
+captions, two things are asked of a picture's embedding: that a linear head can name its objects, and that it differs
+from the same objects at other places, so that image similarity notices what moved. The head is thrown away.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ip2p.shapes.language import EDIT_TYPES, Described, caption, describe, draw_edit_of, draw_moved
-from ip2p.shapes.scene import draw_scene, render
+from ip2p.shapes.scene import Scene, draw_scene, render
 from ip2p.shapes.train.loop import LoopConfig, train
 from ip2p.shapes.train.text import CAPTION_CLASSES, caption_answers
 from ip2p.shapes.train.tokenizer import CONTEXT_LENGTH
@@ -72,7 +72,9 @@ def draw_batch(seed: str) -> ContrastBatch:
     """Groups of a scene, several one-step edits of it and a copy with everything elsewhere."""
     rng = random.Random(seed)
     originals = [draw_scene(rng) for _ in range(GROUPS)]
-    edited = [draw_edit_of(rng, scene, rng.choice(EDIT_TYPES)).edited for scene in originals for _ in range(EDITS_PER_GROUP)]
+    edited = [
+        draw_edit_of(rng, scene, rng.choice(EDIT_TYPES)).edited for scene in originals for _ in range(EDITS_PER_GROUP)
+    ]
     scenes = [*originals, *edited, *(draw_moved(rng, scene) for scene in originals)]
     answers = torch.tensor([caption_answers(scene) for scene in scenes])
     return ContrastBatch(
@@ -81,6 +83,10 @@ def draw_batch(seed: str) -> ContrastBatch:
         same=(answers[:, None] == answers[None]).all(-1),
         answers=answers,
     )
+
+
+def _draw_edited(rng: random.Random, scene: Scene) -> Scene:
+    return draw_edit_of(rng, scene, rng.choice(EDIT_TYPES)).edited
 
 
 def replace_order(rng: random.Random, described: Described) -> Described:
@@ -133,14 +139,17 @@ class PictureReader(nn.Module):
         return by_caption + 2.0 * by_reading + 0.1 * by_place
 
 
-def train_clip(folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer, *, seed: int, num_steps: int, device: str = "cpu") -> None:
+def train_clip(
+    folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer, *, seed: int, num_steps: int, device: str = "cpu"
+) -> None:
     """Trains the picture tower of `clip` in place."""
     torch.manual_seed(seed)
     reader = PictureReader(clip, tokenizer).to(device)
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(hash((seed, step)))
-        return reader(draw_batch(f"{seed} clip {step}"))
+        loss: Tensor = reader(draw_batch(f"{seed} clip {step}"))
+        return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=150, ema_decay=0.995, weight_decay=0.05)
     train(reader, loss_at, config, checkpoint=folder / "clip.pt", name="clip")
@@ -172,7 +181,8 @@ def text_encoder_of(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextM
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    encoder = CLIPTextModel(config).eval()
+    encoder = CLIPTextModel(config)
+    encoder.requires_grad_(False)
     prefix = "text_model." if any(key.startswith("text_model.") for key in encoder.state_dict()) else ""
     source = clip.state_dict()
     target = {
@@ -185,7 +195,9 @@ def text_encoder_of(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextM
         target |= _text_layer(source, layer)
     missing, unexpected = encoder.load_state_dict({prefix + key: value for key, value in target.items()}, strict=False)
     if unexpected or any("position_ids" not in key for key in missing):
-        raise RuntimeError(f"CLIPTextModel has other weights than expected: missing {missing}, unexpected {unexpected}.")
+        raise RuntimeError(
+            f"CLIPTextModel has other weights than expected: missing {missing}, unexpected {unexpected}."
+        )
     return encoder
 
 

@@ -40,7 +40,7 @@ def write_language_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     learned.train_from_iterator(("".join(draw_text(rng)) for _ in range(3000)), trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=learned, eos_token=END, pad_token=END, bos_token=END, model_max_length=CONTEXT_LENGTH
     )
     tokenizer.save_pretrained(folder)
@@ -70,12 +70,14 @@ def train_language_model(
 ) -> LlamaForCausalLM:
     """Trains on the completion alone; the prompt is given."""
     torch.manual_seed(seed)
-    model = new_language_model(len(tokenizer)).to(device)
+    model = new_language_model(len(tokenizer))
+    torch.nn.Module.to(model, device)
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"{seed} language {step}")
         tokens, labels = _batch(tokenizer, [draw_text(rng) for _ in range(BATCH_SIZE)])
-        return model(input_ids=tokens.to(device), labels=labels.to(device)).loss
+        loss: Tensor = model(input_ids=tokens.to(device), labels=labels.to(device)).loss
+        return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=100, ema_decay=0.99)
     train(model, loss_at, config, checkpoint=folder / "language_model.pt", name="language model")

@@ -1,4 +1,4 @@
-"""The text tower, taught to read before it is frozen: linear heads on its states answer what a caption or instruction says.
+"""The text tower, taught to read before it is frozen: linear heads on its states answer what a text says.
 
 Two objects never share a shape, so "which colour and size has the star, if any" for each shape describes a scene fully.
 The heads are thrown away; what stays is that every attribute and every binding lies open in the states that the
@@ -44,7 +44,7 @@ def caption_answers(scene: Scene) -> list[int]:
 
 
 def edit_answers(edit: SceneEdit) -> list[int]:
-    """Type of the edit, shape that it is about, and what it sets: background, size, colour, shape (last class: nothing)."""
+    """Type of the edit, the shape it is about, what it sets: background, size, colour, shape (last class: nothing)."""
     before, after = edit.original, edit.edited
     new = set(after.objects) - set(before.objects)
     old = set(before.objects) - set(after.objects)
@@ -52,7 +52,9 @@ def edit_answers(edit: SceneEdit) -> list[int]:
     made = next(iter(new), None)
     kind = edit.edit_type
     sets = {"colour": {"colour"}, "shape": {"shape"}, "size": {"size"}}.get(kind, {"colour", "shape", "size"})
-    pick = {name: getattr(made, name) if made is not None and name in sets else None for name in ("size", "colour", "shape")}
+    pick = {
+        name: getattr(made, name) if made is not None and name in sets else None for name in ("size", "colour", "shape")
+    }
     return [
         EDIT_TYPES.index(kind),
         _index(SHAPES, about.shape if about is not None else None),
@@ -81,7 +83,8 @@ class Reader(nn.Module):
     def states(self, tokens: Tensor) -> Tensor:
         """(N, T) token ids to (N, T, width) normalised states."""
         x = self.clip.token_embedding(tokens) + self.clip.positional_embedding
-        return self.clip.ln_final(self.clip.transformer(x, attn_mask=self.clip.attn_mask))
+        states: Tensor = self.clip.ln_final(self.clip.transformer(x, attn_mask=self.clip.attn_mask))
+        return states
 
     def loss(self, tokens: Tensor, answers: Tensor, head: nn.Linear, classes: list[int]) -> Tensor:
         """Mean cross-entropy of all questions, asked at the end token and at a padding position."""
@@ -96,10 +99,12 @@ class Reader(nn.Module):
         return torch.stack([F.cross_entropy(part, twice[:, k]) for k, part in enumerate(parts)]).mean()
 
 
-def train_text_tower(folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer, *, seed: int, num_steps: int) -> None:
+def train_text_tower(
+    folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer, *, seed: int, num_steps: int, device: str = "cpu"
+) -> None:
     """Teaches the text tower of `clip` in place; the projection is left to the contrast that follows."""
     torch.manual_seed(seed)
-    reader = Reader(clip)
+    reader = Reader(clip).to(device)
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(hash((seed, step)))
@@ -107,13 +112,15 @@ def train_text_tower(folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenize
         edits = [draw_edit(rng) for _ in range(BATCH_SIZE)]
         captions = [draw_caption(rng, edit.original) for edit in edits]
         asked = [edit.edit_prompt for edit in edits]
-        tokens = tokenizer(captions + asked, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        of_captions = torch.tensor([caption_answers(edit.original) for edit in edits])
-        of_edits = torch.tensor([edit_answers(edit) for edit in edits])
+        tokens = tokenizer(captions + asked, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
+            device
+        )
+        of_captions = torch.tensor([caption_answers(edit.original) for edit in edits], device=device)
+        of_edits = torch.tensor([edit_answers(edit) for edit in edits], device=device)
         return reader.loss(tokens[:BATCH_SIZE], of_captions, reader.caption_head, CAPTION_CLASSES) + reader.loss(
             tokens[BATCH_SIZE:], of_edits, reader.edit_head, EDIT_CLASSES
         )
 
     config = LoopConfig(num_steps=num_steps, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.99, weight_decay=0.02)
     train(reader, loss_at, config, checkpoint=folder / "text.pt", name="text")
-    clip.visual.requires_grad_(True)
+    clip.requires_grad_(True)

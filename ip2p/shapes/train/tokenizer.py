@@ -39,7 +39,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     symbols = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
     symbols += [a + b for a, b in merges]
     vocab = {token: index for index, token in enumerate(dict.fromkeys([*symbols, START, END]))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT_LENGTH)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT_LENGTH)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))

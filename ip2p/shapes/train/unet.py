@@ -127,7 +127,8 @@ def train_unet(
         target = scheduler.get_velocity(latents, noise, timesteps)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             predicted = unet(noisy, timesteps, hidden).sample
-        return (predicted.float() - target).square().mean()
+        loss: Tensor = (predicted.float() - target).square().mean()
+        return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=1e-3, warmup_steps=300, ema_decay=0.999)
     return train(unet, loss_at, config, checkpoint=folder / "unet.pt", name="unet")
