@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import multiprocessing
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import wait as wait_for_any
-from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 from prefect import Flow
@@ -24,8 +26,10 @@ def make_task_runner(config: RunnerConfig) -> TaskRunner[Any]:
     if config.kind == "threads":
         return ThreadPoolTaskRunner(max_workers=config.max_workers)
     if config.kind == "processes":
-        places = _places(config.max_workers)
-        return ProcessPoolTaskRunner(max_workers=config.max_workers, initializer=start_worker, initargs=(places,))
+        claims = tempfile.mkdtemp(prefix="ip2p-workers-")
+        atexit.register(shutil.rmtree, claims, ignore_errors=True)
+        initargs = (claims, _places(config.max_workers))
+        return ProcessPoolTaskRunner(max_workers=config.max_workers, initializer=start_worker, initargs=initargs)
     return _make_ray_runner(config)
 
 
@@ -34,11 +38,22 @@ def with_runner(flow: Flow[..., Any], config: RunnerConfig) -> Flow[..., Any]:
     return flow.with_options(task_runner=make_task_runner(config))
 
 
-def start_worker(places: Queue[dict[str, str]]) -> None:
+def start_worker(claims: str, places: Sequence[dict[str, str]]) -> None:
     """Gives a worker process its device, its log on the terminal, and an end when its parent ends."""
-    os.environ.update(places.get())
+    os.environ.update(_claim_place(Path(claims), places))
     start_logging()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _claim_place(claims: Path, places: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The first place that no other worker has a file for; Prefect pickles the runner, which no queue survives."""
+    for number, place in enumerate(places):
+        try:
+            (claims / str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return place
+    raise RuntimeError(f"all {len(places)} places for workers are taken. Start the run again.")
 
 
 def raise_first_failure(futures: Iterable[PrefectFuture[Any]]) -> None:
@@ -52,14 +67,12 @@ def raise_first_failure(futures: Iterable[PrefectFuture[Any]]) -> None:
             state.result()
 
 
-def _places(num_workers: int) -> Queue[dict[str, str]]:
-    """One entry of environment variables per worker: its GPU, or its share of the cores."""
-    places: Queue[dict[str, str]] = multiprocessing.get_context("spawn").Queue()
+def _places(num_workers: int) -> list[dict[str, str]]:
+    """Environment variables of each worker: its GPU, or its share of the cores."""
     gpus = _gpus()
-    threads = str(max(1, (os.cpu_count() or 1) // num_workers))
-    for number in range(num_workers):
-        places.put({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {"OMP_NUM_THREADS": threads})
-    return places
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(num_workers)]
+    return [{"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_workers))}] * num_workers
 
 
 def _gpus() -> Sequence[str]:
@@ -79,8 +92,7 @@ def _exit_with_parent() -> None:
 
 def _make_ray_runner(config: RunnerConfig) -> TaskRunner[Any]:
     try:
-        with contextlib.suppress(AttributeError):
-            from prefect_ray import RayTaskRunner
+        from prefect_ray import RayTaskRunner
     except ImportError as error:
         raise ValueError("runner.kind ray needs prefect-ray. Install it with: pip install 'ip2p[ray]'") from error
     options = {} if config.address else {"num_cpus": config.max_workers}

@@ -278,7 +278,7 @@ class EvaluationConfig:
     """How well the editor edits and how much it keeps."""
 
     domain: str | None = None
-    """`module:Class` of a domain that draws held-out edits and judges them; without one the dataset's test split is used."""
+    """`module:Class` of a domain that draws held-out edits and judges them; else the test split and CLIP alone."""
     num_edits: int = 490
     """Held-out edits for the oracle's figures."""
     num_sweep_edits: int = 70

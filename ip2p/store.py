@@ -1,7 +1,7 @@
 """What lies in a run folder, and when a part of it counts as done.
 
-A shard is written under a temporary name and renamed; its sidecar comes last. A shard is done when its sidecar is there,
-names the fingerprint that is asked for and its checksum holds.
+A shard is written under a temporary name and renamed; its sidecar comes last. A shard is done when its sidecar is
+there, names the fingerprint that is asked for and its checksum holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Words of the domain: what is said can be read back, and an instruction words exactly the step between two captions."""
+"""Words of the domain: what is said is read back, and an instruction words exactly the step between two captions."""
 
 from __future__ import annotations
 

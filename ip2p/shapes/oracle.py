@@ -102,9 +102,7 @@ def _dirt(labels: npt.NDArray[np.int32], num: int) -> float:
     return float(sum(area for area in areas if area < MIN_AREA))
 
 
-def _uneven(
-    pixels: npt.NDArray[np.float32], ground: npt.NDArray[np.float32], things: npt.NDArray[np.bool_]
-) -> float:
+def _uneven(pixels: npt.NDArray[np.float32], ground: npt.NDArray[np.float32], things: npt.NDArray[np.bool_]) -> float:
     """Share of the background, away from the objects' edges, that is not in its colour."""
     away = ~ndimage.binary_dilation(things, iterations=3)
     off = np.linalg.norm(pixels - ground, axis=-1) > MAX_GROUND_STEP

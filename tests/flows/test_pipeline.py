@@ -64,7 +64,9 @@ def test_the_run_leaves_artifacts_for_counts_scores_and_the_report(finished_run:
     with get_client(sync_client=True) as client:
         found = {
             artifact.key: artifact
-            for artifact in client.read_artifacts(artifact_filter=keys, sort=ArtifactSort.CREATED_DESC)
+            for artifact in client.read_artifacts(
+                artifact_filter=keys, sort=ArtifactSort.CREATED_DESC, limit=50, offset=0
+            )
         }
     assert set(found) == set(wanted)
     assert "index.html" in str(found["report"].data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import tasks
 from flows.dataset import dataset_flow
-from flows.runners import make_task_runner, raise_first_failure, with_runner
+from flows.runners import _claim_place, make_task_runner, raise_first_failure, with_runner
 from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.store import RunFolder
 
@@ -26,6 +27,13 @@ def test_threads_are_as_many_as_the_config_says() -> None:
 def test_ray_without_its_package_is_one_line_with_the_command_that_installs_it() -> None:
     with pytest.raises(ValueError, match=r"pip install 'ip2p\[ray\]'"):
         make_task_runner(RunnerConfig(kind="ray"))
+
+
+def test_every_worker_gets_a_place_of_its_own(tmp_path: Path) -> None:
+    places = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        claimed = list(pool.map(lambda _: _claim_place(tmp_path, places), range(3)))
+    assert sorted(place["CUDA_VISIBLE_DEVICES"] for place in claimed) == ["0", "1", "2"]
 
 
 def _tries(config: PipelineConfig, error: type[Exception]) -> int:

@@ -1,4 +1,4 @@
-"""Writes the trained models in the folder formats of diffusers, open_clip and transformers, and captions beside them."""
+"""Writes the trained models in the formats of diffusers, open_clip and transformers, and the captions beside them."""
 
 from __future__ import annotations
 

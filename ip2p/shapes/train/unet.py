@@ -65,6 +65,7 @@ def new_scheduler() -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
+        steps_offset=1,  # as Stable Diffusion; trailing spacing does not use it
         set_alpha_to_one=False,
     )
 
