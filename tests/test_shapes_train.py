@@ -11,13 +11,24 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from ip2p.shapes.language import EDIT_TYPES, draw_caption, draw_edit
+from ip2p.shapes.language import EDIT_TYPES, describe, draw_caption, draw_edit
+from ip2p.shapes.oracle import read_scene
 from ip2p.shapes.scene import draw_scene
-from ip2p.shapes.train.clip import contrast, draw_batch, new_clip, text_encoder_of, write_clip
+from ip2p.shapes.train.clip import (
+    EDITS_PER_GROUP,
+    GROUPS,
+    contrast,
+    draw_batch,
+    keep_layout,
+    new_clip,
+    text_encoder_of,
+    write_clip,
+)
 from ip2p.shapes.train.export import write_captions
 from ip2p.shapes.train.figures import one_attribute_apart, says
 from ip2p.shapes.train.language_model import draw_text
 from ip2p.shapes.train.loop import LoopConfig, learning_rate_at, train
+from ip2p.shapes.train.spoil import spoil
 from ip2p.shapes.train.text import CAPTION_CLASSES, EDIT_CLASSES, caption_answers, edit_answers
 from ip2p.shapes.train.tokenizer import CONTEXT_LENGTH, domain_words, write_tokenizer
 from ip2p.shapes.train.unet import draw_timesteps, new_scheduler
@@ -115,10 +126,30 @@ def test_the_answers_to_an_edit_name_what_it_sets_and_nothing_else(edit_type: st
 
 def test_a_contrast_batch_marks_pictures_that_say_the_same() -> None:
     batch = draw_batch("seed")
-    groups = len(batch.same) // 5
-    assert batch.pixels.shape == (5 * groups, 3, 64, 64) and len(batch.captions) == 5 * groups
-    assert all(batch.same[group, 4 * groups + group] for group in range(groups))
+    per_group = 2 + EDITS_PER_GROUP  # the original, its edits, the original with everything elsewhere
+    assert batch.pixels.shape == (per_group * GROUPS, 3, 64, 64) and len(batch.captions) == per_group * GROUPS
+    assert all(batch.same[group, (per_group - 1) * GROUPS + group] for group in range(GROUPS))
     assert batch.same.diagonal().all()
+    assert batch.spoiled.shape == (2 * GROUPS, 3, 64, 64) and batch.moved_edits.shape == (GROUPS, 3, 64, 64)
+
+
+def test_an_edit_in_place_must_lead_the_same_edit_with_things_moved() -> None:
+    original, away = torch.eye(4)[:1], torch.eye(4)[1:2]
+    good = keep_layout(original, original, away)
+    assert good < 1e-4 < keep_layout(original, original, original) < keep_layout(original, away, original)
+
+
+def test_a_caption_that_fits_a_spoiled_picture_costs() -> None:
+    vectors, same, scale = torch.eye(4), torch.eye(4, dtype=torch.bool), torch.tensor(50.0)
+    assert contrast(vectors, vectors, scale, same, vectors[:1]) > 0.05 > contrast(vectors, vectors, scale, same)
+
+
+@pytest.mark.parametrize("num_objects", [0, 1, 2])
+def test_a_spoiled_picture_does_not_read_as_its_scene(num_objects: int) -> None:
+    rng = random.Random(5)
+    scenes = [draw_scene(rng, num_objects=num_objects) for _ in range(60)]
+    found = [says(read_scene(spoil(rng, scene)), describe(scene)) for scene in scenes]
+    assert sum(found) <= 0.25 * len(found)  # a bend or a lost corner may be slight
 
 
 def test_the_contrast_of_perfect_vectors_is_near_zero_and_ignores_duplicates() -> None:
@@ -145,8 +176,6 @@ def test_a_two_object_scene_has_thirty_one_neighbours() -> None:
     edit = draw_edit(rng, edit_type="add")
     while len(edit.edited.objects) < 2:
         edit = draw_edit(rng, edit_type="add")
-    from ip2p.shapes.language import describe
-
     described = describe(edit.edited)
     near = one_attribute_apart(described)
     assert len(set(near)) == 31 and described not in near

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
 from ip2p.loading import check_model_source, load_once, resolve_device
 
 
 def load_editor(path: str, device: str = "auto", revision: str | None = None) -> StableDiffusionInstructPix2PixPipeline:
-    """The editor of a folder, a run folder or a hub id. ValueError where it is none."""
+    """The editor of a folder or a hub id, anew where the folder was written since. ValueError where it is none."""
     place = resolve_device(device)
-    return load_once(("editor", path, revision, place), lambda: _load(path, revision, place))
+    return load_once(("editor", path, revision, place, _written_at(path)), lambda: _load(path, revision, place))
+
+
+def _written_at(path: str) -> int | None:
+    index = Path(path) / "model_index.json"
+    return index.stat().st_mtime_ns if index.is_file() else None
 
 
 def _load(path: str, revision: str | None, device: str) -> StableDiffusionInstructPix2PixPipeline:

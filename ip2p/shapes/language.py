@@ -197,6 +197,10 @@ def _inside(scene: Scene) -> bool:
     return fits and (len(scene.objects) < 2 or scene.objects[0].clears(scene.objects[1]))
 
 
+def _is_drawable(scene: Scene) -> bool:
+    return scene.is_visible and _inside(scene)
+
+
 def draw_edit(rng: random.Random, *, edit_type: str | None = None) -> SceneEdit:
     """Draws a scene and an edit of it; without `edit_type` each of the seven types is equally likely."""
     kind = edit_type or rng.choice(EDIT_TYPES)
@@ -213,7 +217,7 @@ def draw_edit_of(rng: random.Random, original: Scene, edit_type: str) -> SceneEd
     for _ in range(200):
         index = rng.randrange(max(1, len(original.objects)))
         edited = _EDITS[kind](rng, original, index)
-        if _inside(edited):
+        if _is_drawable(edited):
             words = draw_instruction(rng, kind, original, edited, index)
             return SceneEdit(original=original, edited=edited, edit_type=kind, edit_prompt=words)
     return draw_edit_of(rng, original, rng.choice(kinds))

@@ -41,6 +41,8 @@ BACKGROUNDS: dict[str, Rgb] = {
     "brown": (112, 74, 48),
     "lime": (172, 218, 110),
 }
+MIN_CONTRAST = 120.0
+"""Least RGB distance of an object from its background (black to white is 441): less is lost in latents this small."""
 SIZES = {"small": 9.0, "large": 15.0}
 """Circumradius in pixels of each size."""
 
@@ -77,6 +79,12 @@ class Scene:
     background: str
     objects: tuple[SceneObject, ...] = ()
 
+    @property
+    def is_visible(self) -> bool:
+        """Says whether every object stands out against the background."""
+        ground = BACKGROUNDS[self.background]
+        return all(math.dist(COLOURS[thing.colour], ground) >= MIN_CONTRAST for thing in self.objects)
+
     def with_object(self, index: int, new: SceneObject) -> Scene:
         """Returns the scene with one object exchanged."""
         return replace(self, objects=(*self.objects[:index], new, *self.objects[index + 1 :]))
@@ -89,7 +97,9 @@ def draw_scene(rng: random.Random, *, num_objects: int | None = None) -> Scene:
     shapes = rng.sample(SHAPES, num_objects)
     colours = rng.sample(list(COLOURS), num_objects)
     sizes = [rng.choice(list(SIZES)) for _ in range(num_objects)]
-    return Scene(background=rng.choice(list(BACKGROUNDS)), objects=_place(rng, shapes, colours, sizes))
+    objects = _place(rng, shapes, colours, sizes)
+    scenes = [Scene(background=name, objects=objects) for name in BACKGROUNDS]
+    return rng.choice([scene for scene in scenes if scene.is_visible])
 
 
 def _place(

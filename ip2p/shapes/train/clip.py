@@ -1,14 +1,16 @@
 """The CLIP that scores pairs: a picture tower trained against the text tower that was taught to read before.
 
 The text tower stays as it is (only its projection moves), so that the denoiser and the judge share one. Beside the
-captions, two things are asked of a picture's embedding: that a linear head can name its objects, and that it differs
-from the same objects at other places, so that image similarity notices what moved. The head is thrown away.
+captions, a picture's embedding must let a linear head name its objects (the head is thrown away), must fit no caption
+where the picture is spoiled, and must be nearer to an edit in place than to one in which things moved: text similarity
+then notices what a denoiser gets wrong, and image similarity what prompt-to-prompt failed to keep.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,28 +23,37 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ip2p.evaluation.domain import Pixels
 from ip2p.shapes.language import EDIT_TYPES, Described, caption, describe, draw_edit_of, draw_moved
 from ip2p.shapes.scene import Scene, draw_scene, render
 from ip2p.shapes.train.loop import LoopConfig, train
+from ip2p.shapes.train.spoil import spoil
 from ip2p.shapes.train.text import CAPTION_CLASSES, caption_answers
 from ip2p.shapes.train.tokenizer import CONTEXT_LENGTH
 from ip2p.shapes.train.vae import to_pixels
 
 EMBED_DIM, TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 128, 3, 4
-GROUPS, EDITS_PER_GROUP = 16, 3
+GROUPS, EDITS_PER_GROUP = 16, 2
+LAYOUT_MARGIN = 0.2
+"""Lead in cosine similarity that an edit in place shall have over the same edit with things moved."""
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class ContrastBatch:
-    """Pictures grouped as [originals, edited, moved], with what belongs to each."""
+    """Pictures grouped as [originals, edited, moved] with what belongs to each, then pictures that have no caption."""
 
     pixels: Tensor
+    """(N, 3, 64, 64) with captions."""
     captions: list[str]
     same: Tensor
     """(N, N) bool: pictures whose captions say the same."""
     answers: Tensor
     """(N, questions) class numbers for the reading head."""
+    spoiled: Tensor
+    """(M, 3, 64, 64): failures to show one of the originals' or moved scenes."""
+    moved_edits: Tensor
+    """(GROUPS, 3, 64, 64): the first edit of each original with everything elsewhere."""
 
 
 def model_config(vocab_size: int) -> dict[str, Any]:
@@ -69,20 +80,25 @@ def new_clip(vocab_size: int) -> open_clip.CLIP:
 
 
 def draw_batch(seed: str) -> ContrastBatch:
-    """Groups of a scene, several one-step edits of it and a copy with everything elsewhere."""
+    """Groups of a scene, one-step edits of it and copies of both with everything elsewhere."""
     rng = random.Random(seed)
     originals = [draw_scene(rng) for _ in range(GROUPS)]
-    edited = [
-        draw_edit_of(rng, scene, rng.choice(EDIT_TYPES)).edited for scene in originals for _ in range(EDITS_PER_GROUP)
-    ]
-    scenes = [*originals, *edited, *(draw_moved(rng, scene) for scene in originals)]
+    edited = [_draw_edited(rng, scene) for scene in originals for _ in range(EDITS_PER_GROUP)]
+    moved = [draw_moved(rng, scene) for scene in originals]
+    scenes = [*originals, *edited, *moved]
     answers = torch.tensor([caption_answers(scene) for scene in scenes])
     return ContrastBatch(
-        pixels=to_pixels(np.stack([render(scene) for scene in scenes])),
+        pixels=_pictures(render(scene) for scene in scenes),
         captions=[caption(replace_order(rng, describe(scene)), rng.randrange(12)) for scene in scenes],
         same=(answers[:, None] == answers[None]).all(-1),
         answers=answers,
+        spoiled=_pictures(spoil(rng, scene) for scene in (*originals, *moved)),
+        moved_edits=_pictures(render(draw_moved(rng, scene)) for scene in edited[::EDITS_PER_GROUP]),
     )
+
+
+def _pictures(images: Iterable[Pixels]) -> Tensor:
+    return to_pixels(np.stack(list(images)))
 
 
 def _draw_edited(rng: random.Random, scene: Scene) -> Scene:
@@ -102,12 +118,16 @@ def roughen(pixels: Tensor) -> Tensor:
     return mixed + torch.randn_like(mixed) * 0.06 * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
 
 
-def contrast(left: Tensor, right: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE over unit vectors; pairs that `same` marks off the diagonal are no negatives."""
+def contrast(left: Tensor, right: Tensor, scale: Tensor, same: Tensor, no_match: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE over unit vectors; pairs that `same` marks off the diagonal are no negatives.
+
+    `no_match` are further vectors on the left's side that nothing on the right fits.
+    """
     off_diagonal = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     logits = (scale * left @ right.T).masked_fill(off_diagonal, -torch.inf)
     target = torch.arange(len(left), device=left.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    of_right = logits.T if no_match is None else torch.cat([logits.T, scale * right @ no_match.T], 1)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(of_right, target)) / 2
 
 
 class PictureReader(nn.Module):
@@ -123,20 +143,30 @@ class PictureReader(nn.Module):
         clip.positional_embedding.requires_grad_(False)
 
     def forward(self, batch: ContrastBatch) -> Tensor:
-        """The sum of contrast, reading and place."""
+        """The sum of contrast, reading, copies and layout."""
         device = self.head.weight.device
-        pixels = roughen(torch.cat([batch.pixels, batch.pixels[:GROUPS]]).to(device))
-        embedded = self.clip.encode_image(pixels)
-        images = F.normalize(embedded, dim=-1)
-        images, copies = images[:-GROUPS], images[-GROUPS:]
+        num, groups = len(batch.pixels), GROUPS
+        pixels = torch.cat([batch.pixels, batch.pixels[:groups], batch.spoiled, batch.moved_edits])
+        embedded = F.normalize(self.clip.encode_image(roughen(pixels.to(device))), dim=-1)
+        sizes = [num, groups, len(batch.spoiled), groups]
+        images, copies, spoiled, moved_edits = torch.split(embedded, sizes)
         tokens = self.tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         captions = self.clip.encode_text(tokens.to(device), normalize=True)
-        by_caption = contrast(images, captions, self.clip.logit_scale.exp().clamp(max=100), batch.same.to(device))
+        scale = self.clip.logit_scale.exp().clamp(max=100)
+        by_caption = contrast(images, captions, scale, batch.same.to(device), spoiled)
         answers = batch.answers.to(device)
         parts = self.head(12 * images).split(CAPTION_CLASSES, -1)
         by_reading = torch.stack([F.cross_entropy(part, answers[:, k]) for k, part in enumerate(parts)]).mean()
-        by_place = F.cross_entropy(20.0 * copies @ images.T, torch.arange(GROUPS, device=device))
-        return by_caption + 2.0 * by_reading + 0.1 * by_place
+        by_copy = F.cross_entropy(20.0 * copies @ images.T, torch.arange(groups, device=device))
+        edits = images[groups : groups + groups * EDITS_PER_GROUP : EDITS_PER_GROUP]
+        by_layout = keep_layout(images[:groups], edits, moved_edits)
+        return by_caption + 2.0 * by_reading + 0.1 * by_copy + 0.5 * by_layout
+
+
+def keep_layout(originals: Tensor, edits: Tensor, moved_edits: Tensor) -> Tensor:
+    """Asks that an edit in place be nearer to its original than the same edit with everything elsewhere."""
+    lead = (originals * edits).sum(-1) - (originals * moved_edits).sum(-1)
+    return F.softplus(-20.0 * (lead - LAYOUT_MARGIN)).mean()
 
 
 def train_clip(

@@ -19,6 +19,8 @@ def write_stable_diffusion(
     folder: Path, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> None:
     """Writes the folder that `StableDiffusionPipeline.from_pretrained` loads; the UNet in half precision."""
+    for model in (vae, unet):
+        model.register_to_config(_name_or_path="")  # else the folder that it was loaded from
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
