@@ -222,6 +222,8 @@ class TrainingConfig:
     """Use the first so many rows."""
     resolution: int = 256
     """Images are resized to this many pixels on the short side and cropped square."""
+    random_flip: bool = False
+    """Mirror half of the samples, both images; not for instructions that say left or right."""
     train_batch_size: int = 16
     """Samples per step and process."""
     gradient_accumulation_steps: int = 1

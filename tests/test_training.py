@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def test_the_cache_holds_what_the_encoders_say(tmp_path: Path, tiny_sd: Path) ->
     config = tiny_training(tiny_sd)
     rows = open_rows(str(write_pairs(tmp_path, [pair(number) for number in range(5)])), config)
     cache = load_cache(tmp_path / "cache", rows, config, Accelerator(cpu=True))
-    batch = cache.take([4, 1])
+    batch = cache.take([4, 1], [False, True])
     raw = [list(rows.read())[number] for number in (4, 1)]
     pixels = torch.from_numpy(np.stack([decode_pair(row, 64) for row in raw])).permute(1, 0, 4, 2, 3) / 127.5 - 1
     vae = load_vae(config, CPU)
@@ -208,6 +209,24 @@ def test_the_cache_holds_what_the_encoders_say(tmp_path: Path, tiny_sd: Path) ->
         assert torch.allclose(batch.text, encode_text(encoder, tokenizer, prompts), atol=1e-5)
         assert torch.allclose(cache.null_text, encode_text(encoder, tokenizer, [""]), atol=1e-5)
     assert sum(len(text) for text in cache.texts) == 1 + 3
+
+
+def test_the_mirrored_latents_are_those_of_the_mirrored_images(tmp_path: Path, tiny_sd: Path) -> None:
+    data = write_pairs(tmp_path, [pair(number) for number in range(3)])
+    plain, mirroring = tiny_training(tiny_sd), tiny_training(tiny_sd, random_flip=True)
+    caches = [
+        load_cache(tmp_path / str(n), open_rows(str(data), each), each, Accelerator(cpu=True))
+        for n, each in enumerate((plain, mirroring))
+    ]
+    as_they_are = [cache.take([0, 2], [False, False]) for cache in caches]
+    assert torch.equal(as_they_are[0].mean, as_they_are[1].mean)
+    (raw,) = itertools.islice(open_rows(str(data), plain).read(), 2, 3)
+    pixels = torch.from_numpy(decode_pair(raw, 64)[:, :, ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        told = load_vae(plain, CPU).encode(pixels).latent_dist
+    turned = caches[1].take([2], [True])
+    assert torch.allclose(turned.condition[0], told.mode()[0], atol=1e-5)
+    assert torch.allclose(turned.mean[0], told.mean[1], atol=1e-5)
 
 
 def test_rows_that_are_of_no_use_are_dropped_and_counted(tmp_path: Path, tiny_sd: Path) -> None:

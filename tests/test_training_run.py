@@ -159,7 +159,7 @@ def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
     trainer = trainer_on(folder, tmp_path, config)
     for part in trainer.cache.rows:  # the random autoencoder's own spread could not be learnt
         part["deviation"] = torch.zeros_like(part["deviation"])
-        part["mean"] = torch.arange(4.0)[:, None, None, None].expand_as(part["mean"]) - 1.5
+        part["mean"] = torch.arange(4.0)[:, None, None, None, None].expand_as(part["mean"]) - 1.5
     with torch.no_grad():
         before = torch.stack([trainer.loss(10**6 + n) for n in range(4)]).mean()
     for step in range(60):
@@ -169,7 +169,12 @@ def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
     assert after < 0.4 * before
 
 
-@pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"snr_gamma": 5.0, "use_ema": False}])
+CHANGES = [{"mixed_precision": "bf16", "random_flip": True}, {"snr_gamma": 5.0, "use_ema": False}]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+    "changes", [{"mixed_precision": "bf16", "random_flip": True}, {"snr_gamma": 5.0, "use_ema": False}]
+)
 def test_variants_of_the_loop_train(tmp_path: Path, data: Path, tiny_sd: Path, changes: dict[str, object]) -> None:
     config = tiny_training(tiny_sd, max_train_steps=2, gradient_checkpointing=True, **changes)
     summary = run(config, str(data), tmp_path / "out", tmp_path / "model", Stop())

@@ -1,9 +1,10 @@
 """What the frozen encoders say of every pair, computed once and kept on disk.
 
-Per row: mean and deviation of the edited image's posterior (so that each step samples anew), the mode of the original
-image's, *not* scaled (as the original's weights and diffusers' pipeline expect). Per instruction: the text encoder's
-hidden states; number 0 is the empty instruction. Parts are safetensors, memory-mapped, each written atomically: a
-killed build goes on where it stopped. The key is a hash of model, data and resolution.
+Per row, and for `random_flip` once more for its mirror image: mean and deviation of the edited image's posterior (so
+that each step samples anew), the mode of the original image's, *not* scaled (as the original's weights and diffusers'
+pipeline expect). Per instruction: the text encoder's hidden states; number 0 is the empty instruction. Parts are
+safetensors, memory-mapped, each written atomically: a killed build goes on where it stopped. The key is a hash of
+model, data, resolution and mirroring.
 """
 
 from __future__ import annotations
@@ -81,16 +82,19 @@ class LatentCache:
     @property
     def latent_shape(self) -> torch.Size:
         """(C, H, W)."""
-        return self.rows[0]["mean"].shape[1:]
+        return self.rows[0]["mean"].shape[2:]
 
-    def take(self, samples: list[int]) -> Batch:
-        """The samples of these numbers."""
+    def take(self, samples: list[int], mirrored: list[bool]) -> Batch:
+        """The samples of these numbers, mirrored where it says so and the cache was built for it."""
         parts = np.searchsorted(self.starts, samples, side="right") - 1
         offsets = np.asarray(samples) - self.starts[parts]
         places = [(self.rows[part], int(offset)) for part, offset in zip(parts, offsets, strict=True)]
         prompts = [int(part["prompt"][place]) for part, place in places]
         mean, deviation, condition = (
-            torch.stack([part[name][place] for part, place in places]) for name in ("mean", "deviation", "condition")
+            torch.stack(
+                [part[name][at][-1 if mirror else 0] for (part, at), mirror in zip(places, mirrored, strict=True)]
+            )
+            for name in ("mean", "deviation", "condition")
         )
         text = torch.stack([self.texts[prompt // ROWS_PER_PART][prompt % ROWS_PER_PART] for prompt in prompts])
         return Batch(mean, deviation, condition, text)
@@ -98,7 +102,9 @@ class LatentCache:
 
 def cache_key(rows: Rows, config: TrainingConfig) -> str:
     """Hash of what decides the cache's content."""
-    return fingerprint(rows.fingerprint, model_fingerprint(config), config.resolution, str(_storage(config)))
+    return fingerprint(
+        rows.fingerprint, model_fingerprint(config), config.resolution, config.random_flip, str(_storage(config))
+    )
 
 
 def _storage(config: TrainingConfig) -> torch.dtype:
@@ -200,7 +206,7 @@ def _encode_block(
     """Encodes the rows that decode; counts the others by reason."""
     batch_size = max(1, min(64, 64 * 256**2 // config.resolution**2 // 2))
     kept: list[int] = []
-    encoded: list[tuple[Tensor, Tensor, Tensor]] = []
+    encoded: list[tuple[Tensor, ...]] = []
     dropped: Counter[str] = Counter()
     for some in _batched(block, batch_size):
         images = []
@@ -212,7 +218,7 @@ def _encode_block(
                 kept.append(numbers[str(pair.edit_prompt)])
             first += 1
         if images:
-            encoded.append(encode_pairs(vae, np.stack(images)))
+            encoded.append(_encode_views(vae, np.stack(images), config))
     columns = [torch.cat(parts) for parts in zip(*encoded, strict=True)] or [torch.zeros(0)] * 3
     tensors = dict(zip(("mean", "deviation", "condition"), columns, strict=True))
     return tensors | {"prompt": torch.tensor(kept).long()}, dropped
@@ -229,6 +235,12 @@ def _note(error: ValueError, row: int, dropped: Counter[str]) -> None:
     dropped[str(error).partition(":")[0].partition(",")[0]] += 1
     if dropped.total() <= SHOWN_ERRORS:
         logger.warning("dropped row %d: %s", row, error)
+
+
+def _encode_views(vae: AutoencoderKL, images: np.ndarray, config: TrainingConfig) -> tuple[Tensor, ...]:
+    """Each (N, views, C, H, W): the images as they are and, for `random_flip`, mirrored."""
+    views = [images, images[..., ::-1, :].copy()] if config.random_flip else [images]
+    return tuple(torch.stack(view, 1) for view in zip(*(encode_pairs(vae, view) for view in views), strict=True))
 
 
 def encode_pairs(vae: AutoencoderKL, images: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

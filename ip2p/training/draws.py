@@ -23,6 +23,8 @@ class StepDraws:
     """(N,) integers."""
     dropout: Tensor
     """(N,) uniform in [0, 1)."""
+    mirrored: Tensor
+    """(N,) bool, even odds."""
 
 
 def draw_step(shape: torch.Size, num_train_timesteps: int, *key: object) -> StepDraws:
@@ -33,6 +35,7 @@ def draw_step(shape: torch.Size, num_train_timesteps: int, *key: object) -> Step
         noise=torch.randn(shape, generator=generator),
         timesteps=torch.randint(num_train_timesteps, (shape[0],), generator=generator),
         dropout=torch.rand(shape[0], generator=generator),
+        mirrored=torch.rand(shape[0], generator=generator) < 0.5,
     )
 
 

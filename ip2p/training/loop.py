@@ -82,9 +82,9 @@ class Trainer:
         size = config.train_batch_size
         first = (micro_step * accelerator.num_processes + accelerator.process_index) * size
         samples = draw_samples(len(self.cache), config.seed, first, size)
-        batch: Batch = self.cache.take(samples).to(accelerator.device)
-        key = (config.seed, micro_step, accelerator.process_index)
-        draws = draw_step(batch.mean.shape, len(self.objective.alphas_cumprod), *key)
+        shape = torch.Size((size, *self.cache.latent_shape))
+        draws = draw_step(shape, len(self.objective.alphas_cumprod), config.seed, micro_step, accelerator.process_index)
+        batch: Batch = self.cache.take(samples, draws.mirrored.tolist()).to(accelerator.device)
         posterior, noise, timesteps, dropout = (
             value.to(accelerator.device) for value in (draws.posterior, draws.noise, draws.timesteps, draws.dropout)
         )
