@@ -173,8 +173,6 @@ CHANGES = [{"mixed_precision": "bf16", "random_flip": True}, {"snr_gamma": 5.0, 
 
 
 @pytest.mark.parametrize("changes", CHANGES)
-    "changes", [{"mixed_precision": "bf16", "random_flip": True}, {"snr_gamma": 5.0, "use_ema": False}]
-)
 def test_variants_of_the_loop_train(tmp_path: Path, data: Path, tiny_sd: Path, changes: dict[str, object]) -> None:
     config = tiny_training(tiny_sd, max_train_steps=2, gradient_checkpointing=True, **changes)
     summary = run(config, str(data), tmp_path / "out", tmp_path / "model", Stop())
