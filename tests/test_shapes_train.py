@@ -161,10 +161,11 @@ def test_the_contrast_of_perfect_vectors_is_near_zero_and_ignores_duplicates() -
     assert contrast(doubled, doubled, torch.tensor(50.0), marked) < 1e-6
 
 
-def test_timesteps_cover_all_and_dwell_where_shapes_are_decided() -> None:
+def test_timesteps_cover_all_and_dwell_where_shapes_and_numbers_are_decided() -> None:
     drawn = draw_timesteps(20_000, torch.Generator().manual_seed(0))
     assert drawn.min() == 0 and drawn.max() == 999
-    assert ((drawn >= 100) & (drawn < 600)).float().mean() == pytest.approx(0.75, abs=0.02)
+    assert ((drawn >= 100) & (drawn < 600)).float().mean() == pytest.approx(1 / 6 + 1 / 3, abs=0.02)
+    assert (drawn >= 600).float().mean() == pytest.approx(0.4 / 3 + 1 / 3, abs=0.02)
 
 
 def test_the_last_timestep_is_pure_noise() -> None:

@@ -171,7 +171,7 @@ def test_only_the_training_split_of_a_folder_is_read(tmp_path: Path, tiny_sd: Pa
     assert len(open_rows(str(tmp_path / "dataset" / "data"), tiny_training(tiny_sd, max_train_samples=1))) == 1
 
 
-@pytest.mark.parametrize("data", ["/does/not/exist", "./nor/this", "a/b/c", ""])
+@pytest.mark.parametrize("data", ["/does/not/exist", "./nor/this", "a/b/c", "typo", ""])
 def test_data_that_do_not_exist_are_a_one_line_error(data: str, tiny_sd: Path) -> None:
     with pytest.raises(ValueError, match="does not exist|no data"):
         open_rows(data, tiny_training(tiny_sd))

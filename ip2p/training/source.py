@@ -73,8 +73,8 @@ def find_files(data: str) -> list[Path]:
         return [path]
     if path.is_dir():
         return _find_in(path / "dataset" if (path / "dataset").is_dir() else path)
-    if path.is_absolute() or data.startswith((".", "~")) or data.count("/") > 1:
-        raise ValueError(f"{data} does not exist. Give a folder of parquet files or a hub id.")
+    if path.is_absolute() or data.startswith((".", "~")) or data.count("/") != 1:
+        raise ValueError(f"{data} does not exist. Give a folder of parquet files or a hub id (owner/name).")
     return []
 
 

@@ -41,15 +41,15 @@ class Recipe:
     """Steps of the autoencoder."""
     text_steps: int = 500
     """Steps of the text tower."""
-    clip_steps: int = 1500
+    clip_steps: int = 3400
     """Steps of CLIP's picture tower."""
-    unet_steps: int = 7000
+    unet_steps: int = 14500
     """Steps of the denoiser."""
     decoder_steps: int = 1000
     """Steps of the decoder's second training."""
-    language_steps: int = 700
+    language_steps: int = 12000
     """Steps of the language model."""
-    num_captions: int = 600
+    num_captions: int = 500
     """Captions for the default run."""
     measure: bool = True
     """Print the figures at the end."""

@@ -89,10 +89,14 @@ def latent_pool(folder: Path, vae: AutoencoderKL, *, seed: int, num: int, device
     return LatentPool(load_file(path)["latents"], captions)
 
 
+BANDS = torch.tensor([(0, 1000), (100, 600), (600, 1000)])
+"""A third of the timesteps comes from each: all; where shapes are decided, which latents this small lose by step 600;
+where it is decided how many objects there are, and where."""
+
+
 def draw_timesteps(num: int, generator: torch.Generator) -> Tensor:
-    """Half of them uniform, half where a shape is decided: latents this small lose it by step 600."""
-    low = torch.where(torch.rand(num, generator=generator) < 0.5, 0, 100)
-    high = torch.where(low == 0, 1000, 600)
+    """Timesteps for `num` samples: see `BANDS`."""
+    low, high = BANDS[torch.randint(len(BANDS), (num,), generator=generator)].T
     return (low + torch.rand(num, generator=generator) * (high - low)).long()
 
 
