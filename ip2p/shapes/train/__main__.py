@@ -49,7 +49,7 @@ class Recipe:
     """Steps of the decoder's second training."""
     language_steps: int = 12000
     """Steps of the language model."""
-    num_captions: int = 500
+    num_captions: int = 700
     """Captions for the default run."""
     measure: bool = True
     """Print the figures at the end."""
@@ -70,7 +70,7 @@ def main(recipe: Recipe) -> None:
     model.save_pretrained(recipe.out / "language-model")
     write_captions(recipe.out / "captions.txt", seed=recipe.seed, num=recipe.num_captions)
     if recipe.measure:
-        print(json.dumps(all_figures(recipe.out, shapes().rendering), indent=2))
+        print(json.dumps(all_figures(recipe.out, shapes()), indent=2))
 
 
 def train_pictures(recipe: Recipe, device: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ip2p.config import RenderingConfig
+from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.loading import load_clip, load_language_model, load_text_to_image
 from ip2p.prompts.causal_lm import Request, Sampling, generate
 from ip2p.prompts.parse import parse_answer
@@ -119,7 +119,7 @@ def clip_choice(folder: Path, *, num: int = 500, seed: int = 0) -> dict[str, flo
     return {"right": right / num, "captions": float(len(texts)), "n": num}
 
 
-def triplet_validity(folder: Path, *, num: int = 500, seed: int = 0, temperature: float = 0.7) -> dict[str, float]:
+def triplet_validity(folder: Path, *, num: int = 500, seed: int = 0, temperature: float) -> dict[str, float]:
     """Share of answers that parse, and of those that word the very step between two captions of the grammar."""
     rng = random.Random(f"{seed} language figure")
     captions = [draw_caption(rng, draw_scene(rng)) for _ in range(num)]
@@ -131,11 +131,11 @@ def triplet_validity(folder: Path, *, num: int = 500, seed: int = 0, temperature
     return {"consistent": float(np.mean(good)), "parsed": float(np.mean([p is not None for p in parsed])), "n": num}
 
 
-def all_figures(models: Path, rendering: RenderingConfig) -> dict[str, Any]:
-    """Every figure that `data/README.md` records."""
+def all_figures(models: Path, config: PipelineConfig) -> dict[str, Any]:
+    """Every figure that `data/README.md` records, sampled as in the run of `config`."""
     return {
         "oracle": oracle_accuracy(),
-        "language_model": triplet_validity(models / "language-model"),
+        "language_model": triplet_validity(models / "language-model", temperature=config.prompts.temperature),
         "clip": clip_choice(models / "clip"),
-        "text_to_image": text_to_image_accuracy(models / "stable-diffusion", rendering),
+        "text_to_image": text_to_image_accuracy(models / "stable-diffusion", config.rendering),
     }
