@@ -97,7 +97,8 @@ where it is decided how many objects there are, and where."""
 def draw_timesteps(num: int, generator: torch.Generator) -> Tensor:
     """Timesteps for `num` samples: see `BANDS`."""
     low, high = BANDS[torch.randint(len(BANDS), (num,), generator=generator)].T
-    return (low + torch.rand(num, generator=generator) * (high - low)).long()
+    timesteps: Tensor = low + torch.rand(num, generator=generator) * (high - low)
+    return timesteps.long()
 
 
 def train_unet(
