@@ -50,9 +50,10 @@ class ClipModel:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what tensors free: on a CPU, handing pages back after every operation doubles the run time.
+    """Tells glibc to keep what tensors free: handing pages back after every operation is slow.
 
-    `tests/benchmarks/allocator.py` measures it. Does nothing under another C library.
+    On two CPU cores a training step took 1.8 times as long without this (`tests/benchmarks/allocator.py`). Does nothing
+    under another C library.
     """
     mmap_max, trim_threshold, top_pad = -4, -1, -2
     with contextlib.suppress(OSError, AttributeError):

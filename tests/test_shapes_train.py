@@ -174,13 +174,11 @@ def test_the_last_timestep_is_pure_noise() -> None:
 
 def test_a_two_object_scene_has_thirty_one_neighbours() -> None:
     rng = random.Random(3)
-    edit = draw_edit(rng, edit_type="add")
-    while len(edit.edited.objects) < 2:
-        edit = draw_edit(rng, edit_type="add")
-    described = describe(edit.edited)
+    scene = draw_scene(rng, num_objects=2)
+    described = describe(scene)
     near = one_attribute_apart(described)
     assert len(set(near)) == 31 and described not in near
-    assert says(edit.edited, described) and not any(says(edit.edited, other) for other in near)
+    assert says(scene, described) and not any(says(scene, other) for other in near)
 
 
 def test_captions_are_distinct_and_a_function_of_the_seed(tmp_path: Path) -> None:

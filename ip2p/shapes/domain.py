@@ -86,7 +86,7 @@ def _expected(original: Scene, after: Described, step: Step) -> Scene:
     if step.kind == "background":
         return replace(original, background=after.background)
     if step.kind == "remove":
-        return replace(original, objects=original.objects[: step.index] + original.objects[step.index + 1 :])
+        return original.without_object(step.index)
     if step.kind == "add":
         return replace(
             original, objects=(*original.objects, _thing(after.objects[step.index], IMAGE_SIZE / 2, IMAGE_SIZE / 2))

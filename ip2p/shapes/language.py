@@ -152,7 +152,7 @@ def _edit_add(rng: random.Random, scene: Scene, index: int) -> Scene:
 
 
 def _edit_remove(rng: random.Random, scene: Scene, index: int) -> Scene:
-    return replace(scene, objects=(*scene.objects[:index], *scene.objects[index + 1 :]))
+    return scene.without_object(index)
 
 
 def _edit_replace(rng: random.Random, scene: Scene, index: int) -> Scene:
@@ -197,10 +197,6 @@ def _inside(scene: Scene) -> bool:
     return fits and (len(scene.objects) < 2 or scene.objects[0].clears(scene.objects[1]))
 
 
-def _is_drawable(scene: Scene) -> bool:
-    return scene.is_visible and _inside(scene)
-
-
 def draw_edit(rng: random.Random, *, edit_type: str | None = None) -> SceneEdit:
     """Draws a scene and an edit of it; without `edit_type` each of the seven types is equally likely."""
     kind = edit_type or rng.choice(EDIT_TYPES)
@@ -217,7 +213,7 @@ def draw_edit_of(rng: random.Random, original: Scene, edit_type: str) -> SceneEd
     for _ in range(200):
         index = rng.randrange(max(1, len(original.objects)))
         edited = _EDITS[kind](rng, original, index)
-        if _is_drawable(edited):
+        if edited.is_visible and _inside(edited):
             words = draw_instruction(rng, kind, original, edited, index)
             return SceneEdit(original=original, edited=edited, edit_type=kind, edit_prompt=words)
     return draw_edit_of(rng, original, rng.choice(kinds))
@@ -250,11 +246,6 @@ def instructions(kind: str, before: Described, after: Described, index: int) -> 
         slots |= {"comparative": _COMPARATIVE[size], "size_verb": _SIZE_VERB[size]}
     worded = [template.format(ref=reference, **slots) for template in INSTRUCTIONS[kind] for reference in references]
     return list(dict.fromkeys(worded))
-
-
-def without(things: tuple[Attributes, ...], index: int) -> tuple[Attributes, ...]:
-    """All but one."""
-    return things[:index] + things[index + 1 :]
 
 
 @dataclass(frozen=True, slots=True)

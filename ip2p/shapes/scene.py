@@ -89,6 +89,10 @@ class Scene:
         """Returns the scene with one object exchanged."""
         return replace(self, objects=(*self.objects[:index], new, *self.objects[index + 1 :]))
 
+    def without_object(self, index: int) -> Scene:
+        """Returns the scene with one object fewer."""
+        return replace(self, objects=self.objects[:index] + self.objects[index + 1 :])
+
 
 def draw_scene(rng: random.Random, *, num_objects: int | None = None) -> Scene:
     """Draws a scene; without `num_objects` it has none, one or two with odds 1 : 9 : 10."""

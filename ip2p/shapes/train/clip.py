@@ -145,10 +145,9 @@ class PictureReader(nn.Module):
     def forward(self, batch: ContrastBatch) -> Tensor:
         """The sum of contrast, reading, copies and layout."""
         device = self.head.weight.device
-        num, groups = len(batch.pixels), GROUPS
-        pixels = torch.cat([batch.pixels, batch.pixels[:groups], batch.spoiled, batch.moved_edits])
+        pixels = torch.cat([batch.pixels, batch.pixels[:GROUPS], batch.spoiled, batch.moved_edits])
         embedded = F.normalize(self.clip.encode_image(roughen(pixels.to(device))), dim=-1)
-        sizes = [num, groups, len(batch.spoiled), groups]
+        sizes = [len(batch.pixels), GROUPS, len(batch.spoiled), GROUPS]
         images, copies, spoiled, moved_edits = torch.split(embedded, sizes)
         tokens = self.tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         captions = self.clip.encode_text(tokens.to(device), normalize=True)
@@ -157,9 +156,9 @@ class PictureReader(nn.Module):
         answers = batch.answers.to(device)
         parts = self.head(12 * images).split(CAPTION_CLASSES, -1)
         by_reading = torch.stack([F.cross_entropy(part, answers[:, k]) for k, part in enumerate(parts)]).mean()
-        by_copy = F.cross_entropy(20.0 * copies @ images.T, torch.arange(groups, device=device))
-        edits = images[groups : groups + groups * EDITS_PER_GROUP : EDITS_PER_GROUP]
-        by_layout = keep_layout(images[:groups], edits, moved_edits)
+        by_copy = F.cross_entropy(20.0 * copies @ images.T, torch.arange(GROUPS, device=device))
+        edits = images[GROUPS : GROUPS + GROUPS * EDITS_PER_GROUP : EDITS_PER_GROUP]
+        by_layout = keep_layout(images[:GROUPS], edits, moved_edits)
         return by_caption + 2.0 * by_reading + 0.1 * by_copy + 0.5 * by_layout
 
 

@@ -45,8 +45,7 @@ def _extra(rng: random.Random, scene: Scene) -> Pixels:
 
 
 def _missing(rng: random.Random, scene: Scene) -> Pixels:
-    index = rng.randrange(len(scene.objects))
-    return render(replace(scene, objects=scene.objects[:index] + scene.objects[index + 1 :]))
+    return render(scene.without_object(rng.randrange(len(scene.objects))))
 
 
 def _warped(rng: random.Random, scene: Scene) -> Pixels:
@@ -79,9 +78,9 @@ def _bitten(rng: random.Random, scene: Scene) -> Pixels:
 
 def _between(rng: random.Random, scene: Scene) -> Pixels:
     """One object is neither of two shapes, or two colours at once."""
-    thing = rng.choice(scene.objects)
-    others = Scene(background=scene.background, objects=tuple(other for other in scene.objects if other != thing))
-    canvas = render(others).astype(np.float32)
+    index = rng.randrange(len(scene.objects))
+    thing = scene.objects[index]
+    canvas = render(scene.without_object(index)).astype(np.float32)
     alpha: npt.NDArray[np.floating] = coverage(thing.shape, thing.radius, thing.x, thing.y)
     paint: npt.NDArray[np.floating] = np.broadcast_to(np.asarray(COLOURS[thing.colour], np.float32), canvas.shape)
     if rng.random() < 0.5:
