@@ -263,6 +263,8 @@ class TrainingConfig:
     checkpoints_total_limit: int | None = 2
     """Keep at most so many checkpoints."""
     log_every: int = 10
+    learning_rate_conv_in: float | None = None
+    """Peak learning rate of the widened first convolution, whose new half starts at zero; the same by default."""
     """Steps between entries of the loss log."""
     seed: int = 0
     """Seed of sample order, noise, timesteps and dropout."""
@@ -270,7 +272,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "max_train_samples", "resolution", "train_batch_size", "gradient_accumulation_steps")
         _check_positive(self, "max_train_steps", "learning_rate", "checkpointing_steps", "checkpoints_total_limit")
-        _check_positive(self, "log_every")
+        _check_positive(self, "log_every", "learning_rate_conv_in", "timestep_bias_multiplier")
+        _check_unit("timestep_bias_portion", self.timestep_bias_portion)
+        begin, end = self.timestep_bias_begin, self.timestep_bias_end
+        _check(
+            0 <= begin < end,
+            f"timestep_bias_begin must lie in [0, timestep_bias_end), got {begin} and {end}. Give the earlier first.",
+        )
         p = self.conditioning_dropout_prob
         _check(0 <= p <= 1 / 3, f"conditioning_dropout_prob is spent three times, so it must lie in [0, 1/3], got {p}.")
 
@@ -281,6 +289,16 @@ class EvaluationConfig:
 
     domain: str | None = None
     """`module:Class` of a domain that draws held-out edits and judges them; else the test split and CLIP alone."""
+    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
+    """Timesteps to draw more often: the first `portion`, the last `portion`, or those from `begin` to `end`."""
+    timestep_bias_multiplier: float = 1.0
+    """How much more often."""
+    timestep_bias_portion: float = 0.25
+    """Share of the timesteps that `earlier` and `later` favour; `later` is where the noise is strong."""
+    timestep_bias_begin: int = 0
+    """First favoured timestep under `range`."""
+    timestep_bias_end: int = 1000
+    """End of the favoured timesteps under `range`, exclusive."""
     num_edits: int = 490
     """Held-out edits for the oracle's figures."""
     num_sweep_edits: int = 70

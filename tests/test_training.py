@@ -20,7 +20,7 @@ from PIL import Image
 from ip2p.config import PipelineConfig, TrainingConfig
 from ip2p.training.cache import encode_text, load_cache
 from ip2p.training.components import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae
-from ip2p.training.draws import draw_samples, draw_step
+from ip2p.training.draws import draw_samples, draw_step, weigh_timesteps
 from ip2p.training.losslog import LossLog, mean_of_last, read_losses
 from ip2p.training.objective import drop_conditions, objective_of
 from ip2p.training.source import decode_pair, open_rows, training_fingerprint
@@ -148,11 +148,30 @@ def test_every_sample_comes_once_an_epoch_in_an_order_of_its_own() -> None:
 
 def test_draws_depend_on_seed_step_and_process_alone() -> None:
     shape = torch.Size((2, 4, 8, 8))
-    draws = [draw_step(shape, 1000, 0, *key) for key in ((5, 0), (5, 0), (6, 0), (5, 1))]
+    draws = [draw_step(shape, torch.ones(1000), 0, *key) for key in ((5, 0), (5, 0), (6, 0), (5, 1))]
     assert torch.equal(draws[0].noise, draws[1].noise)
     assert torch.equal(draws[0].dropout, draws[1].dropout)
     assert not any(torch.equal(draws[0].noise, other.noise) for other in draws[2:])
     assert not torch.equal(draws[0].noise, draws[0].posterior)
+
+
+@pytest.mark.parametrize(
+    ("bias", "favoured"),
+    [
+        ({"strategy": "none"}, range(0)),
+        ({"strategy": "earlier", "portion": 0.3}, range(300)),
+        ({"strategy": "later", "portion": 0.3}, range(700, 1000)),
+        ({"strategy": "range", "begin": 100, "end": 400}, range(100, 400)),
+    ],
+)
+def test_favoured_timesteps_are_drawn_more_often(bias: dict[str, Any], favoured: range) -> None:
+    options = {f"timestep_bias_{name}": value for name, value in bias.items()}
+    weights = weigh_timesteps(TrainingConfig(timestep_bias_multiplier=4.0, **options), 1000)
+    drawn = draw_step(torch.Size((20_000, 1)), weights, 0).timesteps
+    share = torch.isin(drawn, torch.tensor(list(favoured))).float().mean().item()
+    expected = 4 * 0.3 / (4 * 0.3 + 0.7) if favoured else 0.0
+    assert share == pytest.approx(expected, abs=0.015)
+    assert (drawn.min(), drawn.max()) == (0, 999)
 
 
 def test_a_missing_column_is_named_beside_those_that_are_there(tmp_path: Path, tiny_sd: Path) -> None:

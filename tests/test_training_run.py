@@ -103,7 +103,8 @@ class _StopAfter(Stop):
 
 @pytest.mark.slow
 def test_a_killed_training_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
-    config = tiny_training(tiny_sd, max_train_steps=60, checkpointing_steps=3, checkpoints_total_limit=2)
+    options = {"checkpointing_steps": 3, "checkpoints_total_limit": 2, "learning_rate_conv_in": 5e-3}
+    config = tiny_training(tiny_sd, max_train_steps=60, **options)
     run(config, str(data), tmp_path / "whole" / "training", tmp_path / "whole" / "model", Stop())
     killed = tmp_path / "killed"
     child = start(config, data, killed)
@@ -153,6 +154,17 @@ def test_a_step_of_two_halves_has_the_gradient_of_their_mean(tmp_path: Path, dat
     assert trainer.step(3).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_first_convolution_can_learn_faster_than_the_rest(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    options = {"learning_rate": 1e-5, "learning_rate_conv_in": 1e-2, "lr_scheduler": "constant", "lr_warmup_steps": 0}
+    trainer = trainer_on(data, tmp_path, tiny_training(tiny_sd, **options))
+    before = {name: value.clone() for name, value in trainer.trained.unet.state_dict().items()}
+    trainer.step(0)
+    moved = {name: (value - before[name]).abs().max() for name, value in trainer.trained.unet.state_dict().items()}
+    first = {name for name in moved if name.startswith("conv_in.")}
+    assert all(9e-3 < moved[name] < 1.2e-2 for name in first)
+    assert all(moved[name] < 1.2e-5 for name in moved.keys() - first)
+
+
 def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
     folder = write_pairs(tmp_path / "four", [pair(n) for n in range(4)])
     config = tiny_training(tiny_sd, train_batch_size=8, learning_rate=5e-3, lr_warmup_steps=0)
@@ -169,7 +181,11 @@ def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
     assert after < 0.4 * before
 
 
-CHANGES = [{"mixed_precision": "bf16", "random_flip": True}, {"snr_gamma": 5.0, "use_ema": False}]
+CHANGES = [
+    {"mixed_precision": "bf16", "random_flip": True},
+    {"snr_gamma": 5.0, "use_ema": False},
+    {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 3.0, "learning_rate_conv_in": 1e-2},
+]
 
 
 @pytest.mark.parametrize("changes", CHANGES)

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ip2p.config import TrainingConfig
 from ip2p.records import hash_to_seed
 
 
@@ -27,16 +28,30 @@ class StepDraws:
     """(N,) bool, even odds."""
 
 
-def draw_step(shape: torch.Size, num_train_timesteps: int, *key: object) -> StepDraws:
+def draw_step(shape: torch.Size, timestep_weights: Tensor, *key: object) -> StepDraws:
     """Draws for a batch of latents of `shape` under a key such as (seed, step, process)."""
     generator = torch.Generator().manual_seed(hash_to_seed("training", *key))
     return StepDraws(
         posterior=torch.randn(shape, generator=generator),
         noise=torch.randn(shape, generator=generator),
-        timesteps=torch.randint(num_train_timesteps, (shape[0],), generator=generator),
+        timesteps=torch.multinomial(timestep_weights, shape[0], replacement=True, generator=generator),
         dropout=torch.rand(shape[0], generator=generator),
         mirrored=torch.rand(shape[0], generator=generator) < 0.5,
     )
+
+
+def weigh_timesteps(config: TrainingConfig, num_train_timesteps: int) -> Tensor:
+    """(T,) chances of the timesteps: even ones, but for those that `timestep_bias_strategy` favours."""
+    portion = int(config.timestep_bias_portion * num_train_timesteps)
+    first, end = {
+        "none": (0, 0),
+        "earlier": (0, portion),
+        "later": (num_train_timesteps - portion, num_train_timesteps),
+        "range": (config.timestep_bias_begin, config.timestep_bias_end),
+    }[config.timestep_bias_strategy]
+    weights = torch.ones(num_train_timesteps)
+    weights[first:end] *= config.timestep_bias_multiplier
+    return weights / weights.sum()
 
 
 @lru_cache(maxsize=2)

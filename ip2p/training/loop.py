@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from ip2p.config import TrainingConfig
 from ip2p.training.cache import Batch, LatentCache
 from ip2p.training.checkpoint import Progress, Trained, resume, write_checkpoint
-from ip2p.training.draws import draw_samples, draw_step
+from ip2p.training.draws import draw_samples, draw_step, weigh_timesteps
 from ip2p.training.losslog import LossLog
 from ip2p.training.objective import Objective, drop_conditions
 
@@ -83,7 +84,8 @@ class Trainer:
         first = (micro_step * accelerator.num_processes + accelerator.process_index) * size
         samples = draw_samples(len(self.cache), config.seed, first, size)
         shape = torch.Size((size, *self.cache.latent_shape))
-        draws = draw_step(shape, len(self.objective.alphas_cumprod), config.seed, micro_step, accelerator.process_index)
+        weights = weigh_timesteps(config, len(self.objective.alphas_cumprod))
+        draws = draw_step(shape, weights, config.seed, micro_step, accelerator.process_index)
         batch: Batch = self.cache.take(samples, draws.mirrored.tolist()).to(accelerator.device)
         posterior, noise, timesteps, dropout = (
             value.to(accelerator.device) for value in (draws.posterior, draws.noise, draws.timesteps, draws.dropout)
@@ -138,7 +140,7 @@ def new_trained(
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(
-        unet.parameters(),
+        _parameter_groups(unet, config),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
@@ -149,6 +151,15 @@ def new_trained(
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     network, prepared = accelerator.prepare(unet, optimizer)
     return Trained(unet, average, prepared, schedule, accelerator.scaler), network
+
+
+def _parameter_groups(unet: UNet2DConditionModel, config: TrainingConfig) -> list[dict[str, Any]]:
+    """All parameters in one group, or the first convolution in a second one with its own learning rate."""
+    if config.learning_rate_conv_in is None:
+        return [{"params": list(unet.parameters())}]
+    first = list(unet.conv_in.parameters())
+    others = [each for name, each in unet.named_parameters() if not name.startswith("conv_in.")]
+    return [{"params": others}, {"params": first, "lr": config.learning_rate_conv_in}]
 
 
 def train(
