@@ -92,6 +92,32 @@ class PromptsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EditTypeRendering:
+    """What the candidates of one edit type are rendered with, where it is not what all others are."""
+
+    num_candidates: int | None = None
+    """Candidates to render per triplet."""
+    guidance_scale: tuple[float, float] | None = None
+    """Range of the classifier-free guidance."""
+    p2p: tuple[float, float] | None = None
+    """Range of the fraction of steps with shared self-attention."""
+    shared_steps: tuple[float, float] | None = None
+    """Range of the fraction of first steps in which both sides follow the original's caption."""
+
+    def __post_init__(self) -> None:
+        _check_draws(self)
+
+
+def _check_draws(config: RenderingConfig | EditTypeRendering) -> None:
+    _check_positive(config, "num_candidates")
+    for name in ("guidance_scale", "p2p", "shared_steps"):
+        if (bounds := getattr(config, name)) is not None:
+            _check_range(name, bounds)
+            if name != "guidance_scale":
+                _check_unit(name, *bounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderingConfig:
     """Edit triplets to candidate pairs, with prompt-to-prompt."""
 
@@ -113,8 +139,15 @@ class RenderingConfig:
     """Range of the classifier-free guidance, drawn per candidate."""
     p2p: tuple[float, float] = (0.1, 0.9)
     """Range of the fraction of steps with shared self-attention, drawn per candidate."""
+    shared_steps: tuple[float, float] = (0.0, 0.0)
+    """Range of the fraction of first steps in which both sides follow the original's caption, drawn per candidate.
+
+    What these steps settle, mostly layout, is then the same on both sides, and each costs half. The paper has none.
+    """
     num_candidates: int = 4
     """Candidates to render per triplet."""
+    per_edit_type: dict[str, EditTypeRendering] = field(default_factory=dict)
+    """What single edit types are rendered with instead: some bear more sharing, some need more candidates."""
     batch_size: int = 8
     """Pairs per batch; the result does not depend on it."""
     height: int | None = None
@@ -131,10 +164,8 @@ class RenderingConfig:
     """Seed of the run; every draw is a hash of it, the triplet and the candidate's number."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "num_inference_steps", "num_candidates", "batch_size", "height", "width")
-        _check_range("guidance_scale", self.guidance_scale)
-        _check_range("p2p", self.p2p)
-        _check_unit("p2p", *self.p2p)
+        _check_positive(self, "num_inference_steps", "batch_size", "height", "width")
+        _check_draws(self)
         _check(1 <= self.image_quality <= 100, f"image_quality must lie in 1..100, got {self.image_quality}.")
 
 
@@ -232,6 +263,8 @@ class TrainingConfig:
     """Optimizer steps."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
+    learning_rate_conv_in: float | None = None
+    """Peak learning rate of the widened first convolution, whose new half starts at zero; the same by default."""
     lr_scheduler: str = "constant"
     """A diffusers schedule: constant, constant_with_warmup, linear, cosine, …"""
     lr_warmup_steps: int = 500
@@ -250,6 +283,16 @@ class TrainingConfig:
     """Chance of each of: no text, no image, neither (paper, section 3.2.1)."""
     snr_gamma: float | None = None
     """Min-SNR loss weighting (5.0 is usual); plain by default."""
+    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
+    """Timesteps to draw more often: the first `portion`, the last `portion`, or those from `begin` to `end`."""
+    timestep_bias_multiplier: float = 1.0
+    """How much more often."""
+    timestep_bias_portion: float = 0.25
+    """Share of the timesteps that `earlier` and `later` favour; `later` is where the noise is strong."""
+    timestep_bias_begin: int = 0
+    """First favoured timestep under `range`."""
+    timestep_bias_end: int = 1000
+    """End of the favoured timesteps under `range`, exclusive."""
     use_ema: bool = True
     """Average the weights and export the average."""
     ema_decay: float = 0.9999
@@ -263,8 +306,6 @@ class TrainingConfig:
     checkpoints_total_limit: int | None = 2
     """Keep at most so many checkpoints."""
     log_every: int = 10
-    learning_rate_conv_in: float | None = None
-    """Peak learning rate of the widened first convolution, whose new half starts at zero; the same by default."""
     """Steps between entries of the loss log."""
     seed: int = 0
     """Seed of sample order, noise, timesteps and dropout."""
@@ -289,16 +330,6 @@ class EvaluationConfig:
 
     domain: str | None = None
     """`module:Class` of a domain that draws held-out edits and judges them; else the test split and CLIP alone."""
-    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
-    """Timesteps to draw more often: the first `portion`, the last `portion`, or those from `begin` to `end`."""
-    timestep_bias_multiplier: float = 1.0
-    """How much more often."""
-    timestep_bias_portion: float = 0.25
-    """Share of the timesteps that `earlier` and `later` favour; `later` is where the noise is strong."""
-    timestep_bias_begin: int = 0
-    """First favoured timestep under `range`."""
-    timestep_bias_end: int = 1000
-    """End of the favoured timesteps under `range`, exclusive."""
     num_edits: int = 490
     """Held-out edits for the oracle's figures."""
     num_sweep_edits: int = 70
@@ -346,7 +377,7 @@ class PipelineConfig:
     out: Path = Path("runs/default")
     """The run folder."""
     prompts: PromptsConfig = PromptsConfig()
-    rendering: RenderingConfig = RenderingConfig()
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
     scoring: ScoringConfig = ScoringConfig()
     filtering: FilteringConfig = field(default_factory=FilteringConfig)
     dataset: DatasetConfig = DatasetConfig()

@@ -121,6 +121,8 @@ def load_text_to_image(
         if getattr(pipeline, "safety_checker", None) is not None:
             pipeline.safety_checker = None
         pipeline.set_progress_bar_config(disable=True)
+        for part in (pipeline.unet, pipeline.vae):
+            part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
         return pipeline.to(resolve_device(device))
 
     return load_once(("text-to-image", model, revision, variant, dtype, resolve_device(device)), load)

@@ -14,6 +14,7 @@ import pytest
 from ip2p import config
 from ip2p.config import (
     DatasetConfig,
+    EditTypeRendering,
     EvaluationConfig,
     FilteringConfig,
     PipelineConfig,
@@ -68,6 +69,8 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (RenderingConfig, {"num_inference_steps": 0}, "num_inference_steps must be positive, got 0"),
     (RenderingConfig, {"guidance_scale": (9.0, 3.0)}, "guidance_scale is a range"),
     (RenderingConfig, {"p2p": (0.5, 1.5)}, "p2p must lie in"),
+    (EditTypeRendering, {"shared_steps": (0.6, 0.5)}, "shared_steps is a range"),
+    (EditTypeRendering, {"num_candidates": 0}, "num_candidates must be positive"),
     (RenderingConfig, {"image_quality": 101}, "image_quality must lie in 1..100, got 101"),
     (ScoringConfig, {"batch_size": 0}, "batch_size must be positive, got 0"),
     (FilteringConfig, {"max_pairs_per_triplet": 0}, "max_pairs_per_triplet must be positive"),

@@ -8,7 +8,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from ip2p.rendering.attention import is_shared, self_attentions, shared_self_attention, source_index
+from ip2p.rendering.attention import self_attentions, shared_self_attention
+from ip2p.rendering.steps import plan_step
+from tests.test_rendering_steps import specs
 from tests.tiny import tiny_unet
 
 WIDTH = 128
@@ -58,7 +60,7 @@ def run(unet: UNet2DConditionModel, rows: int) -> Tensor:
 
 @pytest.mark.parametrize("active", [(True, True, True), (True, False, True), (False, False, False)])
 def test_shared_queries_and_keys_equal_shared_maps(unet: UNet2DConditionModel, active: tuple[bool, ...]) -> None:
-    source = source_index(active, num_halves=2)
+    source = plan_step(specs(p2p=[float(each) for each in active]), 0, 4, num_halves=2).attention_source
     with shared_self_attention(unet) as shared:
         shared.source = source
         found = run(unet, 12)
@@ -72,7 +74,7 @@ def test_shared_queries_and_keys_equal_shared_maps(unet: UNet2DConditionModel, a
 def test_sharing_changes_edited_rows_of_active_pairs_only(unet: UNet2DConditionModel) -> None:
     plain = run(unet, 12)
     with shared_self_attention(unet) as shared:
-        shared.source = source_index((True, False, True), num_halves=2)
+        shared.source = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).attention_source
         found = run(unet, 12)
     changed = [(a - b).abs().max().item() > 1e-5 for a, b in zip(plain, found, strict=True)]
     assert changed == [False, False, False, True, False, True] * 2
@@ -97,20 +99,3 @@ def test_processors_are_restored_after_an_error(unet: UNet2DConditionModel) -> N
         assert dict(unet.attn_processors) != before
         raise RuntimeError("out of memory")
     assert dict(unet.attn_processors) == before
-
-
-def test_an_edited_row_takes_its_own_pairs_original_in_its_own_half() -> None:
-    index = source_index((True, False), num_halves=2)
-    assert index is not None
-    assert index.tolist() == [0, 1, 0, 3, 4, 5, 4, 7]
-
-
-def test_no_active_pair_needs_no_index() -> None:
-    assert source_index((False, False), num_halves=2) is None
-
-
-def test_sharing_lasts_for_the_fraction_p_of_the_steps() -> None:
-    assert not any(is_shared(0.0, step, 10) for step in range(10))
-    assert [is_shared(0.5, step, 11) for step in range(11)] == [True] * 5 + [False] * 6
-    assert [is_shared(1.0, step, 4) for step in range(4)] == [True, True, True, False]
-    assert is_shared(0.5, 0, 1)

@@ -25,6 +25,7 @@ from ip2p.rendering.sampler import (
     sample_latents,
     usable_schedulers,
 )
+from ip2p.rendering.steps import is_shared
 
 CIRCLE, SQUARE, EMPTY = (
     "a small red circle on a white background",
@@ -58,10 +59,29 @@ def pipeline(tiny_sd: Path) -> Any:
     return load_text_to_image(str(tiny_sd), revision=None, variant=None, dtype="float32", device="cpu")
 
 
-def candidate(original: str, edited: str, *, seed: int = 1, guidance_scale: float = 5.0, p2p: float = 0.5) -> Candidate:
+def candidate(
+    original: str,
+    edited: str,
+    *,
+    seed: int = 1,
+    guidance_scale: float = 5.0,
+    p2p: float = 0.5,
+    shared_steps: float = 0.0,
+) -> Candidate:
     triplet = EditTriplet(original_prompt=original, edit_prompt="-", edited_prompt=edited)
-    spec = RenderSpec(triplet_id=triplet.id, candidate=0, seed=seed, guidance_scale=guidance_scale, p2p=p2p)
+    spec = RenderSpec(
+        triplet_id=triplet.id,
+        candidate=0,
+        seed=seed,
+        guidance_scale=guidance_scale,
+        p2p=p2p,
+        shared_steps=shared_steps,
+    )
     return Candidate(triplet=triplet, spec=spec)
+
+
+def replace_spec(pair: Candidate, **changes: float) -> Candidate:
+    return replace(pair, spec=replace(pair.spec, **changes))
 
 
 MIXED = [
@@ -69,6 +89,8 @@ MIXED = [
     candidate(SQUARE, EMPTY, seed=2, guidance_scale=3.0, p2p=0.0),
     candidate(EMPTY, CIRCLE, seed=3, guidance_scale=1.0, p2p=0.4),
     candidate(CIRCLE, EMPTY, seed=4, guidance_scale=5.0, p2p=0.7),
+    candidate(SQUARE, CIRCLE, seed=5, guidance_scale=4.0, p2p=0.8, shared_steps=0.5),
+    candidate(SQUARE, CIRCLE, seed=6, guidance_scale=1.0, p2p=0.2, shared_steps=1.0),
 ]
 
 
@@ -153,6 +175,44 @@ def test_without_p2p_each_side_equals_diffusers_own_pipeline(
             output_type="latent",
         ).images
         torch.testing.assert_close(latents, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("scheduler", STOCHASTIC + DETERMINISTIC)
+def test_shared_steps_equal_a_caption_that_changes_on_the_way(pipeline: Any, scheduler: str) -> None:
+    config = replace(CONFIG, scheduler=scheduler, num_inference_steps=6)
+    pair = candidate(CIRCLE, SQUARE, guidance_scale=3.0, p2p=0.0, shared_steps=0.5)
+    original, edited = sides(pipeline, [pair], config)
+    alone, _ = sides(pipeline, [candidate(CIRCLE, EMPTY, guidance_scale=3.0, p2p=0.0)], config)
+    steps = new_scheduler(pipeline, scheduler)
+    steps.set_timesteps(6)
+    num_steps, seen = len(steps.timesteps), [0]
+
+    def change_caption(_: object, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        texts = options["encoder_hidden_states"].clone()
+        if is_shared(0.5, seen[0], num_steps):
+            texts[[1, 3]] = texts[[0, 2]]
+        seen[0] += 1
+        return args, {**options, "encoder_hidden_states": texts}
+
+    hook = pipeline.unet.register_forward_pre_hook(change_caption, with_kwargs=True)
+    try:
+        _, expected = sides(pipeline, [replace_spec(pair, shared_steps=0.0)], config)
+    finally:
+        hook.remove()
+    scale = float(original.abs().max())
+    torch.testing.assert_close(original, alone, atol=1e-4 * scale, rtol=0)
+    torch.testing.assert_close(edited, expected, atol=1e-4 * scale, rtol=0)
+    assert (edited - original).abs().max() > 1e-3 * scale
+
+
+def test_shared_steps_are_computed_once(pipeline: Any) -> None:
+    seen: list[int] = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    try:
+        sides(pipeline, [candidate(CIRCLE, SQUARE, shared_steps=share) for share in (0.0, 0.5)])
+    finally:
+        hook.remove()
+    assert seen == [6, 6, 8, 8]
 
 
 def test_texts_are_encoded_as_diffusers_does(pipeline: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from ip2p.config import PipelineConfig
+from ip2p.config import EditTypeRendering, PipelineConfig
 from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
 from ip2p.store import RunFolder
@@ -112,21 +112,32 @@ def _introduction(counts: Mapping[str, Any]) -> str:
 
 def _making(config: PipelineConfig) -> str:
     prompts, rendering, scoring = config.prompts, config.rendering, config.scoring
-    low_guidance, high_guidance = rendering.guidance_scale
-    low_p2p, high_p2p = rendering.p2p
     return "## How it was made\n\n" + _table(
         ("step", "setting"),
         [
             ("triplets", _name(prompts.captions if prompts.captions.endswith(".jsonl") else prompts.model)),
             ("text-to-image model", _name(rendering.model)),
             ("steps", str(rendering.num_inference_steps)),
-            ("guidance scale, drawn per candidate", f"{low_guidance:g} to {high_guidance:g}"),
-            ("share of steps with prompt-to-prompt, drawn per candidate", f"{low_p2p:g} to {high_p2p:g}"),
+            ("guidance scale", _range(rendering.guidance_scale)),
+            ("share of steps with prompt-to-prompt", _range(rendering.p2p)),
+            ("share of steps under the original's caption", _range(rendering.shared_steps)),
             ("candidates per triplet", str(rendering.num_candidates)),
+            *((f"for {kind} edits", _differences(own)) for kind, own in sorted(rendering.per_edit_type.items())),
             ("image format", rendering.image_format),
             ("CLIP", f"{_name(scoring.clip_model)} {scoring.clip_pretrained or ''}".strip()),
         ],
     )
+
+
+def _differences(own: EditTypeRendering) -> str:
+    ranges = {"guidance scale": own.guidance_scale, "prompt-to-prompt": own.p2p, "original's caption": own.shared_steps}
+    told = [f"{name} {_range(bounds)}" for name, bounds in ranges.items() if bounds is not None]
+    return "; ".join([*([f"{own.num_candidates} candidates"] if own.num_candidates else []), *told])
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    low, high = bounds
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}, drawn per candidate"
 
 
 def _name(model: str) -> str:

@@ -7,11 +7,10 @@ each side keeps its own values; no map is ever made. Self-attention only, at eve
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -102,22 +101,3 @@ def shared_self_attention(unet: nn.Module) -> Iterator[SharedAttention]:
 def self_attentions(unet: nn.Module) -> list[Any]:
     """The self-attention layers of a UNet (`attn1` of its transformer blocks)."""
     return [layer for layer in unet.modules() if isinstance(layer, Attention) and not layer.is_cross_attention]
-
-
-def is_shared(p2p: float, step: int, num_steps: int) -> bool:
-    """Whether a pair still shares attention in step `step` of 0 … num_steps - 1."""
-    return p2p > step / max(1, num_steps - 1)
-
-
-def source_index(active: Sequence[bool], *, num_halves: int) -> Tensor | None:
-    """Rows are laid out [originals, edited] in each guidance half; an active pair's edited row takes its original's.
-
-    (num_halves * 2 * len(active),) indices, or None where no pair is active.
-    """
-    if not any(active):
-        return None
-    num = len(active)
-    originals = torch.arange(num)
-    edited = torch.where(torch.tensor(active), originals, originals + num)
-    half = torch.cat([originals, edited])
-    return torch.cat([half + 2 * num * number for number in range(num_halves)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 from ip2p.config import RenderingConfig
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_to_seed, hash_to_unit
 
@@ -9,18 +11,29 @@ from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_to_seed, hash_
 def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> RenderSpec:
     """The spec of a triplet's candidate `number`, a pure function of (seed, triplet, number) and the ranges."""
     key = (config.seed, triplet.id, number)
+    config = settings_for(config, triplet.edit_type)
     return RenderSpec(
         triplet_id=triplet.id,
         candidate=number,
         seed=hash_to_seed(*key),
         guidance_scale=_uniform(config.guidance_scale, "guidance_scale", *key),
         p2p=_uniform(config.p2p, "p2p", *key),
+        shared_steps=_uniform(config.shared_steps, "shared_steps", *key),
     )
 
 
 def draw_candidates(config: RenderingConfig, triplet: EditTriplet) -> list[Candidate]:
     """A triplet's candidates, numbered from 0."""
-    return [Candidate(triplet=triplet, spec=draw_spec(config, triplet, n)) for n in range(config.num_candidates)]
+    num = settings_for(config, triplet.edit_type).num_candidates
+    return [Candidate(triplet=triplet, spec=draw_spec(config, triplet, number)) for number in range(num)]
+
+
+def settings_for(config: RenderingConfig, edit_type: str) -> RenderingConfig:
+    """The settings with the edit type's own in place of the general ones."""
+    own = config.per_edit_type.get(edit_type)
+    if own is None:
+        return config
+    return replace(config, **{name: value for name, value in asdict(own).items() if value is not None})
 
 
 def _uniform(bounds: tuple[float, float], *key: object) -> float:

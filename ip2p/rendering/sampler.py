@@ -21,9 +21,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Generator, Tensor
 
 from ip2p.config import RenderingConfig
-from ip2p.records import Candidate
-from ip2p.rendering.attention import is_shared, shared_self_attention, source_index
+from ip2p.records import Candidate, RenderSpec
+from ip2p.rendering.attention import shared_self_attention
 from ip2p.rendering.images import Array
+from ip2p.rendering.steps import plan_step
 
 logger = logging.getLogger(__name__)
 _tokenizer_lock = threading.Lock()
@@ -145,7 +146,8 @@ def sample_latents(pipeline: Any, batch: Sequence[Candidate], config: RenderingC
     """(2 N, C, h, w) float32 latents, the originals first, then their edited sides."""
     scheduler, unet = new_scheduler(pipeline, config.scheduler), pipeline.unet
     scheduler.set_timesteps(config.num_inference_steps, device=unet.device)
-    scale = _guidance_scales(batch).to(unet.device)
+    specs = [candidate.spec for candidate in batch]
+    scale = _guidance_scales(specs).to(unet.device)
     num_halves = 2 if bool((scale > 1).any()) else 1
     texts = _conditions(pipeline, batch, num_halves)
     generators = [torch.Generator().manual_seed(candidate.spec.seed) for _ in range(2) for candidate in batch]
@@ -154,27 +156,29 @@ def sample_latents(pipeline: Any, batch: Sequence[Candidate], config: RenderingC
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     with shared_self_attention(unet) as shared:
         for step, timestep in enumerate(scheduler.timesteps):
-            active = [is_shared(candidate.spec.p2p, step, len(scheduler.timesteps)) for candidate in batch]
-            source = source_index(active, num_halves=num_halves)
-            shared.source = None if source is None else source.to(unet.device)
-            rows = scheduler.scale_model_input(latents, timestep).repeat(num_halves, 1, 1, 1).to(unet.dtype)
-            predicted = unet(rows, timestep, encoder_hidden_states=texts).sample.float()
-            guided = _guided(predicted, scale, num_halves)
+            plan = plan_step(specs, step, len(scheduler.timesteps), num_halves=num_halves).to(unet.device)
+            shared.source = plan.attention_source
+            rows = scheduler.scale_model_input(latents, timestep)[plan.computed].repeat(num_halves, 1, 1, 1)
+            states = texts[:, plan.computed].flatten(0, 1)
+            predicted = unet(rows.to(unet.dtype), timestep, encoder_hidden_states=states).sample.float()
+            guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = scheduler.step(guided, timestep, latents, **options).prev_sample
     return latents
 
 
-def _guidance_scales(batch: Sequence[Candidate]) -> Tensor:
+def _guidance_scales(specs: Sequence[RenderSpec]) -> Tensor:
     """(2 N, 1, 1, 1); a scale under 1 means no guidance, which is a scale of 1."""
-    scales = [max(1.0, candidate.spec.guidance_scale) for candidate in batch]
+    scales = [max(1.0, spec.guidance_scale) for spec in specs]
     return torch.tensor(scales * 2).view(-1, 1, 1, 1)
 
 
 def _conditions(pipeline: Any, batch: Sequence[Candidate], num_halves: int) -> Tensor:
+    """(halves, 2 N, tokens, width): the empty text first where there are two halves."""
     originals = [candidate.triplet.original_prompt for candidate in batch]
     edited = [candidate.triplet.edited_prompt for candidate in batch]
     unconditional = [""] * (2 * len(batch)) if num_halves == 2 else []
-    return encode_texts(pipeline, [*unconditional, *originals, *edited])
+    states = encode_texts(pipeline, [*unconditional, *originals, *edited])
+    return states.view(num_halves, -1, *states.shape[1:])
 
 
 def _initial_noise(generators: Sequence[Generator], shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,83 @@
+"""What shared first steps save and how many more pairs come out right, side by side on the same edits of drawn scenes.
+
+python -m tests.benchmarks.shared_steps --pairs 210
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from dataclasses import replace
+
+from ip2p.config import RenderingConfig
+from ip2p.loading import keep_freed_memory, load_text_to_image
+from ip2p.presets import shapes
+from ip2p.records import EditTriplet
+from ip2p.rendering import render_pairs
+from ip2p.rendering.draws import draw_candidates
+from ip2p.shapes.domain import ShapesDomain
+from ip2p.shapes.language import EDIT_TYPES, caption, describe, draw_edit
+
+ROUNDS = 3
+
+
+def draw_triplets(num: int) -> list[EditTriplet]:
+    """Edits of every type in turn, worded by the grammar."""
+    rng = random.Random("shared steps")
+    triplets = []
+    for index in range(num):
+        edit = draw_edit(rng, edit_type=EDIT_TYPES[index % len(EDIT_TYPES)])
+        phrasing = rng.randrange(12)
+        original, edited = (caption(describe(scene), phrasing) for scene in (edit.original, edit.edited))
+        triplets.append(
+            EditTriplet(
+                original_prompt=original,
+                edit_prompt=edit.edit_prompt,
+                edited_prompt=edited,
+                edit_type=edit.edit_type,
+            )
+        )
+    return triplets
+
+
+def render(config: RenderingConfig, triplets: list[EditTriplet]) -> tuple[float, int]:
+    """(seconds, pairs that the oracle calls right)."""
+    options = {"revision": config.revision, "variant": config.variant, "dtype": config.dtype, "device": config.device}
+    pipeline, domain = load_text_to_image(config.model, **options), ShapesDomain()
+    candidates = [candidate for triplet in triplets for candidate in draw_candidates(config, triplet)]
+    started = time.perf_counter()
+    pairs = list(render_pairs(pipeline, candidates, config))
+    seconds = time.perf_counter() - started
+    judged = [
+        domain.judge_pair(candidate.triplet, pair.original, pair.edited)
+        for candidate, pair in zip(candidates, pairs, strict=True)
+    ]
+    return seconds, sum(verdict.success for verdict in judged)
+
+
+def main() -> None:
+    """Measures in turns, so that a slow moment hits both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=210)
+    triplets = draw_triplets(parser.parse_args().pairs)
+    keep_freed_memory()
+    shared = replace(shapes().rendering, num_candidates=1)
+    variants = {"shared": shared, "not shared": replace(shared, shared_steps=(0.0, 0.0))}
+    render(shared, triplets[: shared.batch_size])
+    seconds, right = dict.fromkeys(variants, 0.0), dict.fromkeys(variants, 0)
+    for number in range(ROUNDS):
+        for name, config in variants.items():
+            took, found = render(replace(config, seed=number), triplets)
+            seconds[name] += took
+            right[name] += found
+    for name in variants:
+        num = ROUNDS * len(triplets)
+        print(f"{name}: {seconds[name] / num:.4f} s a pair, {right[name] / num:.1%} of {num} right")
+    rates = {name: right[name] / seconds[name] for name in variants}
+    print(f"time ratio {seconds['not shared'] / seconds['shared']:.2f}", end=", ")
+    print(f"right pairs per second ratio {rates['shared'] / rates['not shared']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
