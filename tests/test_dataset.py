@@ -15,7 +15,7 @@ import pytest
 from datasets import Image, load_dataset
 
 from ip2p import store
-from ip2p.config import DatasetConfig, PipelineConfig
+from ip2p.config import DatasetConfig, EditTypeRendering, PipelineConfig
 from ip2p.dataset import write as writing
 from ip2p.dataset import write_dataset
 from ip2p.dataset.schema import COLUMNS, IMAGE_COLUMNS
@@ -253,7 +253,8 @@ def test_a_dataset_without_test_pairs_still_loads_and_warns(
 
 
 def test_the_card_tells_models_thresholds_and_counts(config: PipelineConfig) -> None:
-    write_dataset(config)
+    own = {"type 3": EditTypeRendering(num_candidates=9, shared_steps=(0.0, 0.25))}
+    write_dataset(replace(config, rendering=replace(config.rendering, p2p=(0.5, 0.5), per_edit_type=own)))
     card = (config.out / "dataset" / "README.md").read_text()
     assert card.startswith("---\nlicense: other\n") and "image-to-image" in card
     for told in (
@@ -261,6 +262,9 @@ def test_the_card_tells_models_thresholds_and_counts(config: PipelineConfig) -> 
         "| - low_direction | 16 |",
         "| accepted | 64 |",
         "| all others | 0.2 | 0.2 | 0.2 | 0.7 |",
+        "| guidance scale | 7.5 to 15, drawn per candidate |",
+        "| share of steps with prompt-to-prompt | 0.5 |",
+        "| for type 3 edits | 9 candidates; original's caption 0 to 0.25, drawn per candidate |",
     ):
         assert told in card
     assert str(config.out) not in card

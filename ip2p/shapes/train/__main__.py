@@ -47,9 +47,9 @@ class Recipe:
     """Steps of the denoiser."""
     decoder_steps: int = 1000
     """Steps of the decoder's second training."""
-    language_steps: int = 12000
+    language_steps: int = 16000
     """Steps of the language model."""
-    num_captions: int = 700
+    num_captions: int = 1900
     """Captions for the default run."""
     measure: bool = True
     """Print the figures at the end."""
