@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ip2p.rendering.attention import self_attentions, shared_self_attention
 from ip2p.rendering.steps import plan_step
-from tests.test_rendering_steps import specs
-from tests.tiny import tiny_unet
+from tests.tiny import specs, tiny_unet
 
 WIDTH = 128
 

@@ -80,10 +80,6 @@ def candidate(
     return Candidate(triplet=triplet, spec=spec)
 
 
-def replace_spec(pair: Candidate, **changes: float) -> Candidate:
-    return replace(pair, spec=replace(pair.spec, **changes))
-
-
 MIXED = [
     candidate(CIRCLE, SQUARE, seed=1, guidance_scale=7.0, p2p=0.9),
     candidate(SQUARE, EMPTY, seed=2, guidance_scale=3.0, p2p=0.0),
@@ -196,7 +192,7 @@ def test_shared_steps_equal_a_caption_that_changes_on_the_way(pipeline: Any, sch
 
     hook = pipeline.unet.register_forward_pre_hook(change_caption, with_kwargs=True)
     try:
-        _, expected = sides(pipeline, [replace_spec(pair, shared_steps=0.0)], config)
+        _, expected = sides(pipeline, [replace(pair, spec=replace(pair.spec, shared_steps=0.0))], config)
     finally:
         hook.remove()
     scale = float(original.abs().max())

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ip2p.records import RenderSpec
 from ip2p.rendering.steps import is_shared, plan_step
-
-
-def specs(*, p2p: Sequence[float], shared_steps: Sequence[float] = ()) -> list[RenderSpec]:
-    shares = [*shared_steps, *([0.0] * (len(p2p) - len(shared_steps)))]
-    return [
-        RenderSpec(triplet_id="t", candidate=n, seed=n, guidance_scale=2.0, p2p=p, shared_steps=share)
-        for n, (p, share) in enumerate(zip(p2p, shares, strict=True))
-    ]
+from tests.tiny import specs
 
 
 def test_without_shared_steps_every_row_is_computed_for_itself() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ip2p.config import (
     Thresholds,
     TrainingConfig,
 )
+from ip2p.records import RenderSpec
 from ip2p.shapes.train.clip import TEXT_WIDTH, new_clip, text_encoder_of, write_clip
 from ip2p.shapes.train.tokenizer import write_tokenizer
 
@@ -167,6 +169,15 @@ def write_tiny_config(out: Path, *, sd: Path, clip: Path, lm: Path) -> PipelineC
             device="cpu",
         ),
     )
+
+
+def specs(*, p2p: Sequence[float], shared_steps: Sequence[float] = ()) -> list[RenderSpec]:
+    """One per pair of a batch."""
+    shares = [*shared_steps, *([0.0] * (len(p2p) - len(shared_steps)))]
+    return [
+        RenderSpec(triplet_id="t", candidate=n, seed=n, guidance_scale=2.0, p2p=p, shared_steps=share)
+        for n, (p, share) in enumerate(zip(p2p, shares, strict=True))
+    ]
 
 
 def _made(folder: Path) -> Path:
