@@ -1,0 +1,35 @@
+"""One frozen dataclass per stage; every knob of the software is a field here and nowhere else.
+
+Checks live in `__post_init__` and say the rule, what was got and the way out. `fingerprint` is what the store compares.
+"""
+
+from __future__ import annotations
+
+from ip2p.config.dataset import DatasetConfig
+from ip2p.config.evaluation import EvaluationConfig
+from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
+from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
+from ip2p.config.pipeline import PipelineConfig, RunnerConfig
+from ip2p.config.prompts import DEFAULT_EDIT_TYPE_RULES, PromptsConfig
+from ip2p.config.rendering import EditTypeRendering, ImageFormat, Precision, RenderingConfig
+from ip2p.config.training import TrainingConfig
+
+__all__ = [
+    "DEFAULT_EDIT_TYPE_RULES",
+    "DatasetConfig",
+    "EditTypeRendering",
+    "EvaluationConfig",
+    "FilteringConfig",
+    "ImageFormat",
+    "PipelineConfig",
+    "Precision",
+    "PromptsConfig",
+    "RESULT_FREE",
+    "RenderingConfig",
+    "RunnerConfig",
+    "ScoringConfig",
+    "Thresholds",
+    "TrainingConfig",
+    "fingerprint",
+    "to_dict",
+]

@@ -1,0 +1,25 @@
+"""Knobs of the parquet dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ip2p.config.checks import check_positive, check_unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """Accepted pairs to a parquet dataset that `datasets.load_dataset` reads."""
+
+    test_fraction: float = 0.05
+    """Share of the triplets, by hash, that goes to the test split."""
+    rows_per_shard: int = 1000
+    """Pairs per parquet file."""
+    seed: int = 0
+    """Seed of the order of the rows."""
+    license: str = "other"
+    """SPDX identifier for the dataset card."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "rows_per_shard")
+        check_unit("test_fraction", self.test_fraction)

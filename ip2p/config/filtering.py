@@ -1,0 +1,53 @@
+"""Knobs of the scores and of the filter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ip2p.config.checks import check_positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringConfig:
+    """The CLIP that scores candidates."""
+
+    clip_model: str = "ViT-L-14"
+    """An open_clip architecture, or a folder that holds open_clip_config.json and its weights."""
+    clip_pretrained: str | None = "openai"
+    """open_clip's name of the weights; unused for a folder."""
+    device: str = "auto"
+    """Where to score."""
+    batch_size: int = 64
+    """Images per batch."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch_size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """Least similarities for a pair to be accepted (paper, appendix A.2)."""
+
+    original: float = 0.2
+    """Original image against original prompt."""
+    edited: float = 0.2
+    """Edited image against edited prompt."""
+    direction: float = 0.2
+    """Change of image against change of text."""
+    image: float = 0.7
+    """Original image against edited image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilteringConfig:
+    """Which candidates become pairs."""
+
+    thresholds: Thresholds = Thresholds()
+    """For every edit type that has none of its own."""
+    per_edit_type: dict[str, Thresholds] = field(default_factory=dict)
+    """Thresholds of single edit types."""
+    max_pairs_per_triplet: int = 4
+    """Keep at most so many, best direction first."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_pairs_per_triplet")

@@ -1,0 +1,90 @@
+"""Knobs of the rendering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ip2p.config.checks import check, check_positive, check_range, check_unit
+
+Precision = Literal["float32", "float16", "bfloat16"]
+
+ImageFormat = Literal["png", "webp", "jpeg"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditTypeRendering:
+    """What the candidates of one edit type are rendered with, where it is not what all others are."""
+
+    num_candidates: int | None = None
+    """Candidates to render per triplet."""
+    guidance_scale: tuple[float, float] | None = None
+    """Range of the classifier-free guidance."""
+    p2p: tuple[float, float] | None = None
+    """Range of the fraction of steps with shared self-attention."""
+    shared_steps: tuple[float, float] | None = None
+    """Range of the fraction of first steps in which both sides follow the original's caption."""
+
+    def __post_init__(self) -> None:
+        _check_draws(self)
+
+
+def _check_draws(config: RenderingConfig | EditTypeRendering) -> None:
+    check_positive(config, "num_candidates")
+    for name in ("guidance_scale", "p2p", "shared_steps"):
+        if (bounds := getattr(config, name)) is not None:
+            check_range(name, bounds)
+            if name != "guidance_scale":
+                check_unit(name, *bounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderingConfig:
+    """Edit triplets to candidate pairs, with prompt-to-prompt."""
+
+    model: str = ""
+    """Folder or hub id of the text-to-image model."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    variant: str | None = None
+    """Weight variant on the hub, such as fp16."""
+    dtype: Precision = "float32"
+    """Precision of weights and activations."""
+    device: str = "auto"
+    """Where to render: cpu, cuda, cuda:1, mps; `auto` takes the best there is."""
+    scheduler: str | None = None
+    """A diffusers scheduler class by name; the model's own by default."""
+    num_inference_steps: int = 50
+    """Denoising steps."""
+    guidance_scale: tuple[float, float] = (7.5, 15.0)
+    """Range of the classifier-free guidance, drawn per candidate."""
+    p2p: tuple[float, float] = (0.1, 0.9)
+    """Range of the fraction of steps with shared self-attention, drawn per candidate."""
+    shared_steps: tuple[float, float] = (0.0, 0.0)
+    """Range of the fraction of first steps in which both sides follow the original's caption, drawn per candidate.
+
+    What these steps settle, mostly layout, is then the same on both sides, and each costs half. The paper has none.
+    """
+    num_candidates: int = 4
+    """Candidates to render per triplet."""
+    per_edit_type: dict[str, EditTypeRendering] = field(default_factory=dict)
+    """What single edit types are rendered with instead: some bear more sharing, some need more candidates."""
+    batch_size: int = 8
+    """Pairs per batch; the result does not depend on it."""
+    height: int | None = None
+    """Image height in pixels; the model's own by default."""
+    width: int | None = None
+    """Image width in pixels; the model's own by default."""
+    image_format: ImageFormat = "png"
+    """Codec of the stored images; CLIP scores what comes out of it."""
+    image_quality: int = 95
+    """Quality of a lossy codec."""
+    keep_rejected_images: bool = False
+    """Keep the images of rejected candidates too."""
+    seed: int = 0
+    """Seed of the run; every draw is a hash of it, the triplet and the candidate's number."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "num_inference_steps", "batch_size", "height", "width")
+        _check_draws(self)
+        check(1 <= self.image_quality <= 100, f"image_quality must lie in 1..100, got {self.image_quality}.")
