@@ -102,8 +102,9 @@ class _StopAfter(Stop):
 
 
 @pytest.mark.slow
-def test_a_killed_training_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
-    options = {"checkpointing_steps": 3, "checkpoints_total_limit": 2, "learning_rate_conv_in": 5e-3}
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_a_killed_training_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path, optim: str) -> None:
+    options = {"checkpointing_steps": 3, "checkpoints_total_limit": 2, "learning_rate_conv_in": 5e-3, "optim": optim}
     config = tiny_training(tiny_sd, max_train_steps=60, **options)
     run(config, str(data), tmp_path / "whole" / "training", tmp_path / "whole" / "model", Stop())
     killed = tmp_path / "killed"

@@ -36,6 +36,8 @@ class TrainingConfig:
     """Micro-steps per optimizer step."""
     max_train_steps: int = 15000
     """Optimizer steps."""
+    optim: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for the inner weight matrices and AdamW for the rest: fewer steps, each a little longer."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     learning_rate_conv_in: float | None = None

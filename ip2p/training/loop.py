@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +27,7 @@ from ip2p.training.checkpoint import Progress, Trained, resume, write_checkpoint
 from ip2p.training.draws import draw_samples, draw_step, weigh_timesteps
 from ip2p.training.losslog import LossLog
 from ip2p.training.objective import Objective, drop_conditions
+from ip2p.training.optimizer import new_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -139,27 +139,11 @@ def new_trained(
     average = copy.deepcopy(unet).eval().requires_grad_(False) if config.use_ema else None
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(unet, config),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        fused=accelerator.device.type in ("cpu", "cuda"),
-    )
+    optimizer = new_optimizer(unet, config, fused=accelerator.device.type in ("cpu", "cuda"))
     warmup, steps = config.lr_warmup_steps, config.max_train_steps
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     network, prepared = accelerator.prepare(unet, optimizer)
     return Trained(unet, average, prepared, schedule, accelerator.scaler), network
-
-
-def _parameter_groups(unet: UNet2DConditionModel, config: TrainingConfig) -> list[dict[str, Any]]:
-    """All parameters in one group, or the first convolution in a second one with its own learning rate."""
-    if config.learning_rate_conv_in is None:
-        return [{"params": list(unet.parameters())}]
-    first = list(unet.conv_in.parameters())
-    others = [each for name, each in unet.named_parameters() if not name.startswith("conv_in.")]
-    return [{"params": others}, {"params": first, "lr": config.learning_rate_conv_in}]
 
 
 def train(

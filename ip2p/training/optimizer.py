@@ -1,0 +1,115 @@
+"""Which parameters are trained by what: AdamW for all, or Muon for the inner weight matrices and AdamW for the rest.
+
+Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with all singular values alike, so that the
+many small directions of a gradient count as much as its few large ones. A convolution is a matrix of out x (in kh kw).
+Steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2), so that one
+learning rate serves both. torch's own Muon takes linear layers only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from ip2p.config import TrainingConfig
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Jordan's quintic: five rounds bring singular values from 0.001 and above to about 0.7 to 1.2."""
+NUM_ROUNDS = 5
+EDGES = ("conv_in.", "conv_out.")
+"""First and last layers stay with AdamW, as Muon's authors advise."""
+
+
+def new_optimizer(unet: nn.Module, config: TrainingConfig, *, fused: bool) -> AdamW:
+    """The config's optimizer; the widened first convolution may have a learning rate of its own."""
+    first: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in unet.named_parameters():
+        if name.startswith("conv_in.") and config.learning_rate_conv_in is not None:
+            first.append(parameter)
+        elif config.optim == "muon" and parameter.ndim >= 2 and not name.startswith(EDGES):
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": first, "lr": config.learning_rate_conv_in},
+        {"params": matrices, "orthogonal": True},
+    ]
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "weight_decay": config.adam_weight_decay,
+        "eps": config.adam_epsilon,
+    }
+    filled = [group for group in groups if group["params"]]
+    return Muon(filled, **options) if config.optim == "muon" else AdamW(filled, fused=fused, **options)
+
+
+class Muon(AdamW):
+    """AdamW, but for the groups marked `orthogonal`, whose parameters have two dimensions or more."""
+
+    def __init__(self, params: list[dict[str, Any]], *, momentum: float = 0.95, **options: Any) -> None:
+        super().__init__([{"orthogonal": False, **group} for group in params], **options)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of every group."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["orthogonal"]]
+        try:
+            loss: float | None = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["orthogonal"]:
+                self._step_matrices(group)
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                lookahead = self._lookahead(parameter, parameter.grad).flatten(1)
+                by_shape[lookahead.shape].append((parameter, lookahead))
+        for shape, members in by_shape.items():
+            rate, decay = group["lr"] * 0.2 * max(shape) ** 0.5, group["lr"] * group["weight_decay"]
+            updates = orthogonalise(torch.stack([lookahead for _, lookahead in members]))
+            for (parameter, _), update in zip(members, updates, strict=True):
+                parameter.mul_(1 - decay).add_(update.view(parameter.shape), alpha=-rate)
+
+    def _lookahead(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        """Nesterov's momentum. The count of steps is there because AdamW looks for it when a state is loaded."""
+        state = self.state[parameter]
+        if not state:
+            state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(gradient)}
+        state["step"] += 1
+        average: Tensor = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
+        return gradient.lerp(average, self.momentum)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """(B, M, N), each with its singular values brought near 1, by Newton-Schulz rounds on the smaller Gram matrix.
+
+    A round multiplies by a polynomial of the Gram matrix; such factors commute, so their product is applied at the end.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalise(matrices.mT).mT
+    scaled = matrices.float() / (matrices.float().norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    gram = scaled @ scaled.mT
+    identity = torch.eye(gram.shape[1], device=gram.device)
+    product = identity
+    for _ in range(NUM_ROUNDS):
+        factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    orthogonal: Tensor = (product @ scaled).to(matrices.dtype)
+    return orthogonal

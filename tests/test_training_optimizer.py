@@ -1,0 +1,131 @@
+"""Muon against its definition by singular values, and against AdamW where it must be AdamW."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ip2p.config import TrainingConfig
+from ip2p.training.optimizer import NEWTON_SCHULZ, NUM_ROUNDS, Muon, new_optimizer, orthogonalise
+from tests.tiny import tiny_unet
+
+
+def by_singular_values(matrix: Tensor) -> Tensor:
+    """What the rounds do to each singular value, done to it directly."""
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.square().sum().sqrt()
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NUM_ROUNDS):
+        values = a * values + b * values**3 + c * values**5
+    return (left @ values.diag() @ right).float()
+
+
+def train(optimizer: torch.optim.Optimizer, module: nn.Module, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter, memory_format=torch.contiguous_format)
+        optimizer.step()
+
+
+def muon_of(module: nn.Module, *, orthogonal: bool = True) -> Muon:
+    return Muon([{"params": list(module.parameters()), "orthogonal": orthogonal}], lr=0.01, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 36), (36, 4)])
+def test_orthogonalising_bends_the_singular_values_and_keeps_the_vectors(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape)
+    found = orthogonalise(matrices)
+    for matrix, other in zip(matrices, found, strict=True):
+        torch.testing.assert_close(other, by_singular_values(matrix), atol=2e-5, rtol=1e-4)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(8, 4, 36)))
+    assert values.min() > 0.6 and values.max() < 1.25
+
+
+def test_a_matrix_of_zeros_stays_one() -> None:
+    assert not orthogonalise(torch.zeros(1, 3, 7)).any()
+
+
+def test_muon_takes_a_convolution_for_the_matrix_of_its_outputs_in_any_memory_format() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 8, 3, bias=False)
+    linear = nn.Linear(27, 8, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(convolution.weight.flatten(1))
+    last = copy.deepcopy(convolution).to(memory_format=torch.channels_last)
+    shapes: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = [
+        (convolution, lambda w: w.flatten(1)),
+        (last, lambda w: w.flatten(1)),
+        (linear, lambda w: w),
+    ]
+    found = []
+    for module, flatten in shapes:
+        optimizer = muon_of(module)
+        for step in range(4):
+            weight = next(module.parameters())
+            gradient = torch.randn(8, 27, generator=torch.Generator().manual_seed(step))
+            weight.grad = gradient.view(weight.shape)
+            optimizer.step()
+        found.append(flatten(next(module.parameters()).detach()))
+    torch.testing.assert_close(found[0], found[2], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found[1], found[2], atol=1e-6, rtol=1e-5)
+
+
+def test_a_first_step_of_muon_is_as_large_as_adamws() -> None:
+    torch.manual_seed(0)
+    weights = nn.Linear(96, 64, bias=False)
+    before = weights.weight.detach().clone()
+    train(Muon([{"params": list(weights.parameters()), "orthogonal": True}], lr=1e-3), weights, range(1))
+    assert (weights.weight.detach() - before).square().mean().sqrt() == pytest.approx(
+        0.2e-3, rel=0.2
+    )  # Liu et al., section 2.2
+
+
+def test_muon_without_matrices_is_adamw() -> None:
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    theirs = copy.deepcopy(ours)
+    train(muon_of(ours, orthogonal=False), ours, range(5))
+    train(torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1), theirs, range(5))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_saved_and_loaded_muon_goes_on_as_if_never_stopped() -> None:
+    torch.manual_seed(0)
+    whole = tiny_unet()
+    stopped = copy.deepcopy(whole)
+    config = TrainingConfig(optim="muon", learning_rate_conv_in=0.01)
+    optimizer = new_optimizer(whole, config, fused=False)
+    train(optimizer, whole, range(4))
+    first = new_optimizer(stopped, config, fused=False)
+    train(first, stopped, range(2))
+    second = new_optimizer(stopped, config, fused=False)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(second, stopped, range(2, 4))
+    for one, other in zip(whole.parameters(), stopped.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+@pytest.mark.parametrize("rate", [None, 0.01])
+def test_every_parameter_is_trained_once_and_only_inner_matrices_by_muon(optim: str, rate: float | None) -> None:
+    unet = tiny_unet(in_channels=8)
+    config = TrainingConfig(optim=optim, learning_rate_conv_in=rate)  # type: ignore[arg-type]
+    optimizer = new_optimizer(unet, config, fused=False)
+    trained = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(trained) == sorted(id(parameter) for parameter in unet.parameters())
+    rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+    assert rates[id(unet.conv_in.weight)] == (rate or config.learning_rate)
+    orthogonal = {id(p) for group in optimizer.param_groups if group.get("orthogonal") for p in group["params"]}
+    inner = {
+        id(p)
+        for name, p in unet.named_parameters()
+        if p.ndim >= 2 and name.split(".")[0] not in ("conv_in", "conv_out")
+    }
+    assert orthogonal == (inner if optim == "muon" else set())
