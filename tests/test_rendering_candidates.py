@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ip2p import loading, rendering, store
-from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
+from ip2p.config import EditTypeRendering, FilteringConfig, PipelineConfig, Thresholds
 from ip2p.filtering.clip_scores import PairScorer
 from ip2p.records import EditTriplet, from_row
 from ip2p.rendering import draw_spec
@@ -216,6 +216,17 @@ def test_the_batch_size_does_not_change_what_is_rendered(config: PipelineConfig)
         first, second = (np.asarray(decode_image(row["edited_image"]["bytes"])).astype(int) for row in (one, two))
         assert np.abs(first - second).max() <= 1
         assert one["clip_image"] == pytest.approx(two["clip_image"], abs=1e-3)
+
+
+def test_pairs_without_guidance_do_not_pay_for_those_with_it(config: PipelineConfig, renders: list[int]) -> None:
+    guided = EditTypeRendering(guidance_scale=(2.0, 3.0))
+    settings = replace(config.rendering, guidance_scale=(1.0, 1.0), per_edit_type={"colour": guided})
+    rendering.write_shard(replace(config, rendering=settings), 0)
+    rows = {True: 4, False: 2}  # two sides, and under guidance two halves
+    scored = [from_row(row) for row in table(config, "candidates")]
+    assert [each.candidate.triplet for each in scored] == [triplet for triplet in TRIPLETS for _ in range(2)]
+    needed = sum(rows[each.candidate.spec.guidance_scale > 1] for each in scored)
+    assert sum(renders) == needed * settings.num_inference_steps
 
 
 def test_threads_that_share_the_models_write_what_one_thread_writes(config: PipelineConfig) -> None:

@@ -144,10 +144,12 @@ def _render(config: PipelineConfig, shard: Shard, triplets: Sequence[EditTriplet
     if candidates:
         fitting = _fitting(config, candidates)
         too_long = len(candidates) - len(fitting)
-        for each, pair in _scored_pairs(config, fitting, name=shard.candidates.stem):
+        for each, pair in _scored_pairs(config, sorted(fitting, key=needs_guidance), name=shard.candidates.stem):
             scored.append(each)
             if config.rendering.keep_rejected_images or each.verdict.accepted:
                 images[_key(each)] = pair
+        places = {_candidate_key(candidate): place for place, candidate in enumerate(fitting)}
+        scored.sort(key=lambda each: places[_key(each)])
     seconds = time.monotonic() - started
     rate = len(scored) / seconds if seconds else 0.0
     logger.info(
@@ -155,6 +157,11 @@ def _render(config: PipelineConfig, shard: Shard, triplets: Sequence[EditTriplet
     )
     judged = judge_all(scored, config.filtering)
     return _write(config, shard, judged, images, seconds=seconds, too_long=too_long)
+
+
+def needs_guidance(candidate: Candidate) -> bool:
+    """A batch computes the unconditional half for all of its pairs if it does so for one: the two kinds do not mix."""
+    return candidate.spec.guidance_scale > 1
 
 
 def _fitting(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[Candidate]:
