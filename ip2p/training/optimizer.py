@@ -106,10 +106,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     gram = scaled @ scaled.mT
     identity = torch.eye(gram.shape[1], device=gram.device)
-    product = identity
-    for _ in range(NUM_ROUNDS):
+    product = factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    for _ in range(NUM_ROUNDS - 1):
+        gram = factor @ gram @ factor
         factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         product = factor @ product
-        gram = factor @ gram @ factor
     orthogonal: Tensor = (product @ scaled).to(matrices.dtype)
     return orthogonal
