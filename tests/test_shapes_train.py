@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from ip2p.shapes.language import EDIT_TYPES, describe, draw_caption, draw_edit
 from ip2p.shapes.oracle import read_scene
-from ip2p.shapes.scene import draw_scene
+from ip2p.shapes.scene import draw_scene, render
 from ip2p.shapes.train.clip import (
     EDITS_PER_GROUP,
     GROUPS,
@@ -24,6 +24,7 @@ from ip2p.shapes.train.clip import (
     text_encoder_of,
     write_clip,
 )
+from ip2p.shapes.train.distil import edit_pool, guided_velocity
 from ip2p.shapes.train.export import write_captions
 from ip2p.shapes.train.figures import one_attribute_apart, says
 from ip2p.shapes.train.language_model import draw_text
@@ -32,6 +33,8 @@ from ip2p.shapes.train.spoil import spoil
 from ip2p.shapes.train.text import CAPTION_CLASSES, EDIT_CLASSES, caption_answers, edit_answers
 from ip2p.shapes.train.tokenizer import CONTEXT_LENGTH, domain_words, write_tokenizer
 from ip2p.shapes.train.unet import draw_timesteps, new_scheduler
+from ip2p.shapes.train.vae import NARROWING, narrow_posterior, scene_pixels, to_pixels
+from tests.tiny import tiny_unet, tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +194,37 @@ def test_captions_are_distinct_and_a_function_of_the_seed(tmp_path: Path) -> Non
 def test_a_training_text_is_in_the_originals_format() -> None:
     prompt, answer = draw_text(random.Random(4))
     assert prompt.endswith("\n##\n") and "\n%%\n" in answer and answer.endswith("\nEND")
+
+
+def test_the_guided_velocity_lies_beyond_the_texts_on_the_line_from_the_null_texts() -> None:
+    torch.manual_seed(0)
+    unet, noisy, timesteps = tiny_unet().eval(), torch.randn(3, 4, 16, 16), torch.tensor([0, 500, 999])
+    hidden = torch.randn(3, 32, unet.config.cross_attention_dim)
+    with torch.no_grad():
+        null, text = (unet(noisy, timesteps, states).sample for states in (torch.zeros_like(hidden), hidden))
+    for scale in (0.0, 1.0, 2.5):
+        nothing = torch.zeros_like(hidden[:1])
+        found = guided_velocity(unet, noisy, timesteps, hidden, nothing, guidance_scale=scale)
+        torch.testing.assert_close(found, null + scale * (text - null), atol=1e-5, rtol=1e-4)
+
+
+def test_an_instruction_is_trained_with_the_scene_that_it_leads_to(tmp_path: Path) -> None:
+    vae = tiny_vae().eval()
+    pool = edit_pool(tmp_path, vae, seed=3, num=70, device="cpu")
+    rng = random.Random("3 edits")
+    edits = [draw_edit(rng) for _ in range(70)]
+    assert list(pool.texts) == [edit.edit_prompt for edit in edits]
+    drawn = torch.stack([torch.from_numpy(render(edit.edited)) for edit in edits[-2:]])
+    with torch.no_grad():
+        latents = vae.encode(to_pixels(drawn.numpy())).latent_dist.mode() * vae.config.scaling_factor
+    torch.testing.assert_close(pool.latents[-2:].float(), latents, atol=1e-2, rtol=1e-2)
+    assert torch.equal(edit_pool(tmp_path, vae, seed=3, num=70, device="cpu").latents, pool.latents)
+
+
+def test_a_narrowed_posterior_keeps_its_means() -> None:
+    vae, pixels = tiny_vae().eval(), scene_pixels("narrow", 2)
+    with torch.no_grad():
+        before = vae.encode(pixels).latent_dist
+        after = narrow_posterior(vae).encode(pixels).latent_dist
+    assert torch.equal(after.mean, before.mean)
+    torch.testing.assert_close(after.logvar, before.logvar - NARROWING, atol=1e-5, rtol=1e-5)

@@ -16,13 +16,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ip2p.loading import keep_freed_memory, resolve_device
 from ip2p.presets import shapes
 from ip2p.shapes.train import clip as clip_recipe
+from ip2p.shapes.train.distil import distil_guidance
 from ip2p.shapes.train.export import write_captions, write_stable_diffusion
 from ip2p.shapes.train.figures import all_figures
 from ip2p.shapes.train.language_model import train_language_model, write_language_tokenizer
 from ip2p.shapes.train.text import train_text_tower
 from ip2p.shapes.train.tokenizer import write_tokenizer
 from ip2p.shapes.train.unet import train_unet
-from ip2p.shapes.train.vae import train_vae, tune_decoder
+from ip2p.shapes.train.vae import narrow_posterior, train_vae, tune_decoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class Recipe:
     """Steps of CLIP's picture tower."""
     unet_steps: int = 14500
     """Steps of the denoiser."""
+    guidance_steps: int = 2000
+    """Steps of the denoiser's second training, towards its guided self."""
     decoder_steps: int = 1000
     """Steps of the decoder's second training."""
     language_steps: int = 16000
@@ -88,9 +91,10 @@ def train_pictures(recipe: Recipe, device: str) -> None:
     clip_recipe.train_clip(work, clip, tokenizer, seed=seed, num_steps=recipe.clip_steps, device=device)
     clip_recipe.write_clip(recipe.out / "clip", clip.cpu().eval(), tokenizer)
     unet = train_unet(work, vae, text_encoder, tokenizer, seed=seed, num_steps=recipe.unet_steps, device=device)
-    tune_decoder(work, vae, seed=seed, num_steps=recipe.decoder_steps, device=device)
-    models = (vae.cpu(), text_encoder.cpu(), tokenizer, unet.cpu())
-    write_stable_diffusion(recipe.out / "stable-diffusion", *models)
+    models = (unet, vae, text_encoder, tokenizer)
+    distil_guidance(work, *models, seed=seed, num_steps=recipe.guidance_steps, device=device)
+    narrow_posterior(tune_decoder(work, vae, seed=seed, num_steps=recipe.decoder_steps, device=device))
+    write_stable_diffusion(recipe.out / "stable-diffusion", vae.cpu(), text_encoder.cpu(), tokenizer, unet.cpu())
 
 
 if __name__ == "__main__":

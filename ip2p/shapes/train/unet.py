@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ip2p.shapes.language import draw_caption
-from ip2p.shapes.scene import draw_scene, render
+from ip2p.shapes.scene import Scene, draw_scene, render
 from ip2p.shapes.train.loop import LoopConfig, train
 from ip2p.shapes.train.vae import to_pixels
 
@@ -32,11 +32,11 @@ NUM_SCENES = 40_000
 
 @dataclass(frozen=True, slots=True)
 class LatentPool:
-    """Drawn scenes, encoded once."""
+    """Drawn scenes, encoded once, and the text of each."""
 
     latents: Tensor
     """(N, 4, 16, 16) float16, scaled."""
-    captions: Sequence[str]
+    texts: Sequence[str]
 
 
 def new_unet(cross_attention_dim: int) -> UNet2DConditionModel:
@@ -70,23 +70,27 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-@torch.no_grad()
 def latent_pool(folder: Path, vae: AutoencoderKL, *, seed: int, num: int, device: str) -> LatentPool:
     """Draws and encodes the training scenes, or reads them from `folder` where that was done before."""
     rng = random.Random(f"{seed} pool")
     scenes = [draw_scene(rng) for _ in range(num)]
     captions = [draw_caption(rng, scene) for scene in scenes]
-    path = folder / f"latents-{seed}-{num}.safetensors"
+    return LatentPool(encode_scenes(folder / f"latents-{seed}-{num}.safetensors", vae, scenes, device), captions)
+
+
+@torch.no_grad()
+def encode_scenes(path: Path, vae: AutoencoderKL, scenes: Sequence[Scene], device: str) -> Tensor:
+    """(N, 4, 16, 16) float16, scaled; read from `path` where it is there."""
     if not path.exists():
-        logger.info("encoding %d scenes", num)
+        logger.info("encoding %d scenes", len(scenes))
         parts = []
-        for start in range(0, num, 64):
+        for start in range(0, len(scenes), 64):
             pixels = torch.stack([torch.from_numpy(render(scene)) for scene in scenes[start : start + 64]])
             latents = vae.encode(to_pixels(pixels.numpy()).to(device)).latent_dist.mode()
             parts.append((latents * vae.config.scaling_factor).half().cpu())
         save_file({"latents": torch.cat(parts).contiguous()}, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
-    return LatentPool(load_file(path)["latents"], captions)
+    return load_file(path)["latents"]
 
 
 BANDS = torch.tensor([(0, 1000), (100, 600), (600, 1000)])
@@ -99,6 +103,13 @@ def draw_timesteps(num: int, generator: torch.Generator) -> Tensor:
     low, high = BANDS[torch.randint(len(BANDS), (num,), generator=generator)].T
     timesteps: Tensor = low + torch.rand(num, generator=generator) * (high - low)
     return timesteps.long()
+
+
+def hidden_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    """(N, 32, D): what the denoiser reads."""
+    tokens = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    hidden: Tensor = text_encoder(tokens.to(text_encoder.device)).last_hidden_state
+    return hidden
 
 
 def train_unet(
@@ -121,11 +132,10 @@ def train_unet(
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((seed, step)))
-        chosen = torch.randint(len(pool.captions), (BATCH_SIZE,), generator=generator)
+        chosen = torch.randint(len(pool.texts), (BATCH_SIZE,), generator=generator)
         dropped = torch.rand(BATCH_SIZE, generator=generator) < CAPTION_DROPOUT
-        captions = ["" if drop else pool.captions[index] for index, drop in zip(chosen.tolist(), dropped, strict=True)]
-        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        hidden = text_encoder(tokens.to(device)).last_hidden_state
+        captions = ["" if drop else pool.texts[index] for index, drop in zip(chosen.tolist(), dropped, strict=True)]
+        hidden = hidden_states(text_encoder, tokenizer, captions)
         latents = pool.latents[chosen].float().to(device, memory_format=torch.channels_last)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         timesteps = draw_timesteps(BATCH_SIZE, generator).to(device)

@@ -17,6 +17,9 @@ BATCH_SIZE = 24
 KL_WEIGHT = 2e-4
 """Per latent element; equals a pixel noise of about 0.035 in the evidence lower bound."""
 
+NARROWING = 4.0
+"""Taken off the posterior's log-variance: a deviation of 0.13 becomes 0.02, on latents that spread by 1.16."""
+
 LATENT_NOISE = 0.25
 """Most noise on the latents while the decoder is tuned, in the latents' own units (their deviation is about 1.3)."""
 
@@ -90,3 +93,15 @@ def tune_decoder(folder: Path, vae: AutoencoderKL, *, seed: int, num_steps: int,
     config = LoopConfig(num_steps=num_steps, learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, weight_decay=0.0)
     train(decoder, loss_at, config, checkpoint=folder / "decoder.pt", name="decoder")
     return vae.eval()
+
+
+@torch.no_grad()
+def narrow_posterior(vae: AutoencoderKL) -> AutoencoderKL:
+    """Makes the encoder sure of its latents, whose means stay.
+
+    An editor's training samples its targets from the posterior. What it samples is noise that neither text nor picture
+    explains, and no denoiser here was trained with it.
+    """
+    log_variance = slice(vae.config.latent_channels, None)
+    vae.quant_conv.bias[log_variance] -= NARROWING
+    return vae
