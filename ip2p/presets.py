@@ -100,7 +100,7 @@ def _shapes_training(base: str) -> TrainingConfig:
 
 
 def _shapes_filtering() -> FilteringConfig:
-    """By edit type, so that each comes out about equally pure; the tiny CLIP's right captions score 0.5 to 0.66."""
+    """By edit type, since CLIP tells right from wrong far better in some; its right captions score 0.5 to 0.66."""
     return FilteringConfig(
         thresholds=Thresholds(original=0.46, edited=0.48, direction=0.74, image=0.1),
         per_edit_type={

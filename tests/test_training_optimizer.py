@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -58,20 +57,14 @@ def test_muon_takes_a_convolution_for_the_matrix_of_its_outputs_in_any_memory_fo
     with torch.no_grad():
         linear.weight.copy_(convolution.weight.flatten(1))
     last = copy.deepcopy(convolution).to(memory_format=torch.channels_last)
-    shapes: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = [
-        (convolution, lambda w: w.flatten(1)),
-        (last, lambda w: w.flatten(1)),
-        (linear, lambda w: w),
-    ]
     found = []
-    for module, flatten in shapes:
-        optimizer = muon_of(module)
+    for module in (convolution, last, linear):
+        optimizer, weight = muon_of(module), next(module.parameters())
         for step in range(4):
-            weight = next(module.parameters())
             gradient = torch.randn(8, 27, generator=torch.Generator().manual_seed(step))
             weight.grad = gradient.view(weight.shape)
             optimizer.step()
-        found.append(flatten(next(module.parameters()).detach()))
+        found.append(weight.detach().flatten(1))
     torch.testing.assert_close(found[0], found[2], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found[1], found[2], atol=1e-6, rtol=1e-5)
 
@@ -81,9 +74,8 @@ def test_a_first_step_of_muon_is_as_large_as_adamws() -> None:
     weights = nn.Linear(96, 64, bias=False)
     before = weights.weight.detach().clone()
     train(Muon([{"params": list(weights.parameters()), "orthogonal": True}], lr=1e-3), weights, range(1))
-    assert (weights.weight.detach() - before).square().mean().sqrt() == pytest.approx(
-        0.2e-3, rel=0.2
-    )  # Liu et al., section 2.2
+    moved = (weights.weight.detach() - before).square().mean().sqrt()
+    assert moved == pytest.approx(0.2e-3, rel=0.2)  # Liu et al., section 2.2
 
 
 def test_muon_without_matrices_is_adamw() -> None:
@@ -123,9 +115,6 @@ def test_every_parameter_is_trained_once_and_only_inner_matrices_by_muon(optim: 
     rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
     assert rates[id(unet.conv_in.weight)] == (rate or config.learning_rate)
     orthogonal = {id(p) for group in optimizer.param_groups if group.get("orthogonal") for p in group["params"]}
-    inner = {
-        id(p)
-        for name, p in unet.named_parameters()
-        if p.ndim >= 2 and name.split(".")[0] not in ("conv_in", "conv_out")
-    }
+    edges = {id(p) for layer in (unet.conv_in, unet.conv_out) for p in layer.parameters()}
+    inner = {id(p) for p in unet.parameters() if p.ndim >= 2} - edges
     assert orthogonal == (inner if optim == "muon" else set())

@@ -25,7 +25,7 @@ from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, EditTriplet, ScoredCandidate, as_row, from_row
 from ip2p.rendering.draws import draw_candidates
 from ip2p.rendering.images import decode_image, encode_image
-from ip2p.rendering.sampler import fits_text_encoder, render_pairs
+from ip2p.rendering.sampler import fits_text_encoder, is_guided, render_pairs
 from ip2p.store import RunFolder, Sidecar
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,8 @@ def _render(config: PipelineConfig, shard: Shard, triplets: Sequence[EditTriplet
     if candidates:
         fitting = _fitting(config, candidates)
         too_long = len(candidates) - len(fitting)
-        for each, pair in _scored_pairs(config, sorted(fitting, key=needs_guidance), name=shard.candidates.stem):
+        by_cost = sorted(fitting, key=lambda candidate: is_guided(candidate.spec))
+        for each, pair in _scored_pairs(config, by_cost, name=shard.candidates.stem):
             scored.append(each)
             if config.rendering.keep_rejected_images or each.verdict.accepted:
                 images[_key(each)] = pair
@@ -157,11 +158,6 @@ def _render(config: PipelineConfig, shard: Shard, triplets: Sequence[EditTriplet
     )
     judged = judge_all(scored, config.filtering)
     return _write(config, shard, judged, images, seconds=seconds, too_long=too_long)
-
-
-def needs_guidance(candidate: Candidate) -> bool:
-    """A batch computes the unconditional half for all of its pairs if it does so for one: the two kinds do not mix."""
-    return candidate.spec.guidance_scale > 1
 
 
 def _fitting(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -148,7 +148,7 @@ def sample_latents(pipeline: Any, batch: Sequence[Candidate], config: RenderingC
     scheduler.set_timesteps(config.num_inference_steps, device=unet.device)
     specs = [candidate.spec for candidate in batch]
     scale = _guidance_scales(specs).to(unet.device)
-    num_halves = 2 if bool((scale > 1).any()) else 1
+    num_halves = 2 if any(is_guided(spec) for spec in specs) else 1
     texts = _conditions(pipeline, batch, num_halves)
     generators = [torch.Generator().manual_seed(candidate.spec.seed) for _ in range(2) for candidate in batch]
     latents: Tensor = _initial_noise(generators, (unet.config.in_channels, *latent_size(pipeline, config)))
@@ -164,6 +164,11 @@ def sample_latents(pipeline: Any, batch: Sequence[Candidate], config: RenderingC
             guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = scheduler.step(guided, timestep, latents, **options).prev_sample
     return latents
+
+
+def is_guided(spec: RenderSpec) -> bool:
+    """Whether a pair needs the unconditional half, which a batch computes for all of its pairs if one needs it."""
+    return spec.guidance_scale > 1
 
 
 def _guidance_scales(specs: Sequence[RenderSpec]) -> Tensor:

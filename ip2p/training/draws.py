@@ -40,6 +40,7 @@ def draw_step(shape: torch.Size, timestep_weights: Tensor, *key: object) -> Step
     )
 
 
+@lru_cache(maxsize=2)
 def weigh_timesteps(config: TrainingConfig, num_train_timesteps: int) -> Tensor:
     """(T,) chances of the timesteps: even ones, but for those that `timestep_bias_strategy` favours."""
     portion = int(config.timestep_bias_portion * num_train_timesteps)

@@ -24,7 +24,7 @@ from ip2p.shapes.train.unet import (
     CAPTION_DROPOUT,
     NUM_SCENES,
     LatentPool,
-    draw_timesteps,
+    diffuse,
     encode_scenes,
     hidden_states,
     latent_pool,
@@ -76,10 +76,7 @@ def distil_guidance(
         hidden[some][dropped.to(device)] = null_text
         latents = torch.cat([scenes.latents[captioned], edits.latents[instructed]]).float()
         latents = latents.to(device, memory_format=torch.channels_last)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = draw_timesteps(BATCH_SIZE, generator).to(device)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        target = scheduler.get_velocity(latents, noise, timesteps)
+        noisy, timesteps, target = diffuse(scheduler, latents, generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             target[some] = guided_velocity(teacher, noisy[some], timesteps[some], hidden[some], null_text)
             predicted = unet(noisy, timesteps, hidden).sample

@@ -105,6 +105,14 @@ def draw_timesteps(num: int, generator: torch.Generator) -> Tensor:
     return timesteps.long()
 
 
+def diffuse(scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(noisy latents, their timesteps, the velocities to predict) for scaled latents."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    timesteps = draw_timesteps(len(latents), generator).to(latents.device)
+    noisy, velocities = (make(latents, noise, timesteps) for make in (scheduler.add_noise, scheduler.get_velocity))
+    return noisy, timesteps, velocities
+
+
 def hidden_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     """(N, 32, D): what the denoiser reads."""
     tokens = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -137,10 +145,7 @@ def train_unet(
         captions = ["" if drop else pool.texts[index] for index, drop in zip(chosen.tolist(), dropped, strict=True)]
         hidden = hidden_states(text_encoder, tokenizer, captions)
         latents = pool.latents[chosen].float().to(device, memory_format=torch.channels_last)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = draw_timesteps(BATCH_SIZE, generator).to(device)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        target = scheduler.get_velocity(latents, noise, timesteps)
+        noisy, timesteps, target = diffuse(scheduler, latents, generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             predicted = unet(noisy, timesteps, hidden).sample
         loss: Tensor = (predicted.float() - target).square().mean()
