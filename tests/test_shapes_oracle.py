@@ -12,8 +12,8 @@ from scipy import ndimage
 from ip2p.evaluation.domain import Pixels
 from ip2p.shapes.domain import ShapesDomain
 from ip2p.shapes.language import EDIT_TYPES, describe, draw_moved
-from ip2p.shapes.oracle import judge_edit, read_scene
-from ip2p.shapes.scene import Scene, SceneObject, draw_scene, render
+from ip2p.shapes.oracle import REACH, judge_edit, move_outline, read_scene
+from ip2p.shapes.scene import SIZES, Scene, SceneObject, coverage, draw_scene, render
 from ip2p.shapes.train.figures import oracle_accuracy, says
 
 CIRCLE = SceneObject(shape="circle", colour="red", size="large", x=20, y=22)
@@ -121,3 +121,13 @@ def test_held_out_edits_are_balanced_and_a_pure_function_of_the_seed() -> None:
     assert [case.edit_prompt for case in one] == [case.edit_prompt for case in other]
     assert all(sum(case.edit_type == kind for case in one) == 10 for kind in EDIT_TYPES)
     assert [case.edit_prompt for case in domain.draw_cases(70, 6)] != [case.edit_prompt for case in one]
+
+
+@pytest.mark.parametrize(("x", "y"), [(32.0, 32.0), (20.3, 41.9), (3.25, 60.5), (64.0, -2.75), (-30.0, 12.0)])
+def test_an_outline_is_moved_as_the_whole_image_would_be(x: float, y: float) -> None:
+    whole = coverage("star", SIZES["large"], 32, 32)
+    expected = ndimage.shift(whole, (y - 32, x - 32), order=1)
+    piece, window = move_outline(whole[32 - REACH : 32 + REACH, 32 - REACH : 32 + REACH], x, y)
+    found = np.zeros_like(expected)
+    found[window] = piece
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -31,6 +31,8 @@ MAX_SOFTNESS = 1.7
 POSITION_TOLERANCE = 4.0
 """Pixels by which an object may move and still count as kept."""
 
+REACH = 20
+"""Half the side in pixels of the square in which an outline of any size is drawn, with an empty border."""
 MAX_GROUND_STEP = 26.0
 """RGB distance from the background's colour up to which a pixel belongs to the background."""
 MAX_UNEVEN = 0.02
@@ -150,11 +152,12 @@ def _softness(alpha: Coverage) -> float:
 
 @cache
 def _outline(shape: str, size: str) -> tuple[Coverage, float, float]:
-    """A centred outline with its centre of mass."""
-    middle = IMAGE_SIZE / 2
+    """The middle (2 REACH, 2 REACH) of an image with a centred outline, and the image's centre of mass."""
+    middle = IMAGE_SIZE // 2
     mask = coverage(shape, SIZES[size], middle, middle)
     cy, cx = ndimage.center_of_mass(mask)
-    return mask, float(cx), float(cy)
+    inner = slice(middle - REACH, middle + REACH)
+    return mask[inner, inner], float(cx), float(cy)
 
 
 def _fit_outline(alpha: Coverage) -> Fit | None:
@@ -179,10 +182,25 @@ def _refine(alpha: Coverage, fit: Fit, cx: float, cy: float) -> Fit:
 
 def _fit_at(alpha: Coverage, shape: str, size: str, cx: float, cy: float) -> Fit:
     mask, mx, my = _outline(shape, size)
-    moved = ndimage.shift(mask, (cy - my, cx - mx), order=1)
-    overlap = float(np.minimum(moved, alpha).sum() / np.maximum(moved, alpha).sum())
-    # The outline was drawn around the middle of the image, so its centre moved as far as its mass did.
-    return Fit(shape, size, overlap, IMAGE_SIZE / 2 + cx - mx, IMAGE_SIZE / 2 + cy - my)
+    # The outline was drawn around the middle of the image, so its centre moves as far as its mass does.
+    x, y = IMAGE_SIZE / 2 + cx - mx, IMAGE_SIZE / 2 + cy - my
+    moved, window = move_outline(mask, x, y)
+    common = float(np.minimum(moved, alpha[window]).sum())
+    return Fit(shape, size, common / float(alpha.sum() + moved.sum() - common), x, y)
+
+
+def move_outline(mask: Coverage, x: float, y: float) -> tuple[Coverage, tuple[slice, slice]]:
+    """What an image shows of a (2 REACH, 2 REACH) mask, whose border is empty, centred at (x, y); and where it is.
+
+    Between pixels it is bilinear, as `scipy.ndimage.shift` of order 1 on the whole image, of which this is the window.
+    """
+    top, left = math.floor(y) - REACH, math.floor(x) - REACH
+    down, right = y - math.floor(y), x - math.floor(x)
+    rows = (1 - down) * mask + down * np.roll(mask, 1, axis=0)
+    moved = (1 - right) * rows + right * np.roll(rows, 1, axis=1)
+    window = tuple(slice(max(0, start), max(0, start + 2 * REACH)) for start in (top, left))
+    inside = tuple(slice(max(0, -start), max(0, IMAGE_SIZE - start)) for start in (top, left))
+    return moved[inside].astype(np.float32), (window[0], window[1])
 
 
 def _near(one: SceneObject, other: SceneObject, tolerance: float = POSITION_TOLERANCE) -> bool:
