@@ -34,6 +34,8 @@ class RenderSpec:
     guidance_scale: float
     p2p: float
     """Fraction of the steps during which the edited side uses the original's self-attention maps."""
+    cross_p2p: float = 0.0
+    """The same of cross-attention maps, for the tokens that the captions share or that stand for one another."""
     shared_steps: float = 0.0
     """Fraction of the steps, from the first, during which both sides follow the original's caption."""
 
@@ -114,6 +116,7 @@ def as_row(scored: ScoredCandidate) -> dict[str, Any]:
         "seed": spec.seed,
         "guidance_scale": spec.guidance_scale,
         "p2p": spec.p2p,
+        "cross_p2p": spec.cross_p2p,
         "shared_steps": spec.shared_steps,
         "clip_original": scores.original,
         "clip_edited": scores.edited,
@@ -139,6 +142,7 @@ def from_row(row: dict[str, Any]) -> ScoredCandidate:
         seed=row["seed"],
         guidance_scale=row["guidance_scale"],
         p2p=row["p2p"],
+        cross_p2p=row["cross_p2p"],
         shared_steps=row["shared_steps"],
     )
     scores = ClipScores(

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from ip2p.rendering.attention import self_attentions, shared_self_attention
+from ip2p.rendering.attention import CrossSharing, cross_attentions, self_attentions, shared_attention
 from ip2p.rendering.steps import plan_step
 from tests.tiny import specs, tiny_unet
 
@@ -18,8 +18,9 @@ WIDTH = 128
 class ExplicitMaps:
     """Makes every map with a softmax and hands the original's map to the edited row, as the original software does."""
 
-    def __init__(self, source: Tensor | None) -> None:
+    def __init__(self, source: Tensor | None, cross: CrossSharing | None = None) -> None:
         self.source = source
+        self.cross = cross
 
     def __call__(
         self,
@@ -39,6 +40,11 @@ class ExplicitMaps:
         maps = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
         if encoder_hidden_states is None and self.source is not None:
             maps = torch.stack([maps[int(row)] for row in self.source])
+        if encoder_hidden_states is not None and self.cross is not None:
+            original = maps.clone()
+            for k, (row, origin) in enumerate(zip(self.cross.rows, self.cross.sources, strict=True)):
+                moved = original[origin] @ self.cross.token_maps[k].to(maps.dtype)
+                maps[row] = moved + original[row] * self.cross.own[k].to(maps.dtype)
         out = (maps @ value).permute(0, 2, 1, 3).reshape(size, length, -1)
         return attn.to_out[0](out)
 
@@ -54,13 +60,13 @@ def run(unet: UNet2DConditionModel, rows: int) -> Tensor:
     latents = torch.randn(rows, 4, 16, 16, generator=generator)
     texts = torch.randn(rows, 5, WIDTH, generator=generator)
     with torch.no_grad():
-        return unet(latents, 400, encoder_hidden_states=texts).sample
+        return unet(latents.to(unet.dtype), 400, encoder_hidden_states=texts.to(unet.dtype)).sample.float()
 
 
 @pytest.mark.parametrize("active", [(True, True, True), (True, False, True), (False, False, False)])
 def test_shared_queries_and_keys_equal_shared_maps(unet: UNet2DConditionModel, active: tuple[bool, ...]) -> None:
     source = plan_step(specs(p2p=[float(each) for each in active]), 0, 4, num_halves=2).attention_source
-    with shared_self_attention(unet) as shared:
+    with shared_attention(unet) as shared:
         shared.source = source
         found = run(unet, 12)
     before = dict(unet.attn_processors)
@@ -70,9 +76,36 @@ def test_shared_queries_and_keys_equal_shared_maps(unet: UNet2DConditionModel, a
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moving_values_equals_moving_the_maps_of_tokens(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+    """Five tokens: two swap places, one is the mean of two, one is scaled down, one keeps its own map."""
+    moved = torch.tensor([[0, 1, 0.5, 0, 0], [1, 0, 0.5, 0, 0], [0] * 5, [0, 0, 0, 0.7, 0], [0] * 5])
+    cross = CrossSharing(
+        rows=torch.tensor([3, 5]),
+        sources=torch.tensor([0, 2]),
+        token_maps=torch.stack([moved, torch.zeros(5, 5)]),
+        own=torch.tensor([[0, 0, 0, 0, 1.0], [1, 0, 2, 1, 1]]),
+    )
+    source = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=1).attention_source
+    model = tiny_unet().to(dtype)
+    model.load_state_dict(unet.state_dict())
+    with shared_attention(model, cross=True) as shared:
+        plain = run(model, 6)
+        shared.source, shared.cross = source, cross
+        found = run(model, 6)
+    model.set_attn_processor(ExplicitMaps(source, cross))
+    expected = run(model, 6)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.06 * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    model.set_attn_processor(ExplicitMaps(source))
+    without = run(model, 6)
+    assert (found[[3, 5]] - without[[3, 5]]).abs().mean() > 4 * (found - expected).abs().mean()
+    assert (found[[0, 1, 2, 4]] - plain[[0, 1, 2, 4]]).abs().max() <= tolerance
+
+
 def test_sharing_changes_edited_rows_of_active_pairs_only(unet: UNet2DConditionModel) -> None:
     plain = run(unet, 12)
-    with shared_self_attention(unet) as shared:
+    with shared_attention(unet) as shared:
         shared.source = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).attention_source
         found = run(unet, 12)
     changed = [(a - b).abs().max().item() > 1e-5 for a, b in zip(plain, found, strict=True)]
@@ -81,7 +114,7 @@ def test_sharing_changes_edited_rows_of_active_pairs_only(unet: UNet2DConditionM
 
 def test_without_a_source_the_processors_are_diffusers_own(unet: UNet2DConditionModel) -> None:
     plain = run(unet, 4)
-    with shared_self_attention(unet):
+    with shared_attention(unet, cross=True):
         torch.testing.assert_close(run(unet, 4), plain, atol=1e-6, rtol=0)
 
 
@@ -90,11 +123,13 @@ def test_every_self_attention_and_no_cross_attention_shares(unet: UNet2DConditio
     found = {names[id(layer)] for layer in self_attentions(unet)}
     assert found == {name for name in names.values() if name.endswith("attn1")}
     assert len(found) > 4
+    to_text = {names[id(layer)] for layer in cross_attentions(unet)}
+    assert to_text == {name.replace("attn1", "attn2") for name in found}
 
 
 def test_processors_are_restored_after_an_error(unet: UNet2DConditionModel) -> None:
     before = dict(unet.attn_processors)
-    with pytest.raises(RuntimeError, match="out of memory"), shared_self_attention(unet):
-        assert dict(unet.attn_processors) != before
+    with pytest.raises(RuntimeError, match="out of memory"), shared_attention(unet, cross=True):
+        assert not set(unet.attn_processors.values()) & set(before.values())
         raise RuntimeError("out of memory")
     assert dict(unet.attn_processors) == before

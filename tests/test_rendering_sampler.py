@@ -12,11 +12,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from ip2p.config import RenderingConfig
+from ip2p.config import CrossAlignment, RenderingConfig
 from ip2p.loading import load_text_to_image
 from ip2p.records import Candidate, EditTriplet, RenderSpec
 from ip2p.rendering import render_pairs
-from ip2p.rendering.attention import self_attentions
+from ip2p.rendering.alignment import map_tokens, stack_maps
+from ip2p.rendering.attention import cross_attentions, self_attentions
 from ip2p.rendering.sampler import (
     check_renderable,
     encode_texts,
@@ -25,7 +26,7 @@ from ip2p.rendering.sampler import (
     sample_latents,
     usable_schedulers,
 )
-from ip2p.rendering.steps import is_shared
+from ip2p.rendering.steps import is_shared, plan_step
 
 CIRCLE, SQUARE, EMPTY = (
     "a small red circle on a white background",
@@ -66,6 +67,7 @@ def candidate(
     seed: int = 1,
     guidance_scale: float = 5.0,
     p2p: float = 0.5,
+    cross_p2p: float = 0.0,
     shared_steps: float = 0.0,
 ) -> Candidate:
     triplet = EditTriplet(original_prompt=original, edit_prompt="-", edited_prompt=edited)
@@ -75,6 +77,7 @@ def candidate(
         seed=seed,
         guidance_scale=guidance_scale,
         p2p=p2p,
+        cross_p2p=cross_p2p,
         shared_steps=shared_steps,
     )
     return Candidate(triplet=triplet, spec=spec)
@@ -87,6 +90,8 @@ MIXED = [
     candidate(CIRCLE, EMPTY, seed=4, guidance_scale=5.0, p2p=0.7),
     candidate(SQUARE, CIRCLE, seed=5, guidance_scale=4.0, p2p=0.8, shared_steps=0.5),
     candidate(SQUARE, CIRCLE, seed=6, guidance_scale=1.0, p2p=0.2, shared_steps=1.0),
+    candidate(SQUARE, CIRCLE, seed=7, guidance_scale=3.0, p2p=0.5, cross_p2p=0.7),
+    candidate(EMPTY, CIRCLE, seed=8, guidance_scale=1.0, p2p=0.0, cross_p2p=1.1, shared_steps=0.3),
 ]
 
 
@@ -120,7 +125,7 @@ def test_latents_of_a_batch_equal_those_of_single_pairs(pipeline: Any) -> None:
 
 @pytest.mark.parametrize("scheduler", STOCHASTIC + DETERMINISTIC)
 def test_equal_prompts_give_equal_images_under_any_scheduler(pipeline: Any, scheduler: str) -> None:
-    pairs = [candidate(CIRCLE, CIRCLE, seed=5, p2p=p) for p in (0.0, 0.6, 1.0)]
+    pairs = [candidate(CIRCLE, CIRCLE, seed=5, p2p=p, cross_p2p=1.0 - p) for p in (0.0, 0.6, 1.0)]
     original, edited = sides(pipeline, pairs, replace(CONFIG, scheduler=scheduler))
     assert original.isfinite().all()
     torch.testing.assert_close(original, edited, atol=1e-4 * float(original.abs().max()), rtol=0)
@@ -151,6 +156,27 @@ def test_p2p_leaves_the_original_alone_and_changes_the_edited_side(pipeline: Any
     torch.testing.assert_close(original[0], original[2], atol=1e-5, rtol=0)
     assert (edited[0] - edited[1]).abs().max() > 1e-3
     assert (edited[1] - edited[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("alignment", ["replace", "refine"])
+def test_cross_p2p_changes_the_edited_side_alone(pipeline: Any, alignment: CrossAlignment) -> None:
+    config = replace(CONFIG, cross_alignment=alignment)
+    original, edited = sides(pipeline, [candidate(CIRCLE, SQUARE, p2p=0.0, cross_p2p=p) for p in (0, 0.5, 1.0)], config)
+    torch.testing.assert_close(original[0], original[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(original[0], original[2], atol=1e-5, rtol=0)
+    assert (edited[0] - edited[1]).abs().max() > 1e-3
+    assert (edited[1] - edited[2]).abs().max() > 1e-3
+
+
+def test_the_unconditional_half_keeps_its_cross_attention(pipeline: Any) -> None:
+    """Both sides of it read the empty text, whose tokens are not those that the captions' alignment speaks of."""
+    pair = candidate(CIRCLE, SQUARE, guidance_scale=3.0, cross_p2p=1.1)
+    with torch.inference_mode():
+        plan = plan_step([pair.spec], 0, 4, num_halves=2)
+        maps = stack_maps([map_tokens(pipeline.tokenizer, CIRCLE, SQUARE, "replace")], torch.device("cpu"))
+    cross = plan.cross_sharing(maps, num_halves=2)
+    assert cross is not None
+    assert (cross.rows.tolist(), cross.sources.tolist()) == ([3], [2])
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
@@ -264,18 +290,19 @@ def test_a_caption_is_measured_before_it_is_cut(pipeline: Any) -> None:
 
 
 def test_the_models_processors_are_back_after_rendering_and_after_an_error(pipeline: Any) -> None:
-    before = [layer.processor for layer in self_attentions(pipeline.unet)]
+    layers = [*self_attentions(pipeline.unet), *cross_attentions(pipeline.unet)]
+    before = [layer.processor for layer in layers]
 
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    sides(pipeline, MIXED[:1])
-    assert [layer.processor for layer in self_attentions(pipeline.unet)] == before
+    sides(pipeline, MIXED)
+    assert [layer.processor for layer in layers] == before
     hook = pipeline.unet.conv_out.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        sides(pipeline, MIXED[:1])
+        sides(pipeline, MIXED)
     hook.remove()
-    assert [layer.processor for layer in self_attentions(pipeline.unet)] == before
+    assert [layer.processor for layer in layers] == before
 
 
 def test_every_scheduler_that_is_offered_is_tested_here(pipeline: Any) -> None:

@@ -11,10 +11,11 @@ from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
 from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
 from ip2p.config.pipeline import PipelineConfig, RunnerConfig
 from ip2p.config.prompts import DEFAULT_EDIT_TYPE_RULES, PromptsConfig
-from ip2p.config.rendering import EditTypeRendering, ImageFormat, Precision, RenderingConfig
+from ip2p.config.rendering import CrossAlignment, EditTypeRendering, ImageFormat, Precision, RenderingConfig
 from ip2p.config.training import TrainingConfig
 
 __all__ = [
+    "CrossAlignment",
     "DEFAULT_EDIT_TYPE_RULES",
     "DatasetConfig",
     "EditTypeRendering",

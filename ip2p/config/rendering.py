@@ -9,6 +9,8 @@ from ip2p.config.checks import check, check_positive, check_range, check_unit
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
+CrossAlignment = Literal["replace", "refine"]
+
 ImageFormat = Literal["png", "webp", "jpeg"]
 
 
@@ -22,6 +24,8 @@ class EditTypeRendering:
     """Range of the classifier-free guidance."""
     p2p: tuple[float, float] | None = None
     """Range of the fraction of steps with shared self-attention."""
+    cross_p2p: tuple[float, float] | None = None
+    """Range of the fraction of steps with shared cross-attention."""
     shared_steps: tuple[float, float] | None = None
     """Range of the fraction of first steps in which both sides follow the original's caption."""
 
@@ -31,7 +35,7 @@ class EditTypeRendering:
 
 def _check_draws(config: RenderingConfig | EditTypeRendering) -> None:
     check_positive(config, "num_candidates")
-    for name in ("guidance_scale", "p2p", "shared_steps"):
+    for name in ("guidance_scale", "p2p", "cross_p2p", "shared_steps"):
         if (bounds := getattr(config, name)) is not None:
             check_range(name, bounds)
             if name != "guidance_scale":
@@ -60,6 +64,10 @@ class RenderingConfig:
     """Range of the classifier-free guidance, drawn per candidate."""
     p2p: tuple[float, float] = (0.1, 0.9)
     """Range of the fraction of steps with shared self-attention, drawn per candidate."""
+    cross_p2p: tuple[float, float] = (0.0, 0.0)
+    """Range of the fraction of steps with shared cross-attention, drawn per candidate; the paper has none."""
+    cross_alignment: CrossAlignment = "replace"
+    """Which tokens share it: "refine" those that both captions have, "replace" also a word that another stands for."""
     shared_steps: tuple[float, float] = (0.0, 0.0)
     """Range of the fraction of first steps in which both sides follow the original's caption, drawn per candidate.
 

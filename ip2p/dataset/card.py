@@ -120,6 +120,7 @@ def _making(config: PipelineConfig) -> str:
             ("steps", str(rendering.num_inference_steps)),
             ("guidance scale", _range(rendering.guidance_scale)),
             ("share of steps with prompt-to-prompt", _range(rendering.p2p)),
+            ("the same in cross-attention", _range(rendering.cross_p2p)),
             ("share of steps under the original's caption", _range(rendering.shared_steps)),
             ("candidates per triplet", str(rendering.num_candidates)),
             *((f"for {kind} edits", _differences(own)) for kind, own in sorted(rendering.per_edit_type.items())),
@@ -130,7 +131,12 @@ def _making(config: PipelineConfig) -> str:
 
 
 def _differences(own: EditTypeRendering) -> str:
-    ranges = {"guidance scale": own.guidance_scale, "prompt-to-prompt": own.p2p, "original's caption": own.shared_steps}
+    ranges = {
+        "guidance scale": own.guidance_scale,
+        "prompt-to-prompt": own.p2p,
+        "in cross-attention": own.cross_p2p,
+        "original's caption": own.shared_steps,
+    }
     told = [f"{name} {_range(bounds)}" for name, bounds in ranges.items() if bounds is not None]
     return "; ".join([*([f"{own.num_candidates} candidates"] if own.num_candidates else []), *told])
 

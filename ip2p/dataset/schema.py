@@ -29,6 +29,7 @@ _TYPES: dict[str, pa.DataType] = {
     "seed": pa.int64(),
     "guidance_scale": pa.float64(),
     "p2p": pa.float64(),
+    "cross_p2p": pa.float64(),
     "shared_steps": pa.float64(),
     "clip_original": pa.float64(),
     "clip_edited": pa.float64(),

@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         ),
         ("candidate", pa.int64()),
         ("seed", pa.int64()),
-        *((name, pa.float64()) for name in ("guidance_scale", "p2p", "shared_steps")),
+        *((name, pa.float64()) for name in ("guidance_scale", "p2p", "cross_p2p", "shared_steps")),
         *((name, pa.float64()) for name in ("clip_original", "clip_edited", "clip_direction", "clip_image")),
         ("accepted", pa.bool_()),
         ("reason", pa.string()),

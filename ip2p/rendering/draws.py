@@ -18,6 +18,7 @@ def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> Ren
         seed=hash_to_seed(*key),
         guidance_scale=_uniform(config.guidance_scale, "guidance_scale", *key),
         p2p=_uniform(config.p2p, "p2p", *key),
+        cross_p2p=_uniform(config.cross_p2p, "cross_p2p", *key),
         shared_steps=_uniform(config.shared_steps, "shared_steps", *key),
     )
 

@@ -17,12 +17,13 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Generator, Tensor
 
-from ip2p.config import RenderingConfig
+from ip2p.config import CrossAlignment, RenderingConfig
 from ip2p.records import Candidate, RenderSpec
-from ip2p.rendering.attention import shared_self_attention
+from ip2p.rendering.alignment import TokenMaps, map_tokens, stack_maps
+from ip2p.rendering.attention import shared_attention
 from ip2p.rendering.images import Array
 from ip2p.rendering.steps import plan_step
 
@@ -79,8 +80,9 @@ def new_scheduler(pipeline: Any, name: str | None) -> Any:
 
 
 def usable_schedulers(pipeline: Any) -> list[str]:
-    """Names of the schedulers that diffusers calls compatible with the model's own and that can render pairs."""
-    return sorted(found.__name__ for found in pipeline.scheduler.compatibles if _can_render_pairs(found))
+    """Names of the schedulers that can render pairs: the model's own, and those that diffusers lets it change to."""
+    known = {type(pipeline.scheduler), *(getattr(diffusers, kind.name) for kind in KarrasDiffusionSchedulers)}
+    return sorted(found.__name__ for found in known if _can_render_pairs(found))
 
 
 def _can_render_pairs(scheduler_class: Any) -> bool:
@@ -154,10 +156,12 @@ def sample_latents(pipeline: Any, batch: Sequence[Candidate], config: RenderingC
     latents: Tensor = _initial_noise(generators, (unet.config.in_channels, *latent_size(pipeline, config)))
     latents = latents.to(unet.device) * float(scheduler.init_noise_sigma)
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    with shared_self_attention(unet) as shared:
+    token_maps = _token_maps(pipeline, batch, config.cross_alignment)
+    with shared_attention(unet, cross=token_maps is not None) as shared:
         for step, timestep in enumerate(scheduler.timesteps):
             plan = plan_step(specs, step, len(scheduler.timesteps), num_halves=num_halves).to(unet.device)
             shared.source = plan.attention_source
+            shared.cross = plan.cross_sharing(token_maps, num_halves=num_halves) if token_maps else None
             rows = scheduler.scale_model_input(latents, timestep)[plan.computed].repeat(num_halves, 1, 1, 1)
             states = texts[:, plan.computed].flatten(0, 1)
             predicted = unet(rows.to(unet.dtype), timestep, encoder_hidden_states=states).sample.float()
@@ -184,6 +188,18 @@ def _conditions(pipeline: Any, batch: Sequence[Candidate], num_halves: int) -> T
     unconditional = [""] * (2 * len(batch)) if num_halves == 2 else []
     states = encode_texts(pipeline, [*unconditional, *originals, *edited])
     return states.view(num_halves, -1, *states.shape[1:])
+
+
+def _token_maps(pipeline: Any, batch: Sequence[Candidate], alignment: CrossAlignment) -> TokenMaps | None:
+    """How each pair's captions are aligned; None where no pair shares cross-attention."""
+    if not any(candidate.spec.cross_p2p > 0 for candidate in batch):
+        return None
+    triplets = [candidate.triplet for candidate in batch]
+    with _tokenizer_lock:
+        maps = [
+            map_tokens(pipeline.tokenizer, each.original_prompt, each.edited_prompt, alignment) for each in triplets
+        ]
+    return stack_maps(maps, pipeline.unet.device)
 
 
 def _initial_noise(generators: Sequence[Generator], shape: tuple[int, ...]) -> Tensor:
