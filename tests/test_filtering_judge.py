@@ -87,3 +87,13 @@ def test_counts_add_up_to_the_candidates() -> None:
 def test_judging_does_not_load_torch() -> None:
     code = "import sys, ip2p.filtering.judge; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_first_pairs_are_those_with_the_least_numbers_whatever_their_direction() -> None:
+    rising = [scored(number, replace(GOOD, direction=0.3 + number / 100)) for number in (2, 0, 3, 1)]
+    first, best = (
+        judge_all(rising, FilteringConfig(max_pairs_per_triplet=2, selection=selection))
+        for selection in ("first", "best")
+    )
+    assert reasons(first) == ["over_limit", "", "over_limit", ""]
+    assert reasons(best) == ["", "over_limit", "", "over_limit"]

@@ -229,6 +229,69 @@ def test_pairs_without_guidance_do_not_pay_for_those_with_it(config: PipelineCon
     assert sum(renders) == needed * settings.num_inference_steps
 
 
+@pytest.fixture
+def choosy(config: PipelineConfig) -> PipelineConfig:
+    """Accepts about half of the candidates, the first two of a triplet's eight."""
+    many = replace(config, rendering=replace(config.rendering, num_candidates=8))
+    rendering.write_shard(many, 0)
+    direction = float(np.median([row["clip_direction"] for row in table(many, "candidates")]))
+    thresholds = Thresholds(original=-1, edited=-1, direction=direction, image=-1)
+    filtering = FilteringConfig(thresholds=thresholds, max_pairs_per_triplet=2, selection="first")
+    return replace(many, filtering=filtering)
+
+
+def accepted_of(config: PipelineConfig) -> list[tuple[str, int]]:
+    return [(row["triplet_id"], row["candidate"]) for row in table(config, "candidates") if row["accepted"]]
+
+
+def elsewhere(config: PipelineConfig, name: str) -> PipelineConfig:
+    moved = replace(config, out=config.out.parent / name)
+    write_triplets(moved)
+    return moved
+
+
+def test_a_triplet_stops_at_its_last_needed_pair_whatever_the_batch(choosy: PipelineConfig) -> None:
+    every = table(choosy, "candidates")
+    expected, rendered = [], 0
+    for triplet in TRIPLETS:
+        rows = [row for row in every if row["triplet_id"] == triplet.id]
+        good = [row["candidate"] for row in rows if row["clip_direction"] >= choosy.filtering.thresholds.direction]
+        expected += [(triplet.id, number) for number in good[:2]]
+        rendered += good[1] + 1 if len(good) > 1 else 8
+    assert rendered < 24
+    for size in (1, 3, 16):
+        fresh = elsewhere(replace(choosy, rendering=replace(choosy.rendering, batch_size=size)), f"size {size}")
+        sidecar = rendering.write_shard(fresh, 0)
+        assert accepted_of(fresh) == expected
+        assert sidecar.counts["candidates"] == rendered
+    assert rendering.summarise(fresh)["candidates_per_accepted"] == round(rendered / len(expected), 2)
+
+
+def test_changed_thresholds_go_on_from_the_table_and_accept_what_a_fresh_run_would(
+    choosy: PipelineConfig, renders: list[int]
+) -> None:
+    run = elsewhere(choosy, "run")
+    rendering.write_shard(run, 0)
+    directions = sorted(row["clip_direction"] for row in table(choosy, "candidates"))
+    for number, place in enumerate((18, 3, 12)):
+        between = sum(directions[place : place + 2]) / 2
+        thresholds = replace(choosy.filtering.thresholds, direction=between)
+        changed = replace(run, filtering=replace(choosy.filtering, thresholds=thresholds))
+        fresh = elsewhere(changed, f"fresh {number}")
+        before = {(row["triplet_id"], row["candidate"]) for row in table(run, "candidates")}
+        kept = {(row["triplet_id"], row["candidate"]) for row in table(run, "pairs")}
+        renders.clear()
+        rendering.write_shard(changed, 0)
+        work = sum(renders)
+        rendering.write_shard(fresh, 0)
+        after = {(row["triplet_id"], row["candidate"]) for row in table(run, "candidates")}
+        needed = {(row["triplet_id"], row["candidate"]) for row in table(fresh, "candidates")}
+        assert accepted_of(run) == accepted_of(fresh)
+        assert after == before | needed
+        again = {key for key in accepted_of(run) if key in before - kept}
+        assert work == (len(needed - before) + len(again)) * 4 * run.rendering.num_inference_steps
+
+
 def test_threads_that_share_the_models_write_what_one_thread_writes(config: PipelineConfig) -> None:
     threaded = replace(config, out=config.out.parent / "threaded")
     for number in range(4):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ip2p.config.checks import check_positive
+
+Selection = Literal["best", "first"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,9 @@ class FilteringConfig:
     per_edit_type: dict[str, Thresholds] = field(default_factory=dict)
     """Thresholds of single edit types."""
     max_pairs_per_triplet: int = 4
-    """Keep at most so many, best direction first."""
+    """Keep at most so many."""
+    selection: Selection = "best"
+    """Which: "best" by direction of all its candidates, or the "first" by number, after which no more are rendered."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_pairs_per_triplet")

@@ -74,7 +74,7 @@ class RenderingConfig:
     What these steps settle, mostly layout, is then the same on both sides, and each costs half. The paper has none.
     """
     num_candidates: int = 4
-    """Candidates to render per triplet."""
+    """Candidates to render per triplet; at most so many where `filtering.selection` is "first"."""
     per_edit_type: dict[str, EditTypeRendering] = field(default_factory=dict)
     """What single edit types are rendered with instead: some bear more sharing, some need more candidates."""
     batch_size: int = 8

@@ -111,7 +111,7 @@ def _introduction(counts: Mapping[str, Any]) -> str:
 
 
 def _making(config: PipelineConfig) -> str:
-    prompts, rendering, scoring = config.prompts, config.rendering, config.scoring
+    prompts, rendering, scoring, filtering = config.prompts, config.rendering, config.scoring, config.filtering
     return "## How it was made\n\n" + _table(
         ("step", "setting"),
         [
@@ -124,6 +124,7 @@ def _making(config: PipelineConfig) -> str:
             ("share of steps under the original's caption", _range(rendering.shared_steps)),
             ("candidates per triplet", str(rendering.num_candidates)),
             *((f"for {kind} edits", _differences(own)) for kind, own in sorted(rendering.per_edit_type.items())),
+            ("pairs kept per triplet", f"the {filtering.selection} {filtering.max_pairs_per_triplet}, at most"),
             ("image format", rendering.image_format),
             ("CLIP", f"{_name(scoring.clip_model)} {scoring.clip_pretrained or ''}".strip()),
         ],

@@ -30,7 +30,7 @@ def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
 def judge_all(scored: Sequence[ScoredCandidate], config: FilteringConfig) -> list[ScoredCandidate]:
     """Judges candidates anew, whatever was said of them before, and limits the pairs per triplet. Keeps the order."""
     judged = [_with_verdict(each, judge(each.scores, _thresholds_of(each, config))) for each in scored]
-    surplus = _over_limit(judged, config.max_pairs_per_triplet)
+    surplus = _over_limit(judged, config)
     return [
         _with_verdict(each, Verdict(reason=OVER_LIMIT)) if index in surplus else each
         for index, each in enumerate(judged)
@@ -55,14 +55,16 @@ def _with_verdict(scored: ScoredCandidate, verdict: Verdict) -> ScoredCandidate:
     return replace(scored, verdict=verdict)
 
 
-def _over_limit(judged: Sequence[ScoredCandidate], limit: int) -> set[int]:
-    """Indices of accepted candidates beyond the `limit` best of their triplet: best direction, then least number."""
+def _over_limit(judged: Sequence[ScoredCandidate], config: FilteringConfig) -> set[int]:
+    """Indices of accepted candidates beyond the limit of their triplet: worse in direction, or later in number."""
     accepted: dict[str, list[int]] = defaultdict(list)
     for index, each in enumerate(judged):
         if each.verdict.accepted:
             accepted[each.candidate.spec.triplet_id].append(index)
 
     def rank(index: int) -> tuple[float, int]:
-        return -judged[index].scores.direction, judged[index].candidate.spec.candidate
+        direction = judged[index].scores.direction if config.selection == "best" else 0.0
+        return -direction, judged[index].candidate.spec.candidate
 
+    limit = config.max_pairs_per_triplet
     return {index for indices in accepted.values() for index in sorted(indices, key=rank)[limit:]}

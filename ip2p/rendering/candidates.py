@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ip2p import loading, store
@@ -22,35 +20,15 @@ from ip2p.config import PipelineConfig, fingerprint
 from ip2p.filtering.clip_scores import PairScorer
 from ip2p.filtering.judge import count_verdicts, judge, judge_all, thresholds_for
 from ip2p.prompts import read_triplets
-from ip2p.records import Candidate, EditTriplet, ScoredCandidate, as_row, from_row
+from ip2p.records import Candidate, EditTriplet, ScoredCandidate
 from ip2p.rendering.draws import draw_candidates
 from ip2p.rendering.images import decode_image, encode_image
-from ip2p.rendering.sampler import fits_text_encoder, is_guided, render_pairs
+from ip2p.rendering.needed import CandidateQueue, Key, key_of
+from ip2p.rendering.sampler import fits_text_encoder, render_pairs
+from ip2p.rendering.table import EncodedPair, candidates_table, pairs_table, read_candidates, read_images
 from ip2p.store import RunFolder, Sidecar
 
 logger = logging.getLogger(__name__)
-
-Key = tuple[str, int]
-"""(triplet id, candidate number)."""
-EncodedPair = tuple[bytes, bytes]
-"""The original's and the edited image's file contents."""
-
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-SCHEMA = pa.schema(
-    [
-        *(
-            (name, pa.string())
-            for name in ("triplet_id", "original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
-        ),
-        ("candidate", pa.int64()),
-        ("seed", pa.int64()),
-        *((name, pa.float64()) for name in ("guidance_scale", "p2p", "cross_p2p", "shared_steps")),
-        *((name, pa.float64()) for name in ("clip_original", "clip_edited", "clip_direction", "clip_image")),
-        ("accepted", pa.bool_()),
-        ("reason", pa.string()),
-    ]
-)
-PAIR_SCHEMA = SCHEMA.append(pa.field("original_image", IMAGE_TYPE)).append(pa.field("edited_image", IMAGE_TYPE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +50,7 @@ def write_shard(config: PipelineConfig, number: int) -> Sidecar:
     done = store.finished(shard.candidates, shard.fingerprint)
     if done is not None and store.finished(shard.pairs, shard.fingerprint) is not None:
         return done
-    previous = _scores_on_disk(shard)
-    if previous is not None:
-        return _rejudge(config, shard, previous)
-    return _render(config, shard, read_triplets(triplets_path))
+    return _work(config, shard, read_triplets(triplets_path), _scores_on_disk(shard))
 
 
 def refilter(config: PipelineConfig) -> dict[str, int]:
@@ -106,7 +81,9 @@ def summarise(config: PipelineConfig) -> dict[str, Any]:
     paths = RunFolder(config.out).shards("candidates")
     sidecars = [sidecar for path in paths if (sidecar := store.read_sidecar(path)) is not None]
     seconds = sum(sidecar.seconds for sidecar in sidecars)
-    return {"shards": len(sidecars), **sum_counts(sidecars), "seconds": round(seconds, 3)}
+    counts = sum_counts(sidecars)
+    per_pair = round(counts["candidates"] / counts["accepted"], 2) if counts.get("accepted") else None
+    return {"shards": len(sidecars), **counts, "candidates_per_accepted": per_pair, "seconds": round(seconds, 3)}
 
 
 def _shard(config: PipelineConfig, number: int, triplets_path: Path) -> Shard:
@@ -135,33 +112,44 @@ def _intact(path: Path) -> Sidecar | None:
     return None if sidecar is None else store.finished(path, sidecar.fingerprint)
 
 
-def _render(config: PipelineConfig, shard: Shard, triplets: Sequence[EditTriplet]) -> Sidecar:
+def _work(config: PipelineConfig, shard: Shard, triplets: Sequence[EditTriplet], previous: Sidecar | None) -> Sidecar:
+    """Renders and scores what is needed and not on disk, judges all there is, renders kept pairs that lack images."""
     started = time.monotonic()
+    keep_all, name = config.rendering.keep_rejected_images, shard.candidates.stem
     candidates = [candidate for triplet in triplets for candidate in draw_candidates(config.rendering, triplet)]
-    scored: list[ScoredCandidate] = []
-    images: dict[Key, EncodedPair] = {}
-    too_long = 0
-    if candidates:
-        fitting = _fitting(config, candidates)
-        too_long = len(candidates) - len(fitting)
-        by_cost = sorted(fitting, key=lambda candidate: is_guided(candidate.spec))
-        for each, pair in _scored_pairs(config, by_cost, name=shard.candidates.stem):
-            scored.append(each)
-            if config.rendering.keep_rejected_images or each.verdict.accepted:
-                images[_key(each)] = pair
-        places = {_candidate_key(candidate): place for place, candidate in enumerate(fitting)}
-        scored.sort(key=lambda each: places[_key(each)])
-    seconds = time.monotonic() - started
-    rate = len(scored) / seconds if seconds else 0.0
-    logger.info(
-        "%s: rendered and scored %d pairs in %.1f s (%.2f a second)", shard.candidates.stem, len(scored), seconds, rate
-    )
-    judged = judge_all(scored, config.filtering)
-    return _write(config, shard, judged, images, seconds=seconds, too_long=too_long)
+    known = read_candidates(shard.candidates) if previous else {}
+    images = _images_on_disk(shard) if previous else {}
+    fitting = _known_to_fit(candidates, known) if previous else _fitting(config, candidates)
+    queue = CandidateQueue(fitting, config.filtering, {key: each.scores for key, each in known.items()})
+    num_known = len(known)
+    for each, pair in _scored_pairs(config, queue, name=name):
+        known[key_of(each.candidate)] = each
+        if keep_all or each.verdict.accepted:
+            images[key_of(each.candidate)] = pair
+    judged = judge_all([known[key] for candidate in fitting if (key := key_of(candidate)) in known], config.filtering)
+    wanted = [each.candidate for each in judged if keep_all or each.verdict.accepted]
+    missing = [candidate for candidate in wanted if key_of(candidate) not in images]
+    for candidate, pair in zip(missing, _encoded_pairs(config, missing) if missing else (), strict=True):
+        images[key_of(candidate)] = pair
+    seconds, num_new = time.monotonic() - started, len(known) - num_known
+    rate = num_new / seconds if seconds else 0.0
+    logger.info("%s: rendered and scored %d pairs in %.1f s (%.2f a second)", name, num_new, seconds, rate)
+    if previous is not None:
+        logger.info("%s: judged %d candidates anew, rendered %d again", name, num_known, len(missing))
+        seconds += previous.seconds
+    return _write(config, shard, judged, images, seconds=seconds, too_long=len(candidates) - len(fitting))
+
+
+def _known_to_fit(candidates: Sequence[Candidate], known: Mapping[Key, ScoredCandidate]) -> list[Candidate]:
+    """Drops triplets without any row: what fitted the text encoder has one."""
+    rendered = {triplet_id for triplet_id, _ in known}
+    return [candidate for candidate in candidates if candidate.triplet.id in rendered]
 
 
 def _fitting(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Drops, with a log line each, triplets whose captions the text encoder would cut."""
+    if not candidates:
+        return []
     pipeline = _load_pipeline(config)
     fits = {
         candidate.triplet.id: fits_text_encoder(pipeline, candidate) for candidate in candidates if _is_first(candidate)
@@ -180,22 +168,38 @@ def _is_first(candidate: Candidate) -> bool:
 
 
 def _scored_pairs(
-    config: PipelineConfig, candidates: Sequence[Candidate], *, name: str
+    config: PipelineConfig, queue: CandidateQueue, *, name: str
 ) -> Iterator[tuple[ScoredCandidate, EncodedPair]]:
     """Renders, encodes, decodes and scores; the verdicts know of thresholds, not yet of the limit per triplet."""
+    batch = queue.take(config.rendering.batch_size)
+    if not batch:
+        return
     clip = loading.load_clip(config.scoring.clip_model, config.scoring.clip_pretrained, device=config.scoring.device)
     scorer = PairScorer(clip, batch_size=config.scoring.batch_size)
-    size = config.rendering.batch_size
-    with tqdm(total=len(candidates), desc=f"render {name}", unit="pair", disable=None) as bar:
-        for start in range(0, len(candidates), size):
-            batch = candidates[start : start + size]
+    with tqdm(desc=f"render {name}", unit="pair", disable=None) as bar:
+        while batch:
+            bar.total = queue.num_asked
             pairs = list(_encoded_pairs(config, batch))
-            originals, edited = ([decode_image(pair[side]) for pair in pairs] for side in (0, 1))
-            scores = scorer.score([candidate.triplet for candidate in batch], originals, edited)
-            for candidate, each, pair in zip(batch, scores, pairs, strict=True):
-                verdict = judge(each, thresholds_for(config.filtering, candidate.triplet.edit_type))
-                yield ScoredCandidate(candidate=candidate, scores=each, verdict=verdict), pair
+            scored = _score(config, scorer, batch, pairs)
+            yield from zip(scored, pairs, strict=True)
+            queue.settle(scored)
             bar.update(len(batch))
+            batch = queue.take(config.rendering.batch_size)
+
+
+def _score(
+    config: PipelineConfig, scorer: PairScorer, batch: Sequence[Candidate], pairs: Sequence[EncodedPair]
+) -> list[ScoredCandidate]:
+    originals, edited = ([decode_image(pair[side]) for pair in pairs] for side in (0, 1))
+    scores = scorer.score([candidate.triplet for candidate in batch], originals, edited)
+    return [
+        ScoredCandidate(
+            candidate=candidate,
+            scores=each,
+            verdict=judge(each, thresholds_for(config.filtering, candidate.triplet.edit_type)),
+        )
+        for candidate, each in zip(batch, scores, strict=True)
+    ]
 
 
 def _encoded_pairs(config: PipelineConfig, candidates: Sequence[Candidate]) -> Iterator[EncodedPair]:
@@ -219,37 +223,18 @@ def _load_pipeline(config: PipelineConfig) -> Any:
     )
 
 
-def _rejudge(config: PipelineConfig, shard: Shard, previous: Sidecar) -> Sidecar:
-    started = time.monotonic()
-    scored = [from_row(row) for row in pq.read_table(shard.candidates).to_pylist()]
-    judged = judge_all(scored, config.filtering)
-    wanted = [each.candidate for each in judged if config.rendering.keep_rejected_images or each.verdict.accepted]
-    images = _images_on_disk(shard)
-    missing = [candidate for candidate in wanted if _candidate_key(candidate) not in images]
-    for candidate, pair in zip(missing, _encoded_pairs(config, missing) if missing else (), strict=True):
-        images[_candidate_key(candidate)] = pair
-    logger.info("%s: judged %d candidates anew, rendered %d again", shard.candidates.stem, len(judged), len(missing))
-    seconds = previous.seconds + time.monotonic() - started
-    return _write(config, shard, judged, images, seconds=seconds, too_long=previous.counts.get("too_long", 0))
-
-
 def _images_on_disk(shard: Shard) -> dict[Key, EncodedPair]:
     sidecar = _intact(shard.pairs)
     if sidecar is None or sidecar.extra.get("scores_from") != shard.scores_from:
         return {}
-    columns = ["triplet_id", "candidate", "original_image", "edited_image"]
-    rows = pq.read_table(shard.pairs, columns=columns).to_pylist()
-    return {
-        (row["triplet_id"], row["candidate"]): (row["original_image"]["bytes"], row["edited_image"]["bytes"])
-        for row in rows
-    }
+    return read_images(shard.pairs)
 
 
 def _write(
     config: PipelineConfig,
     shard: Shard,
     judged: Sequence[ScoredCandidate],
-    images: dict[Key, EncodedPair],
+    images: Mapping[Key, EncodedPair],
     *,
     seconds: float,
     too_long: int,
@@ -257,28 +242,8 @@ def _write(
     """Writes the images first: a table of candidates on disk vouches for its pairs."""
     counts = count_verdicts(judged) | ({"too_long": too_long} if too_long else {})
     kept = [each for each in judged if config.rendering.keep_rejected_images or each.verdict.accepted]
-    suffix = config.rendering.image_format
-    pairs = pa.Table.from_pylist([_pair_row(each, images[_key(each)], suffix) for each in kept], schema=PAIR_SCHEMA)
-    table = pa.Table.from_pylist([as_row(each) for each in judged], schema=SCHEMA)
     known: dict[str, Any] = {"fingerprint": shard.fingerprint, "seconds": seconds, "counts": counts}
     known["extra"] = {"scores_from": shard.scores_from}
-    store.write_shard(shard.pairs, pairs, **known)
+    store.write_shard(shard.pairs, pairs_table(kept, images, config.rendering.image_format), **known)
     logger.info("%s: %s", shard.candidates.stem, ", ".join(f"{count} {name}" for name, count in counts.items()))
-    return store.write_shard(shard.candidates, table, **known)
-
-
-def _pair_row(scored: ScoredCandidate, pair: EncodedPair, suffix: str) -> dict[str, Any]:
-    name = f"{scored.candidate.spec.triplet_id}-{scored.candidate.spec.candidate}"
-    original, edited = (
-        {"bytes": content, "path": f"{name}-{side}.{suffix}"}
-        for content, side in zip(pair, ("original", "edited"), strict=True)
-    )
-    return {**as_row(scored), "original_image": original, "edited_image": edited}
-
-
-def _key(scored: ScoredCandidate) -> Key:
-    return _candidate_key(scored.candidate)
-
-
-def _candidate_key(candidate: Candidate) -> Key:
-    return candidate.spec.triplet_id, candidate.spec.candidate
+    return store.write_shard(shard.candidates, candidates_table(judged), **known)

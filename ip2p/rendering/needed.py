@@ -1,0 +1,74 @@
+"""Which candidates are still needed: all of a triplet's, or one after the other until enough are accepted.
+
+Under `selection = "first"` a triplet has as many candidates under way as it lacks pairs, and every rejected one brings
+its next. So exactly those up to the last pair that it needs are rendered, whatever the batches and their order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+from ip2p.config import FilteringConfig
+from ip2p.filtering.judge import judge, thresholds_for
+from ip2p.records import Candidate, ClipScores, ScoredCandidate
+from ip2p.rendering.sampler import is_guided
+
+Key = tuple[str, int]
+"""(triplet id, candidate number)."""
+
+
+def key_of(candidate: Candidate) -> Key:
+    """What names a candidate in a shard."""
+    return candidate.spec.triplet_id, candidate.spec.candidate
+
+
+class CandidateQueue:
+    """Hands out batches of candidates; each must be settled with its scores before the queue can run dry."""
+
+    def __init__(
+        self, candidates: Sequence[Candidate], filtering: FilteringConfig, known: Mapping[Key, ClipScores] | None = None
+    ) -> None:
+        """`candidates` are a triplet's in the order of their numbers; those of `known` scores are never handed out."""
+        self._filtering = filtering
+        self._known = known or {}
+        self._later: dict[str, deque[Candidate]] = {}
+        self._waiting: dict[bool, deque[Candidate]] = {False: deque(), True: deque()}
+        """By whether they are guided: a batch computes the unconditional half for all of its pairs or for none."""
+        self.num_asked = 0
+        """Candidates handed out or waiting so far."""
+        for candidate in candidates:
+            self._later.setdefault(candidate.spec.triplet_id, deque()).append(candidate)
+        at_once = filtering.max_pairs_per_triplet if filtering.selection == "first" else len(candidates)
+        for later in self._later.values():
+            for _ in range(min(at_once, len(later))):
+                self._ask(later.popleft() if later else None)
+
+    def take(self, num: int) -> list[Candidate]:
+        """At most `num` candidates, all guided or all not; none where no more are needed."""
+        waiting = max(self._waiting.values(), key=len)
+        return [waiting.popleft() for _ in range(min(num, len(waiting)))]
+
+    def settle(self, scored: Iterable[ScoredCandidate]) -> None:
+        """Says how candidates came out; a rejected one is followed by the next of its triplet."""
+        for each in scored:
+            if not each.verdict.accepted:
+                self._ask_next(each.candidate)
+
+    def _ask(self, candidate: Candidate | None) -> None:
+        """Takes up a candidate; one whose scores are known is settled at once, and so may be the ones after it."""
+        while candidate is not None:
+            scores = self._known.get(key_of(candidate))
+            if scores is None:
+                self._waiting[is_guided(candidate.spec)].append(candidate)
+                self.num_asked += 1
+                return
+            accepted = judge(scores, thresholds_for(self._filtering, candidate.triplet.edit_type)).accepted
+            candidate = None if accepted else self._next(candidate)
+
+    def _ask_next(self, candidate: Candidate) -> None:
+        self._ask(self._next(candidate))
+
+    def _next(self, candidate: Candidate) -> Candidate | None:
+        later = self._later[candidate.spec.triplet_id]
+        return later.popleft() if later else None
