@@ -302,15 +302,15 @@ def test_num_edits_caps_the_test_split(tiny_config: PipelineConfig) -> None:
     assert len(hold_out_cases(config, None)) == 70
 
 
-def write_pairs(config: PipelineConfig, *, rejected: bool) -> None:
+def write_pairs(config: PipelineConfig, *, rejected: bool, number: int = 0) -> None:
     """Ten candidates: five accepted of which four are right, five rejected of which one is."""
     right = [True] * 4 + [False] + [True] + [False] * 4
     case = GreyDomain().draw_cases(1, 0)[0]
     rows, images = [], []
-    for number, good in enumerate(right):
-        spec = RenderSpec(triplet_id=case.triplet.id, candidate=number, seed=0, guidance_scale=1.0, p2p=0.5)
+    for place, good in enumerate(right):
+        spec = RenderSpec(triplet_id=case.triplet.id, candidate=place, seed=0, guidance_scale=1.0, p2p=0.5)
         scores = ClipScores(original=0.3, edited=0.3, direction=0.3, image=0.3)
-        verdict = Verdict(reason="" if number < 5 else "low_image")
+        verdict = Verdict(reason="" if place < 5 else "low_image")
         rows.append(
             as_row(
                 ScoredCandidate(candidate=Candidate(triplet=case.triplet, spec=spec), scores=scores, verdict=verdict)
@@ -318,12 +318,12 @@ def write_pairs(config: PipelineConfig, *, rejected: bool) -> None:
         )
         images.append(np.full((8, 8, 3), case.payload if good else 128, np.uint8))
     run, kept = store.RunFolder(config.out), len(rows) if rejected else 5
-    store.write_shard(run.shard("candidates", 0), pa.Table.from_pylist(rows), fingerprint="x", seconds=0.0)
+    store.write_shard(run.shard("candidates", number), pa.Table.from_pylist(rows), fingerprint="x", seconds=0.0)
     table = pa.Table.from_pylist(rows[:kept])
     for name in ("original_image", "edited_image"):
         cells = [{"bytes": encode_png(image), "path": None} for image in images[:kept]]
         table = table.append_column(name, pa.array(cells, IMAGE_TYPE))
-    store.write_shard(run.shard("pairs", 0), table, fingerprint="x", seconds=0.0)
+    store.write_shard(run.shard("pairs", number), table, fingerprint="x", seconds=0.0)
 
 
 def test_oracle_precision_is_the_share_of_right_pairs_among_accepted_and_all(tiny_config: PipelineConfig) -> None:
@@ -335,6 +335,17 @@ def test_oracle_precision_is_the_share_of_right_pairs_among_accepted_and_all(tin
     assert found["oracle_precision_by_type"] == {
         "brighten": {"n": 5, "value": 0.8, "interval": list(wilson_interval(4, 5))}
     }
+
+
+def test_shards_judged_in_processes_come_out_as_one_judged_here(tiny_config: PipelineConfig) -> None:
+    config = with_domain(tiny_config)
+    for number in range(3):
+        write_pairs(config, rejected=True, number=number)
+    found = oracle_precision(config)
+    assert (found["oracle_precision"], found["oracle_precision_n"]) == (0.8, 15)
+    assert (found["oracle_precision_all"], found["oracle_precision_all_n"]) == (0.5, 30)
+    verdicts = [config.out / "evaluation" / "oracle" / f"part-0000{number}.parquet" for number in range(3)]
+    assert len({path.read_bytes() for path in verdicts}) == 1
 
 
 def test_oracle_precision_of_all_is_unknown_where_rejected_images_were_not_kept(tiny_config: PipelineConfig) -> None:

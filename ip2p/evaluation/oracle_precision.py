@@ -6,8 +6,13 @@ The domain's verdicts are kept per pairs shard, so that a finished run is not ju
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +48,32 @@ def oracle_precision(config: PipelineConfig) -> dict[str, Any]:
     domain = load_domain(config.evaluation.domain)
     run = store.RunFolder(config.out)
     shards = run.shards("pairs")
-    records: list[dict[str, Any]] = []
-    for shard in tqdm(shards, desc="judge pairs", unit="shard", disable=None if shards else True):
-        verdicts = run.evaluation / "oracle" / shard.name
-        _judge_shard(shard, verdicts, domain, config.evaluation.domain)
-        records += pq.read_table(verdicts).to_pylist()
+    folder = run.evaluation / "oracle"
+    _judge_shards([shard for shard in shards if not _is_judged(shard, folder, config)], folder, config)
+    records = [row for shard in shards for row in pq.read_table(folder / shard.name).to_pylist()]
     return summarise_precision(records, domain.edit_types(), everything=has_rejected(records, run))
+
+
+def _is_judged(shard: Path, folder: Path, config: PipelineConfig) -> bool:
+    return store.finished(folder / shard.name, _asked(shard, config.evaluation.domain)) is not None
+
+
+def _asked(shard: Path, domain_name: str) -> str:
+    sidecar = store.read_sidecar(shard)
+    return fingerprint(domain_name, sidecar.sha256 if sidecar else "")
+
+
+def _judge_shards(shards: Sequence[Path], folder: Path, config: PipelineConfig) -> None:
+    """One shard here, several in processes: reading pictures holds the interpreter."""
+    judge_shard = partial(_judge_shard, folder=folder, domain_name=config.evaluation.domain)
+    num_workers = min(len(shards), os.cpu_count() or 1)
+    with ExitStack() as stack:
+        mapped: Iterable[None] = map(judge_shard, shards)
+        if num_workers > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")))
+            mapped = pool.map(judge_shard, shards)
+        for _ in tqdm(mapped, desc="judge pairs", unit="shard", total=len(shards), disable=None if shards else True):
+            pass
 
 
 def has_rejected(records: Sequence[metrics.Record], run: store.RunFolder) -> bool:
@@ -82,17 +107,16 @@ def _named(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _judge_shard(shard: Path, verdicts: Path, domain: Domain, domain_name: str) -> None:
-    sidecar = store.read_sidecar(shard)
-    asked = fingerprint(domain_name, sidecar.sha256 if sidecar else "")
-    if store.finished(verdicts, asked) is not None:
-        return
+def _judge_shard(shard: Path, folder: Path, domain_name: str) -> None:
+    domain = load_domain(domain_name)
     started, rows = time.monotonic(), []
     columns = [*_SPEC, *_TRIPLET, "original_image", "edited_image"]
     for batch in pq.ParquetFile(shard).iter_batches(batch_size=64, columns=columns):
         rows += [_judge_row(row, domain) for row in batch.to_pylist()]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    store.write_shard(verdicts, table, fingerprint=asked, seconds=time.monotonic() - started)
+    store.write_shard(
+        folder / shard.name, table, fingerprint=_asked(shard, domain_name), seconds=time.monotonic() - started
+    )
 
 
 def _judge_row(row: dict[str, Any], domain: Domain) -> dict[str, Any]:
