@@ -52,13 +52,17 @@ def shapes() -> PipelineConfig:
             num_inference_steps=8,
             guidance_scale=(1.0, 1.0),
             p2p=(0.0, 0.5),
-            shared_steps=(0.29, 0.45),
+            cross_p2p=(0.8, 1.0),
+            shared_steps=(0.43, 0.57),
             num_candidates=1,
             per_edit_type={
                 "colour": EditTypeRendering(num_candidates=2),
-                "size": EditTypeRendering(guidance_scale=(1.5, 2.5)),
-                "add": EditTypeRendering(shared_steps=(0.15, 0.28)),
-                "remove": EditTypeRendering(shared_steps=(0.15, 0.4)),
+                "size": EditTypeRendering(num_candidates=3),
+                "background": EditTypeRendering(p2p=(0.0, 0.3), shared_steps=(0.29, 0.42)),
+                "add": EditTypeRendering(
+                    num_candidates=2, p2p=(0.0, 0.0), cross_p2p=(0.0, 0.0), shared_steps=(0.15, 0.28)
+                ),
+                "remove": EditTypeRendering(p2p=(0.0, 0.3), shared_steps=(0.29, 0.42)),
                 "replace": EditTypeRendering(num_candidates=3),
             },
             batch_size=32,
@@ -72,7 +76,7 @@ def shapes() -> PipelineConfig:
             num_edits=420,
             num_sweep_edits=49,
             guidance_scale=2.0,
-            image_guidance_scale=2.0,
+            image_guidance_scale=1.5,
             num_inference_steps=8,
         ),
     )
@@ -102,16 +106,17 @@ def _shapes_training(base: str) -> TrainingConfig:
 def _shapes_filtering() -> FilteringConfig:
     """By edit type, since CLIP tells right from wrong far better in some; its right captions score 0.5 to 0.66."""
     return FilteringConfig(
-        thresholds=Thresholds(original=0.46, edited=0.48, direction=0.74, image=0.1),
+        thresholds=Thresholds(original=0.5, edited=0.5, direction=0.7, image=0.1),
         per_edit_type={
-            "shape": Thresholds(original=0.5, edited=0.46, direction=0.77, image=0.4),
-            "size": Thresholds(original=0.5, edited=0.48, direction=0.66, image=0.5),
-            "background": Thresholds(original=0.47, edited=0.46, direction=0.69, image=0.1),
-            "add": Thresholds(original=0.58, edited=0.54, direction=0.56, image=0.1),
-            "remove": Thresholds(original=0.54, edited=0.6, direction=0.52, image=0.1),
-            "replace": Thresholds(original=0.54, edited=0.52, direction=0.81, image=0.3),
+            "shape": Thresholds(original=0.48, edited=0.48, direction=0.68, image=0.1),
+            "size": Thresholds(original=0.54, edited=0.54, direction=0.76, image=0.1),
+            "background": Thresholds(original=0.48, edited=0.46, direction=0.62, image=0.1),
+            "add": Thresholds(original=0.5, edited=0.5, direction=0.58, image=0.1),
+            "remove": Thresholds(original=0.52, edited=0.58, direction=0.4, image=0.1),
+            "replace": Thresholds(original=0.54, edited=0.54, direction=0.82, image=0.3),
         },
         max_pairs_per_triplet=1,
+        selection="first",
     )
 
 

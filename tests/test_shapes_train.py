@@ -24,7 +24,7 @@ from ip2p.shapes.train.clip import (
     text_encoder_of,
     write_clip,
 )
-from ip2p.shapes.train.distil import edit_pool, guided_velocity
+from ip2p.shapes.train.distil import edit_pool, guidance_difference
 from ip2p.shapes.train.export import write_captions
 from ip2p.shapes.train.figures import one_attribute_apart, says
 from ip2p.shapes.train.language_model import draw_text
@@ -196,7 +196,7 @@ def test_a_training_text_is_in_the_originals_format() -> None:
     assert prompt.endswith("\n##\n") and "\n%%\n" in answer and answer.endswith("\nEND")
 
 
-def test_the_guided_velocity_lies_beyond_the_texts_on_the_line_from_the_null_texts() -> None:
+def test_the_difference_leads_from_the_texts_velocity_to_the_guided_one() -> None:
     torch.manual_seed(0)
     unet, noisy, timesteps = tiny_unet().eval(), torch.randn(3, 4, 16, 16), torch.tensor([0, 500, 999])
     hidden = torch.randn(3, 32, unet.config.cross_attention_dim)
@@ -204,7 +204,7 @@ def test_the_guided_velocity_lies_beyond_the_texts_on_the_line_from_the_null_tex
         null, text = (unet(noisy, timesteps, states).sample for states in (torch.zeros_like(hidden), hidden))
     for scale in (0.0, 1.0, 2.5):
         nothing = torch.zeros_like(hidden[:1])
-        found = guided_velocity(unet, noisy, timesteps, hidden, nothing, guidance_scale=scale)
+        found = text + guidance_difference(unet, noisy, timesteps, hidden, nothing, guidance_scale=scale)
         torch.testing.assert_close(found, null + scale * (text - null), atol=1e-5, rtol=1e-4)
 
 

@@ -46,7 +46,7 @@ class Recipe:
     """Steps of CLIP's picture tower."""
     unet_steps: int = 14500
     """Steps of the denoiser."""
-    guidance_steps: int = 2000
+    guidance_steps: int = 5000
     """Steps of the denoiser's second training, towards its guided self."""
     decoder_steps: int = 1000
     """Steps of the decoder's second training."""

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ip2p.shapes.language import draw_caption
 from ip2p.shapes.scene import draw_scene
-from ip2p.shapes.train.unet import new_scheduler
+from ip2p.shapes.train.unet import new_sampler
 
 
 def write_stable_diffusion(
@@ -26,7 +26,7 @@ def write_stable_diffusion(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet.to(dtype=torch.float16, memory_format=torch.contiguous_format),
-        scheduler=new_scheduler(),
+        scheduler=new_sampler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -56,7 +56,7 @@ def new_unet(cross_attention_dim: int) -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's betas, rescaled so that the last step is pure noise."""
+    """The noise it is trained with: Stable Diffusion's betas, rescaled so that the last step is pure noise."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -68,6 +68,14 @@ def new_scheduler() -> DDIMScheduler:
         steps_offset=1,  # as Stable Diffusion; trailing spacing does not use it
         set_alpha_to_one=False,
     )
+
+
+def new_sampler() -> LCMScheduler:
+    """The scheduler that is shipped: each step's picture is noised anew, so that the next can mend its faults.
+
+    In few steps a deterministic sampler carries a fault of the first ones to the end.
+    """
+    return LCMScheduler.from_config(new_scheduler().config, original_inference_steps=100)
 
 
 def latent_pool(folder: Path, vae: AutoencoderKL, *, seed: int, num: int, device: str) -> LatentPool:

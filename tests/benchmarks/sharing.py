@@ -1,7 +1,7 @@
-"""What shared first steps save, and how many more pairs come out right: `python tests/benchmarks/shared_steps.py`.
+"""What each kind of sharing costs, and how many more pairs come out right: `python tests/benchmarks/sharing.py`.
 
-Renders the same edits of drawn scenes with the default's shared first steps and without any, in turns, one candidate
-each, and prints the ratios of seconds and of right pairs per second.
+Renders the same edits of drawn scenes with all that the default shares, without one kind of it, and without any, in
+turns, one candidate each, and prints seconds, the share of right pairs and the ratios to the default.
 """
 
 from __future__ import annotations
@@ -42,21 +42,26 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=210)
     triplets = [case.triplet for case in ShapesDomain().draw_cases(parser.parse_args().pairs, seed=0)]
     keep_freed_memory()
-    shared = replace(shapes().rendering, num_candidates=1, per_edit_type={})
-    variants = {"shared": shared, "not shared": replace(shared, shared_steps=(0.0, 0.0))}
-    render(shared, triplets[: shared.batch_size])
+    default, none = replace(shapes().rendering, num_candidates=1, per_edit_type={}), (0.0, 0.0)
+    variants = {
+        "all": default,
+        "no first steps": replace(default, shared_steps=none),
+        "no cross-attention": replace(default, cross_p2p=none),
+        "no self-attention": replace(default, p2p=none),
+        "nothing": replace(default, shared_steps=none, cross_p2p=none, p2p=none),
+    }
+    render(default, triplets[: default.batch_size])
     seconds, right = dict.fromkeys(variants, 0.0), dict.fromkeys(variants, 0)
     for number in range(ROUNDS):
         for name, config in variants.items():
             took, found = render(replace(config, seed=number), triplets)
             seconds[name] += took
             right[name] += found
+    num = ROUNDS * len(triplets)
     for name in variants:
-        num = ROUNDS * len(triplets)
-        print(f"{name}: {seconds[name] / num:.4f} s a pair, {right[name] / num:.1%} of {num} right")
-    rates = {name: right[name] / seconds[name] for name in variants}
-    print(f"time ratio {seconds['not shared'] / seconds['shared']:.2f}", end=", ")
-    print(f"right pairs per second ratio {rates['shared'] / rates['not shared']:.2f}")
+        time_ratio = seconds[name] / seconds["all"]
+        print(f"{name}: {right[name] / num:.1%} of {num} right; {seconds[name] / num:.4f} s a pair", end=", ")
+        print(f"{time_ratio:.2f} x the time and {right[name] / right['all']:.2f} x the right pairs of all")
 
 
 if __name__ == "__main__":
