@@ -43,19 +43,20 @@ def oracle_precision(config: PipelineConfig) -> dict[str, Any]:
 
     Both are None without a domain, or where there are no such pairs.
     """
-    if not config.evaluation.domain:
+    domain_name = config.evaluation.domain
+    if not domain_name:
         return dict(_NONE)
-    domain = load_domain(config.evaluation.domain)
+    domain = load_domain(domain_name)
     run = store.RunFolder(config.out)
     shards = run.shards("pairs")
     folder = run.evaluation / "oracle"
-    _judge_shards([shard for shard in shards if not _is_judged(shard, folder, config)], folder, config)
+    _judge_shards([shard for shard in shards if not _is_judged(shard, folder, domain_name)], folder, domain_name)
     records = [row for shard in shards for row in pq.read_table(folder / shard.name).to_pylist()]
     return summarise_precision(records, domain.edit_types(), everything=has_rejected(records, run))
 
 
-def _is_judged(shard: Path, folder: Path, config: PipelineConfig) -> bool:
-    return store.finished(folder / shard.name, _asked(shard, config.evaluation.domain)) is not None
+def _is_judged(shard: Path, folder: Path, domain_name: str) -> bool:
+    return store.finished(folder / shard.name, _asked(shard, domain_name)) is not None
 
 
 def _asked(shard: Path, domain_name: str) -> str:
@@ -63,9 +64,9 @@ def _asked(shard: Path, domain_name: str) -> str:
     return fingerprint(domain_name, sidecar.sha256 if sidecar else "")
 
 
-def _judge_shards(shards: Sequence[Path], folder: Path, config: PipelineConfig) -> None:
+def _judge_shards(shards: Sequence[Path], folder: Path, domain_name: str) -> None:
     """One shard here, several in processes: reading pictures holds the interpreter."""
-    judge_shard = partial(_judge_shard, folder=folder, domain_name=config.evaluation.domain)
+    judge_shard = partial(_judge_shard, folder=folder, domain_name=domain_name)
     num_workers = min(len(shards), os.cpu_count() or 1)
     with ExitStack() as stack:
         mapped: Iterable[None] = map(judge_shard, shards)
