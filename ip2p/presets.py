@@ -89,7 +89,7 @@ def _shapes_training(base: str) -> TrainingConfig:
         resolution=64,
         train_batch_size=16,
         random_flip=True,
-        max_train_steps=1600,
+        max_train_steps=2200,
         optim="muon",
         learning_rate=2e-3,
         learning_rate_conv_in=1e-2,
