@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.records import ClipScores, ScoredCandidate, Verdict
+from ip2p.records import Candidate, ClipScores, ScoredCandidate, Verdict
 
 SCORES = ("original", "edited", "direction", "image")
 """In the order in which they are asked for; the first that is too low names the reason."""
@@ -27,9 +27,14 @@ def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
     return config.per_edit_type.get(edit_type, config.thresholds)
 
 
+def judge_candidate(candidate: Candidate, scores: ClipScores, config: FilteringConfig) -> Verdict:
+    """By the thresholds of the candidate's edit type; the limit per triplet is `judge_all`'s to know."""
+    return judge(scores, thresholds_for(config, candidate.triplet.edit_type))
+
+
 def judge_all(scored: Sequence[ScoredCandidate], config: FilteringConfig) -> list[ScoredCandidate]:
     """Judges candidates anew, whatever was said of them before, and limits the pairs per triplet. Keeps the order."""
-    judged = [_with_verdict(each, judge(each.scores, _thresholds_of(each, config))) for each in scored]
+    judged = [_with_verdict(each, judge_candidate(each.candidate, each.scores, config)) for each in scored]
     surplus = _over_limit(judged, config)
     return [
         _with_verdict(each, Verdict(reason=OVER_LIMIT)) if index in surplus else each
@@ -45,10 +50,6 @@ def count_verdicts(scored: Iterable[ScoredCandidate]) -> dict[str, int]:
         counts["candidates"] += 1
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def _thresholds_of(scored: ScoredCandidate, config: FilteringConfig) -> Thresholds:
-    return thresholds_for(config, scored.candidate.triplet.edit_type)
 
 
 def _with_verdict(scored: ScoredCandidate, verdict: Verdict) -> ScoredCandidate:

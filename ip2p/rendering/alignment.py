@@ -20,28 +20,18 @@ Words = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class TokenMap:
-    """How maps of the original caption's tokens become those of the edited one's."""
+    """How maps of the original caption's tokens become those of the edited one's, of one pair or stacked of many."""
 
     matrix: Tensor
-    """(L, L) float32: [i, j] is the share of the original token i's map in that of the edited token j."""
+    """([N,] L, L) float32: [i, j] is the share of the original token i's map in that of the edited token j."""
     own: Tensor
-    """(L,) float32: 1 where an edited token keeps its own map, else 0."""
+    """([N,] L) float32: 1 where an edited token keeps its own map, else 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenMaps:
-    """Those of N pairs."""
-
-    matrices: Tensor
-    """(N, L, L)"""
-    own: Tensor
-    """(N, L)"""
-
-
-def stack_maps(maps: Sequence[TokenMap], device: torch.device) -> TokenMaps:
-    """Maps of one length in one tensor."""
-    matrices, own = (torch.stack(each) for each in zip(*((one.matrix, one.own) for one in maps), strict=True))
-    return TokenMaps(matrices.to(device), own.to(device))
+def stack_maps(maps: Sequence[TokenMap], device: torch.device) -> TokenMap:
+    """Those of N pairs in one."""
+    matrix, own = (torch.stack(each) for each in zip(*((one.matrix, one.own) for one in maps), strict=True))
+    return TokenMap(matrix.to(device), own.to(device))
 
 
 def map_tokens(tokenizer: Any, original: str, edited: str, way: str) -> TokenMap:

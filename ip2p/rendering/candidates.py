@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ip2p import loading, store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.filtering.clip_scores import PairScorer
-from ip2p.filtering.judge import count_verdicts, judge, judge_all, thresholds_for
+from ip2p.filtering.judge import count_verdicts, judge_all, judge_candidate
 from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, EditTriplet, ScoredCandidate
 from ip2p.rendering.draws import draw_candidates
@@ -193,11 +193,7 @@ def _score(
     originals, edited = ([decode_image(pair[side]) for pair in pairs] for side in (0, 1))
     scores = scorer.score([candidate.triplet for candidate in batch], originals, edited)
     return [
-        ScoredCandidate(
-            candidate=candidate,
-            scores=each,
-            verdict=judge(each, thresholds_for(config.filtering, candidate.triplet.edit_type)),
-        )
+        ScoredCandidate(candidate=candidate, scores=each, verdict=judge_candidate(candidate, each, config.filtering))
         for candidate, each in zip(batch, scores, strict=True)
     ]
 

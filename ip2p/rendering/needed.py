@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from ip2p.config import FilteringConfig
-from ip2p.filtering.judge import judge, thresholds_for
+from ip2p.filtering.judge import judge_candidate
 from ip2p.records import Candidate, ClipScores, ScoredCandidate
 from ip2p.rendering.sampler import is_guided
 
@@ -40,9 +40,9 @@ class CandidateQueue:
         for candidate in candidates:
             self._later.setdefault(candidate.spec.triplet_id, deque()).append(candidate)
         at_once = filtering.max_pairs_per_triplet if filtering.selection == "first" else len(candidates)
-        for later in self._later.values():
+        for triplet_id, later in self._later.items():
             for _ in range(min(at_once, len(later))):
-                self._ask(later.popleft() if later else None)
+                self._ask_next(triplet_id)
 
     def take(self, num: int) -> list[Candidate]:
         """At most `num` candidates, all guided or all not; none where no more are needed."""
@@ -53,22 +53,17 @@ class CandidateQueue:
         """Says how candidates came out; a rejected one is followed by the next of its triplet."""
         for each in scored:
             if not each.verdict.accepted:
-                self._ask_next(each.candidate)
+                self._ask_next(each.candidate.spec.triplet_id)
 
-    def _ask(self, candidate: Candidate | None) -> None:
-        """Takes up a candidate; one whose scores are known is settled at once, and so may be the ones after it."""
-        while candidate is not None:
+    def _ask_next(self, triplet_id: str) -> None:
+        """Takes up a triplet's next candidate; one of known scores is settled at once, and so may be those after it."""
+        later = self._later[triplet_id]
+        while later:
+            candidate = later.popleft()
             scores = self._known.get(key_of(candidate))
             if scores is None:
                 self._waiting[is_guided(candidate.spec)].append(candidate)
                 self.num_asked += 1
                 return
-            accepted = judge(scores, thresholds_for(self._filtering, candidate.triplet.edit_type)).accepted
-            candidate = None if accepted else self._next(candidate)
-
-    def _ask_next(self, candidate: Candidate) -> None:
-        self._ask(self._next(candidate))
-
-    def _next(self, candidate: Candidate) -> Candidate | None:
-        later = self._later[candidate.spec.triplet_id]
-        return later.popleft() if later else None
+            if judge_candidate(candidate, scores, self._filtering).accepted:
+                return

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from ip2p.config import CrossAlignment, RenderingConfig
 from ip2p.records import Candidate, RenderSpec
-from ip2p.rendering.alignment import TokenMaps, map_tokens, stack_maps
+from ip2p.rendering.alignment import TokenMap, map_tokens, stack_maps
 from ip2p.rendering.attention import shared_attention
 from ip2p.rendering.images import Array
 from ip2p.rendering.steps import plan_step
@@ -190,7 +190,7 @@ def _conditions(pipeline: Any, batch: Sequence[Candidate], num_halves: int) -> T
     return states.view(num_halves, -1, *states.shape[1:])
 
 
-def _token_maps(pipeline: Any, batch: Sequence[Candidate], alignment: CrossAlignment) -> TokenMaps | None:
+def _token_maps(pipeline: Any, batch: Sequence[Candidate], alignment: CrossAlignment) -> TokenMap | None:
     """How each pair's captions are aligned; None where no pair shares cross-attention."""
     if not any(candidate.spec.cross_p2p > 0 for candidate in batch):
         return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ip2p.records import RenderSpec
-from ip2p.rendering.alignment import TokenMaps
+from ip2p.rendering.alignment import TokenMap
 from ip2p.rendering.attention import CrossSharing
 
 
@@ -39,7 +39,7 @@ class StepRows:
             self, computed=self.computed.to(device), result_of=self.result_of.to(device), attention_source=moved
         )
 
-    def cross_sharing(self, token_maps: TokenMaps, *, num_halves: int) -> CrossSharing | None:
+    def cross_sharing(self, token_maps: TokenMap, *, num_halves: int) -> CrossSharing | None:
         """What cross-attention shares: only in the last half, for the unconditional one has one text on both sides."""
         if not self.crossing:
             return None
@@ -49,7 +49,7 @@ class StepRows:
         return CrossSharing(
             rows=self.result_of[num + pairs] + before,
             sources=pairs + before,
-            token_maps=token_maps.matrices[pairs],
+            token_maps=token_maps.matrix[pairs],
             own=token_maps.own[pairs],
         )
 
