@@ -92,6 +92,21 @@ def resolve_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def resolve_dtype(name: str, device: str) -> str:
+    """`auto` becomes bfloat16 where `device` multiplies it in hardware, else float32; anything else stays.
+
+    A CPU without such instructions computes bfloat16 too, but slower than float32.
+    """
+    if name != "auto":
+        return name
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bfloat16" if native else "float32"
+
+
 def check_model_source(name: str, *, what: str, marker: str) -> str:
     """Returns `name` where it is a folder that holds `marker` or can be a hub id; otherwise says what is wrong."""
     if not name:
@@ -112,20 +127,23 @@ def load_text_to_image(
 ) -> DiffusionPipeline:
     """The text-to-image pipeline of a folder or hub id, without safety checker and progress bar."""
 
+    place = resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+
     def load() -> DiffusionPipeline:
         from diffusers import DiffusionPipeline
 
         source = check_model_source(model, what="rendering.model", marker="model_index.json")
-        options: dict[str, Any] = {"revision": revision, "variant": variant, "torch_dtype": getattr(torch, dtype)}
+        options: dict[str, Any] = {"revision": revision, "variant": variant, "torch_dtype": getattr(torch, precision)}
         pipeline = _from_source(DiffusionPipeline.from_pretrained, source, **options, use_safetensors=True)
         if getattr(pipeline, "safety_checker", None) is not None:
             pipeline.safety_checker = None
         pipeline.set_progress_bar_config(disable=True)
         for part in (pipeline.unet, pipeline.vae):
             part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
-        return pipeline.to(resolve_device(device))
+        return pipeline.to(place)
 
-    return load_once(("text-to-image", model, revision, variant, dtype, resolve_device(device)), load)
+    return load_once(("text-to-image", model, revision, variant, precision, place), load)
 
 
 def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:

@@ -49,6 +49,7 @@ def shapes() -> PipelineConfig:
         ),
         rendering=RenderingConfig(
             model=stable_diffusion,
+            dtype="auto",
             num_inference_steps=8,
             guidance_scale=(1.0, 1.0),
             p2p=(0.0, 0.5),
@@ -89,7 +90,7 @@ def _shapes_training(base: str) -> TrainingConfig:
         resolution=64,
         train_batch_size=16,
         random_flip=True,
-        max_train_steps=2200,
+        max_train_steps=2400,
         optim="muon",
         learning_rate=2e-3,
         learning_rate_conv_in=1e-2,
@@ -98,6 +99,7 @@ def _shapes_training(base: str) -> TrainingConfig:
         timestep_bias_portion=0.5,
         lr_scheduler="cosine",
         lr_warmup_steps=50,
+        mixed_precision="auto",
         ema_decay=0.995,
         checkpointing_steps=300,
     )

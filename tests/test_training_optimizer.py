@@ -35,7 +35,7 @@ def muon_of(module: nn.Module, *, orthogonal: bool = True) -> Muon:
     return Muon([{"params": list(module.parameters()), "orthogonal": orthogonal}], lr=0.01, weight_decay=0.1)
 
 
-@pytest.mark.parametrize("shape", [(5, 5), (4, 36), (36, 4)])
+@pytest.mark.parametrize("shape", [(5, 5), (4, 8), (8, 4), (4, 9), (4, 36), (36, 4)])
 def test_orthogonalising_bends_the_singular_values_and_keeps_the_vectors(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape)
@@ -46,7 +46,18 @@ def test_orthogonalising_bends_the_singular_values_and_keeps_the_vectors(shape: 
     assert values.min() > 0.6 and values.max() < 1.25
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48), (16, 144)])
+def test_bfloat16_keeps_the_directions(shape: tuple[int, int]) -> None:
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    exact, found = orthogonalise(matrices), orthogonalise(matrices, torch.bfloat16)
+    assert found.dtype == torch.float32
+    likeness = nn.functional.cosine_similarity(found.flatten(1), exact.flatten(1))
+    assert likeness.min() > 0.995
+    assert torch.linalg.svdvals(found).max() < 1.3
+
+
 def test_a_matrix_of_zeros_stays_one() -> None:
+    assert not orthogonalise(torch.zeros(1, 3, 5)).any()
     assert not orthogonalise(torch.zeros(1, 3, 7)).any()
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ip2p.config.checks import check, check_positive, check_range, check_unit
 
-Precision = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
 CrossAlignment = Literal["replace", "refine"]
 
@@ -53,7 +53,7 @@ class RenderingConfig:
     variant: str | None = None
     """Weight variant on the hub, such as fp16."""
     dtype: Precision = "float32"
-    """Precision of weights and activations."""
+    """Precision of weights and activations; `auto` is bfloat16 where the device multiplies it itself, else float32."""
     device: str = "auto"
     """Where to render: cpu, cuda, cuda:1, mps; `auto` takes the best there is."""
     scheduler: str | None = None

@@ -74,8 +74,8 @@ class TrainingConfig:
     """Average the weights and export the average."""
     ema_decay: float = 0.9999
     """Decay of the average, reached after a warm-up."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast precision; weights stay float32."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "no"
+    """Autocast precision; weights stay float32. `auto` is bf16 where the device multiplies it itself, else no."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     checkpointing_steps: int = 500

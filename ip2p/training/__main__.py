@@ -22,7 +22,7 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ip2p.config import PipelineConfig, TrainingConfig
-from ip2p.loading import keep_freed_memory
+from ip2p.loading import keep_freed_memory, resolve_device, resolve_dtype
 from ip2p.store import write_json
 from ip2p.training import components
 from ip2p.training.cache import load_cache
@@ -103,10 +103,13 @@ def run(config: TrainingConfig, data: str, output: Path, export: Path, stop: Sto
 
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
-    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+    precision: str = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if resolve_dtype("auto", resolve_device("auto")) == "bfloat16" else "no"
+    if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("mixed_precision fp16 wants a GPU, got a CPU. Set training.mixed_precision to bf16 or no.")
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the cache is built inside
-    return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[patient])
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[patient])
 
 
 def _summary(progress: Progress, rows: Rows, output: Path, caching: float, samples: int) -> dict[str, Any]:

@@ -21,12 +21,16 @@ from ip2p.config import TrainingConfig
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: five rounds bring singular values from 0.001 and above to about 0.7 to 1.2."""
 NUM_ROUNDS = 5
+MUCH_LONGER = 2
+"""From which ratio of the sides on the rounds cost less on the Gram matrix."""
 EDGES = ("conv_in.", "conv_out.")
 """First and last layers stay with AdamW, as Muon's authors advise."""
 
 
-def new_optimizer(unet: nn.Module, config: TrainingConfig, *, fused: bool) -> AdamW:
-    """The config's optimizer; the widened first convolution may have a learning rate of its own."""
+def new_optimizer(
+    unet: nn.Module, config: TrainingConfig, *, fused: bool, matmul: torch.dtype = torch.float32
+) -> AdamW:
+    """The config's optimizer, its matrix products in `matmul`; the widened first convolution may have its own rate."""
     first: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -49,15 +53,23 @@ def new_optimizer(unet: nn.Module, config: TrainingConfig, *, fused: bool) -> Ad
         "eps": config.adam_epsilon,
     }
     filled = [group for group in groups if group["params"]]
-    return Muon(filled, **options) if config.optim == "muon" else AdamW(filled, fused=fused, **options)
+    return Muon(filled, matmul=matmul, **options) if config.optim == "muon" else AdamW(filled, fused=fused, **options)
 
 
 class Muon(AdamW):
     """AdamW, but for the groups marked `orthogonal`, whose parameters have two dimensions or more."""
 
-    def __init__(self, params: list[dict[str, Any]], *, momentum: float = 0.95, **options: Any) -> None:
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        *,
+        momentum: float = 0.95,
+        matmul: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> None:
         super().__init__([{"orthogonal": False, **group} for group in params], **options)
         self.momentum = momentum
+        self.matmul = matmul
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -81,7 +93,7 @@ class Muon(AdamW):
                 by_shape[lookahead.shape].append((parameter, lookahead))
         for shape, members in by_shape.items():
             rate, decay = group["lr"] * 0.2 * max(shape) ** 0.5, group["lr"] * group["weight_decay"]
-            updates = orthogonalise(torch.stack([lookahead for _, lookahead in members]))
+            updates = orthogonalise(torch.stack([lookahead for _, lookahead in members]), self.matmul)
             for (parameter, _), update in zip(members, updates, strict=True):
                 parameter.mul_(1 - decay).add_(update.view(parameter.shape), alpha=-rate)
 
@@ -95,14 +107,27 @@ class Muon(AdamW):
         return gradient.lerp(average, self.momentum)
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """(B, M, N), each with its singular values brought near 1, by Newton-Schulz rounds on the smaller Gram matrix.
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, M, N), each with its singular values brought near 1, by Newton-Schulz rounds.
 
-    A round multiplies by a polynomial of the Gram matrix; such factors commute, so their product is applied at the end.
+    A round multiplies by a polynomial of the Gram matrix. Where one side is short beside the other, the rounds are run
+    on the Gram matrix alone, in float32 (its errors grow); else on the matrices, for which bfloat16 is enough.
     """
     if matrices.shape[1] > matrices.shape[2]:
-        return orthogonalise(matrices.mT).mT
+        return orthogonalise(matrices.mT, dtype).mT
     scaled = matrices.float() / (matrices.float().norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if matrices.shape[2] > MUCH_LONGER * matrices.shape[1]:
+        return _by_gram(scaled).to(matrices.dtype)
+    found: Tensor = scaled.to(dtype)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NUM_ROUNDS):
+        gram = found @ found.mT
+        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found.to(matrices.dtype)
+
+
+def _by_gram(scaled: Tensor) -> Tensor:
+    """The polynomials commute, so their product is applied at the end."""
     a, b, c = NEWTON_SCHULZ
     gram = scaled @ scaled.mT
     identity = torch.eye(gram.shape[1], device=gram.device)
@@ -111,5 +136,5 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         gram = factor @ gram @ factor
         factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         product = factor @ product
-    orthogonal: Tensor = (product @ scaled).to(matrices.dtype)
+    orthogonal: Tensor = product @ scaled
     return orthogonal

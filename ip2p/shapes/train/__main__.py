@@ -52,7 +52,7 @@ class Recipe:
     """Steps of the decoder's second training."""
     language_steps: int = 16000
     """Steps of the language model."""
-    num_captions: int = 1900
+    num_captions: int = 1700
     """Captions for the default run."""
     measure: bool = True
     """Print the figures at the end."""
