@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -38,6 +38,16 @@ class RenderSpec:
     """The same of cross-attention maps, for the tokens that the captions share or that stand for one another."""
     shared_steps: float = 0.0
     """Fraction of the steps, from the first, during which both sides follow the original's caption."""
+    reweight: float = 1.0
+    """Factor on the cross-attention maps of the edited caption's new words."""
+    reweight_steps: float = 1.0
+    """Fraction of the steps, from the first, during which it holds."""
+    local_blend: float = 0.0
+    """Fraction of the steps, up to the last, in which the sides may differ at the changed words' places alone."""
+
+
+SPEC_COLUMNS = tuple(field.name for field in fields(RenderSpec) if field.name != "triplet_id")
+"""The names under which tables hold a spec."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +122,7 @@ def as_row(scored: ScoredCandidate) -> dict[str, Any]:
         "edited_prompt": triplet.edited_prompt,
         "edit_type": triplet.edit_type,
         "source": triplet.source,
-        "candidate": spec.candidate,
-        "seed": spec.seed,
-        "guidance_scale": spec.guidance_scale,
-        "p2p": spec.p2p,
-        "cross_p2p": spec.cross_p2p,
-        "shared_steps": spec.shared_steps,
+        **{name: getattr(spec, name) for name in SPEC_COLUMNS},
         "clip_original": scores.original,
         "clip_edited": scores.edited,
         "clip_direction": scores.direction,
@@ -136,15 +141,7 @@ def from_row(row: dict[str, Any]) -> ScoredCandidate:
         edit_type=row["edit_type"],
         source=row["source"],
     )
-    spec = RenderSpec(
-        triplet_id=row["triplet_id"],
-        candidate=row["candidate"],
-        seed=row["seed"],
-        guidance_scale=row["guidance_scale"],
-        p2p=row["p2p"],
-        cross_p2p=row["cross_p2p"],
-        shared_steps=row["shared_steps"],
-    )
+    spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
     scores = ClipScores(
         original=row["clip_original"],
         edited=row["clip_edited"],

@@ -17,6 +17,12 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Stable Diffusion XL."""
+    return tiny.write_tiny_xl(tmp_path_factory.mktemp("tiny") / "stable-diffusion-xl")
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random CLIP."""
     return tiny.write_tiny_clip(tmp_path_factory.mktemp("tiny") / "clip")

@@ -32,7 +32,12 @@ TORCH_FREE = (
 )
 TENSOR_MATHS = (
     "ip2p.rendering.attention",
+    "ip2p.rendering.blend",
+    "ip2p.rendering.conditions",
+    "ip2p.rendering.kernels",
     "ip2p.rendering.sampler",
+    "ip2p.rendering.steps",
+    "ip2p.rendering.words",
     "ip2p.training.surgery",
     "ip2p.training.objective",
     "ip2p.editing.guidance",

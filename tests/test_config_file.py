@@ -49,7 +49,7 @@ def test_thresholds_of_single_edit_types_come_from_a_file(tmp_path: Path) -> Non
         ({"trainning": {}}, r"unknown key trainning\. Did you mean training\?"),
         ({"rendering": {"num_inference_steps": "many"}}, r"rendering\.num_inference_steps takes int, got 'many'"),
         ({"rendering": {"num_inference_steps": True}}, r"rendering\.num_inference_steps takes int, got True"),
-        ({"rendering": {"dtype": "float8"}}, r"rendering\.dtype is 'float8', expected one of: float32"),
+        ({"rendering": {"dtype": "float8"}}, r"rendering\.dtype is 'float8', expected one of: auto, float32"),
         ({"rendering": {"p2p": [0.1]}}, r"rendering\.p2p takes 2 values, got 1"),
         ({"rendering": {"num_inference_steps": 0}}, r"rendering\.num_inference_steps must be positive, got 0"),
         ({"rendering": 3}, r"rendering takes keys and values, got 3"),

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from ip2p.rendering.attention import CrossSharing, cross_attentions, self_attentions, shared_attention
+from ip2p.rendering.attention import CrossSharing, SelfSharing, cross_attentions, self_attentions, shared_attention
 from ip2p.rendering.steps import plan_step
 from tests.tiny import specs, tiny_unet
 
@@ -18,8 +18,8 @@ WIDTH = 128
 class ExplicitMaps:
     """Makes every map with a softmax and hands the original's map to the edited row, as the original software does."""
 
-    def __init__(self, source: Tensor | None, cross: CrossSharing | None = None) -> None:
-        self.source = source
+    def __init__(self, itself: SelfSharing | None, cross: CrossSharing | None = None) -> None:
+        self.source = None if itself is None else itself.distinct[itself.place]
         self.cross = cross
 
     def __call__(
@@ -65,9 +65,9 @@ def run(unet: UNet2DConditionModel, rows: int) -> Tensor:
 
 @pytest.mark.parametrize("active", [(True, True, True), (True, False, True), (False, False, False)])
 def test_shared_queries_and_keys_equal_shared_maps(unet: UNet2DConditionModel, active: tuple[bool, ...]) -> None:
-    source = plan_step(specs(p2p=[float(each) for each in active]), 0, 4, num_halves=2).attention_source
+    source = plan_step(specs(p2p=[float(each) for each in active]), 0, 4, num_halves=2).itself
     with shared_attention(unet) as shared:
-        shared.source = source
+        shared.itself = source
         found = run(unet, 12)
     before = dict(unet.attn_processors)
     unet.set_attn_processor(ExplicitMaps(source))
@@ -86,12 +86,12 @@ def test_moving_values_equals_moving_the_maps_of_tokens(unet: UNet2DConditionMod
         token_maps=torch.stack([moved, torch.zeros(5, 5)]),
         own=torch.tensor([[0, 0, 0, 0, 1.0], [1, 0, 2, 1, 1]]),
     )
-    source = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=1).attention_source
+    source = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=1).itself
     model = tiny_unet().to(dtype)
     model.load_state_dict(unet.state_dict())
     with shared_attention(model, cross=True) as shared:
         plain = run(model, 6)
-        shared.source, shared.cross = source, cross
+        shared.itself, shared.cross = source, cross
         found = run(model, 6)
     model.set_attn_processor(ExplicitMaps(source, cross))
     expected = run(model, 6)
@@ -106,7 +106,7 @@ def test_moving_values_equals_moving_the_maps_of_tokens(unet: UNet2DConditionMod
 def test_sharing_changes_edited_rows_of_active_pairs_only(unet: UNet2DConditionModel) -> None:
     plain = run(unet, 12)
     with shared_attention(unet) as shared:
-        shared.source = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).attention_source
+        shared.itself = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).itself
         found = run(unet, 12)
     changed = [(a - b).abs().max().item() > 1e-5 for a, b in zip(plain, found, strict=True)]
     assert changed == [False, False, False, True, False, True] * 2
@@ -133,3 +133,18 @@ def test_processors_are_restored_after_an_error(unet: UNet2DConditionModel) -> N
         assert not set(unet.attn_processors.values()) & set(before.values())
         raise RuntimeError("out of memory")
     assert dict(unet.attn_processors) == before
+
+
+def test_queries_and_keys_that_nobody_takes_are_not_computed(unet: UNet2DConditionModel) -> None:
+    rows: list[tuple[int, int]] = []
+    layer = self_attentions(unet)[0]
+    hooks = [
+        layer.to_q.register_forward_hook(lambda _, args, __: rows.append((len(args[0]), 0))),
+        layer.to_v.register_forward_hook(lambda _, args, __: rows.append((0, len(args[0])))),
+    ]
+    with shared_attention(unet) as shared:
+        shared.itself = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).itself
+        run(unet, 12)
+    for hook in hooks:
+        hook.remove()
+    assert rows == [(8, 0), (0, 12)]

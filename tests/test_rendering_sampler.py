@@ -18,14 +18,9 @@ from ip2p.records import Candidate, EditTriplet, RenderSpec
 from ip2p.rendering import render_pairs
 from ip2p.rendering.alignment import map_tokens, stack_maps
 from ip2p.rendering.attention import cross_attentions, self_attentions
-from ip2p.rendering.sampler import (
-    check_renderable,
-    encode_texts,
-    fits_text_encoder,
-    new_scheduler,
-    sample_latents,
-    usable_schedulers,
-)
+from ip2p.rendering.conditions import encode_texts, fits_text_encoder
+from ip2p.rendering.sampler import check_renderable, sample_latents
+from ip2p.rendering.schedulers import new_scheduler, usable_schedulers
 from ip2p.rendering.steps import is_shared, plan_step
 
 CIRCLE, SQUARE, EMPTY = (
@@ -174,7 +169,7 @@ def test_the_unconditional_half_keeps_its_cross_attention(pipeline: Any) -> None
     with torch.inference_mode():
         plan = plan_step([pair.spec], 0, 4, num_halves=2)
         maps = stack_maps([map_tokens(pipeline.tokenizer, CIRCLE, SQUARE, "replace")], torch.device("cpu"))
-    cross = plan.cross_sharing(maps, num_halves=2)
+    cross = plan.cross_sharing(maps)
     assert cross is not None
     assert (cross.rows.tolist(), cross.sources.tolist()) == ([3], [2])
 

@@ -293,7 +293,7 @@ def test_a_prompt_cannot_smuggle_markup_into_the_page(run_folder: Path, tmp_path
 def test_report_of_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
     page = write_report(PipelineConfig(out=tmp_path / "nothing")).read_text()
     assert Page(page).open == []
-    assert page.count('class="missing"') == 10
+    assert page.count('class="missing"') == 11
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,18 @@ from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
 from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
 from ip2p.config.pipeline import PipelineConfig, RunnerConfig
 from ip2p.config.prompts import DEFAULT_EDIT_TYPE_RULES, PromptsConfig
-from ip2p.config.rendering import CrossAlignment, EditTypeRendering, ImageFormat, Precision, RenderingConfig
+from ip2p.config.rendering import (
+    AttentionBackend,
+    CrossAlignment,
+    EditTypeRendering,
+    ImageFormat,
+    Precision,
+    RenderingConfig,
+)
 from ip2p.config.training import TrainingConfig
 
 __all__ = [
+    "AttentionBackend",
     "CrossAlignment",
     "DEFAULT_EDIT_TYPE_RULES",
     "DatasetConfig",

@@ -14,7 +14,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
 
 
-RESULT_FREE = {"device", "batch_size", "out", "log_every", "checkpoints_total_limit"}
+RESULT_FREE = {"device", "batch_size", "attention_backend", "out", "log_every", "checkpoints_total_limit"}
 """Fields that change how a stage runs but not what it makes."""
 
 

@@ -9,6 +9,11 @@ from ip2p.config.checks import check, check_positive, check_range, check_unit
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
+AttentionBackend = Literal["auto", "sdpa", "xformers"]
+
+FRACTIONS = ("p2p", "cross_p2p", "shared_steps", "reweight_steps", "local_blend")
+"""Ranges of fractions of the steps."""
+
 CrossAlignment = Literal["replace", "refine"]
 
 ImageFormat = Literal["png", "webp", "jpeg"]
@@ -28,6 +33,12 @@ class EditTypeRendering:
     """Range of the fraction of steps with shared cross-attention."""
     shared_steps: tuple[float, float] | None = None
     """Range of the fraction of first steps in which both sides follow the original's caption."""
+    reweight: tuple[float, float] | None = None
+    """Range of the factor on the maps of the edited caption's new words."""
+    reweight_steps: tuple[float, float] | None = None
+    """Range of the fraction of first steps in which it holds."""
+    local_blend: tuple[float, float] | None = None
+    """Range of the fraction of last steps in which only the changed words' places may differ."""
 
     def __post_init__(self) -> None:
         _check_draws(self)
@@ -35,10 +46,10 @@ class EditTypeRendering:
 
 def _check_draws(config: RenderingConfig | EditTypeRendering) -> None:
     check_positive(config, "num_candidates")
-    for name in ("guidance_scale", "p2p", "cross_p2p", "shared_steps"):
+    for name in ("guidance_scale", "reweight", *FRACTIONS):
         if (bounds := getattr(config, name)) is not None:
             check_range(name, bounds)
-            if name != "guidance_scale":
+            if name in FRACTIONS:
                 check_unit(name, *bounds)
 
 
@@ -73,6 +84,24 @@ class RenderingConfig:
 
     What these steps settle, mostly layout, is then the same on both sides, and each costs half. The paper has none.
     """
+    reweight: tuple[float, float] = (1.0, 1.0)
+    """Range of the factor on the cross-attention maps of the edited caption's new words, drawn per candidate."""
+    reweight_steps: tuple[float, float] = (1.0, 1.0)
+    """Range of the fraction of first steps in which that factor holds, drawn per candidate."""
+    local_blend: tuple[float, float] = (0.0, 0.0)
+    """Range of the fraction of last steps in which only the changed words' places may differ, drawn per candidate.
+
+    Those are where the words that one caption has and the other has not are attended to (local blend, Hertz et al.;
+    they take 0.8). The paper has none.
+    """
+    blend_threshold: float = 0.3
+    """Local blend: a place is a word's where its map exceeds this share of the map's maximum."""
+    blend_max_positions: int = 256
+    """Local blend looks at the maps of the layers with the most positions, up to this number; 256 is 16 x 16."""
+    p2p_max_positions: int | None = None
+    """Share self-attention only in layers of at most so many positions (Hertz et al.: 256); in all by default."""
+    attention_backend: AttentionBackend = "auto"
+    """torch's fused kernel (`sdpa`, also what `auto` takes), or xformers' where it can run."""
     num_candidates: int = 4
     """Candidates to render per triplet; at most so many where `filtering.selection` is "first"."""
     per_edit_type: dict[str, EditTypeRendering] = field(default_factory=dict)
@@ -94,5 +123,7 @@ class RenderingConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "num_inference_steps", "batch_size", "height", "width")
+        check_positive(self, "blend_max_positions", "p2p_max_positions")
+        check_unit("blend_threshold", self.blend_threshold)
         _check_draws(self)
         check(1 <= self.image_quality <= 100, f"image_quality must lie in 1..100, got {self.image_quality}.")

@@ -122,6 +122,8 @@ def _making(config: PipelineConfig) -> str:
             ("share of steps with prompt-to-prompt", _range(rendering.p2p)),
             ("the same in cross-attention", _range(rendering.cross_p2p)),
             ("share of steps under the original's caption", _range(rendering.shared_steps)),
+            ("factor on the maps of new words", _range(rendering.reweight)),
+            ("share of steps with local blend", _range(rendering.local_blend)),
             ("candidates per triplet", str(rendering.num_candidates)),
             *((f"for {kind} edits", _differences(own)) for kind, own in sorted(rendering.per_edit_type.items())),
             ("pairs kept per triplet", f"the {filtering.selection} {filtering.max_pairs_per_triplet}, at most"),
@@ -137,6 +139,8 @@ def _differences(own: EditTypeRendering) -> str:
         "prompt-to-prompt": own.p2p,
         "in cross-attention": own.cross_p2p,
         "original's caption": own.shared_steps,
+        "factor on new words": own.reweight,
+        "local blend": own.local_blend,
     }
     told = [f"{name} {_range(bounds)}" for name, bounds in ranges.items() if bounds is not None]
     return "; ".join([*([f"{own.num_candidates} candidates"] if own.num_candidates else []), *told])

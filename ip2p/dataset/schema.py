@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ip2p.records import SPEC_COLUMNS
+
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGE_COLUMNS = ("original_image", "edited_image")
 
@@ -25,12 +27,7 @@ _TYPES: dict[str, pa.DataType] = {
     "edit_type": pa.string(),
     "triplet_id": pa.string(),
     "source": pa.string(),
-    "candidate": pa.int64(),
-    "seed": pa.int64(),
-    "guidance_scale": pa.float64(),
-    "p2p": pa.float64(),
-    "cross_p2p": pa.float64(),
-    "shared_steps": pa.float64(),
+    **{name: pa.int64() if name in ("candidate", "seed") else pa.float64() for name in SPEC_COLUMNS},
     "clip_original": pa.float64(),
     "clip_edited": pa.float64(),
     "clip_direction": pa.float64(),

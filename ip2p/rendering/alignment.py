@@ -26,12 +26,16 @@ class TokenMap:
     """([N,] L, L) float32: [i, j] is the share of the original token i's map in that of the edited token j."""
     own: Tensor
     """([N,] L) float32: 1 where an edited token keeps its own map, else 0."""
+    gone: Tensor
+    """([N,] L) float32: 1 at words of the original that the edited caption lacks, else 0."""
+    new: Tensor
+    """([N,] L) float32: 1 at words of the edited caption that the original lacks, else 0."""
 
 
 def stack_maps(maps: Sequence[TokenMap], device: torch.device) -> TokenMap:
     """Those of N pairs in one."""
-    matrix, own = (torch.stack(each) for each in zip(*((one.matrix, one.own) for one in maps), strict=True))
-    return TokenMap(matrix.to(device), own.to(device))
+    columns = zip(*((one.matrix, one.own, one.gone, one.new) for one in maps), strict=True)
+    return TokenMap(*(torch.stack(column).to(device) for column in columns))
 
 
 def map_tokens(tokenizer: Any, original: str, edited: str, way: str) -> TokenMap:
@@ -40,7 +44,8 @@ def map_tokens(tokenizer: Any, original: str, edited: str, way: str) -> TokenMap
     Captions of different numbers of words cannot be matched word by word; they are refined whatever the way.
     """
     one, other = split_words(tokenizer, original), split_words(tokenizer, edited)
-    matched = match_words(one, other) if way == "replace" and len(one) == len(other) else match_tokens(one, other)
+    equal = match_tokens(one, other)
+    matched = match_words(one, other) if way == "replace" and len(one) == len(other) else equal
     length = tokenizer.model_max_length
     matrix = torch.zeros(length, length)
     for i, j, share in matched:
@@ -49,7 +54,11 @@ def map_tokens(tokenizer: Any, original: str, edited: str, way: str) -> TokenMap
     matrix[0, 0] = matrix[ends[0], ends[1]] = 1.0
     padding = torch.arange(max(ends) + 1, length)
     matrix[padding, padding] = 1.0
-    return TokenMap(matrix, (matrix.sum(0) == 0).float())
+    gone, new = torch.zeros(2, length)
+    gone[1 : ends[0]] = new[1 : ends[1]] = 1.0
+    for i, j, _ in equal:
+        gone[i + 1] = new[j + 1] = 0.0
+    return TokenMap(matrix, (matrix.sum(0) == 0).float(), gone, new)
 
 
 def split_words(tokenizer: Any, text: str) -> list[list[int]]:

@@ -3,7 +3,8 @@
 An attention map depends on queries and keys alone, so taking both from the original is taking its map, exactly, while
 each side keeps its own values; no map is ever made. Self-attention shares at every resolution, like the original's.
 Cross-attention follows Hertz et al. (2022, section 3.2): an aligned token of the edited caption takes the map of its
-token in the original, a new one keeps its own. It is linear in the maps, so it moves onto the values: two fused calls.
+token in the original, a new one keeps its own, and either may be weighted. All that is linear in the maps, so it moves
+onto the values: two fused calls. Only local blend looks at maps: a few words' at the low resolutions.
 """
 
 from __future__ import annotations
@@ -11,15 +12,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from ip2p.rendering.kernels import Kernel, sdpa
+
 _processors_lock = threading.RLock()
 """A UNet holds one set of processors, so threads that render with it take turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfSharing:
+    """Whose queries and keys each row of a batch takes in self-attention."""
+
+    distinct: Tensor
+    """(D,) the rows whose queries and keys are taken by any; nobody needs the others'."""
+    place: Tensor
+    """(B,) for each row the place among `distinct` of the one that it takes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +49,86 @@ class CrossSharing:
     """(K, edited tokens) as `alignment.TokenMap.own`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Emphasis:
+    """The K rows of a batch whose cross-attention maps are weighted by token (Hertz et al., re-weighting)."""
+
+    rows: Tensor
+    """(K,)."""
+    factors: Tensor
+    """(K, tokens)."""
+
+
+@dataclass(slots=True)
+class WatchedWords:
+    """Sums up how the positions of K rows attend to given words, over the heads and layers of a resolution."""
+
+    rows: Tensor
+    """(K,) rows of the batch."""
+    words: Tensor
+    """(K, tokens): the weight of each token's map."""
+    slots: Tensor
+    """(K,) what each is summed up under: `blend.PlacesOfWords`."""
+    max_positions: int
+    """Layers with more positions are not watched: their maps would be large."""
+    seen: dict[int, Tensor] = field(default_factory=dict)
+    """By number of positions, (K, positions) float32: the sum over layers of the mean over heads."""
+
+    def look(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
+        """Takes the (B, heads, N, D) queries and keys of a layer."""
+        positions = query.shape[2]
+        if positions > self.max_positions:
+            return
+        logits = (query[self.rows] @ key[self.rows].mT).float() * scale
+        if mask is not None:
+            logits = logits + mask[self.rows]
+        found = torch.einsum("khnl,kl->kn", logits.softmax(-1), self.words) / query.shape[1]
+        self.seen[positions] = self.seen.get(positions, 0) + found
+
+
 class SharedAttention:
     """What the installed processors read: whose queries and keys each row of the batch takes."""
 
-    def __init__(self) -> None:
-        self.source: Tensor | None = None
-        """Self-attention: index of a row for each row of the batch; None where every row takes its own."""
+    def __init__(self, kernel: Kernel = sdpa) -> None:
+        self.kernel = kernel
+        self.itself: SelfSharing | None = None
+        """None where every row takes its own."""
+        self.max_positions: int | None = None
+        """Self-attention is shared in layers of at most so many positions; None for all."""
         self.cross: CrossSharing | None = None
-        """Cross-attention; None where every row takes its own."""
+        """None where every row takes its own."""
+        self.emphasis: Emphasis | None = None
+        self.watched: WatchedWords | None = None
+
+    def attend_to_itself(self, attn: Attention, states: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, N, C) to (B, heads, N, D)."""
+        shared = self.itself
+        if shared is None or (self.max_positions is not None and states.shape[1] > self.max_positions):
+            return self.kernel(*_projected(attn, states, states), mask, attn.scale)
+        givers = states[shared.distinct]
+        query, key = _query(attn, givers)[shared.place], _key(attn, givers)[shared.place]
+        return self.kernel(query, key, _heads(attn, attn.to_v(states)), mask, attn.scale)
+
+    def attend_to_text(self, attn: Attention, states: Tensor, texts: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, N, C) and (B, L, C') to (B, heads, N, D); some maps' columns are moved by moving the values."""
+        query, key, value = _projected(attn, states, texts)
+        scale, cross = attn.scale, self.cross
+        if self.watched is not None:
+            self.watched.look(query, key, mask, scale)
+        if self.emphasis is not None:
+            rows, factors = self.emphasis.rows, self.emphasis.factors.to(value.dtype)
+            value = value.index_copy(0, rows, value[rows] * factors[:, None, :, None])
+        if cross is None:
+            return self.kernel(query, key, value, mask, scale)
+        taken = cross.token_maps.to(value.dtype)[:, None] @ value[cross.rows]
+        own = value.index_copy(0, cross.rows, value[cross.rows] * cross.own.to(value.dtype)[:, None, :, None])
+        source_mask = None if mask is None else mask[cross.sources]
+        borrowed = self.kernel(query[cross.sources], key[cross.sources], taken, source_mask, scale)
+        return self.kernel(query, key, own, mask, scale).index_add(0, cross.rows, borrowed)
 
 
 class SharedAttentionProcessor:
-    """Scaled dot-product attention in which a row may take the query and key, so the map, of another row."""
+    """Attention in which a row may take the query and key, so the map, of another row."""
 
     def __init__(self, shared: SharedAttention) -> None:
         self.shared = shared
@@ -68,7 +149,15 @@ class SharedAttentionProcessor:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        hidden_states = self._attend(attn, hidden_states, encoder_hidden_states, attention_mask)
+        texts = encoder_hidden_states
+        if texts is not None and attn.norm_cross:
+            texts = attn.norm_encoder_hidden_states(texts)
+        mask = _mask_of(attn, attention_mask, hidden_states if texts is None else texts)
+        if texts is None:
+            attended = self.shared.attend_to_itself(attn, hidden_states, mask)
+        else:
+            attended = self.shared.attend_to_text(attn, hidden_states, texts, mask)
+        hidden_states = attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         for layer in attn.to_out:  # projection, dropout
             hidden_states = layer(hidden_states)
         if residual.ndim == 4:
@@ -78,42 +167,25 @@ class SharedAttentionProcessor:
         out: Tensor = hidden_states / attn.rescale_output_factor
         return out
 
-    def _attend(self, attn: Attention, states: Tensor, texts: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        context = states if texts is None else texts
-        if texts is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(texts)
-        query, key, value = (
-            layer(given).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer, given in ((attn.to_q, states), (attn.to_k, context), (attn.to_v, context))
-        )
-        if attn.norm_q is not None:
-            query = attn.norm_q(query)
-        if attn.norm_k is not None:
-            key = attn.norm_k(key)
-        mask = _mask_of(attn, attention_mask, context)
-        if texts is None:
-            if self.shared.source is not None:
-                query, key = query[self.shared.source], key[self.shared.source]
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attn.scale)
-        else:
-            attended = _attend_to_text(query, key, value, mask, attn.scale, self.shared.cross)
-        return attended.transpose(1, 2).flatten(2).to(query.dtype)
+
+def _projected(attn: Attention, states: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _query(attn, states), _key(attn, context), _heads(attn, attn.to_v(context))
 
 
-def _attend_to_text(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, cross: CrossSharing | None
-) -> Tensor:
-    """Cross-attention with some tokens' maps taken from other rows: maps' columns are moved by moving the values."""
-    if cross is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    taken = cross.token_maps.to(value.dtype)[:, None] @ value[cross.rows]
-    own = value.index_copy(0, cross.rows, value[cross.rows] * cross.own.to(value.dtype)[:, None, :, None])
-    attended = F.scaled_dot_product_attention(query, key, own, attn_mask=mask, scale=scale)
-    source_mask = None if mask is None else mask[cross.sources]
-    borrowed = F.scaled_dot_product_attention(
-        query[cross.sources], key[cross.sources], taken, attn_mask=source_mask, scale=scale
-    )
-    return attended.index_add(0, cross.rows, borrowed)
+def _query(attn: Attention, states: Tensor) -> Tensor:
+    query = _heads(attn, attn.to_q(states))
+    return query if attn.norm_q is None else attn.norm_q(query)
+
+
+def _key(attn: Attention, context: Tensor) -> Tensor:
+    key = _heads(attn, attn.to_k(context))
+    return key if attn.norm_k is None else attn.norm_k(key)
+
+
+def _heads(attn: Attention, states: Tensor) -> Tensor:
+    """(B, N, C) to (B, heads, N, D)."""
+    heads: Tensor = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+    return heads
 
 
 def _mask_of(attn: Attention, attention_mask: Tensor | None, context: Tensor) -> Tensor | None:
@@ -125,12 +197,12 @@ def _mask_of(attn: Attention, attention_mask: Tensor | None, context: Tensor) ->
 
 
 @contextmanager
-def shared_attention(unet: nn.Module, *, cross: bool = False) -> Iterator[SharedAttention]:
+def shared_attention(unet: nn.Module, *, cross: bool = False, kernel: Kernel = sdpa) -> Iterator[SharedAttention]:
     """Installs the processors on every self-attention of a UNet, with `cross` on every cross-attention too.
 
     Puts the old ones back at the end, also on error.
     """
-    shared = SharedAttention()
+    shared = SharedAttention(kernel)
     with _processors_lock:
         chosen = [*self_attentions(unet), *(cross_attentions(unet) if cross else ())]
         layers = [(layer, layer.processor) for layer in chosen]

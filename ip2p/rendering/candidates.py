@@ -21,10 +21,12 @@ from ip2p.filtering.clip_scores import PairScorer
 from ip2p.filtering.judge import count_verdicts, judge_all, judge_candidate
 from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, EditTriplet, ScoredCandidate
+from ip2p.rendering.acceptance import measure_acceptance
+from ip2p.rendering.conditions import fits_text_encoder
 from ip2p.rendering.draws import draw_candidates
 from ip2p.rendering.images import decode_image, encode_image
 from ip2p.rendering.needed import CandidateQueue, Key, key_of
-from ip2p.rendering.sampler import fits_text_encoder, render_pairs
+from ip2p.rendering.sampler import render_pairs
 from ip2p.rendering.table import EncodedPair, candidates_table, pairs_table, read_candidates, read_images
 from ip2p.store import RunFolder, Sidecar
 
@@ -83,7 +85,13 @@ def summarise(config: PipelineConfig) -> dict[str, Any]:
     seconds = sum(sidecar.seconds for sidecar in sidecars)
     counts = sum_counts(sidecars)
     per_pair = round(counts["candidates"] / counts["accepted"], 2) if counts.get("accepted") else None
-    return {"shards": len(sidecars), **counts, "candidates_per_accepted": per_pair, "seconds": round(seconds, 3)}
+    return {
+        "shards": len(sidecars),
+        **counts,
+        "candidates_per_accepted": per_pair,
+        "acceptance": measure_acceptance(paths, config.rendering),
+        "seconds": round(seconds, 3),
+    }
 
 
 def _shard(config: PipelineConfig, number: int, triplets_path: Path) -> Shard:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from ip2p.config import RenderingConfig
-from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_to_seed, hash_to_unit
+from ip2p.records import SPEC_COLUMNS, Candidate, EditTriplet, RenderSpec, hash_to_seed, hash_to_unit
+
+DRAWN = tuple(name for name in SPEC_COLUMNS if name not in ("candidate", "seed"))
+"""What is drawn from a range of the config of the same name."""
 
 
 def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> RenderSpec:
@@ -16,10 +19,7 @@ def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> Ren
         triplet_id=triplet.id,
         candidate=number,
         seed=hash_to_seed(*key),
-        guidance_scale=_uniform(config.guidance_scale, "guidance_scale", *key),
-        p2p=_uniform(config.p2p, "p2p", *key),
-        cross_p2p=_uniform(config.cross_p2p, "cross_p2p", *key),
-        shared_steps=_uniform(config.shared_steps, "shared_steps", *key),
+        **{name: _uniform(getattr(config, name), name, *key) for name in DRAWN},
     )
 
 

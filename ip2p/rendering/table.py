@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.records import ScoredCandidate, as_row, from_row
+from ip2p.records import SPEC_COLUMNS, ScoredCandidate, as_row, from_row
 from ip2p.rendering.needed import Key, key_of
 
 EncodedPair = tuple[bytes, bytes]
@@ -22,9 +22,7 @@ SCHEMA = pa.schema(
             (name, pa.string())
             for name in ("triplet_id", "original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
         ),
-        ("candidate", pa.int64()),
-        ("seed", pa.int64()),
-        *((name, pa.float64()) for name in ("guidance_scale", "p2p", "cross_p2p", "shared_steps")),
+        *((name, pa.int64() if name in ("candidate", "seed") else pa.float64()) for name in SPEC_COLUMNS),
         *((name, pa.float64()) for name in ("clip_original", "clip_edited", "clip_direction", "clip_image")),
         ("accepted", pa.bool_()),
         ("reason", pa.string()),

@@ -97,8 +97,7 @@ class Trainer:
         condition, text = drop_conditions(batch.condition, batch.text, null_text, dropout, share)
         inputs = torch.cat([self.objective.noised(latents, noise, timesteps), condition], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with self._attention():
-            prediction = self.network(inputs, timesteps, text, return_dict=False)[0]
+        prediction = self.network(inputs, timesteps, text, return_dict=False)[0]
         return self.objective.loss(prediction, latents, noise, timesteps)
 
     def step(self, step: int) -> Tensor:
@@ -106,7 +105,7 @@ class Trainer:
         accumulation = self.config.gradient_accumulation_steps
         total = torch.zeros((), device=self.accelerator.device)
         for number in range(accumulation):
-            with self._syncing(number == accumulation - 1):
+            with self._syncing(number == accumulation - 1), self._attention():
                 loss = self.loss(step * accumulation + number) / accumulation
                 self.accelerator.backward(loss)
             total += loss.detach()

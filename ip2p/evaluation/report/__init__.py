@@ -48,6 +48,7 @@ def render_page(facts: RunFacts) -> str:
         headlines=sections.headlines(facts),
         funnel=sections.funnel(facts),
         scores=sections.scores(facts),
+        acceptance=sections.acceptance(facts),
         accepted=sections.pairs(facts, accepted=True),
         rejected=sections.pairs(facts, accepted=False),
         precision=sections.precision(facts),

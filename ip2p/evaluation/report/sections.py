@@ -121,6 +121,35 @@ def scores(facts: RunFacts) -> Section:
     return {"charts": [chart for chart in charts if chart["svg"]], "own_thresholds": sorted(own)}
 
 
+ACCEPTANCE = {
+    "edit_type": "Edit type",
+    "guidance_scale": "Guidance scale",
+    "p2p": "Share of steps with prompt-to-prompt in self-attention",
+    "cross_p2p": "Share of steps with prompt-to-prompt in cross-attention",
+    "shared_steps": "Share of steps under the original's caption",
+    "reweight": "Factor on new words",
+    "reweight_steps": "Share of steps with that factor",
+    "local_blend": "Share of steps with local blend",
+}
+"""Titles of what the acceptance is told by."""
+
+
+def acceptance(facts: RunFacts) -> Section:
+    """How many candidates are accepted by edit type and by every setting that was drawn."""
+    told = _dict(_dict(facts.summary.get("rendering")).get("acceptance"))
+    groups = [
+        {"title": title, "rows": [_acceptance_row(row) for row in told[name] if row.get("candidates")]}
+        for name, title in ACCEPTANCE.items()
+        if told.get(name)
+    ]
+    return {"groups": groups} if any(group["rows"] for group in groups) else {"missing": "Nothing was rendered yet."}
+
+
+def _acceptance_row(row: Row) -> Row:
+    name = row["name"] if "name" in row else f"{row['low']:.3g} to {row['high']:.3g}"
+    return {"name": name or "no type", "candidates": row["candidates"], "rate": row["rate"]}
+
+
 def _dict(value: Any) -> Row:
     return value if isinstance(value, dict) else {}
 

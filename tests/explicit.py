@@ -1,0 +1,135 @@
+"""Prompt-to-prompt written out: one pair at a time, every attention map made with a softmax and edited in place."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from ip2p.config import RenderingConfig
+from ip2p.records import Candidate
+from ip2p.rendering.alignment import map_tokens
+from ip2p.rendering.schedulers import new_scheduler
+
+
+class ExplicitPair:
+    """The rows of a step are [original, edited], after those of the half without text where there is guidance."""
+
+    def __init__(self, pipeline: Any, candidate: Candidate, config: RenderingConfig) -> None:
+        self.pipeline, self.candidate, self.config, self.spec = pipeline, candidate, config, candidate.spec
+        triplet = candidate.triplet
+        self.words = map_tokens(
+            pipeline.tokenizer, triplet.original_prompt, triplet.edited_prompt, config.cross_alignment
+        )
+        self.step, self.num_steps, self.together = 0, 0, False
+        self.places: dict[str, dict[int, Tensor]] = {"gone": {}, "new": {}}
+
+    def within(self, fraction: float) -> bool:
+        return fraction > self.step / max(1, self.num_steps - 1)
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        rows, length, _ = hidden_states.shape
+
+        def heads(states: Tensor) -> Tensor:
+            return states.reshape(rows, states.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
+
+        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
+        maps = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
+        if not self.together:
+            self._edit(maps, is_cross=encoder_hidden_states is not None)
+        out = (maps @ value).permute(0, 2, 1, 3).reshape(rows, length, -1)
+        return attn.to_out[0](out)
+
+    def _edit(self, maps: Tensor, *, is_cross: bool) -> None:
+        spec, config = self.spec, self.config
+        if not is_cross:
+            cap = config.p2p_max_positions
+            if self.within(spec.p2p) and (cap is None or maps.shape[2] <= cap):
+                maps[1::2] = maps[0::2]
+            return
+        if self.within(spec.cross_p2p):
+            moved = maps[-2] @ self.words.matrix.to(maps.dtype)
+            maps[-1] = moved + maps[-1] * self.words.own.to(maps.dtype)
+        for row, name in ((-2, "gone"), (-1, "new")):
+            seen = (maps[row].float().mean(0) * getattr(self.words, name)).sum(-1)
+            self.places[name][maps.shape[2]] = self.places[name].get(maps.shape[2], 0) + seen
+        if self.within(spec.reweight_steps):
+            for place in self.words.new.nonzero().flatten():
+                maps[-1, :, :, place] *= spec.reweight
+
+    def may_differ(self, height: int, width: int) -> Tensor:
+        found = torch.zeros(height, width, dtype=torch.bool)
+        for sums in self.places.values():
+            positions = max(number for number in sums if number <= self.config.blend_max_positions)
+            small = sums[positions].view(int(positions**0.5), -1)
+            widened = torch.stack(
+                [
+                    small[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max()
+                    for y in range(small.shape[0])
+                    for x in range(small.shape[1])
+                ]
+            ).view(small.shape)
+            large = widened.repeat_interleave(height // small.shape[0], 0).repeat_interleave(width // small.shape[1], 1)
+            found |= large > self.config.blend_threshold * large.max()
+        return found
+
+    def conditions(self, prompts: list[str]) -> dict[str, Any]:
+        pipeline = self.pipeline
+        is_xl = isinstance(pipeline, StableDiffusionXLPipeline)
+        guided = self.spec.guidance_scale > 1
+        if not is_xl:
+            texts = [*([""] * 2 if guided else []), *prompts]
+            ids = pipeline.tokenizer(
+                texts, padding="max_length", max_length=pipeline.tokenizer.model_max_length, return_tensors="pt"
+            ).input_ids
+            return {"encoder_hidden_states": pipeline.text_encoder(ids)[0]}
+        found = pipeline.encode_prompt(prompts, do_classifier_free_guidance=guided)
+        states, no_states, pooled, no_pooled = found
+        if guided:
+            states, pooled = torch.cat([no_states, states]), torch.cat([no_pooled, pooled])
+        pixels = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]]).repeat(len(states), 1)
+        return {"encoder_hidden_states": states, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """Both sides' latents."""
+        pipeline, unet, spec, triplet = self.pipeline, self.pipeline.unet, self.spec, self.candidate.triplet
+        scheduler = new_scheduler(pipeline, self.config.scheduler)
+        scheduler.set_timesteps(self.config.num_inference_steps)
+        self.num_steps = len(scheduler.timesteps)
+        chance = [torch.Generator().manual_seed(spec.seed) for _ in range(2)]
+        size = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        latents = torch.stack([torch.randn(size, generator=each) for each in chance]) * scheduler.init_noise_sigma
+        options = {"generator": chance} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        before = dict(unet.attn_processors)
+        unet.set_attn_processor(self)
+        try:
+            for self.step, timestep in enumerate(scheduler.timesteps):
+                self.together = self.within(spec.shared_steps)
+                edited = triplet.original_prompt if self.together else triplet.edited_prompt
+                conditions = self.conditions([triplet.original_prompt, edited])
+                rows = scheduler.scale_model_input(latents, timestep)
+                rows = rows.repeat(len(conditions["encoder_hidden_states"]) // 2, 1, 1, 1).to(unet.dtype)
+                predicted = unet(rows, timestep, **conditions).sample.float()
+                if spec.guidance_scale > 1:
+                    without, predicted = predicted.chunk(2)
+                    predicted = without + spec.guidance_scale * (predicted - without)
+                latents = scheduler.step(predicted, timestep, latents, **options).prev_sample
+                is_late = spec.local_blend > (self.num_steps - 1 - self.step) / max(1, self.num_steps - 1)
+                if is_late and not self.together:
+                    latents[1] = torch.where(self.may_differ(*size[1:]), latents[1], latents[0])
+        finally:
+            unet.set_attn_processor(before)
+        return latents[0], latents[1]
