@@ -1,9 +1,10 @@
 """How fast pairs are rendered, and how many: `python -m tests.benchmarks.rendering`.
 
 A table of the same pairs of the same model, steps, guidance and precision, each way in a process of its own, in turns:
-one pair at a time with explicit maps, as the original software does; with `--community FILE` diffusers' community
-prompt-to-prompt pipeline; ours. Options add how many renders an accepted pair takes, what memory 100 times as many
-triplets take, and what a second worker process brings. The last line is ours over the first way, in pairs per second.
+one pair at a time with explicit maps on diffusers' model as it loads, which is how the original software does it; with
+`--community FILE` diffusers' community prompt-to-prompt pipeline; ours. Options add how many renders an accepted pair
+takes, what memory 100 times as many triplets take, and what a second worker process brings. The last line is ours over
+the first way, in pairs per second.
 """
 
 from __future__ import annotations
@@ -90,20 +91,19 @@ def ours(pipeline: Any, candidates: list[Candidate], config: RenderingConfig) ->
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Pairs per second and peak memory of one way, in this process."""
     import torch
+    from diffusers import DiffusionPipeline
 
-    from ip2p.loading import keep_freed_memory, load_text_to_image, resolve_device
+    from ip2p.loading import load_text_to_image, resolve_device
     from ip2p.rendering import draw_candidates
 
-    keep_freed_memory()
     config, device = compared(options), resolve_device("auto")
-    pipeline = load_text_to_image(config.model, revision=None, variant=None, dtype=config.dtype, device=device)
-    if options.way == "community":
-        from diffusers import DiffusionPipeline
-
-        pipeline = DiffusionPipeline.from_pretrained(
-            config.model, custom_pipeline=options.community, torch_dtype=pipeline.unet.dtype, safety_checker=None
-        ).to(device)
-        pipeline.set_progress_bar_config(disable=True)
+    if options.way.startswith("ours"):
+        pipeline = load_text_to_image(config.model, revision=None, variant=None, dtype=config.dtype, device=device)
+    else:
+        custom = {"custom_pipeline": options.community} if options.way == "community" else {}
+        dtype = getattr(torch, config.dtype)
+        pipeline = DiffusionPipeline.from_pretrained(config.model, torch_dtype=dtype, safety_checker=None, **custom)
+        pipeline.to(device).set_progress_bar_config(disable=True)
     way: Callable[[Any, list[Candidate], RenderingConfig], None] = {
         "explicit maps": explicit_maps,
         "community": community,
