@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 import subprocess
 import sys
 from dataclasses import replace
 
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.filtering import judge, judge_all
-from ip2p.filtering.judge import count_verdicts
+from ip2p.filtering import judge, judge_table
+from ip2p.filtering.judge import SCORES, count_verdicts, judge_candidate, num_accepted_by_triplet
 from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate, Verdict
+from ip2p.rendering.table import candidates_table, read_rows
 
 GOOD = ClipScores(original=0.3, edited=0.3, direction=0.3, image=0.9)
 TRIPLET = EditTriplet(original_prompt="a", edit_prompt="b", edited_prompt="c", edit_type="add")
@@ -21,6 +23,10 @@ def scored(number: int, scores: ClipScores, triplet: EditTriplet = TRIPLET, reas
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=reason)
     )
+
+
+def judge_all(candidates: list[ScoredCandidate], config: FilteringConfig) -> list[ScoredCandidate]:
+    return read_rows(judge_table(candidates_table(candidates), config))
 
 
 def reasons(judged: list[ScoredCandidate]) -> list[str]:
@@ -40,6 +46,12 @@ def test_the_reason_names_the_score_that_is_too_low() -> None:
 
 def test_the_first_of_several_low_scores_is_the_reason() -> None:
     assert judge(replace(GOOD, edited=0.0, image=0.0), Thresholds()).reason == "low_edited"
+
+
+def test_images_that_are_too_alike_are_rejected_where_asked() -> None:
+    assert judge(GOOD, Thresholds(max_image=0.9)).accepted
+    assert judge(GOOD, Thresholds(max_image=0.89)).reason == "high_image"
+    assert judge(replace(GOOD, direction=0.0), Thresholds(max_image=0.89)).reason == "low_direction"
 
 
 def test_a_score_that_is_not_a_number_is_never_accepted() -> None:
@@ -80,7 +92,7 @@ def test_earlier_verdicts_do_not_count() -> None:
 
 def test_counts_add_up_to_the_candidates() -> None:
     candidates = [scored(0, GOOD), scored(1, GOOD), scored(2, replace(GOOD, image=0.0))]
-    counts = count_verdicts(judge_all(candidates, FilteringConfig(max_pairs_per_triplet=1)))
+    counts = count_verdicts(judge_table(candidates_table(candidates), FilteringConfig(max_pairs_per_triplet=1)))
     assert counts == {"candidates": 3, "accepted": 1, "over_limit": 1, "low_image": 1}
 
 
@@ -97,3 +109,47 @@ def test_the_first_pairs_are_those_with_the_least_numbers_whatever_their_directi
     )
     assert reasons(first) == ["over_limit", "", "over_limit", ""]
     assert reasons(best) == ["", "over_limit", "", "over_limit"]
+
+
+def test_a_table_is_judged_as_its_rows_are() -> None:
+    """Row by row with `judge_candidate` and a sort, on random scores, types and numbers in random order."""
+    rng = random.Random(0)
+    config = FilteringConfig(
+        thresholds=Thresholds(original=0.3, edited=0.3, direction=0.4, image=0.2, max_image=0.9),
+        per_edit_type={"add": Thresholds(original=0.0, edited=0.5, direction=0.1, image=0.5)},
+        max_pairs_per_triplet=3,
+    )
+    candidates = []
+    for number in range(40):
+        triplet = replace(TRIPLET, original_prompt=str(number), edit_type=rng.choice(["add", "size", ""]))
+        for candidate in range(rng.randint(1, 20)):
+            values = {name: math.nan if rng.random() < 0.05 else rng.random() for name in SCORES}
+            candidates.append(scored(candidate, ClipScores(**values), triplet))
+    rng.shuffle(candidates)
+    for selection in ("best", "first"):
+        chosen = replace(config, selection=selection)
+        kept: dict[str, list[ScoredCandidate]] = {}
+        expected = []
+        for each in candidates:
+            verdict = judge_candidate(each.candidate, each.scores, chosen)
+            expected.append(verdict.reason)
+            if verdict.accepted:
+                kept.setdefault(each.candidate.spec.triplet_id, []).append(each)
+        for some in kept.values():
+            some.sort(key=lambda each: each.candidate.spec.candidate)
+            if selection == "best":
+                some.sort(key=lambda each: -each.scores.direction)
+            for each in some[3:]:
+                expected[candidates.index(each)] = "over_limit"
+        table = judge_table(candidates_table(candidates), chosen)
+        assert table["reason"].to_pylist() == expected
+        assert table["accepted"].to_pylist() == [not reason for reason in expected]
+        by_triplet = num_accepted_by_triplet(table)
+        assert sum(num for num, _ in by_triplet.values()) == len(candidates)
+        assert {name: num for name, (_, num) in by_triplet.items() if num} == {
+            name: min(3, len(some)) for name, some in kept.items()
+        }
+
+
+def test_an_empty_table_is_judged() -> None:
+    assert count_verdicts(judge_table(candidates_table([]), FilteringConfig())) == {"candidates": 0, "accepted": 0}

@@ -27,8 +27,9 @@ from ip2p.evaluation.oracle_precision import SCHEMA as ORACLE_SCHEMA
 from ip2p.evaluation.report import write_report
 from ip2p.evaluation.report.cards import choose_edits
 from ip2p.evaluation.report.charts import ticks
-from ip2p.filtering import judge_all
-from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate, Verdict, as_row
+from ip2p.filtering import judge_table
+from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate, Verdict
+from ip2p.rendering.table import candidates_table
 from ip2p.shapes.language import EDIT_TYPES, SceneEdit, draw_caption, draw_edit
 from ip2p.shapes.scene import render
 
@@ -91,7 +92,7 @@ def _write_candidates(
                 ScoredCandidate(candidate=Candidate(triplet=triplet, spec=spec), scores=found, verdict=Verdict())
             )
             pictures.append((render(edit.original), render(edit.edited if good else edit.original), good))
-    rows = [as_row(each) for each in judge_all(scored, config.filtering)]
+    rows = judge_table(candidates_table(scored), config.filtering).to_pylist()
     store.write_shard(run.shard("candidates", 0), pa.Table.from_pylist(rows), fingerprint="x", seconds=9.0)
     table = pa.Table.from_pylist(rows)
     for side, name in enumerate(("original_image", "edited_image")):

@@ -39,6 +39,8 @@ class Thresholds:
     """Change of image against change of text."""
     image: float = 0.7
     """Original image against edited image."""
+    max_image: float | None = None
+    """Greatest similarity of the two images, above which nothing was edited; none by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

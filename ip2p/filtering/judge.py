@@ -1,24 +1,31 @@
-"""Decides which candidates become pairs: a pure function of their scores, so thresholds are re-tuned from the table."""
+"""Decides which candidates become pairs: a pure function of their scores, so thresholds are re-tuned from the table.
+
+A table of candidates has the columns of `records.as_row`. It is judged column by column: a million rows take seconds.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.records import Candidate, ClipScores, ScoredCandidate, Verdict
+from ip2p.records import Candidate, ClipScores, Verdict
 
 SCORES = ("original", "edited", "direction", "image")
 """In the order in which they are asked for; the first that is too low names the reason."""
+TOO_ALIKE = "high_image"
+"""The reason where two images are more alike than `max_image`: nothing was edited."""
 OVER_LIMIT = "over_limit"
 
 
 def judge(scores: ClipScores, thresholds: Thresholds) -> Verdict:
-    """Accepts scores that reach every threshold; else the reason is `low_` and the first that does not."""
+    """Accepts scores that keep every threshold; else the reason is `low_` and the first that fails, or `high_image`."""
     for name in SCORES:
         if not getattr(scores, name) >= getattr(thresholds, name):  # not `<`: a NaN is no pass
             return Verdict(reason=f"low_{name}")
+    if thresholds.max_image is not None and scores.image > thresholds.max_image:
+        return Verdict(reason=TOO_ALIKE)
     return Verdict()
 
 
@@ -28,44 +35,57 @@ def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
 
 
 def judge_candidate(candidate: Candidate, scores: ClipScores, config: FilteringConfig) -> Verdict:
-    """By the thresholds of the candidate's edit type; the limit per triplet is `judge_all`'s to know."""
+    """By the thresholds of the candidate's edit type; the limit per triplet is `judge_table`'s to know."""
     return judge(scores, thresholds_for(config, candidate.triplet.edit_type))
 
 
-def judge_all(scored: Sequence[ScoredCandidate], config: FilteringConfig) -> list[ScoredCandidate]:
+def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
     """Judges candidates anew, whatever was said of them before, and limits the pairs per triplet. Keeps the order."""
-    judged = [_with_verdict(each, judge_candidate(each.candidate, each.scores, config)) for each in scored]
-    surplus = _over_limit(judged, config)
-    return [
-        _with_verdict(each, Verdict(reason=OVER_LIMIT)) if index in surplus else each
-        for index, each in enumerate(judged)
-    ]
+    reasons = _reasons(table, config)
+    accepted = np.flatnonzero(reasons == "")
+    reasons[accepted[_is_surplus(table.take(pa.array(accepted)), config)]] = OVER_LIMIT
+    columns = {"accepted": pa.array(reasons == "", pa.bool_()), "reason": pa.array(reasons, pa.string())}
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    return table
 
 
-def count_verdicts(scored: Iterable[ScoredCandidate]) -> dict[str, int]:
+def count_verdicts(table: pa.Table) -> dict[str, int]:
     """Tallies: `candidates`, `accepted` and one entry per reason."""
-    counts = {"candidates": 0, "accepted": 0}
-    for each in scored:
-        name = each.verdict.reason or "accepted"
-        counts["candidates"] += 1
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+    found = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"]).to_pylist()}
+    return {"candidates": len(table), "accepted": found.pop("", 0), **dict(sorted(found.items()))}
 
 
-def _with_verdict(scored: ScoredCandidate, verdict: Verdict) -> ScoredCandidate:
-    return replace(scored, verdict=verdict)
+def num_accepted_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
+    """(candidates, accepted) of every triplet of a table."""
+    sums = table.group_by("triplet_id").aggregate([("accepted", "count"), ("accepted", "sum")])
+    columns = (sums[name].to_pylist() for name in ("triplet_id", "accepted_count", "accepted_sum"))
+    return {triplet_id: (num, num_accepted) for triplet_id, num, num_accepted in zip(*columns, strict=True)}
 
 
-def _over_limit(judged: Sequence[ScoredCandidate], config: FilteringConfig) -> set[int]:
-    """Indices of accepted candidates beyond the limit of their triplet: worse in direction, or later in number."""
-    accepted: dict[str, list[int]] = defaultdict(list)
-    for index, each in enumerate(judged):
-        if each.verdict.accepted:
-            accepted[each.candidate.spec.triplet_id].append(index)
+def _reasons(table: pa.Table, config: FilteringConfig) -> np.ndarray:
+    """Why each row is rejected, "" where it is not; the limit per triplet is not asked for."""
+    scores = {name: table[f"clip_{name}"].to_numpy() for name in SCORES}
+    kinds, kind = np.unique(table["edit_type"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    limits = [thresholds_for(config, str(name)) for name in kinds]
+    reasons = np.full(len(table), "", dtype=object)
+    too_alike = np.array([np.inf if each.max_image is None else each.max_image for each in limits])
+    reasons[scores["image"] > too_alike[kind]] = TOO_ALIKE
+    for name in reversed(SCORES):  # so that the first in order has the last word
+        least = np.array([getattr(each, name) for each in limits])
+        reasons[~(scores[name] >= least[kind])] = f"low_{name}"
+    return reasons
 
-    def rank(index: int) -> tuple[float, int]:
-        direction = judged[index].scores.direction if config.selection == "best" else 0.0
-        return -direction, judged[index].candidate.spec.candidate
 
-    limit = config.max_pairs_per_triplet
-    return {index for indices in accepted.values() for index in sorted(indices, key=rank)[limit:]}
+def _is_surplus(accepted: pa.Table, config: FilteringConfig) -> np.ndarray:
+    """Of accepted rows: whether they are beyond the limit of their triplet, worse in direction or later in number."""
+    triplet = np.unique(accepted["triplet_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
+    rank = np.zeros(len(accepted)) if config.selection == "first" else -accepted["clip_direction"].to_numpy()
+    order = np.lexsort((accepted["candidate"].to_numpy(), rank, triplet))
+    ordered = triplet[order]
+    is_first = np.r_[True, ordered[1:] != ordered[:-1]] if len(ordered) else np.zeros(0, dtype=bool)
+    starts = np.flatnonzero(is_first)
+    place = np.arange(len(ordered)) - np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
+    surplus = np.empty(len(accepted), dtype=bool)
+    surplus[order] = place >= config.max_pairs_per_triplet
+    return surplus

@@ -1,6 +1,6 @@
 """Edit triplets to candidate pairs: prompt-to-prompt on fused attention, scored and judged shard by shard."""
 
-from ip2p.rendering.candidates import refilter, sum_counts, summarise, write_shard
+from ip2p.rendering.candidates import keep_shard, refilter, sum_counts, summarise, write_shard
 from ip2p.rendering.draws import draw_candidates, draw_spec
 from ip2p.rendering.sampler import RenderedPair, render_pairs
 
@@ -8,6 +8,7 @@ __all__ = [
     "RenderedPair",
     "draw_candidates",
     "draw_spec",
+    "keep_shard",
     "refilter",
     "render_pairs",
     "sum_counts",

@@ -30,3 +30,10 @@ def decode_image(content: bytes) -> Image.Image:
     """An image file to RGB."""
     with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGB")
+
+
+def format_of(content: bytes) -> ImageFormat:
+    """What an image file is, by its first bytes; anything else counts as PNG."""
+    if content.startswith(b"\xff\xd8"):
+        return "jpeg"
+    return "webp" if content[:4] == b"RIFF" else "png"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from ip2p.records import SPEC_COLUMNS, ScoredCandidate, as_row, from_row
-from ip2p.rendering.needed import Key, key_of
+from ip2p.rendering.images import format_of
+from ip2p.rendering.needed import Key
 
 EncodedPair = tuple[bytes, bytes]
 """The original's and the edited image's file contents."""
@@ -28,39 +28,59 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-PAIR_SCHEMA = SCHEMA.append(pa.field("original_image", IMAGE_TYPE)).append(pa.field("edited_image", IMAGE_TYPE))
+SIDES = ("original_image", "edited_image")
+PAIR_SCHEMA = pa.schema([*SCHEMA, *(pa.field(side, IMAGE_TYPE) for side in SIDES)])
+IMAGES_SCHEMA = pa.schema([PAIR_SCHEMA.field(name) for name in ("triplet_id", "candidate", *SIDES)])
 
 
-def candidates_table(judged: Sequence[ScoredCandidate]) -> pa.Table:
+def candidates_table(scored: Iterable[ScoredCandidate]) -> pa.Table:
     """A row per candidate."""
-    return pa.Table.from_pylist([as_row(each) for each in judged], schema=SCHEMA)
+    return pa.Table.from_pylist([as_row(each) for each in scored], schema=SCHEMA)
 
 
-def pairs_table(kept: Sequence[ScoredCandidate], images: Mapping[Key, EncodedPair], suffix: str) -> pa.Table:
-    """A row per pair, with its images; `suffix` is that of their file names."""
-    rows = [_pair_row(each, images[key_of(each.candidate)], suffix) for each in kept]
-    return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+def read_rows(table: pa.Table) -> list[ScoredCandidate]:
+    """The rows of a table of candidates."""
+    return [from_row(row) for row in table.select(SCHEMA.names).to_pylist()]
 
 
-def _pair_row(scored: ScoredCandidate, pair: EncodedPair, suffix: str) -> dict[str, Any]:
-    name = f"{scored.candidate.spec.triplet_id}-{scored.candidate.spec.candidate}"
-    original, edited = (
-        {"bytes": content, "path": f"{name}-{side}.{suffix}"}
-        for content, side in zip(pair, ("original", "edited"), strict=True)
-    )
-    return {**as_row(scored), "original_image": original, "edited_image": edited}
+def in_order_of(triplet_ids: Sequence[str], table: pa.Table) -> pa.Table:
+    """The rows by their triplet's place and then by their number."""
+    place = pc.index_in(table["triplet_id"], value_set=pa.array(triplet_ids, pa.string()))
+    keyed = pa.table({"place": place, "candidate": table["candidate"]})
+    return table.take(pc.sort_indices(keyed, sort_keys=[("place", "ascending"), ("candidate", "ascending")]))
 
 
-def read_candidates(path: Path) -> dict[Key, ScoredCandidate]:
-    """The candidates of a table."""
-    scored = [from_row(row) for row in pq.read_table(path).to_pylist()]
-    return {key_of(each.candidate): each for each in scored}
+def images_table(images: Mapping[Key, EncodedPair]) -> pa.Table:
+    """A row per pair of images."""
+    rows = [_images_row(triplet_id, number, pair) for (triplet_id, number), pair in images.items()]
+    return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
 
 
-def read_images(path: Path) -> dict[Key, EncodedPair]:
-    """The images of a table of pairs."""
-    columns = ["triplet_id", "candidate", "original_image", "edited_image"]
-    return {
-        (row["triplet_id"], row["candidate"]): (row["original_image"]["bytes"], row["edited_image"]["bytes"])
-        for row in pq.read_table(path, columns=columns).to_pylist()
+def _images_row(triplet_id: str, number: int, pair: EncodedPair) -> dict[str, Any]:
+    files = {
+        side: {"bytes": content, "path": f"{triplet_id}-{number}-{side.removesuffix('_image')}.{format_of(content)}"}
+        for side, content in zip(SIDES, pair, strict=True)
     }
+    return {"triplet_id": triplet_id, "candidate": number, **files}
+
+
+def lacks_images(wanted: pa.Table, images: pa.Table) -> pa.Table:
+    """The rows of `wanted` that have none."""
+    return wanted.filter(pc.is_null(_places(wanted, images)))
+
+
+def with_images(wanted: pa.Table, images: pa.Table) -> pa.Table:
+    """The rows of `wanted`, each with its images."""
+    found = images.select(list(SIDES)).take(_places(wanted, images))
+    for side in SIDES:
+        wanted = wanted.append_column(PAIR_SCHEMA.field(side), found[side])
+    return wanted
+
+
+def _places(wanted: pa.Table, images: pa.Table) -> pa.Array:
+    """Of each wanted row its place among the images; null where it has none."""
+    return pc.index_in(_names(wanted), value_set=_names(images).combine_chunks())
+
+
+def _names(table: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(table["triplet_id"], pc.cast(table["candidate"], pa.string()), "-")
