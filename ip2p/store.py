@@ -10,6 +10,8 @@ import hashlib
 import json
 import logging
 import os
+import platform
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -76,6 +78,35 @@ class RunFolder:
             if int(path.stem.removeprefix("part-")) >= num_shards:
                 sidecar_path(path).unlink()
                 path.unlink()
+
+
+_held: dict[Path, IO[str]] = {}
+"""Open lock files of the run folders that this process works in."""
+
+
+def hold(root: Path) -> None:
+    """Keeps other processes out of a run folder as long as this one lives. ValueError where another one is in it."""
+    folder = root.resolve()
+    if sys.platform == "win32" or folder in _held:
+        return
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(f"{root} is in use by {owner}. Wait for it, or give another folder with --out.") from error
+    except OSError as error:  # a file system without locks
+        logger.warning("%s cannot be locked (%s): start no second run in it", root, error)
+    else:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+    _held[folder] = file
 
 
 def sidecar_path(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from ip2p.store import (
     RunFolder,
     finished,
+    hold,
     read_json,
     read_sidecar,
     read_summary,
@@ -187,3 +189,26 @@ def test_counts_and_seconds_of_shards_are_added_up(tmp_path: Path) -> None:
     write_shard(run.shard("pairs", 0), TABLE, fingerprint="f", seconds=1.5, counts={"accepted": 2, "low_image": 1})
     write_shard(run.shard("pairs", 1), TABLE, fingerprint="f", seconds=2.0, counts={"accepted": 3})
     assert summarise_shards(tmp_path, "pairs") == {"shards": 2, "accepted": 5, "low_image": 1, "seconds": 3.5}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from ip2p.store import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"run is in use by process {other.pid} on .*--out"):
+            hold(root)
+        other.kill()
+    hold(root)
+    hold(root)  # the same process may ask again
+    done = subprocess.run([sys.executable, "-c", HOLD, str(root)], capture_output=True, text=True, check=False)
+    assert f"in use by process {os.getpid()}" in done.stderr
