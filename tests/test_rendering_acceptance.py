@@ -18,7 +18,9 @@ CONFIG = RenderingConfig(
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
-    schema = pa.schema([("edit_type", pa.string()), ("accepted", pa.bool_()), ("p2p", pa.float64())])
+    schema = pa.schema(
+        [("edit_type", pa.string()), ("accepted", pa.bool_()), ("p2p", pa.float64()), ("guidance_scale", pa.float64())]
+    )
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
     return path
 
@@ -38,13 +40,26 @@ def test_rates_are_those_of_the_rows(tmp_path: Path) -> None:
         accepted = sum(bool(row["accepted"]) for row in same)
         assert (told["candidates"], told["accepted"]) == (len(same), accepted)
         assert told["rate"] == pytest.approx(accepted / len(same), abs=1e-4)
-    assert [part["low"] for part in found["p2p"]] == pytest.approx([0.0, 0.12, 0.24, 0.36, 0.48])
+    assert [part["low"] for part in found["p2p"]] == pytest.approx([0.2, 0.28, 0.36, 0.44, 0.52])
+    general = [row for row in rows if row["edit_type"] != "add"]  # that type draws from no range
     for part in found["p2p"]:
-        same = [row for row in rows if part["low"] <= float(str(row["p2p"])) < part["high"]]
+        same = [row for row in general if part["low"] <= float(str(row["p2p"])) < part["high"]]
         assert part["candidates"] == len(same)
         assert part["accepted"] == sum(bool(row["accepted"]) for row in same)
-    assert found["p2p"][1]["rate"] is not None or found["p2p"][1]["candidates"] == 0
-    assert sum(part["candidates"] for part in found["p2p"]) == 500
+    assert sum(part["candidates"] for part in found["p2p"]) == len(general)
+
+
+def test_an_edit_type_with_a_range_of_its_own_is_told_apart(tmp_path: Path) -> None:
+    config = RenderingConfig(
+        guidance_scale=(7.5, 7.5), p2p=(0.0, 1.0), per_edit_type={"add": EditTypeRendering(p2p=(0.0, 0.5))}
+    )
+    draws = [(kind, value) for kind in ("add", "size") for value in (0.05, 0.45)]
+    rows: list[dict[str, object]] = [
+        {"edit_type": kind, "accepted": kind == "add", "p2p": value, "guidance_scale": 7.5} for kind, value in draws
+    ]
+    found = measure_acceptance([write_table(tmp_path / "t.parquet", rows)], config)
+    assert [part["rate"] for part in found["p2p, add"]] == [1.0, None, None, None, 1.0]
+    assert [part["rate"] for part in found["p2p"]] == [0.0, None, 0.0, None, None]
 
 
 def test_without_tables_there_is_nothing_to_tell() -> None:

@@ -18,39 +18,52 @@ NUM_BINS = 5
 def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[str, list[dict[str, Any]]]:
     """Accepted of all candidates in tables of candidates.
 
-    `edit_type` lists the types with their counts and rates; every setting that is drawn from a range, or from several,
-    lists five parts of equal width from `low` to `high`.
+    `edit_type` lists the types with their counts and rates. Every range that is drawn from, `p2p` or, where an edit
+    type has one of its own, `p2p, add`, lists five parts of equal width from `low` to `high`.
     """
-    edges = {name: found for name in DRAWN if (found := _edges(config, name)) is not None}
+    ranges = _ranges(config)
     by_type: dict[str, list[int]] = {}
-    by_value = {name: np.zeros((2, NUM_BINS), dtype=int) for name in edges}
+    by_value = {each: np.zeros((2, NUM_BINS), dtype=int) for each in ranges}
     for path in tables:
-        table = pq.read_table(path, columns=["edit_type", "accepted", *edges])
-        accepted = table["accepted"].to_numpy()
-        types, place = np.unique(table["edit_type"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-        for number, name in enumerate(types):
-            here = place == number
+        table = pq.read_table(path, columns=["edit_type", "accepted", *{name for name, _ in ranges}])
+        accepted, kind = table["accepted"].to_numpy(), table["edit_type"].to_numpy(zero_copy_only=False).astype(str)
+        for name in np.unique(kind):
             tally = by_type.setdefault(str(name), [0, 0])
-            tally[0] += int(here.sum())
-            tally[1] += int((here & accepted).sum())
-        for name, bins in edges.items():
-            values = table[name].to_numpy()
-            by_value[name] += [np.histogram(some, bins)[0] for some in (values, values[accepted])]
+            tally[0] += int((kind == name).sum())
+            tally[1] += int(((kind == name) & accepted).sum())
+        for (name, own), bounds in ranges.items():
+            values, here = table[name].to_numpy(), _draws_from(config, kind, name, own)
+            for row, some in enumerate((values[here], values[here & accepted])):
+                by_value[name, own][row] += np.histogram(some, NUM_BINS, bounds)[0]
     rates = {"edit_type": [{"name": name, **_rate(*tally)} for name, tally in sorted(by_type.items())]}
-    for name, bins in edges.items():
-        rates[name] = [
-            {"low": round(float(low), 4), "high": round(float(high), 4), **_rate(int(num), int(num_accepted))}
-            for low, high, num, num_accepted in zip(bins[:-1], bins[1:], *by_value[name], strict=True)
+    for (name, own), bounds in ranges.items():
+        edges = np.linspace(*bounds, NUM_BINS + 1).round(4).tolist()
+        rates[f"{name}, {own}" if own else name] = [
+            {"low": low, "high": high, **_rate(int(num), int(num_accepted))}
+            for low, high, num, num_accepted in zip(edges[:-1], edges[1:], *by_value[name, own], strict=True)
         ]
     return rates
 
 
-def _edges(config: RenderingConfig, name: str) -> np.ndarray | None:
-    """Those of the parts; None where every candidate has the same value."""
-    ranges = [getattr(config, name), *(getattr(own, name) for own in config.per_edit_type.values())]
-    bounds = [bound for found in ranges if found is not None for bound in found]
-    low, high = min(bounds), max(bounds)
-    return None if low == high else np.linspace(low, high, NUM_BINS + 1)
+def _ranges(config: RenderingConfig) -> dict[tuple[str, str], tuple[float, float]]:
+    """By setting and edit type, "" for all that have none of their own; only what differs between candidates."""
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for name in DRAWN:
+        for own, settings in (("", config), *sorted(config.per_edit_type.items())):
+            bounds = getattr(settings, name)
+            if bounds is not None and bounds[0] < bounds[1]:
+                found[name, own] = bounds
+    return found
+
+
+def _draws_from(config: RenderingConfig, kind: np.ndarray, name: str, own: str) -> np.ndarray:
+    """Which rows draw a setting from the range of an edit type, or from the general one."""
+    if own:
+        mine: np.ndarray = kind == own
+        return mine
+    others = [each for each, settings in config.per_edit_type.items() if getattr(settings, name) is not None]
+    chosen: np.ndarray = ~np.isin(kind, others)
+    return chosen
 
 
 def _rate(num: int, num_accepted: int) -> dict[str, Any]:

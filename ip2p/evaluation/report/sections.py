@@ -137,12 +137,13 @@ ACCEPTANCE = {
 def acceptance(facts: RunFacts) -> Section:
     """How many candidates are accepted by edit type and by every setting that was drawn."""
     told = _dict(_dict(facts.summary.get("rendering")).get("acceptance"))
-    groups = [
-        {"title": title, "rows": [_acceptance_row(row) for row in told[name] if row.get("candidates")]}
-        for name, title in ACCEPTANCE.items()
-        if told.get(name)
-    ]
-    return {"groups": groups} if any(group["rows"] for group in groups) else {"missing": "Nothing was rendered yet."}
+    groups = []
+    for key, rows in told.items():
+        name, _, kind = key.partition(", ")
+        title = ACCEPTANCE.get(name, name) + (f", {kind}" if kind else "")
+        groups.append({"title": title, "rows": [_acceptance_row(row) for row in rows if row.get("candidates")]})
+    groups = [group for group in groups if group["rows"]]
+    return {"groups": groups} if groups else {"missing": "Nothing was rendered yet."}
 
 
 def _acceptance_row(row: Row) -> Row:
