@@ -116,7 +116,7 @@ def as_row(scored: ScoredCandidate) -> dict[str, Any]:
     """Flattens a scored candidate into the columns of the candidates table."""
     triplet, spec, scores = scored.candidate.triplet, scored.candidate.spec, scored.scores
     return {
-        "triplet_id": triplet.id,
+        "triplet_id": spec.triplet_id,
         "original_prompt": triplet.original_prompt,
         "edit_prompt": triplet.edit_prompt,
         "edited_prompt": triplet.edited_prompt,

@@ -16,6 +16,7 @@ from ip2p.console import GOES_ON, log_failure, start_logging
 COMMANDS = {
     "run": commands.run,
     "dataset": commands.dataset,
+    "plan": commands.plan,
     "train": commands.train,
     "evaluate": commands.evaluate,
     "refilter": commands.refilter,

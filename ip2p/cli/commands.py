@@ -32,9 +32,25 @@ def run(words: list[str]) -> None:
 
 
 def dataset(words: list[str]) -> None:
-    """Regenerates the dataset only."""
-    config = parse_new_run(words, "dataset")
+    """Regenerates the dataset only; `dataset import` takes over other people's, `dataset inspect` looks into one."""
+    if words and words[0] in ("import", "inspect"):
+        from ip2p.cli import datasets
+
+        return {"import": datasets.import_pairs, "inspect": datasets.inspect}[words[0]](words[1:])
+    repo_id = take_option(words, "push-to-hub")
+    config = parse_new_run(words, "dataset", options=" [--push-to-hub ID]")
     run_flow(config, "dataset")
+    if repo_id:
+        from ip2p.dataset.push import push_dataset
+
+        print(f"  {'pushed to':<11} {push_dataset(config.out / 'dataset', repo_id)}")
+
+
+def plan(words: list[str]) -> None:
+    """Measures a few renders and says what the whole dataset takes: time, storage, shards."""
+    from ip2p.cli.datasets import plan_costs
+
+    plan_costs(words)
 
 
 def train(words: list[str]) -> None:
@@ -148,7 +164,10 @@ def _serve_and_run(config: PipelineConfig, use: str, data: str | None) -> None:
 
 
 def _enter(config: PipelineConfig) -> None:
-    """From here on the command works inside the run folder."""
+    """From here on the command works inside the run folder, and no other does."""
+    from ip2p.store import hold
+
+    hold(config.out)
     log_to_file(config.out / "run.log")
     end_on_signals()
 

@@ -22,7 +22,12 @@ KNOWN_SCHEMAS: dict[str, dict[str, str]] = {
         "edit_prompt": "edit_prompt",
         "edited_image": "edited_image",
     },
-    "osunlp/MagicBrush": {"original_image": "source_img", "edit_prompt": "instruction", "edited_image": "target_img"},
+    "osunlp/MagicBrush": {
+        "original_image": "source_img",
+        "edit_prompt": "instruction",
+        "edited_image": "target_img",
+        "group": "img_id",
+    },
     "BleachNick/UltraEdit": {
         "original_image": "source_image",
         "edit_prompt": "edit_prompt",
@@ -30,7 +35,20 @@ KNOWN_SCHEMAS: dict[str, dict[str, str]] = {
         "original_prompt": "source_caption",
         "edited_prompt": "target_caption",
     },
-    "UCSC-VLAA/HQ-Edit": {"original_image": "input_image", "edit_prompt": "edit", "edited_image": "output_image"},
+    "TIGER-Lab/OmniEdit-Filtered-1.2M": {
+        "original_image": "src_img",
+        "edit_prompt": "edited_prompt_list",
+        "edited_image": "edited_img",
+        "edit_type": "task",
+        "group": "omni_edit_id",
+    },
+    "UCSC-VLAA/HQ-Edit": {
+        "original_image": "input_image",
+        "edit_prompt": "edit",
+        "edited_image": "output_image",
+        "original_prompt": "input",
+        "edited_prompt": "output",
+    },
     "instruction-tuning-sd/cartoonization": {
         "original_image": "original_image",
         "edit_prompt": "edit_prompt",
@@ -96,14 +114,15 @@ def open_dataset(
     dataset = _load(source, split, revision)
     mapping = dict(columns) if columns is not None else guess_columns(dataset.column_names)
     check_columns(mapping, dataset.column_names, where=str(source))
-    dataset = _rename(dataset, mapping)
+    dataset = rename(dataset, mapping)
     for name in ("original_image", "edited_image"):
         if name in mapping and not isinstance(dataset.features[name], Image):
             dataset = dataset.cast_column(name, Image())
     return dataset
 
 
-def _rename(dataset: Dataset, mapping: Mapping[str, str]) -> Dataset:
+def rename(dataset: Dataset, mapping: Mapping[str, str]) -> Dataset:
+    """Our names for the columns of a mapping; a column that bears one of our names by chance is dropped."""
     taken = [name for name in mapping if name in dataset.column_names and mapping[name] != name]
     dataset = dataset.remove_columns([name for name in taken if name not in mapping.values()])
     return dataset.rename_columns({theirs: ours for ours, theirs in mapping.items() if theirs != ours})

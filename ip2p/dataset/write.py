@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 LAYOUT = 1
 """Changes when the same pairs would be written differently."""
 READ_ROWS = 64
-_INDEX_COLUMNS = ["triplet_id", "candidate", "original_prompt", "edited_prompt", "edit_type", "accepted"]
+_INDEX_COLUMNS = ["triplet_id", "candidate", "original_prompt", "edited_prompt", "edit_type", "source", "accepted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,8 @@ def index_pairs(shards: Sequence[Path], seed: int) -> list[Place]:
         for row, pair in enumerate(pq.read_table(path, columns=_INDEX_COLUMNS).to_pylist()):
             if pair["accepted"]:
                 captions = pair["original_prompt"], pair["edited_prompt"]
+                if not all(captions):  # imported pairs without captions go by the picture they come from
+                    captions = pair["source"], pair["source"]
                 order = content_hash("order", seed, pair["triplet_id"], pair["candidate"])
                 places.append(Place(number, row, captions, pair["edit_type"], order))
     return places

@@ -1,0 +1,183 @@
+"""Other people's pairs as a run folder of ours, so that they are scored, filtered, written and trained on like our own.
+
+Every row becomes a triplet and a candidate; rows that cannot be used are counted by reason and keep their place. Where
+a source has no captions, its pictures are told apart by their group, so that one picture never lies in two splits.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from ip2p import store
+from ip2p.config import PipelineConfig
+from ip2p.dataset.sources import SourceRow
+from ip2p.prompts import name_edit_type
+from ip2p.records import (
+    Candidate,
+    ClipScores,
+    EditTriplet,
+    RenderSpec,
+    ScoredCandidate,
+    Verdict,
+    content_hash,
+)
+from ip2p.rendering import keep_shard
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_SHARD = 1000
+MOST_PIXELS = 2**26
+"""Larger images are refused: they would fill the memory."""
+UNSCORED = ClipScores(original=math.nan, edited=math.nan, direction=math.nan, image=math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A row that can be used."""
+
+    candidate: Candidate
+    images: tuple[bytes, bytes]
+
+
+def import_rows(config: PipelineConfig, rows: Iterator[SourceRow], name: str, scorer: Any = None) -> dict[str, int]:
+    """Writes the shards of a run from rows of a source called `name`; returns counts by reason.
+
+    `scorer` is a `filtering.PairScorer`; without one all pairs are accepted and their scores are not numbers.
+    """
+    folder, total, seen = store.RunFolder(config.out), Counter[str](), Counter[str]()
+    blocks = iter(lambda: list(itertools.islice(rows, ROWS_PER_SHARD)), [])
+    number = -1
+    for number, block in enumerate(tqdm(blocks, desc="import", unit="shard", disable=None)):
+        started = time.monotonic()
+        usable, reasons = _take(block, config, name, seen)
+        total.update({"rows": len(block), "imported": len(usable), **reasons})
+        path = folder.shard("triplets", number)
+        _write_triplets(path, [each.candidate.triplet for each in usable], reasons, started)
+        scored = _score(usable, scorer)
+        images = {(each.candidate.spec.triplet_id, each.candidate.spec.candidate): each.images for each in usable}
+        keep_shard(config, number, scored, images, is_scored=scorer is not None)
+    folder.drop_shards_from("triplets", number + 1)
+    for stage in ("candidates", "pairs"):
+        folder.drop_shards_from(stage, number + 1)
+    if not total["imported"]:
+        why = ", ".join(f"{count} {reason}" for reason, count in total.items() if reason not in ("rows", "imported"))
+        raise ValueError(f"{name} has no row that can be used: {why or 'it is empty'}.")
+    return dict(total)
+
+
+def _take(
+    block: Sequence[SourceRow], config: PipelineConfig, name: str, seen: Counter[str]
+) -> tuple[list[Imported], Counter[str]]:
+    usable, reasons = [], Counter[str]()
+    for row in block:
+        try:
+            usable.append(_import_row(row, config, name, seen))
+        except ValueError as error:
+            reason = str(error).partition(":")[0]
+            reasons[reason] += 1
+            if reasons.total() <= 3:
+                logger.warning("left out a row of %s: %s", name, error)
+    return usable, reasons
+
+
+def _import_row(row: SourceRow, config: PipelineConfig, name: str, seen: Counter[str]) -> Imported:
+    if not row.edit_prompt:
+        raise ValueError("no instruction")
+    if not row.original_image or not row.edited_image:
+        raise ValueError("no image")
+    images = clean_image(row.original_image), clean_image(row.edited_image)
+    (original, original_size), (edited, edited_size) = images
+    if original_size != edited_size:
+        raise ValueError(f"two sizes: {original_size} and {edited_size}")
+    group = row.group or content_hash(row.original_image)
+    triplet = EditTriplet(
+        original_prompt=row.original_prompt,
+        edit_prompt=row.edit_prompt,
+        edited_prompt=row.edited_prompt,
+        edit_type=row.edit_type or name_edit_type(row.edit_prompt, config.prompts.edit_type_rules),
+        source=f"{name}/{group}",
+    )
+    has_captions = bool(row.original_prompt and row.edited_prompt)
+    triplet_id = triplet.id if has_captions else content_hash(triplet.id, triplet.source)
+    spec: dict[str, Any] = {"seed": 0, "guidance_scale": math.nan, "p2p": math.nan, **row.spec}
+    candidate = RenderSpec(triplet_id=triplet_id, candidate=seen[triplet_id], **spec)
+    seen[triplet_id] += 1
+    return Imported(Candidate(triplet=triplet, spec=candidate), (original, edited))
+
+
+def clean_image(content: bytes) -> tuple[bytes, tuple[int, int]]:
+    """The file as it is where it is plain RGB and upright, else as such in PNG; and its (width, height).
+
+    Transparency is laid on white. ValueError where it does not decode or is larger than `MOST_PIXELS`.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"image too large: {image.width} x {image.height}")
+            image.load()
+            is_plain = image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
+            if is_plain and image.format in ("PNG", "JPEG", "WEBP"):
+                return content, image.size
+            upright = ImageOps.exif_transpose(image)
+            plain = _on_white(upright) if _may_be_transparent(upright) else upright.convert("RGB")
+    except ValueError:
+        raise
+    except Exception as error:  # codecs raise many kinds, and a broken row must not end the import
+        raise ValueError(f"image does not decode: {error}") from error
+    file = io.BytesIO()
+    plain.save(file, "PNG")
+    return file.getvalue(), plain.size
+
+
+def _may_be_transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mapping[str, int], started: float) -> None:
+    texts = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
+    schema = pa.schema([(name, pa.string()) for name in ("triplet_id", *texts, "caption", "generation", "reason")])
+    rows = [
+        {
+            "triplet_id": each.id,
+            **{name: getattr(each, name) for name in texts},
+            "caption": each.original_prompt,
+            "generation": "",
+            "reason": "",
+        }
+        for each in triplets
+    ]
+    table = pa.Table.from_pylist(rows, schema=schema)
+    counts = {"captions": len(triplets), "generations": len(triplets), "kept": len(triplets), **reasons}
+    digest = content_hash(*(each.id for each in triplets), *(each.source for each in triplets))
+    store.write_shard(path, table, fingerprint=digest, seconds=time.monotonic() - started, counts=counts)
+
+
+def _score(usable: Sequence[Imported], scorer: Any) -> list[ScoredCandidate]:
+    scores: Sequence[ClipScores] = [UNSCORED] * len(usable)
+    if scorer is not None and usable:
+        from ip2p.rendering.images import decode_image
+
+        originals, edited = ([decode_image(each.images[side]) for each in usable] for side in (0, 1))
+        scores = scorer.score([each.candidate.triplet for each in usable], originals, edited)
+    return [
+        ScoredCandidate(candidate=each.candidate, scores=found, verdict=Verdict())
+        for each, found in zip(usable, scores, strict=True)
+    ]

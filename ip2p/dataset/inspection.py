@@ -1,0 +1,102 @@
+"""What a run's candidates look like, as plain text: funnel, scores, draws, duplicates, examples of every reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ip2p import store
+from ip2p.config import PipelineConfig
+from ip2p.rendering.acceptance import measure_acceptance
+
+SCORES = ("clip_original", "clip_edited", "clip_direction", "clip_image")
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NUM_EXAMPLES = 3
+_COLUMNS = ("triplet_id", "candidate", "original_prompt", "edit_prompt", "edited_prompt", "accepted", "reason", *SCORES)
+
+
+def describe(config: PipelineConfig) -> str:
+    """The whole text. ValueError where the run has no candidates."""
+    folder = store.RunFolder(config.out)
+    paths = folder.shards("candidates")
+    if not paths:
+        raise ValueError(f"{config.out} has no candidates. Run `ip2p dataset` into that folder first.")
+    table = pa.concat_tables(pq.read_table(path, columns=list(_COLUMNS)) for path in paths)
+    parts = [
+        ("Funnel", _funnel(config, table)),
+        ("CLIP similarities", _scores(table)),
+        ("Accepted, by what was drawn", _acceptance(config, paths)),
+        ("Duplicates", _duplicates(table)),
+        ("Examples", _examples(table)),
+    ]
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in parts)
+
+
+def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:
+    written = store.summarise_shards(config.out, "triplets")
+    for name, count in written.items():
+        if name not in ("shards", "seconds"):
+            yield f"{name:<22} {count:>9}"
+    yield f"{'candidates':<22} {len(table):>9}"
+    counts = sorted(_count(table["reason"]).items(), key=lambda item: -item[1])
+    for reason, count in counts:
+        yield f"{reason or 'accepted':<22} {count:>9}  {count / len(table):6.1%}"
+    rows = store.read_summary(config.out).get("dataset", {})
+    for name in ("train", "test", "split_conflict"):
+        if name in rows:
+            yield f"{'dataset: ' + name:<22} {rows[name]:>9}"
+
+
+def _count(column: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
+
+
+def _scores(table: pa.Table) -> Iterator[str]:
+    yield f"{'quantiles':<26}" + "".join(f"{quantile:>8.0%}" for quantile in QUANTILES)
+    for name in SCORES:
+        for what, some in (("accepted", table.filter(table["accepted"])), ("rejected", _rejected(table))):
+            values = some[name].to_numpy()
+            values = values[np.isfinite(values)]
+            told = "".join(f"{value:>8.3f}" for value in np.quantile(values, QUANTILES)) if len(values) else "       –"
+            yield f"{name.removeprefix('clip_') + ', ' + what:<26}{told}"
+
+
+def _rejected(table: pa.Table) -> pa.Table:
+    return table.filter(pc.invert(table["accepted"]))
+
+
+def _acceptance(config: PipelineConfig, paths: Sequence[Path]) -> Iterator[str]:
+    for name, parts in measure_acceptance(paths, config.rendering).items():
+        for part in parts:
+            if part["candidates"]:
+                value = part.get("name", f"{part.get('low', 0):g} to {part.get('high', 0):g}")
+                yield f"{name:<16} {value:<18} {part['rate']:6.1%} of {part['candidates']}"
+
+
+def _duplicates(table: pa.Table) -> Iterator[str]:
+    """Captions and instructions that several triplets have."""
+    first = table.group_by("triplet_id").aggregate(
+        [(name, "min") for name in ("original_prompt", "edit_prompt", "edited_prompt")]
+    )
+    for name in ("original_prompt", "edit_prompt", "edited_prompt"):
+        counts = _count(first[f"{name}_min"])
+        most, num = max(counts.items(), key=lambda item: item[1])
+        yield f"{name:<18} {len(counts)} distinct of {len(first)}; the most frequent, {num} times: {most}"
+
+
+def _examples(table: pa.Table) -> Iterator[str]:
+    for reason in sorted(_count(table["reason"])):
+        some = table.filter(pc.equal(table["reason"], reason)).slice(0, 200)
+        step = max(1, len(some) // NUM_EXAMPLES)
+        for row in some.take(pa.array(range(0, len(some), step))).slice(0, NUM_EXAMPLES).to_pylist():
+            yield f"{reason or 'accepted'}: {row['original_prompt']} | {row['edit_prompt']} | {_told(row)}"
+
+
+def _told(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name.removeprefix('clip_')} {row[name]:.3f}" for name in SCORES)

@@ -1,0 +1,124 @@
+"""What a dataset will cost before it is made: the prompt and rendering stages run on a few captions and are scaled.
+
+Two shards of a few captions each are made by the real stages in a folder that is thrown away. The first loads the
+models and warms the machine up, the second is measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ip2p import prompts, rendering, store
+from ip2p.config import PipelineConfig
+from ip2p.prompts.captions import read_entries
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a measured shard took and gave."""
+
+    captions: int
+    triplets: int
+    candidates: int
+    accepted: int
+    kept_pairs: int
+    """Pairs whose images were kept: the accepted, or all."""
+    prompt_seconds: float
+    render_seconds: float
+    bytes_kept: int
+    """Of those pairs on disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """The sample scaled to a whole config, on one device."""
+
+    captions: int
+    triplets: int
+    renders: int
+    """Candidates; each is two images."""
+    accepted: int
+    prompt_hours: float
+    render_hours: float
+    run_bytes: int
+    """Of the kept pairs."""
+    dataset_bytes: int
+    """Of the accepted pairs, which the dataset holds once more."""
+    shards: int
+
+
+def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
+    """Makes two shards of so many captions; returns the second's figures. ValueError where captions are too few."""
+    available = len(read_entries(config.prompts))
+    if available < 2 * num_captions:
+        raise ValueError(
+            f"a sample of {num_captions} captions, measured once the machine is warm, needs {2 * num_captions}; "
+            f"{config.prompts.captions} has {available}. Give --sample {max(1, available // 2)} or less."
+        )
+    with tempfile.TemporaryDirectory(prefix="ip2p-plan-") as name:
+        small = replace(config, out=Path(name), prompts=replace(config.prompts, shard_size=num_captions))
+        for number in range(2):
+            triplets = prompts.write_shard(small, number)
+            pairs = rendering.write_shard(small, number)
+        path = store.RunFolder(small.out).shard("pairs", 1)
+        kept = store.read_sidecar(path)
+        return Sample(
+            captions=num_captions,
+            triplets=triplets.counts.get("kept", 0),
+            candidates=pairs.counts["candidates"],
+            accepted=pairs.counts["accepted"],
+            kept_pairs=kept.rows if kept else 0,
+            prompt_seconds=triplets.seconds,
+            render_seconds=pairs.seconds,
+            bytes_kept=path.stat().st_size,
+        )
+
+
+def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = None) -> Forecast:
+    """Scales a sample to all captions of the config, or to so many triplets. ValueError where it gave no triplet."""
+    if not sample.triplets:
+        raise ValueError("no triplet of the sample could be used, so nothing can be planned. Look at the captions.")
+    triplets = num_triplets or round(len(read_entries(config.prompts)) * sample.triplets / sample.captions)
+    captions = round(triplets * sample.captions / sample.triplets)
+    scale = triplets / sample.triplets
+    accepted = round(scale * sample.accepted)
+    bytes_per_pair = sample.bytes_kept / max(1, sample.kept_pairs)
+    return Forecast(
+        captions=captions,
+        triplets=triplets,
+        renders=round(scale * sample.candidates),
+        accepted=accepted,
+        prompt_hours=scale * sample.prompt_seconds / 3600,
+        render_hours=scale * sample.render_seconds / 3600,
+        run_bytes=round(scale * sample.bytes_kept),
+        dataset_bytes=round(accepted * bytes_per_pair),
+        shards=-(-captions // config.prompts.shard_size),
+    )
+
+
+def describe(sample: Sample, found: Forecast, config: PipelineConfig, devices: int) -> str:
+    """The forecast with what it assumes, as text."""
+    rate = sample.candidates / sample.render_seconds if sample.render_seconds else 0.0
+    total = found.prompt_hours + found.render_hours
+    lines = [
+        ("captions", f"{found.captions:,}"),
+        ("triplets", f"{found.triplets:,}"),
+        ("renders", f"{found.renders:,} ({sample.candidates / sample.triplets:.2f} a triplet)"),
+        ("accepted pairs", f"{found.accepted:,} ({sample.accepted / max(1, sample.candidates):.1%} of the renders)"),
+        ("writing triplets", f"{found.prompt_hours:,.2f} device-hours"),
+        ("rendering", f"{found.render_hours:,.2f} device-hours ({rate:,.2f} renders a second)"),
+        ("wall time", f"{total / devices:,.2f} hours on {devices} device{'s' if devices > 1 else ''}"),
+        ("storage", f"{found.run_bytes / GIB:,.2f} GiB of pairs and {found.dataset_bytes / GIB:,.2f} GiB of dataset"),
+        ("shards", f"{found.shards:,} of {config.prompts.shard_size:,} captions"),
+    ]
+    assumed = (
+        f"Measured on {sample.captions} captions with the models loaded: {sample.triplets} triplets in "
+        f"{sample.prompt_seconds:.1f} s, {sample.candidates} renders in {sample.render_seconds:.1f} s, "
+        f"{sample.accepted} accepted. Assumed: the other captions are like these, every device is like this one, "
+        "devices share the shards evenly, and storage keeps up. Training and evaluation are not in it."
+    )
+    return "\n".join([*(f"  {name:<17} {value}" for name, value in lines), "", assumed])
