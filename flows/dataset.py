@@ -8,7 +8,7 @@ from prefect import State, flow, unmapped
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts, tasks
-from flows.runners import raise_first_failure
+from flows.runners import raise_first_failure, resources
 from ip2p import plan, rendering
 from ip2p.config import PipelineConfig
 from ip2p.store import summarise_shards, update_summary
@@ -25,8 +25,9 @@ def dataset_flow(config: PipelineConfig) -> None:
 def build_dataset(config: PipelineConfig) -> State[Any]:
     """The steps to the dataset, inside a flow. Only shards go to the task runner; the rest runs where the flow does."""
     numbers = plan.shard_numbers(config)
-    triplets = tasks.retrying(tasks.write_triplets, config).map(unmapped(config), numbers)
-    pairs = tasks.retrying(tasks.render_pairs, config).map(unmapped(config), numbers, triplets)
+    with resources(config.runner):
+        triplets = tasks.retrying(tasks.write_triplets, config).map(unmapped(config), numbers)
+        pairs = tasks.retrying(tasks.render_pairs, config).map(unmapped(config), numbers, triplets)
     raise_first_failure([*triplets, *pairs])
     update_summary(config.out, "prompts", summarise_shards(config.out, "triplets"))
     update_summary(config.out, "rendering", rendering.summarise(config))

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from ip2p.config import RunnerConfig
 from ip2p.console import start_logging
+
+RAY_RETRIES = 5
+"""Times Ray starts a shard again whose worker or node was lost; a shard that fails is Prefect's to try again."""
 
 
 def make_task_runner(config: RunnerConfig) -> TaskRunner[Any]:
@@ -36,6 +40,16 @@ def make_task_runner(config: RunnerConfig) -> TaskRunner[Any]:
 def with_runner(flow: Flow[..., Any], config: RunnerConfig) -> Flow[..., Any]:
     """The flow, run the way the config says."""
     return flow.with_options(task_runner=make_task_runner(config))
+
+
+def resources(config: RunnerConfig) -> AbstractContextManager[Any]:
+    """Around the submission of shards: what each asks of a Ray cluster. Ray runs it elsewhere if its worker dies."""
+    if config.kind != "ray":
+        return nullcontext()
+    from prefect_ray.context import remote_options
+
+    gpus = config.num_gpus if config.num_gpus is not None else float(bool(_gpus()))
+    return remote_options(num_gpus=gpus, max_retries=RAY_RETRIES)  # type: ignore[no-any-return]
 
 
 def start_worker(claims: str, places: Sequence[dict[str, str]]) -> None:

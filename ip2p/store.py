@@ -85,7 +85,10 @@ _held: dict[Path, IO[str]] = {}
 
 
 def hold(root: Path) -> None:
-    """Keeps other processes out of a run folder as long as this one lives. ValueError where another one is in it."""
+    """Keeps other processes out of a run folder as long as this one lives. ValueError where another one is in it.
+
+    What a killed process left half-written there is removed.
+    """
     folder = root.resolve()
     if sys.platform == "win32" or folder in _held:
         return
@@ -107,6 +110,9 @@ def hold(root: Path) -> None:
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
     _held[folder] = file
+    for path in folder.rglob(".*.partial"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def sidecar_path(path: Path) -> Path:

@@ -208,7 +208,11 @@ def test_a_run_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_p
         with pytest.raises(ValueError, match=rf"run is in use by process {other.pid} on .*--out"):
             hold(root)
         other.kill()
+    leftover = root / "candidates" / ".part-00000.parquet.1.partial"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
     hold(root)
+    assert not leftover.exists()
     hold(root)  # the same process may ask again
     done = subprocess.run([sys.executable, "-c", HOLD, str(root)], capture_output=True, text=True, check=False)
     assert f"in use by process {os.getpid()}" in done.stderr

@@ -19,6 +19,9 @@ from ip2p.presets import PRESETS
 
 T = TypeVar("T")
 
+SHORT_FORMS = {"runner": "runner.kind", "ray-address": "runner.address", "workers": "runner.max-workers"}
+"""Flags that are asked for often."""
+
 BOX = re.compile(r"[─│╭╮╰╯]+")
 
 
@@ -80,6 +83,9 @@ def wants_help(words: Sequence[str]) -> bool:
 
 def parse_new_run(words: list[str], command: str, *, options: str = "") -> PipelineConfig:
     """`[PRESET] [--config FILE] [--out X] [--stage.knob value …]` to a config."""
+    for short, name in SHORT_FORMS.items():
+        if (value := take_option(words, short)) is not None:
+            words += [f"--{name}", value]
     file = take_option(words, "config")
     preset = words.pop(0) if words and not words[0].startswith("-") else None
     names = ", ".join(PRESETS)

@@ -1,0 +1,85 @@
+"""A Ray cluster of two nodes on this machine makes the dataset that one thread makes, though a node is killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from prefect.settings import PREFECT_API_URL
+
+from flows.dataset import dataset_flow
+from flows.runners import resources, with_runner
+from ip2p.cli.arguments import parse_new_run
+from ip2p.config import PipelineConfig, RunnerConfig
+from ip2p.store import RunFolder
+
+pytest.importorskip("prefect_ray")
+
+
+def test_shards_ask_ray_for_what_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect_ray.context import RemoteOptionsContext
+
+    def asked(config: RunnerConfig) -> dict[str, Any]:
+        with resources(config):
+            return dict(RemoteOptionsContext.get().current_remote_options)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert asked(RunnerConfig(kind="threads")) == {}
+    assert asked(RunnerConfig(kind="ray"))["num_gpus"] == 0
+    assert asked(RunnerConfig(kind="ray", num_gpus=0.5))["num_gpus"] == 0.5
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert asked(RunnerConfig(kind="ray"))["num_gpus"] == 1
+
+
+def test_the_runner_has_short_flags() -> None:
+    config = parse_new_run(["shapes", "--runner", "ray", "--ray-address=10.0.0.1:6379", "--workers", "8"], "dataset")
+    assert config.runner == RunnerConfig(kind="ray", address="10.0.0.1:6379", max_workers=8)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head and another node of one processor each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))  # as the command sets it for its workers
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.mark.slow
+def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: Any) -> None:
+    prompts = dataclasses.replace(ready_config.prompts, shard_size=2)
+    alone = dataclasses.replace(ready_config, prompts=prompts)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers: sums over other parts round otherwise
+    try:
+        dataset_flow(alone)
+    finally:
+        torch.set_num_threads(threads)
+    runner = RunnerConfig(kind="ray", max_workers=2, address=cluster.address, num_gpus=0)
+    apart = dataclasses.replace(alone, out=alone.out.parent / "apart", runner=runner)
+    node = cluster.add_node(num_cpus=1)
+    killed = threading.Event()
+
+    def kill_midway() -> None:
+        while len(RunFolder(apart.out).shards("candidates")) < 2:
+            time.sleep(0.05)
+        cluster.remove_node(node, allow_graceful=False)
+        killed.set()
+
+    threading.Thread(target=kill_midway, daemon=True).start()
+    with_runner(dataset_flow, runner)(apart)
+    assert killed.is_set()
+    one, two = ([path.read_bytes() for path in RunFolder(each.out).shards("pairs")] for each in (alone, apart))
+    assert len(one) == 8
+    assert one == two
