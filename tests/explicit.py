@@ -19,7 +19,11 @@ from ip2p.rendering.schedulers import new_scheduler
 class ExplicitPair:
     """The rows of a step are [original, edited], after those of the half without text where there is guidance."""
 
-    def __init__(self, pipeline: Any, candidate: Candidate, config: RenderingConfig) -> None:
+    def __init__(
+        self, pipeline: Any, candidate: Candidate, config: RenderingConfig, *, always_guided: bool = False
+    ) -> None:
+        """`always_guided` computes the half without text at a guidance of 1 too, as the original software does."""
+        self.is_guided = always_guided or candidate.spec.guidance_scale > 1
         self.pipeline, self.candidate, self.config, self.spec = pipeline, candidate, config, candidate.spec
         triplet = candidate.triplet
         self.words = map_tokens(
@@ -88,7 +92,7 @@ class ExplicitPair:
     def conditions(self, prompts: list[str]) -> dict[str, Any]:
         pipeline = self.pipeline
         is_xl = isinstance(pipeline, StableDiffusionXLPipeline)
-        guided = self.spec.guidance_scale > 1
+        guided = self.is_guided
         if not is_xl:
             texts = [*([""] * 2 if guided else []), *prompts]
             ids = pipeline.tokenizer(
@@ -123,9 +127,9 @@ class ExplicitPair:
                 rows = scheduler.scale_model_input(latents, timestep)
                 rows = rows.repeat(len(conditions["encoder_hidden_states"]) // 2, 1, 1, 1).to(unet.dtype)
                 predicted = unet(rows, timestep, **conditions).sample.float()
-                if spec.guidance_scale > 1:
+                if self.is_guided:
                     without, predicted = predicted.chunk(2)
-                    predicted = without + spec.guidance_scale * (predicted - without)
+                    predicted = without + max(1.0, spec.guidance_scale) * (predicted - without)
                 latents = scheduler.step(predicted, timestep, latents, **options).prev_sample
                 is_late = spec.local_blend > (self.num_steps - 1 - self.step) / max(1, self.num_steps - 1)
                 if is_late and not self.together:

@@ -1,10 +1,10 @@
 """How fast pairs are rendered, and how many: `python -m tests.benchmarks.rendering`.
 
 A table of the same pairs of the same model, steps, guidance and precision, each way in a process of its own, in turns:
-one pair at a time with explicit maps on diffusers' model as it loads, which is how the original software does it; with
-`--community FILE` diffusers' community prompt-to-prompt pipeline; ours. Options add how many renders an accepted pair
-takes, what memory 100 times as many triplets take, and what a second worker process brings. The last line is ours over
-the first way, in pairs per second.
+one pair at a time with explicit maps on diffusers' model as it loads, which is how the original software does it, the
+unconditional half included at any guidance; with `--community FILE` diffusers' community prompt-to-prompt pipeline;
+ours. Options add how many renders an accepted pair takes, what memory many triplets take, and what a second worker
+process brings. The last line is ours over the first way, in pairs per second.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from ip2p.presets import shapes
 from ip2p.records import Candidate, EditTriplet
 
 ROUNDS = 3
+COMMAND = "import sys; from ip2p.cli import main; sys.exit(main())"
 FIXED_CANDIDATES, PAIRS_EACH = 100, 4
 """What the original renders of a triplet and keeps of it at most."""
 
 
 def compared(options: argparse.Namespace) -> RenderingConfig:
-    """The original's draws of p; a guidance that small models bear."""
+    """The original's draws of p."""
     model = options.model or shapes().rendering.model
     return RenderingConfig(
         model=model,
         dtype=options.dtype,
         num_inference_steps=options.steps,
-        guidance_scale=(3.0, 3.0),
+        guidance_scale=(options.guidance, options.guidance),
         p2p=(0.1, 0.9),
         num_candidates=1,
         batch_size=options.batch_size,
@@ -62,7 +63,9 @@ def explicit_maps(pipeline: Any, candidates: list[Candidate], config: RenderingC
 
     with torch.inference_mode():
         for candidate in candidates:
-            decode_latents(pipeline, torch.stack(ExplicitPair(pipeline, candidate, config).sample()))
+            decode_latents(
+                pipeline, torch.stack(ExplicitPair(pipeline, candidate, config, always_guided=True).sample())
+            )
 
 
 def community(pipeline: Any, candidates: list[Candidate], config: RenderingConfig) -> None:
@@ -147,7 +150,9 @@ def table(options: argparse.Namespace) -> float:
                 print(f"left out: {error}")
     found = {way: results for way, results in found.items() if results}
     rates = {way: statistics.median(each["rate"] for each in results) for way, results in found.items()}
-    print(f"{options.steps} steps, {options.dtype}, guidance 3, p2p 0.1 to 0.9, {options.pairs} pairs, {ROUNDS} rounds")
+    print(
+        f"{options.steps} steps, {options.dtype}, guidance {options.guidance:g}, p2p 0.1 to 0.9, {options.pairs} pairs"
+    )
     print("| way | pairs a second | to explicit maps | peak memory, MiB |\n|---|---|---|---|")
     for way, rate in rates.items():
         memory = max(each["memory"] for each in found[way]) / 2**20
@@ -179,7 +184,11 @@ def needed(options: argparse.Namespace) -> None:
     print(f"\nat most {FIXED_CANDIDATES} candidates a triplet, {PAIRS_EACH} pairs kept, {options.needed} triplets")
     for selection in ("best", "first"):
         with tempfile.TemporaryDirectory() as name:
-            config = make_run(Path(name), options.needed, num_candidates=FIXED_CANDIDATES, per_edit_type={})
+            own = {
+                kind: replace(settings, num_candidates=FIXED_CANDIDATES)
+                for kind, settings in shapes().rendering.per_edit_type.items()
+            }
+            config = make_run(Path(name), options.needed, num_candidates=FIXED_CANDIDATES, per_edit_type=own)
             filtering = replace(config.filtering, selection=selection, max_pairs_per_triplet=PAIRS_EACH)
             config = replace(config, filtering=filtering)
             counts = sum_counts([write_shard(config, number) for number in range(-(-options.needed // 100))])
@@ -214,11 +223,13 @@ def workers() -> None:
         with tempfile.TemporaryDirectory() as name:
             config = make_run(Path(name), 800, num_candidates=1, per_edit_type={})
             triplets = str(Path(name) / "triplets.jsonl")
-            command = [sys.executable, "-m", "ip2p.cli", "dataset", "shapes", "--out", str(config.out)]
+            command = [sys.executable, "-c", COMMAND, "dataset", "shapes", "--out", str(config.out)]
             command += ["--prompts.captions", triplets, "--prompts.shard-size", "100"]
             command += ["--runner.kind", "processes", "--runner.max-workers", str(num)]
             started = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr[-2000:])
             rates[num] = 800 / (time.perf_counter() - started)
         print(
             f"{num} worker processes: {rates[num]:.2f} triplets a second, start of the server and the workers included"
@@ -232,6 +243,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="folder of a Stable Diffusion; the shapes domain's by default")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.0, help="at 1, the shapes model's own, ours skips a half")
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--community", default="", help="diffusers' examples/community/pipeline_prompt2prompt.py")
