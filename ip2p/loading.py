@@ -49,6 +49,15 @@ class ClipModel:
     device: str
 
 
+@dataclass(frozen=True, slots=True)
+class ImageModel:
+    """A transformers image encoder with its own preprocessing."""
+
+    model: PreTrainedModel
+    processor: Callable[..., Any]
+    device: str
+
+
 def keep_freed_memory() -> None:
     """Tells glibc to keep what tensors free: handing pages back after every operation is slow.
 
@@ -169,6 +178,21 @@ def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:
         return ClipModel(clip.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(name), place)
 
     return load_once(("clip", model, pretrained, resolve_device(device)), load)
+
+
+def load_image_model(model: str, *, device: str) -> ImageModel:
+    """An image encoder such as DINOv2 in float32, with the preprocessing that it was trained with."""
+
+    def load() -> ImageModel:
+        from transformers import AutoImageProcessor, AutoModel
+
+        source = check_model_source(model, what="scoring.dino_model", marker="preprocessor_config.json")
+        network = _from_source(AutoModel.from_pretrained, source)
+        processor = _from_source(AutoImageProcessor.from_pretrained, source)
+        place = resolve_device(device)
+        return ImageModel(network.to(place).eval().requires_grad_(False), processor, place)
+
+    return load_once(("image-model", model, resolve_device(device)), load)
 
 
 def load_language_model(model: str, *, revision: str | None, device: str) -> LanguageModel:

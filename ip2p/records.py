@@ -59,8 +59,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClipScores:
-    """Cosine similarities in [-1, 1] (paper, section 3.1.2)."""
+class PairScores:
+    """CLIP's cosine similarities in [-1, 1] (paper, section 3.1.2), and what else is asked for."""
 
     original: float
     """Original image against original prompt."""
@@ -70,6 +70,24 @@ class ClipScores:
     """Change of the image embedding against change of the text embedding."""
     image: float
     """Original image against edited image."""
+    contrast: float | None = None
+    """The lesser standard deviation of the two images' brightness, in [0, 0.5]; a flat image has none."""
+    ssim: float | None = None
+    """Structural similarity of the two images (Wang et al., 2004)."""
+    dino: float | None = None
+    """Cosine similarity of the two images by a self-supervised model such as DINOv2."""
+
+
+SCORE_COLUMNS = {
+    "clip_original": "original",
+    "clip_edited": "edited",
+    "clip_direction": "direction",
+    "clip_image": "image",
+    "contrast": "contrast",
+    "ssim": "ssim",
+    "dino": "dino",
+}
+"""The columns of tables that hold scores, and the scores' names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +107,7 @@ class ScoredCandidate:
     """A candidate with its scores and what the filter said of them."""
 
     candidate: Candidate
-    scores: ClipScores
+    scores: PairScores
     verdict: Verdict
 
 
@@ -123,10 +141,7 @@ def as_row(scored: ScoredCandidate) -> dict[str, Any]:
         "edit_type": triplet.edit_type,
         "source": triplet.source,
         **{name: getattr(spec, name) for name in SPEC_COLUMNS},
-        "clip_original": scores.original,
-        "clip_edited": scores.edited,
-        "clip_direction": scores.direction,
-        "clip_image": scores.image,
+        **{column: getattr(scores, name) for column, name in SCORE_COLUMNS.items()},
         "accepted": scored.verdict.accepted,
         "reason": scored.verdict.reason,
     }
@@ -142,12 +157,7 @@ def from_row(row: dict[str, Any]) -> ScoredCandidate:
         source=row["source"],
     )
     spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
-    scores = ClipScores(
-        original=row["clip_original"],
-        edited=row["clip_edited"],
-        direction=row["clip_direction"],
-        image=row["clip_image"],
-    )
+    scores = PairScores(**{name: row[column] for column, name in SCORE_COLUMNS.items()})
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=row["reason"])
     )

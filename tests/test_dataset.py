@@ -19,7 +19,7 @@ from ip2p.config import DatasetConfig, EditTypeRendering, PipelineConfig
 from ip2p.dataset import write as writing
 from ip2p.dataset import write_dataset
 from ip2p.dataset.schema import COLUMNS, IMAGE_COLUMNS
-from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate, Verdict, as_row
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, as_row
 from ip2p.rendering.images import encode_image
 
 REJECTED_EVERY = 5
@@ -38,7 +38,7 @@ def scored(shard: int, number: int, candidate: int, *, accept: bool = True) -> S
     rejected = not accept or (number * CANDIDATES + candidate) % REJECTED_EVERY == 0
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec),
-        scores=ClipScores(original=0.1 * number, edited=0.3, direction=0.2, image=0.9),
+        scores=PairScores(original=0.1 * number, edited=0.3, direction=0.2, image=0.9),
         verdict=Verdict(reason="low_direction" if rejected else ""),
     )
 

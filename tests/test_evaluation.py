@@ -22,7 +22,7 @@ from ip2p.evaluation.domain import Pixels
 from ip2p.evaluation.intervals import bootstrap_interval, wilson_interval
 from ip2p.evaluation.metrics import curve, summarise
 from ip2p.evaluation.parts import noise_seed, plan_parts
-from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate, Verdict, as_row
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, as_row
 
 GREYS = {"black": 20, "white": 230}
 
@@ -309,7 +309,7 @@ def write_pairs(config: PipelineConfig, *, rejected: bool, number: int = 0) -> N
     rows, images = [], []
     for place, good in enumerate(right):
         spec = RenderSpec(triplet_id=case.triplet.id, candidate=place, seed=0, guidance_scale=1.0, p2p=0.5)
-        scores = ClipScores(original=0.3, edited=0.3, direction=0.3, image=0.3)
+        scores = PairScores(original=0.3, edited=0.3, direction=0.3, image=0.3)
         verdict = Verdict(reason="" if place < 5 else "low_image")
         rows.append(
             as_row(

@@ -7,18 +7,19 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 from ip2p.config import FilteringConfig, Thresholds
 from ip2p.filtering import judge, judge_table
 from ip2p.filtering.judge import SCORES, count_verdicts, judge_candidate, num_accepted_by_triplet
-from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate, Verdict
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import candidates_table, read_rows
 
-GOOD = ClipScores(original=0.3, edited=0.3, direction=0.3, image=0.9)
+GOOD = PairScores(original=0.3, edited=0.3, direction=0.3, image=0.9)
 TRIPLET = EditTriplet(original_prompt="a", edit_prompt="b", edited_prompt="c", edit_type="add")
 
 
-def scored(number: int, scores: ClipScores, triplet: EditTriplet = TRIPLET, reason: str = "") -> ScoredCandidate:
+def scored(number: int, scores: PairScores, triplet: EditTriplet = TRIPLET, reason: str = "") -> ScoredCandidate:
     spec = RenderSpec(triplet_id=triplet.id, candidate=number, seed=number, guidance_scale=7.5, p2p=0.5)
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=reason)
@@ -34,7 +35,7 @@ def reasons(judged: list[ScoredCandidate]) -> list[str]:
 
 
 def test_scores_at_the_thresholds_are_accepted() -> None:
-    assert judge(ClipScores(original=0.2, edited=0.2, direction=0.2, image=0.7), Thresholds()).accepted
+    assert judge(PairScores(original=0.2, edited=0.2, direction=0.2, image=0.7), Thresholds()).accepted
 
 
 def test_the_reason_names_the_score_that_is_too_low() -> None:
@@ -52,6 +53,16 @@ def test_images_that_are_too_alike_are_rejected_where_asked() -> None:
     assert judge(GOOD, Thresholds(max_image=0.9)).accepted
     assert judge(GOOD, Thresholds(max_image=0.89)).reason == "high_image"
     assert judge(replace(GOOD, direction=0.0), Thresholds(max_image=0.89)).reason == "low_direction"
+
+
+def test_further_scores_are_asked_for_only_where_they_have_a_threshold() -> None:
+    plain, alike = replace(GOOD, contrast=0.1), replace(GOOD, contrast=0.1, ssim=0.95, dino=0.5)
+    assert judge(plain, Thresholds()).accepted
+    assert judge(plain, Thresholds(contrast=0.2)).reason == "low_contrast"
+    assert judge(alike, Thresholds(max_ssim=0.9, dino=0.4)).reason == "high_ssim"
+    assert judge(alike, Thresholds(max_ssim=0.9, dino=0.6)).reason == "low_dino"
+    assert judge(plain, Thresholds(ssim=0.1)).reason == "low_ssim"  # not scored
+    assert judge(plain, Thresholds(max_dino=0.9)).reason == "high_dino"
 
 
 def test_a_score_that_is_not_a_number_is_never_accepted() -> None:
@@ -115,7 +126,7 @@ def test_a_table_is_judged_as_its_rows_are() -> None:
     """Row by row with `judge_candidate` and a sort, on random scores, types and numbers in random order."""
     rng = random.Random(0)
     config = FilteringConfig(
-        thresholds=Thresholds(original=0.3, edited=0.3, direction=0.4, image=0.2, max_image=0.9),
+        thresholds=Thresholds(original=0.3, edited=0.3, direction=0.4, image=0.2, max_image=0.9, ssim=0.2),
         per_edit_type={"add": Thresholds(original=0.0, edited=0.5, direction=0.1, image=0.5)},
         max_pairs_per_triplet=3,
     )
@@ -123,8 +134,9 @@ def test_a_table_is_judged_as_its_rows_are() -> None:
     for number in range(40):
         triplet = replace(TRIPLET, original_prompt=str(number), edit_type=rng.choice(["add", "size", ""]))
         for candidate in range(rng.randint(1, 20)):
-            values = {name: math.nan if rng.random() < 0.05 else rng.random() for name in SCORES}
-            candidates.append(scored(candidate, ClipScores(**values), triplet))
+            values: dict[str, Any] = {name: math.nan if rng.random() < 0.05 else rng.random() for name in SCORES}
+            values |= {"ssim": None if rng.random() < 0.1 else rng.random(), "dino": None}
+            candidates.append(scored(candidate, PairScores(**values), triplet))
     rng.shuffle(candidates)
     for selection in ("best", "first"):
         chosen = replace(config, selection=selection)

@@ -14,8 +14,8 @@ import pytest
 
 from ip2p.records import (
     Candidate,
-    ClipScores,
     EditTriplet,
+    PairScores,
     RenderSpec,
     ScoredCandidate,
     Verdict,
@@ -38,7 +38,7 @@ TRIPLET = EditTriplet(
 def scored(reason: str = "") -> ScoredCandidate:
     """A candidate with awkward numbers in every field."""
     spec = RenderSpec(triplet_id=TRIPLET.id, candidate=3, seed=2**63 - 1, guidance_scale=1 / 3, p2p=0.1 + 0.2)
-    scores = ClipScores(original=0.1, edited=-0.25, direction=1e-17, image=1.0)
+    scores = PairScores(original=0.1, edited=-0.25, direction=1e-17, image=1.0)
     return ScoredCandidate(
         candidate=Candidate(triplet=TRIPLET, spec=spec), scores=scores, verdict=Verdict(reason=reason)
     )

@@ -9,7 +9,7 @@ import pytest
 
 from ip2p.config import FilteringConfig, Thresholds
 from ip2p.filtering.judge import judge
-from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate
 from ip2p.rendering.needed import CandidateQueue, Key, key_of
 
 THRESHOLDS = Thresholds(original=0, edited=0, direction=0.5, image=0)
@@ -23,8 +23,8 @@ def candidate(triplet: int, number: int, *, guidance_scale: float = 1.0) -> Cand
     return Candidate(triplet=record, spec=spec)
 
 
-def scores(accepted: bool) -> ClipScores:
-    return ClipScores(original=1.0, edited=1.0, direction=1.0 if accepted else 0.0, image=1.0)
+def scores(accepted: bool) -> PairScores:
+    return PairScores(original=1.0, edited=1.0, direction=1.0 if accepted else 0.0, image=1.0)
 
 
 def run(queue: CandidateQueue, outcome: dict[Key, bool], rng: random.Random) -> list[Key]:

@@ -28,7 +28,7 @@ from ip2p.evaluation.report import write_report
 from ip2p.evaluation.report.cards import choose_edits
 from ip2p.evaluation.report.charts import ticks
 from ip2p.filtering import judge_table
-from ip2p.records import Candidate, ClipScores, EditTriplet, RenderSpec, ScoredCandidate, Verdict
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import candidates_table
 from ip2p.shapes.language import EDIT_TYPES, SceneEdit, draw_caption, draw_edit
 from ip2p.shapes.scene import render
@@ -86,7 +86,7 @@ def _write_candidates(
             good = rng.random() < 0.7
             step = rng.gauss(0.45, 0.15) if good else rng.gauss(0.12, 0.12)
             same = rng.gauss(0.85, 0.06) if good else rng.gauss(0.65, 0.12)
-            found = ClipScores(original=rng.gauss(0.3, 0.04), edited=rng.gauss(0.28, 0.05), direction=step, image=same)
+            found = PairScores(original=rng.gauss(0.3, 0.04), edited=rng.gauss(0.28, 0.05), direction=step, image=same)
             spec = RenderSpec(triplet_id=triplet.id, candidate=number, seed=number, guidance_scale=3.0, p2p=0.5)
             scored.append(
                 ScoredCandidate(candidate=Candidate(triplet=triplet, spec=spec), scores=found, verdict=Verdict())

@@ -30,7 +30,7 @@ def import_pairs(words: list[str]) -> None:
     rendering = dataclasses.replace(base.rendering, num_candidates=1, keep_rejected_images=True)
     base = dataclasses.replace(base, rendering=rendering, out=Path(places[1] if places else "runs/imported"))
     config = parse(PipelineConfig, words, prog="ip2p dataset import", description=IMPORT_USAGE, default=base)
-    from ip2p import dataset, loading, plan, store
+    from ip2p import dataset, plan, store
     from ip2p import rendering as rendering_stage
     from ip2p.dataset.importing import import_rows
     from ip2p.dataset.sources import read_source
@@ -41,11 +41,9 @@ def import_pairs(words: list[str]) -> None:
     rows = read_source(places[0], read_mapping(columns), split=split, revision=revision)
     scorer = None
     if score in ("yes", "true", "1"):
-        from ip2p.filtering.clip_scores import PairScorer
+        from ip2p.filtering.scorer import load_scorer
 
-        knobs = config.scoring
-        clip = loading.load_clip(knobs.clip_model, knobs.clip_pretrained, device=knobs.device)
-        scorer = PairScorer(clip, batch_size=knobs.batch_size)
+        scorer = load_scorer(config.scoring)
     plan.write_config(config, places[0])
     name = Path(places[0]).name if Path(places[0]).expanduser().exists() else places[0]
     counts = import_rows(config, rows, name, scorer)

@@ -18,6 +18,10 @@ class ScoringConfig:
     """An open_clip architecture, or a folder that holds open_clip_config.json and its weights."""
     clip_pretrained: str | None = "openai"
     """open_clip's name of the weights; unused for a folder."""
+    ssim: bool = False
+    """Score the structural similarity of the two images too."""
+    dino_model: str | None = None
+    """Folder or hub id of a self-supervised image model, such as facebook/dinov2-base, for one more similarity."""
     device: str = "auto"
     """Where to score."""
     batch_size: int = 64
@@ -41,6 +45,16 @@ class Thresholds:
     """Original image against edited image."""
     max_image: float | None = None
     """Greatest similarity of the two images, above which nothing was edited; none by default."""
+    contrast: float | None = None
+    """Least contrast of either image: a flat one, all black for instance, has none."""
+    ssim: float | None = None
+    """Least structural similarity; wants `scoring.ssim`."""
+    max_ssim: float | None = None
+    """Greatest structural similarity."""
+    dino: float | None = None
+    """Least similarity by `scoring.dino_model`."""
+    max_dino: float | None = None
+    """Greatest such similarity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
 
-from ip2p.config import EditTypeRendering, PipelineConfig
+from ip2p.config import EditTypeRendering, PipelineConfig, Thresholds
 from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
 from ip2p.store import RunFolder
 
 KNOBS = {
-    "low_original": "filtering.thresholds.original",
-    "low_edited": "filtering.thresholds.edited",
-    "low_direction": "filtering.thresholds.direction",
-    "low_image": "filtering.thresholds.image",
+    **{f"low_{each.name}": f"filtering.thresholds.{each.name}" for each in fields(Thresholds)},
+    **{f"high_{name}": f"filtering.thresholds.max_{name}" for name in ("image", "ssim", "dino")},
     "over_limit": "filtering.max_pairs_per_triplet",
 }
 """The setting behind each reason of the filter."""
@@ -158,11 +157,16 @@ def _name(model: str) -> str:
 
 
 def _thresholds(config: PipelineConfig) -> str:
-    names = ("original", "edited", "direction", "image")
     kinds = {"all others": config.filtering.thresholds} | dict(sorted(config.filtering.per_edit_type.items()))
-    rows = [(kind, *(f"{getattr(limits, name):g}" for name in names)) for kind, limits in kinds.items()]
+    names = [each.name for each in fields(Thresholds)]
+    names = [name for name in names if any(getattr(limits, name) is not None for limits in kinds.values())]
+    rows = [(kind, *(_bound(getattr(limits, name)) for name in names)) for kind, limits in kinds.items()]
     limit = f"At most {config.filtering.max_pairs_per_triplet} pairs per triplet, best direction first."
-    return f"## Least CLIP similarities\n\n{_table(('edit type', *names), rows)}\n\n{limit}"
+    return f"## Thresholds of the scores\n\n{_table(('edit type', *names), rows)}\n\n{limit}"
+
+
+def _bound(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
 
 
 def _figures(config: PipelineConfig, counts: Mapping[str, Any]) -> str:

@@ -24,11 +24,12 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.dataset.sources import SourceRow
+from ip2p.filtering.scorer import Scorer
 from ip2p.prompts import name_edit_type
 from ip2p.records import (
     Candidate,
-    ClipScores,
     EditTriplet,
+    PairScores,
     RenderSpec,
     ScoredCandidate,
     Verdict,
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 ROWS_PER_SHARD = 1000
 MOST_PIXELS = 2**26
 """Larger images are refused: they would fill the memory."""
-UNSCORED = ClipScores(original=math.nan, edited=math.nan, direction=math.nan, image=math.nan)
+UNSCORED = PairScores(original=math.nan, edited=math.nan, direction=math.nan, image=math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,12 @@ class Imported:
     images: tuple[bytes, bytes]
 
 
-def import_rows(config: PipelineConfig, rows: Iterator[SourceRow], name: str, scorer: Any = None) -> dict[str, int]:
+def import_rows(
+    config: PipelineConfig, rows: Iterator[SourceRow], name: str, scorer: Scorer | None = None
+) -> dict[str, int]:
     """Writes the shards of a run from rows of a source called `name`; returns counts by reason.
 
-    `scorer` is a `filtering.PairScorer`; without one all pairs are accepted and their scores are not numbers.
+    Without a `scorer` all pairs are accepted and their scores are not numbers.
     """
     folder, total, seen = store.RunFolder(config.out), Counter[str](), Counter[str]()
     blocks = iter(lambda: list(itertools.islice(rows, ROWS_PER_SHARD)), [])
@@ -170,8 +173,8 @@ def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mappin
     store.write_shard(path, table, fingerprint=digest, seconds=time.monotonic() - started, counts=counts)
 
 
-def _score(usable: Sequence[Imported], scorer: Any) -> list[ScoredCandidate]:
-    scores: Sequence[ClipScores] = [UNSCORED] * len(usable)
+def _score(usable: Sequence[Imported], scorer: Scorer | None) -> list[ScoredCandidate]:
+    scores: Sequence[PairScores] = [UNSCORED] * len(usable)
     if scorer is not None and usable:
         from ip2p.rendering.images import decode_image
 

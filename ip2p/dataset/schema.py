@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.records import SPEC_COLUMNS
+from ip2p.records import SCORE_COLUMNS, SPEC_COLUMNS
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGE_COLUMNS = ("original_image", "edited_image")
@@ -28,10 +28,7 @@ _TYPES: dict[str, pa.DataType] = {
     "triplet_id": pa.string(),
     "source": pa.string(),
     **{name: pa.int64() if name in ("candidate", "seed") else pa.float64() for name in SPEC_COLUMNS},
-    "clip_original": pa.float64(),
-    "clip_edited": pa.float64(),
-    "clip_direction": pa.float64(),
-    "clip_image": pa.float64(),
+    **dict.fromkeys(SCORE_COLUMNS, pa.float64()),
 }
 COLUMNS = tuple(_TYPES)
 

@@ -21,7 +21,7 @@ from ip2p.evaluation.domain import Domain, EditCase, Pixels, load_domain
 from ip2p.evaluation.editors import fingerprint_editor, load_named_editor, trained_model
 from ip2p.evaluation.parts import Part, Scorer, fingerprint_part, plan_parts, write_part
 from ip2p.evaluation.sheets import write_sheets
-from ip2p.records import ClipScores
+from ip2p.records import PairScores
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _load_scorer(config: PipelineConfig) -> Scorer:
     clip = load_clip(knobs.clip_model, knobs.clip_pretrained, device=knobs.device)
     scorer = PairScorer(clip, batch_size=knobs.batch_size)
 
-    def score(cases: Sequence[EditCase], images: Sequence[Pixels]) -> list[ClipScores]:
+    def score(cases: Sequence[EditCase], images: Sequence[Pixels]) -> list[PairScores]:
         before = [Image.fromarray(case.original_image) for case in cases]
         return scorer.score([case.triplet for case in cases], before, [Image.fromarray(image) for image in images])
 

@@ -18,9 +18,9 @@ from ip2p.config import PipelineConfig, fingerprint
 from ip2p.evaluation.cases import IMAGE_TYPE, balanced_subset, encode_png
 from ip2p.evaluation.domain import Domain, EditCase, Pixels
 from ip2p.evaluation.editors import Editor
-from ip2p.records import ClipScores, hash_to_seed
+from ip2p.records import PairScores, hash_to_seed
 
-Scorer = Callable[[Sequence[EditCase], Sequence[Pixels]], list[ClipScores]]
+Scorer = Callable[[Sequence[EditCase], Sequence[Pixels]], list[PairScores]]
 """(cases, edited images) to the four similarities of each."""
 
 CASES_PER_PART = 128
@@ -118,7 +118,7 @@ def write_part(
 
 
 def _row(
-    case: EditCase, image: Pixels, scores: ClipScores, scales: tuple[float, float], domain: Domain | None
+    case: EditCase, image: Pixels, scores: PairScores, scales: tuple[float, float], domain: Domain | None
 ) -> dict[str, Any]:
     judged = domain.judge_case(case, image) if domain else None
     described = bool(case.original_prompt and case.edited_prompt)

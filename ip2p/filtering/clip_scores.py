@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ip2p.loading import ClipModel
-from ip2p.records import ClipScores, EditTriplet
+from ip2p.records import EditTriplet, PairScores
 
 _tokenizer_lock = threading.Lock()
 """Fast tokenizers hold their padding and truncation, so threads that share one take turns."""
@@ -32,8 +32,8 @@ class PairScorer:
         triplets: Sequence[EditTriplet],
         original_images: Sequence[Image.Image],
         edited_images: Sequence[Image.Image],
-    ) -> list[ClipScores]:
-        """One `ClipScores` per triplet and its two RGB images."""
+    ) -> list[PairScores]:
+        """One `PairScores` per triplet and its two RGB images."""
         if not triplets:
             return []
         images = self._embed_images([*original_images, *edited_images])
@@ -41,7 +41,7 @@ class PairScorer:
         edited_texts = self._embed_texts([triplet.edited_prompt for triplet in triplets])
         original, edited = images.chunk(2)
         rows = similarities(original, edited, original_texts, edited_texts).tolist()
-        return [ClipScores(original=a, edited=b, direction=c, image=d) for a, b, c, d in rows]
+        return [PairScores(original=a, edited=b, direction=c, image=d) for a, b, c, d in rows]
 
     def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         found = []

@@ -5,27 +5,30 @@ A table of candidates has the columns of `records.as_row`. It is judged column b
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.records import Candidate, ClipScores, Verdict
+from ip2p.records import SCORE_COLUMNS, Candidate, PairScores, Verdict
 
-SCORES = ("original", "edited", "direction", "image")
-"""In the order in which they are asked for; the first that is too low names the reason."""
-TOO_ALIKE = "high_image"
-"""The reason where two images are more alike than `max_image`: nothing was edited."""
+SCORES = ("original", "edited", "direction", "image", "contrast", "ssim", "dino")
+"""In the order in which they are asked for; the first that is too low, or else too high, names the reason."""
 OVER_LIMIT = "over_limit"
 
 
-def judge(scores: ClipScores, thresholds: Thresholds) -> Verdict:
-    """Accepts scores that keep every threshold; else the reason is `low_` and the first that fails, or `high_image`."""
+def judge(scores: PairScores, thresholds: Thresholds) -> Verdict:
+    """Accepts scores that keep every threshold; else the reason is `low_` and the first that does not, or `high_`."""
     for name in SCORES:
-        if not getattr(scores, name) >= getattr(thresholds, name):  # not `<`: a NaN is no pass
+        value, least = getattr(scores, name), getattr(thresholds, name)
+        if least is not None and (value is None or not value >= least):  # not `<`: a NaN is no pass
             return Verdict(reason=f"low_{name}")
-    if thresholds.max_image is not None and scores.image > thresholds.max_image:
-        return Verdict(reason=TOO_ALIKE)
+    for name in SCORES:
+        value, most = getattr(scores, name), getattr(thresholds, f"max_{name}", None)
+        if most is not None and (value is None or not value <= most):
+            return Verdict(reason=f"high_{name}")
     return Verdict()
 
 
@@ -34,7 +37,7 @@ def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
     return config.per_edit_type.get(edit_type, config.thresholds)
 
 
-def judge_candidate(candidate: Candidate, scores: ClipScores, config: FilteringConfig) -> Verdict:
+def judge_candidate(candidate: Candidate, scores: PairScores, config: FilteringConfig) -> Verdict:
     """By the thresholds of the candidate's edit type; the limit per triplet is `judge_table`'s to know."""
     return judge(scores, thresholds_for(config, candidate.triplet.edit_type))
 
@@ -65,15 +68,20 @@ def num_accepted_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
 
 def _reasons(table: pa.Table, config: FilteringConfig) -> np.ndarray:
     """Why each row is rejected, "" where it is not; the limit per triplet is not asked for."""
-    scores = {name: table[f"clip_{name}"].to_numpy() for name in SCORES}
     kinds, kind = np.unique(table["edit_type"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     limits = [thresholds_for(config, str(name)) for name in kinds]
+    columns = {name: column for column, name in SCORE_COLUMNS.items()}
     reasons = np.full(len(table), "", dtype=object)
-    too_alike = np.array([np.inf if each.max_image is None else each.max_image for each in limits])
-    reasons[scores["image"] > too_alike[kind]] = TOO_ALIKE
-    for name in reversed(SCORES):  # so that the first in order has the last word
-        least = np.array([getattr(each, name) for each in limits])
-        reasons[~(scores[name] >= least[kind])] = f"low_{name}"
+    for high in (True, False):
+        for name in reversed(SCORES):  # so that the first in order has the last word
+            found = [getattr(each, f"max_{name}" if high else name, None) for each in limits]
+            if all(bound is None for bound in found):
+                continue
+            unbound = math.inf if high else -math.inf
+            bounds = np.array([unbound if bound is None else bound for bound in found])[kind]
+            values = table[columns[name]].to_numpy()  # a null becomes a NaN
+            keeps = (values <= bounds) if high else (values >= bounds)
+            reasons[~keeps & np.isfinite(bounds)] = f"{'high' if high else 'low'}_{name}"
     return reasons
 
 

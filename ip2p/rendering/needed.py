@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ip2p.config import FilteringConfig
 from ip2p.filtering.judge import judge_candidate
-from ip2p.records import Candidate, ClipScores, ScoredCandidate
+from ip2p.records import Candidate, PairScores, ScoredCandidate
 from ip2p.rendering.sampler import is_guided
 
 Key = tuple[str, int]
@@ -27,7 +27,7 @@ class CandidateQueue:
     """Hands out batches of candidates; each must be settled with its scores before the queue can run dry."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], filtering: FilteringConfig, known: Mapping[Key, ClipScores] | None = None
+        self, candidates: Sequence[Candidate], filtering: FilteringConfig, known: Mapping[Key, PairScores] | None = None
     ) -> None:
         """`candidates` are a triplet's in the order of their numbers; those of `known` scores are never handed out."""
         self._filtering = filtering

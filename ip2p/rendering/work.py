@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ip2p import loading
 from ip2p.config import PipelineConfig
-from ip2p.filtering.clip_scores import PairScorer
 from ip2p.filtering.judge import judge_candidate, num_accepted_by_triplet
+from ip2p.filtering.scorer import Scorer, load_scorer
 from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, ScoredCandidate
 from ip2p.rendering.conditions import fits_text_encoder
@@ -106,8 +106,7 @@ def _scored_pairs(
     batch = queue.take(config.rendering.batch_size)
     if not batch:
         return
-    clip = loading.load_clip(config.scoring.clip_model, config.scoring.clip_pretrained, device=config.scoring.device)
-    scorer = PairScorer(clip, batch_size=config.scoring.batch_size)
+    scorer = load_scorer(config.scoring)
     with tqdm(desc=f"render {name}", unit="pair", disable=None) as bar:
         while batch:
             bar.total = queue.num_asked
@@ -120,7 +119,7 @@ def _scored_pairs(
 
 
 def _score(
-    config: PipelineConfig, scorer: PairScorer, batch: Sequence[Candidate], pairs: Sequence[EncodedPair]
+    config: PipelineConfig, scorer: Scorer, batch: Sequence[Candidate], pairs: Sequence[EncodedPair]
 ) -> list[ScoredCandidate]:
     originals, edited = ([decode_image(pair[side]) for pair in pairs] for side in (0, 1))
     scores = scorer.score([candidate.triplet for candidate in batch], originals, edited)
