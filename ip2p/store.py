@@ -87,6 +87,7 @@ _held: dict[Path, IO[str]] = {}
 def hold(root: Path) -> None:
     """Keeps other processes out of a run folder as long as this one lives. ValueError where another one is in it.
 
+    It is a ValueError too where the folder cannot be made or written to.
     What a killed process left half-written there is removed.
     """
     folder = root.resolve()
@@ -94,8 +95,11 @@ def hold(root: Path) -> None:
         return
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a+")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise ValueError(f"{root} cannot be written to: {error.strerror}. Give another folder with --out.") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

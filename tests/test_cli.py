@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -235,3 +236,16 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tiny_config: PipelineConfig, tmp_p
     assert running.returncode == 130
     assert said.rstrip().splitlines()[-1] == "ip2p: interrupted. The same command goes on from here."
     assert "Traceback" not in said
+
+
+def test_a_full_disk_is_one_line_with_the_way_on(
+    tiny_config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part-00000.parquet")
+
+    monkeypatch.setattr("ip2p.cli.commands._serve_and_run", full)
+    assert main(["dataset", "--config", _save(tiny_config, tmp_path)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "no space is left on the disk (part-00000.parquet)" in said
+    assert "The same command goes on from here" in said

@@ -216,3 +216,30 @@ def test_a_run_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_p
     hold(root)  # the same process may ask again
     done = subprocess.run([sys.executable, "-c", HOLD, str(root)], capture_output=True, text=True, check=False)
     assert f"in use by process {os.getpid()}" in done.stderr
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import pyarrow as pa
+from ip2p.store import write_shard
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+write_shard(Path(sys.argv[1]), pa.table({"a": list(range(100000))}), fingerprint="new", seconds=0.0)
+"""
+
+
+def test_a_disk_that_takes_no_more_leaves_no_half_shard(shard: Path) -> None:
+    """A limit on the size of files stops a write in its midst, as a full disk does."""
+    before = {path.name for path in shard.parent.iterdir()}
+    done = subprocess.run([sys.executable, "-c", FULL, str(shard)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "File too large" in done.stderr
+    assert {path.name for path in shard.parent.iterdir()} <= before
+    assert finished(shard, "new") is None
+    write_shard(shard, TABLE, fingerprint="new", seconds=0.0)
+    assert finished(shard, "new") is not None
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/run cannot be written to: Not a directory\. Give another folder"):
+        hold(tmp_path / "file" / "run")

@@ -5,11 +5,13 @@ Exit codes: 0 done, 1 something broke, 2 a mistake in what was asked, 130 interr
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
 from ip2p import __version__
 from ip2p.cli import commands
+from ip2p.cli.remote import mirrored
 from ip2p.config_file import suggest
 from ip2p.console import GOES_ON, log_failure, start_logging
 
@@ -60,12 +62,17 @@ def _run_command(name: str, words: list[str], debug: bool) -> int:
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name}. {suggest(name, list(COMMANDS))}")
     start_logging(debug)
-    COMMANDS[name](words)
+    with mirrored(words) as local_words:
+        COMMANDS[name](local_words)
     return 0
 
 
 def _fail(error: Exception, code: int, debug: bool) -> int:
     """One line on standard error; the traceback goes to the log file, or to the terminal with --debug."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = RuntimeError(
+            f"no space is left on the disk ({error.filename or 'while writing'}). Make some. {GOES_ON}"
+        )
     lines = str(error).strip().splitlines() or [type(error).__name__]
     kind = "" if isinstance(error, ValueError | FileNotFoundError | RuntimeError) else f"{type(error).__name__}: "
     message = " ".join(line.strip() for line in lines) if code == 2 else lines[0]
