@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,22 @@ from ip2p.config import RenderingConfig
 from ip2p.records import Candidate
 from ip2p.rendering.alignment import map_tokens
 from ip2p.rendering.schedulers import new_scheduler
+
+
+def explicit_attention(
+    attn: Attention, states: Tensor, texts: Tensor | None, edit: Callable[[Tensor, bool], Tensor]
+) -> Tensor:
+    """Attention with every map made by a softmax; `edit` takes and gives the (rows, heads, N, M) maps."""
+    context = states if texts is None else texts
+    rows, length, _ = states.shape
+
+    def heads(some: Tensor) -> Tensor:
+        return some.reshape(rows, some.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
+
+    query, key, value = heads(attn.to_q(states)), heads(attn.to_k(context)), heads(attn.to_v(context))
+    maps = edit(torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1), texts is not None)
+    out: Tensor = attn.to_out[0]((maps @ value).permute(0, 2, 1, 3).reshape(rows, length, -1))
+    return out
 
 
 class ExplicitPair:
@@ -43,26 +60,17 @@ class ExplicitPair:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        rows, length, _ = hidden_states.shape
+        return explicit_attention(attn, hidden_states, encoder_hidden_states, self._edit)
 
-        def heads(states: Tensor) -> Tensor:
-            return states.reshape(rows, states.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
-
-        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
-        maps = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
-        if not self.together:
-            self._edit(maps, is_cross=encoder_hidden_states is not None)
-        out = (maps @ value).permute(0, 2, 1, 3).reshape(rows, length, -1)
-        return attn.to_out[0](out)
-
-    def _edit(self, maps: Tensor, *, is_cross: bool) -> None:
+    def _edit(self, maps: Tensor, is_cross: bool) -> Tensor:
         spec, config = self.spec, self.config
+        if self.together:
+            return maps
         if not is_cross:
             cap = config.p2p_max_positions
             if self.within(spec.p2p) and (cap is None or maps.shape[2] <= cap):
                 maps[1::2] = maps[0::2]
-            return
+            return maps
         if self.within(spec.cross_p2p):
             moved = maps[-2] @ self.words.matrix.to(maps.dtype)
             maps[-1] = moved + maps[-1] * self.words.own.to(maps.dtype)
@@ -72,6 +80,7 @@ class ExplicitPair:
         if self.within(spec.reweight_steps):
             for place in self.words.new.nonzero().flatten():
                 maps[-1, :, :, place] *= spec.reweight
+        return maps
 
     def may_differ(self, height: int, width: int) -> Tensor:
         found = torch.zeros(height, width, dtype=torch.bool)

@@ -85,6 +85,8 @@ def test_datasets_loads_the_folder_with_image_features_and_both_splits(config: P
     assert tuple(loaded["train"].column_names) == COLUMNS
     assert all(isinstance(loaded["test"].features[name], Image) for name in IMAGE_COLUMNS)
     assert loaded["test"][0]["edited_image"].size == (8, 8)
+    streamed = load_dataset(str(config.out / "dataset"), split="train", streaming=True)
+    assert [row["triplet_id"] for row in streamed] == loaded["train"]["triplet_id"]
 
 
 def test_the_files_alone_have_image_features_without_the_card(config: PipelineConfig, tmp_path: Path) -> None:

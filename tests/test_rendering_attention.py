@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ip2p.rendering.attention import CrossSharing, SelfSharing, cross_attentions, self_attentions, shared_attention
 from ip2p.rendering.steps import plan_step
+from tests.explicit import explicit_attention
 from tests.tiny import specs, tiny_unet
 
 WIDTH = 128
@@ -30,23 +31,17 @@ class ExplicitMaps:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        size, length, _ = hidden_states.shape
+        return explicit_attention(attn, hidden_states, encoder_hidden_states, self._edit)
 
-        def heads(states: Tensor) -> Tensor:
-            return states.reshape(size, states.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
-
-        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
-        maps = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
-        if encoder_hidden_states is None and self.source is not None:
-            maps = torch.stack([maps[int(row)] for row in self.source])
-        if encoder_hidden_states is not None and self.cross is not None:
+    def _edit(self, maps: Tensor, is_cross: bool) -> Tensor:
+        if not is_cross and self.source is not None:
+            return torch.stack([maps[int(row)] for row in self.source])
+        if is_cross and self.cross is not None:
             original = maps.clone()
             for k, (row, origin) in enumerate(zip(self.cross.rows, self.cross.sources, strict=True)):
                 moved = original[origin] @ self.cross.token_maps[k].to(maps.dtype)
                 maps[row] = moved + original[row] * self.cross.own[k].to(maps.dtype)
-        out = (maps @ value).permute(0, 2, 1, 3).reshape(size, length, -1)
-        return attn.to_out[0](out)
+        return maps
 
 
 @pytest.fixture(scope="module")
