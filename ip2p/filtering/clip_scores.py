@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +47,9 @@ class PairScorer:
 
     def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         found = []
-        with torch.inference_mode():
+        with torch.inference_mode(), ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(images), self.batch_size):
-                pixels = torch.stack([self.clip.preprocess(image) for image in images[start : start + self.batch_size]])
+                pixels = torch.stack(list(pool.map(self.clip.preprocess, images[start : start + self.batch_size])))
                 found.append(self.clip.model.encode_image(pixels.to(self.clip.device), normalize=True).float().cpu())
         return torch.cat(found)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from ip2p.rendering.conditions import fits_text_encoder
 from ip2p.rendering.draws import draw_candidates, settings_for
 from ip2p.rendering.images import decode_image, encode_image
 from ip2p.rendering.needed import CandidateQueue, Key, key_of
-from ip2p.rendering.sampler import render_pairs
+from ip2p.rendering.sampler import RenderedPair, render_pairs
 from ip2p.rendering.table import EncodedPair, read_rows
 
 logger = logging.getLogger(__name__)
@@ -121,7 +123,8 @@ def _scored_pairs(
 def _score(
     config: PipelineConfig, scorer: Scorer, batch: Sequence[Candidate], pairs: Sequence[EncodedPair]
 ) -> list[ScoredCandidate]:
-    originals, edited = ([decode_image(pair[side]) for pair in pairs] for side in (0, 1))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        originals, edited = (list(pool.map(decode_image, [pair[side] for pair in pairs])) for side in (0, 1))
     scores = scorer.score([candidate.triplet for candidate in batch], originals, edited)
     return [
         ScoredCandidate(candidate=candidate, scores=each, verdict=judge_candidate(candidate, each, config.filtering))
@@ -130,13 +133,19 @@ def _score(
 
 
 def encoded_pairs(config: PipelineConfig, candidates: Sequence[Candidate]) -> Iterator[EncodedPair]:
+    """Renders; the codec works on other threads, so that the next batch does not wait for it."""
     rendering = config.rendering
-    for pair in render_pairs(_load_pipeline(config), candidates, rendering):
+
+    def encode(pair: RenderedPair) -> EncodedPair:
         original, edited = (
             encode_image(pixels, rendering.image_format, rendering.image_quality)
             for pixels in (pair.original, pair.edited)
         )
-        yield original, edited
+        return original, edited
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        encoded = [pool.submit(encode, pair) for pair in render_pairs(_load_pipeline(config), candidates, rendering)]
+        yield from (each.result() for each in encoded)
 
 
 def _load_pipeline(config: PipelineConfig) -> Any:
