@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     if options.way.startswith("ours"):
         pipeline = load_text_to_image(config.model, revision=None, variant=None, dtype=config.dtype, device=device)
     else:
-        custom = {"custom_pipeline": options.community} if options.way == "community" else {}
+        custom = {"custom_pipeline": options.community, "trust_remote_code": True} if options.way == "community" else {}
         dtype = getattr(torch, config.dtype)
         pipeline = DiffusionPipeline.from_pretrained(config.model, torch_dtype=dtype, safety_checker=None, **custom)
         pipeline.to(device).set_progress_bar_config(disable=True)
