@@ -161,8 +161,7 @@ def _thresholds(config: PipelineConfig) -> str:
     names = [each.name for each in fields(Thresholds)]
     names = [name for name in names if any(getattr(limits, name) is not None for limits in kinds.values())]
     rows = [(kind, *(_bound(getattr(limits, name)) for name in names)) for kind, limits in kinds.items()]
-    limit = f"At most {config.filtering.max_pairs_per_triplet} pairs per triplet, best direction first."
-    return f"## Thresholds of the scores\n\n{_table(('edit type', *names), rows)}\n\n{limit}"
+    return f"## Thresholds of the scores\n\n{_table(('edit type', *names), rows)}"
 
 
 def _bound(value: float | None) -> str:
