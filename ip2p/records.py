@@ -48,6 +48,8 @@ class RenderSpec:
 
 SPEC_COLUMNS = tuple(field.name for field in fields(RenderSpec) if field.name != "triplet_id")
 """The names under which tables hold a spec."""
+DRAWN_COLUMNS = tuple(name for name in SPEC_COLUMNS if name not in ("candidate", "seed"))
+"""Those of what is drawn from a range; the two others are whole numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

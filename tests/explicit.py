@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,23 +16,35 @@ from ip2p.rendering.alignment import map_tokens
 from ip2p.rendering.schedulers import new_scheduler
 
 
-def explicit_attention(
-    attn: Attention, states: Tensor, texts: Tensor | None, edit: Callable[[Tensor, bool], Tensor]
-) -> Tensor:
-    """Attention with every map made by a softmax; `edit` takes and gives the (rows, heads, N, M) maps."""
-    context = states if texts is None else texts
-    rows, length, _ = states.shape
+class ExplicitAttention:
+    """A processor that makes every map with a softmax and lets `edit` change it."""
 
-    def heads(some: Tensor) -> Tensor:
-        return some.reshape(rows, some.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
+    def edit(self, maps: Tensor, is_cross: bool) -> Tensor:
+        """Takes and gives the (rows, heads, N, M) maps of a layer."""
+        raise NotImplementedError
 
-    query, key, value = heads(attn.to_q(states)), heads(attn.to_k(context)), heads(attn.to_v(context))
-    maps = edit(torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1), texts is not None)
-    out: Tensor = attn.to_out[0]((maps @ value).permute(0, 2, 1, 3).reshape(rows, length, -1))
-    return out
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        rows, length, _ = hidden_states.shape
+
+        def heads(some: Tensor) -> Tensor:
+            return some.reshape(rows, some.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
+
+        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
+        maps = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
+        maps = self.edit(maps, encoder_hidden_states is not None)
+        out: Tensor = attn.to_out[0]((maps @ value).permute(0, 2, 1, 3).reshape(rows, length, -1))
+        return out
 
 
-class ExplicitPair:
+class ExplicitPair(ExplicitAttention):
     """The rows of a step are [original, edited], after those of the half without text where there is guidance."""
 
     def __init__(
@@ -52,17 +63,7 @@ class ExplicitPair:
     def within(self, fraction: float) -> bool:
         return fraction > self.step / max(1, self.num_steps - 1)
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        return explicit_attention(attn, hidden_states, encoder_hidden_states, self._edit)
-
-    def _edit(self, maps: Tensor, is_cross: bool) -> Tensor:
+    def edit(self, maps: Tensor, is_cross: bool) -> Tensor:
         spec, config = self.spec, self.config
         if self.together:
             return maps

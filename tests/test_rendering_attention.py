@@ -5,35 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ip2p.rendering.attention import CrossSharing, SelfSharing, cross_attentions, self_attentions, shared_attention
 from ip2p.rendering.steps import plan_step
-from tests.explicit import explicit_attention
+from tests.explicit import ExplicitAttention
 from tests.tiny import specs, tiny_unet
 
 WIDTH = 128
 
 
-class ExplicitMaps:
-    """Makes every map with a softmax and hands the original's map to the edited row, as the original software does."""
+class ExplicitMaps(ExplicitAttention):
+    """Hands the original's map to the edited row, as the original software does."""
 
     def __init__(self, itself: SelfSharing | None, cross: CrossSharing | None = None) -> None:
         self.source = None if itself is None else itself.distinct[itself.place]
         self.cross = cross
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        return explicit_attention(attn, hidden_states, encoder_hidden_states, self._edit)
-
-    def _edit(self, maps: Tensor, is_cross: bool) -> Tensor:
+    def edit(self, maps: Tensor, is_cross: bool) -> Tensor:
         if not is_cross and self.source is not None:
             return torch.stack([maps[int(row)] for row in self.source])
         if is_cross and self.cross is not None:

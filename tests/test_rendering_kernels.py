@@ -15,7 +15,7 @@ from ip2p.rendering import kernels
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    kernels._why_xformers_cannot_run.cache_clear()
+    kernels._xformers_runs.cache_clear()
 
 
 def explicit_maps(

@@ -18,9 +18,9 @@ from ip2p.cli.arguments import (
     read_run_data,
     take_option,
 )
+from ip2p.cli.datasets import enter, import_pairs, inspect
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
-from ip2p.console import end_on_signals, log_to_file
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,7 @@ def run(words: list[str]) -> None:
 def dataset(words: list[str]) -> None:
     """Regenerates the dataset only; `dataset import` takes over other people's, `dataset inspect` looks into one."""
     if words and words[0] in ("import", "inspect"):
-        from ip2p.cli import datasets
-
-        return {"import": datasets.import_pairs, "inspect": datasets.inspect}[words[0]](words[1:])
+        return {"import": import_pairs, "inspect": inspect}[words[0]](words[1:])
     repo_id = take_option(words, "push-to-hub")
     config = parse_new_run(words, "dataset", options=" [--push-to-hub ID]")
     run_flow(config, "dataset")
@@ -44,13 +42,6 @@ def dataset(words: list[str]) -> None:
         from ip2p.dataset.push import push_dataset
 
         print(f"  {'pushed to':<11} {push_dataset(config.out / 'dataset', repo_id)}")
-
-
-def plan(words: list[str]) -> None:
-    """Measures a few renders and says what the whole dataset takes: time, storage, shards."""
-    from ip2p.cli.datasets import plan_costs
-
-    plan_costs(words)
 
 
 def train(words: list[str]) -> None:
@@ -70,7 +61,7 @@ def evaluate(words: list[str]) -> None:
 
     data = take_option(words, "data")
     config = parse_existing_run(words, "evaluate")
-    _enter(config)
+    enter(config)
     data = data or read_run_data(config.out)
     from ip2p import evaluation, plan
 
@@ -84,7 +75,7 @@ def refilter(words: list[str]) -> None:
     """Applies other thresholds to the scores on disk and rewrites the dataset."""
     config = parse_existing_run(words, "refilter")
     _check_only_filtering(config)
-    _enter(config)
+    enter(config)
     from ip2p import dataset as dataset_stage
     from ip2p import evaluation, plan, rendering, store
 
@@ -142,7 +133,7 @@ def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
         return
     started = time.monotonic()
     plan.check_inputs(config, use, data)
-    _enter(config)
+    enter(config)
     if any(config.out.glob("triplets/*.json")) or (config.out / "training").exists():
         logger.info("going on in %s: what is finished there is kept", config.out)
     plan.write_config(config, data)
@@ -161,15 +152,6 @@ def _serve_and_run(config: PipelineConfig, use: str, data: str | None) -> None:
 
         flow = with_runner(getattr(importlib.import_module(module), f"{use}_flow"), config.runner)
         flow(config, data) if use == "training" else flow(config)
-
-
-def _enter(config: PipelineConfig) -> None:
-    """From here on the command works inside the run folder, and no other does."""
-    from ip2p.store import hold
-
-    hold(config.out)
-    log_to_file(config.out / "run.log")
-    end_on_signals()
 
 
 def _report(config: PipelineConfig) -> None:

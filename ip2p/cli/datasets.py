@@ -19,6 +19,15 @@ IMPORT_USAGE = (
 )
 
 
+def enter(config: PipelineConfig) -> None:
+    """From here on the command works inside the run folder, and no other does."""
+    from ip2p.store import hold
+
+    hold(config.out)
+    log_to_file(config.out / "run.log")
+    end_on_signals()
+
+
 def import_pairs(words: list[str]) -> None:
     """Other people's pairs to a run folder and a dataset of ours."""
     columns, split = take_option(words, "columns"), take_option(words, "split") or "train"
@@ -35,9 +44,7 @@ def import_pairs(words: list[str]) -> None:
     from ip2p.dataset.importing import import_rows
     from ip2p.dataset.sources import read_source
 
-    store.hold(config.out)
-    log_to_file(config.out / "run.log")
-    end_on_signals()
+    enter(config)
     rows = read_source(places[0], read_mapping(columns), split=split, revision=revision)
     scorer = None
     if score in ("yes", "true", "1"):

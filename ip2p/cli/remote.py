@@ -18,7 +18,7 @@ def mirrored(words: list[str]) -> Iterator[list[str]]:
     if not places:
         yield words
         return
-    (place,) = places[:1]
+    place = places[0]
     flag, url = words[place][: -len(_value(words[place]))], _value(words[place])
     mirror = Mirror.open(url)
     mirror.take()

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.dataset.sources import SourceRow
 from ip2p.filtering.scorer import Scorer
-from ip2p.prompts import name_edit_type
+from ip2p.prompts import Generation, name_edit_type, triplets_table
 from ip2p.records import (
     Candidate,
     EditTriplet,
@@ -36,6 +35,7 @@ from ip2p.records import (
     content_hash,
 )
 from ip2p.rendering import keep_shard
+from ip2p.rendering.images import decode_image
 
 logger = logging.getLogger(__name__)
 
@@ -155,19 +155,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mapping[str, int], started: float) -> None:
-    texts = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
-    schema = pa.schema([(name, pa.string()) for name in ("triplet_id", *texts, "caption", "generation", "reason")])
-    rows = [
-        {
-            "triplet_id": each.id,
-            **{name: getattr(each, name) for name in texts},
-            "caption": each.original_prompt,
-            "generation": "",
-            "reason": "",
-        }
-        for each in triplets
-    ]
-    table = pa.Table.from_pylist(rows, schema=schema)
+    table = triplets_table([Generation(each.original_prompt, "", each, "") for each in triplets])
     counts = {"captions": len(triplets), "generations": len(triplets), "kept": len(triplets), **reasons}
     digest = content_hash(*(each.id for each in triplets), *(each.source for each in triplets))
     store.write_shard(path, table, fingerprint=digest, seconds=time.monotonic() - started, counts=counts)
@@ -176,8 +164,6 @@ def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mappin
 def _score(usable: Sequence[Imported], scorer: Scorer | None) -> list[ScoredCandidate]:
     scores: Sequence[PairScores] = [UNSCORED] * len(usable)
     if scorer is not None and usable:
-        from ip2p.rendering.images import decode_image
-
         originals, edited = ([decode_image(each.images[side]) for each in usable] for side in (0, 1))
         scores = scorer.score([each.candidate.triplet for each in usable], originals, edited)
     return [

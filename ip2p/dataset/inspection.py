@@ -59,16 +59,13 @@ def _count(column: pa.ChunkedArray) -> dict[str, int]:
 
 def _scores(table: pa.Table) -> Iterator[str]:
     yield f"{'quantiles':<26}" + "".join(f"{quantile:>8.0%}" for quantile in QUANTILES)
+    sides = {"accepted": table.filter(table["accepted"]), "rejected": table.filter(pc.invert(table["accepted"]))}
     for name in SCORES:
-        for what, some in (("accepted", table.filter(table["accepted"])), ("rejected", _rejected(table))):
+        for what, some in sides.items():
             values = some[name].to_numpy()
             values = values[np.isfinite(values)]
             told = "".join(f"{value:>8.3f}" for value in np.quantile(values, QUANTILES)) if len(values) else "       –"
             yield f"{name.removeprefix('clip_') + ', ' + what:<26}{told}"
-
-
-def _rejected(table: pa.Table) -> pa.Table:
-    return table.filter(pc.invert(table["accepted"]))
 
 
 def _acceptance(config: PipelineConfig, paths: Sequence[Path]) -> Iterator[str]:

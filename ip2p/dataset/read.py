@@ -109,19 +109,23 @@ def open_dataset(
     revision: str | None = None,
 ) -> Dataset:
     """The split with our column names and Image features; guesses the schema where `columns` is not given."""
+    return with_our_names(_load(source, split, revision), columns, where=str(source))
+
+
+def with_our_names(dataset: Dataset, columns: Mapping[str, str] | None, *, where: str) -> Dataset:
+    """A dataset with our column names and Image features; guesses the schema where `columns` is not given."""
     from datasets import Image
 
-    dataset = _load(source, split, revision)
     mapping = dict(columns) if columns is not None else guess_columns(dataset.column_names)
-    check_columns(mapping, dataset.column_names, where=str(source))
-    dataset = rename(dataset, mapping)
+    check_columns(mapping, dataset.column_names, where=where)
+    dataset = _rename(dataset, mapping)
     for name in ("original_image", "edited_image"):
         if name in mapping and not isinstance(dataset.features[name], Image):
             dataset = dataset.cast_column(name, Image())
     return dataset
 
 
-def rename(dataset: Dataset, mapping: Mapping[str, str]) -> Dataset:
+def _rename(dataset: Dataset, mapping: Mapping[str, str]) -> Dataset:
     """Our names for the columns of a mapping; a column that bears one of our names by chance is dropped."""
     taken = [name for name in mapping if name in dataset.column_names and mapping[name] != name]
     dataset = dataset.remove_columns([name for name in taken if name not in mapping.values()])

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.records import SCORE_COLUMNS, SPEC_COLUMNS
+from ip2p.records import DRAWN_COLUMNS, SCORE_COLUMNS
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGE_COLUMNS = ("original_image", "edited_image")
@@ -27,8 +27,9 @@ _TYPES: dict[str, pa.DataType] = {
     "edit_type": pa.string(),
     "triplet_id": pa.string(),
     "source": pa.string(),
-    **{name: pa.int64() if name in ("candidate", "seed") else pa.float64() for name in SPEC_COLUMNS},
-    **dict.fromkeys(SCORE_COLUMNS, pa.float64()),
+    "candidate": pa.int64(),
+    "seed": pa.int64(),
+    **dict.fromkeys((*DRAWN_COLUMNS, *SCORE_COLUMNS), pa.float64()),
 }
 COLUMNS = tuple(_TYPES)
 

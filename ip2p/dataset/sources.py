@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ip2p.dataset.read import open_dataset
+from ip2p.dataset.read import open_dataset, with_our_names
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,16 +50,8 @@ def read_source(
         from datasets import load_dataset
 
         loaded = load_dataset("imagefolder", data_dir=str(folder), split=split)
-        return _read_table(_renamed(loaded, columns, source))
+        return _read_table(with_our_names(loaded, columns, where=source))
     return _read_table(open_dataset(source, columns, split=split, revision=revision))
-
-
-def _renamed(loaded: Dataset, columns: Mapping[str, str] | None, source: str) -> Dataset:
-    from ip2p.dataset.read import check_columns, guess_columns, rename
-
-    mapping = dict(columns) if columns is not None else guess_columns(loaded.column_names)
-    check_columns(mapping, loaded.column_names, where=source)
-    return rename(loaded, mapping)
 
 
 def is_original_layout(folder: Path) -> bool:

@@ -90,12 +90,9 @@ def _write_missing_parts(
 
 
 def _load_scorer(config: PipelineConfig) -> Scorer:
-    from ip2p.filtering.clip_scores import PairScorer
-    from ip2p.loading import load_clip
+    from ip2p.filtering.scorer import load_pair_scorer
 
-    knobs = config.scoring
-    clip = load_clip(knobs.clip_model, knobs.clip_pretrained, device=knobs.device)
-    scorer = PairScorer(clip, batch_size=knobs.batch_size)
+    scorer = load_pair_scorer(config.scoring)
 
     def score(cases: Sequence[EditCase], images: Sequence[Pixels]) -> list[PairScores]:
         before = [Image.fromarray(case.original_image) for case in cases]

@@ -46,6 +46,11 @@ class Scorer:
 
 def load_scorer(config: ScoringConfig) -> Scorer:
     """The scorer of a config."""
-    clip = loading.load_clip(config.clip_model, config.clip_pretrained, device=config.device)
     images = loading.load_image_model(config.dino_model, device=config.device) if config.dino_model else None
-    return Scorer(config, PairScorer(clip, batch_size=config.batch_size), images)
+    return Scorer(config, load_pair_scorer(config), images)
+
+
+def load_pair_scorer(config: ScoringConfig) -> PairScorer:
+    """CLIP's part of it."""
+    clip = loading.load_clip(config.clip_model, config.clip_pretrained, device=config.device)
+    return PairScorer(clip, batch_size=config.batch_size)

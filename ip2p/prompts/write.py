@@ -62,7 +62,7 @@ def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
     seconds = time.monotonic() - started
     counts = count(generations, len(entries))
     _log(path, counts, seconds)
-    return store.write_shard(path, _to_table(generations), fingerprint=wanted, seconds=seconds, counts=counts)
+    return store.write_shard(path, triplets_table(generations), fingerprint=wanted, seconds=seconds, counts=counts)
 
 
 def read_triplets(path: Path) -> list[EditTriplet]:
@@ -183,7 +183,8 @@ def count(generations: Sequence[Generation], num_captions: int) -> dict[str, int
     return {"captions": num_captions, "generations": len(generations), "kept": 0, **reasons}
 
 
-def _to_table(generations: Sequence[Generation]) -> pa.Table:
+def triplets_table(generations: Sequence[Generation]) -> pa.Table:
+    """A row per generation, as a shard of triplets holds it."""
     return pa.Table.from_pylist([_to_row(generation) for generation in generations], schema=SCHEMA)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ip2p.config import RenderingConfig
-from ip2p.rendering.draws import DRAWN
+from ip2p.records import DRAWN_COLUMNS
 
 NUM_BINS = 5
 
@@ -48,7 +48,7 @@ def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[
 def _ranges(config: RenderingConfig) -> dict[tuple[str, str], tuple[float, float]]:
     """By setting and edit type, "" for all that have none of their own; only what differs between candidates."""
     found: dict[tuple[str, str], tuple[float, float]] = {}
-    for name in DRAWN:
+    for name in DRAWN_COLUMNS:
         for own, settings in (("", config), *sorted(config.per_edit_type.items())):
             bounds = getattr(settings, name)
             if bounds is not None and bounds[0] < bounds[1]:

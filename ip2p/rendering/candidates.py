@@ -104,16 +104,12 @@ def sum_counts(sidecars: Sequence[Sidecar]) -> dict[str, int]:
 def summarise(config: PipelineConfig) -> dict[str, Any]:
     """Counts and seconds of the finished shards, for the run's summary."""
     paths = RunFolder(config.out).shards("candidates")
-    sidecars = [sidecar for path in paths if (sidecar := store.read_sidecar(path)) is not None]
-    seconds = sum(sidecar.seconds for sidecar in sidecars)
-    counts = sum_counts(sidecars)
-    per_pair = round(counts["candidates"] / counts["accepted"], 2) if counts.get("accepted") else None
+    found = store.summarise_shards(config.out, "candidates")
+    per_pair = round(found["candidates"] / found["accepted"], 2) if found.get("accepted") else None
     return {
-        "shards": len(sidecars),
-        **counts,
+        **found,
         "candidates_per_accepted": per_pair,
         "acceptance": measure_acceptance(paths, config.rendering),
-        "seconds": round(seconds, 3),
     }
 
 

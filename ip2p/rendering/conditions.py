@@ -61,9 +61,9 @@ def encode_captions(pipeline: Any, batch: Sequence[Candidate], num_halves: int, 
     originals = [candidate.triplet.original_prompt for candidate in batch]
     edited = [candidate.triplet.edited_prompt for candidate in batch]
     captions = [*originals, *edited]
-    unguided = [""] * len(captions) if num_halves == 2 else []
     if isinstance(pipeline, StableDiffusionXLPipeline):
         return _encode_for_xl(pipeline, captions, num_halves, size)
+    unguided = [""] * len(captions) if num_halves == 2 else []
     states = encode_texts(pipeline, [*unguided, *captions])
     return Conditions(states.view(num_halves, -1, *states.shape[1:]))
 

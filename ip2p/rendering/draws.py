@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from ip2p.config import RenderingConfig
-from ip2p.records import SPEC_COLUMNS, Candidate, EditTriplet, RenderSpec, hash_to_seed, hash_to_unit
-
-DRAWN = tuple(name for name in SPEC_COLUMNS if name not in ("candidate", "seed"))
-"""What is drawn from a range of the config of the same name."""
+from ip2p.records import DRAWN_COLUMNS, Candidate, EditTriplet, RenderSpec, hash_to_seed, hash_to_unit
 
 
 def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> RenderSpec:
@@ -19,7 +16,7 @@ def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> Ren
         triplet_id=triplet.id,
         candidate=number,
         seed=hash_to_seed(*key),
-        **{name: _uniform(getattr(config, name), name, *key) for name in DRAWN},
+        **{name: _uniform(getattr(config, name), name, *key) for name in DRAWN_COLUMNS},
     )
 
 

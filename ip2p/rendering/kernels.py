@@ -38,18 +38,17 @@ def choose_kernel(backend: AttentionBackend, device: torch.device, dtype: torch.
     """The kernel of a backend; torch's, with one log line, where xformers is asked for and cannot run."""
     if backend != "xformers":
         return sdpa
-    why_not = _why_xformers_cannot_run(device.type, dtype)
-    return xformers if why_not is None else sdpa
+    return xformers if _xformers_runs(device.type, dtype) else sdpa
 
 
 @cache
-def _why_xformers_cannot_run(device: str, dtype: torch.dtype) -> str | None:
-    """Tries it on a few numbers; the answer, logged once, holds for the process."""
+def _xformers_runs(device: str, dtype: torch.dtype) -> bool:
+    """Tries it on a few numbers; the answer, logged once where it is no, holds for the process."""
     try:
         sample = torch.zeros(1, 1, 16, 16, device=device, dtype=dtype)
         xformers(sample, sample, sample, None, 1.0)
     except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("xformers cannot attend on %s in %s, torch's kernel is used: %s", device, dtype, reason)
-        return reason
-    return None
+        return False
+    return True

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ip2p.records import SCORE_COLUMNS, SPEC_COLUMNS, ScoredCandidate, as_row, from_row
+from ip2p.records import DRAWN_COLUMNS, SCORE_COLUMNS, ScoredCandidate, as_row, from_row
 from ip2p.rendering.images import format_of
 from ip2p.rendering.needed import Key
 
@@ -22,8 +22,8 @@ SCHEMA = pa.schema(
             (name, pa.string())
             for name in ("triplet_id", "original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
         ),
-        *((name, pa.int64() if name in ("candidate", "seed") else pa.float64()) for name in SPEC_COLUMNS),
-        *((name, pa.float64()) for name in SCORE_COLUMNS),
+        *((name, pa.int64()) for name in ("candidate", "seed")),
+        *((name, pa.float64()) for name in (*DRAWN_COLUMNS, *SCORE_COLUMNS)),
         ("accepted", pa.bool_()),
         ("reason", pa.string()),
     ]

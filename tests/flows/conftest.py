@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from prefect.testing.utilities import prefect_test_harness
 
 from ip2p.config import PipelineConfig
@@ -57,3 +59,14 @@ def finished_run(
     pipeline_flow(config)
     plan.record_completion(config, "pipeline")
     return config
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch as in a worker of one thread: sums over other parts round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

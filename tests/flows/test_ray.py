@@ -17,6 +17,7 @@ from flows.runners import resources, with_runner
 from ip2p.cli.arguments import parse_new_run
 from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.store import RunFolder
+from tests.flows.conftest import one_thread
 
 pytest.importorskip("prefect_ray")
 
@@ -60,12 +61,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: Any) -> None:
     prompts = dataclasses.replace(ready_config.prompts, shard_size=2)
     alone = dataclasses.replace(ready_config, prompts=prompts)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the workers: sums over other parts round otherwise
-    try:
+    with one_thread():
         dataset_flow(alone)
-    finally:
-        torch.set_num_threads(threads)
     runner = RunnerConfig(kind="ray", max_workers=2, address=cluster.address, num_gpus=0)
     apart = dataclasses.replace(alone, out=alone.out.parent / "apart", runner=runner)
     node = cluster.add_node(num_cpus=1)

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -18,6 +17,7 @@ from flows.dataset import dataset_flow
 from flows.runners import _claim_place, make_task_runner, raise_first_failure, with_runner
 from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.store import RunFolder
+from tests.flows.conftest import one_thread
 
 
 def test_threads_are_as_many_as_the_config_says() -> None:
@@ -92,12 +92,8 @@ def test_two_spawned_processes_make_the_dataset_that_one_thread_makes(
     ready_config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the workers: sums over other parts round otherwise
-    try:
+    with one_thread():
         dataset_flow(ready_config)
-    finally:
-        torch.set_num_threads(threads)
     apart = dataclasses.replace(
         ready_config, out=tmp_path / "apart", runner=RunnerConfig(kind="processes", max_workers=2)
     )
