@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -78,6 +78,12 @@ class PairScores:
     """Structural similarity of the two images (Wang et al., 2004)."""
     dino: float | None = None
     """Cosine similarity of the two images by a self-supervised model such as DINOv2."""
+    nsfw: float | None = None
+    """The worse of the two images by a head on CLIP's embeddings: a probability, or a margin over its own threshold."""
+    first_look: bool = False
+    """Of a first look of fewer steps, which it did not pass."""
+    embeddings: bytes | None = field(default=None, repr=False, compare=False)
+    """CLIP's unit embeddings of the original and the edited image, as float16; stored with the images, not here."""
 
 
 SCORE_COLUMNS = {
@@ -88,8 +94,11 @@ SCORE_COLUMNS = {
     "contrast": "contrast",
     "ssim": "ssim",
     "dino": "dino",
+    "nsfw": "nsfw",
 }
 """The columns of tables that hold scores, and the scores' names."""
+EMBEDDINGS_COLUMN = "clip_embeddings"
+"""The column that holds `PairScores.embeddings`, of tables with images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +153,7 @@ def as_row(scored: ScoredCandidate) -> dict[str, Any]:
         "source": triplet.source,
         **{name: getattr(spec, name) for name in SPEC_COLUMNS},
         **{column: getattr(scores, name) for column, name in SCORE_COLUMNS.items()},
+        "first_look": scores.first_look,
         "accepted": scored.verdict.accepted,
         "reason": scored.verdict.reason,
     }
@@ -159,7 +169,8 @@ def from_row(row: dict[str, Any]) -> ScoredCandidate:
         source=row["source"],
     )
     spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
-    scores = PairScores(**{name: row[column] for column, name in SCORE_COLUMNS.items()})
+    values = {name: row[column] for column, name in SCORE_COLUMNS.items()}
+    scores = PairScores(**values, first_look=bool(row["first_look"]))
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=row["reason"])
     )

@@ -17,9 +17,13 @@ class DatasetConfig:
     """Pairs per parquet file."""
     seed: int = 0
     """Seed of the order of the rows."""
+    max_duplicate_similarity: float | None = None
+    """Leave out a pair whose two images are both at least this alike, by CLIP, to those of one that is in already."""
     license: str = "other"
     """SPDX identifier for the dataset card."""
 
     def __post_init__(self) -> None:
         check_positive(self, "rows_per_shard")
         check_unit("test_fraction", self.test_fraction)
+        if self.max_duplicate_similarity is not None:
+            check_unit("max_duplicate_similarity", self.max_duplicate_similarity)

@@ -22,6 +22,9 @@ class ScoringConfig:
     """Score the structural similarity of the two images too."""
     dino_model: str | None = None
     """Folder or hub id of a self-supervised image model, such as facebook/dinov2-base, for one more similarity."""
+    nsfw_head: str | None = None
+    """A head on the embeddings of `clip_model`, for one more score: the folder of a Stable Diffusion safety checker
+    (its CLIP is ViT-L-14 by openai), or a .safetensors file of linear layers that end in one number."""
     device: str = "auto"
     """Where to score."""
     batch_size: int = 64
@@ -55,6 +58,8 @@ class Thresholds:
     """Least similarity by `scoring.dino_model`."""
     max_dino: float | None = None
     """Greatest such similarity."""
+    max_nsfw: float | None = None
+    """Greatest score by `scoring.nsfw_head`: 0 of a safety checker, 0.5 or less of a probability."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +74,9 @@ class FilteringConfig:
     """Keep at most so many."""
     selection: Selection = "best"
     """Which: "best" by direction of all its candidates, or the "first" by number, after which no more are rendered."""
+
+    first_look_slack: float = 0.1
+    """How far beyond a threshold the scores of a first look (`rendering.first_look_steps`) may lie."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_pairs_per_triplet")

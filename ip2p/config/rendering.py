@@ -71,6 +71,9 @@ class RenderingConfig:
     """A diffusers scheduler class by name; the model's own by default."""
     num_inference_steps: int = 50
     """Denoising steps."""
+    first_look_steps: int | None = None
+    """Render every candidate in so few steps first, and in full only if that passes the filter within
+    `filtering.first_look_slack`. Pays where most candidates are rejected."""
     guidance_scale: tuple[float, float] = (7.5, 15.0)
     """Range of the classifier-free guidance, drawn per candidate."""
     p2p: tuple[float, float] = (0.1, 0.9)
@@ -122,7 +125,12 @@ class RenderingConfig:
     """Seed of the run; every draw is a hash of it, the triplet and the candidate's number."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "num_inference_steps", "batch_size", "height", "width")
+        check_positive(self, "num_inference_steps", "first_look_steps", "batch_size", "height", "width")
+        check(
+            self.first_look_steps is None or self.first_look_steps < self.num_inference_steps,
+            f"first_look_steps must be less than num_inference_steps ({self.num_inference_steps}), "
+            f"got {self.first_look_steps}. Leave it out to render in full at once.",
+        )
         check_positive(self, "blend_max_positions", "p2p_max_positions")
         check_unit("blend_threshold", self.blend_threshold)
         _check_draws(self)

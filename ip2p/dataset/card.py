@@ -21,7 +21,7 @@ from ip2p.store import RunFolder
 
 KNOBS = {
     **{f"low_{each.name}": f"filtering.thresholds.{each.name}" for each in fields(Thresholds)},
-    **{f"high_{name}": f"filtering.thresholds.max_{name}" for name in ("image", "ssim", "dino")},
+    **{f"high_{name}": f"filtering.thresholds.max_{name}" for name in ("image", "ssim", "dino", "nsfw")},
     "over_limit": "filtering.max_pairs_per_triplet",
 }
 """The setting behind each reason of the filter."""
@@ -177,7 +177,8 @@ def _figures(config: PipelineConfig, counts: Mapping[str, Any]) -> str:
         tally = tally_reasons(config, stage)
         funnel.append((noun, str(tally.total())))
         funnel += [(f"- {reason}", str(number)) for reason, number in sorted(tally.items()) if reason]
-    funnel += [("accepted", str(counts["accepted"])), ("- split_conflict", str(counts["split_conflict"]))]
+    left_out = [name for name in ("near_duplicate", "split_conflict") if name == "split_conflict" or counts[name]]
+    funnel += [("accepted", str(counts["accepted"])), *((f"- {name}", str(counts[name])) for name in left_out)]
     return f"## Counts\n\n{types}\n\n{_table(('from captions to pairs', 'number'), funnel)}"
 
 

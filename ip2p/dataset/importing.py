@@ -36,6 +36,7 @@ from ip2p.records import (
 )
 from ip2p.rendering import keep_shard
 from ip2p.rendering.images import decode_image
+from ip2p.rendering.table import EncodedPair
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,12 @@ def import_rows(
         path = folder.shard("triplets", number)
         _write_triplets(path, [each.candidate.triplet for each in usable], reasons, started)
         scored = _score(usable, scorer)
-        images = {(each.candidate.spec.triplet_id, each.candidate.spec.candidate): each.images for each in usable}
+        images = {
+            (one.candidate.spec.triplet_id, one.candidate.spec.candidate): EncodedPair(
+                *one.images, found.scores.embeddings
+            )
+            for one, found in zip(usable, scored, strict=True)
+        }
         keep_shard(config, number, scored, images, is_scored=scorer is not None)
     folder.drop_shards_from("triplets", number + 1)
     for stage in ("candidates", "pairs"):

@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig
+from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
 from ip2p.rendering.acceptance import measure_acceptance
 
 SCORES = ("clip_original", "clip_edited", "clip_direction", "clip_image")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_EXAMPLES = 3
+SIMILARITIES = (0.999, 0.99, 0.98, 0.95)
+MOST_COMPARED = 20_000
 _COLUMNS = ("triplet_id", "candidate", "original_prompt", "edit_prompt", "edited_prompt", "accepted", "reason", *SCORES)
 
 
@@ -33,6 +36,7 @@ def describe(config: PipelineConfig) -> str:
         ("CLIP similarities", _scores(table)),
         ("Accepted, by what was drawn", _acceptance(config, paths)),
         ("Duplicates", _duplicates(table)),
+        ("Pairs that repeat an earlier one", _repeats(folder)),
         ("Examples", _examples(table)),
     ]
     return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in parts)
@@ -48,7 +52,7 @@ def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:
     for reason, count in counts:
         yield f"{reason or 'accepted':<22} {count:>9}  {count / len(table):6.1%}"
     rows = store.read_summary(config.out).get("dataset", {})
-    for name in ("train", "test", "split_conflict"):
+    for name in ("train", "test", "split_conflict", "near_duplicate"):
         if name in rows:
             yield f"{'dataset: ' + name:<22} {rows[name]:>9}"
 
@@ -85,6 +89,22 @@ def _duplicates(table: pa.Table) -> Iterator[str]:
         counts = _count(first[f"{name}_min"])
         most, num = max(counts.items(), key=lambda item: item[1])
         yield f"{name:<18} {len(counts)} distinct of {len(first)}; the most frequent, {num} times: {most}"
+
+
+def _repeats(folder: store.RunFolder) -> Iterator[str]:
+    """How many pairs each `dataset.max_duplicate_similarity` would leave out, of the first so many."""
+    shards, places = folder.shards("pairs"), []
+    for number, path in enumerate(shards):
+        accepted = pq.read_table(path, columns=["accepted"])["accepted"].to_pylist()
+        places += [(number, row) for row, is_accepted in enumerate(accepted) if is_accepted]
+    try:
+        embeddings = read_embeddings(shards, places[:MOST_COMPARED])
+    except ValueError:
+        yield "unknown: not every pair has CLIP's embeddings"
+        return
+    for limit in SIMILARITIES if len(embeddings) else ():
+        num = int(find_near_duplicates(embeddings, limit).sum())
+        yield f"both images {limit:g} alike {num:>7} of {len(embeddings)}  {num / len(embeddings):6.1%}"
 
 
 def _examples(table: pa.Table) -> Iterator[str]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.dataset.card import describe_rejections, write_card
+from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
 from ip2p.dataset.schema import CHUNKING, COLUMNS, ROW_GROUP_BYTES, open_writer, schema
 from ip2p.dataset.split import SPLITS, Split, side_of, split_pairs
 from ip2p.records import content_hash
@@ -72,11 +73,14 @@ def write_dataset(config: PipelineConfig) -> dict[str, Any]:
     places = index_pairs(shards, config.dataset.seed)
     if not places:
         raise ValueError(describe_rejections(config))
+    accepted = len(places)
+    places = _unlike(places, shards, config.dataset.max_duplicate_similarity)
     splits = split_pairs((place.captions for place in places), config.dataset.test_fraction)
     outputs = plan_files(places, splits, config.dataset.rows_per_shard)
     partial = config.out / ".dataset.partial"
     rows = _write_files(partial, shards, outputs)
-    counts = _count(places, splits, outputs, config.dataset.test_fraction)
+    dropped = {"accepted": accepted, "near_duplicate": accepted - len(places)}
+    counts = dropped | _count(places, splits, outputs, config.dataset.test_fraction)
     write_card(config, partial, counts)
     counts["seconds"] = round(time.monotonic() - started, 3)
     store.write_json(partial / MANIFEST, {"fingerprint": wanted, "counts": counts, "files": rows})
@@ -124,6 +128,15 @@ def index_pairs(shards: Sequence[Path], seed: int) -> list[Place]:
                 order = content_hash("order", seed, pair["triplet_id"], pair["candidate"])
                 places.append(Place(number, row, captions, pair["edit_type"], order))
     return places
+
+
+def _unlike(places: list[Place], shards: Sequence[Path], limit: float | None) -> list[Place]:
+    """Without near-duplicates of earlier ones, if there is a limit; so pairs added at the end change none before."""
+    if limit is None:
+        return places
+    embeddings = read_embeddings(shards, [(place.shard, place.row) for place in places])
+    repeats = find_near_duplicates(embeddings, limit)
+    return [place for place, is_repeat in zip(places, repeats, strict=True) if not is_repeat]
 
 
 def plan_files(places: Sequence[Place], splits: Sequence[Split | None], rows_per_shard: int) -> list[OutputFile]:
@@ -243,7 +256,6 @@ def _count(
     crossing = (place.captions for place, split in zip(places, splits, strict=True) if split is None)
     left_out = Counter(side_of(original, test_fraction) for original, _ in crossing)
     return {
-        "accepted": len(places),
         "pairs": len(kept),
         **{split: rows[split] for split in SPLITS},
         "split_conflict": sum(left_out.values()),
@@ -255,8 +267,8 @@ def _count(
 
 def _log(counts: dict[str, Any]) -> None:
     logger.info(
-        "dataset: %d pairs (train %d, test %d) in %d files; %d left out because a caption is in the other split",
-        *(counts[name] for name in ("pairs", *SPLITS, "files", "split_conflict")),
+        "dataset: %d pairs (train %d, test %d) in %d files; left out: %d whose caption is in the other split, %d alike",
+        *(counts[name] for name in ("pairs", *SPLITS, "files", "split_conflict", "near_duplicate")),
     )
     for split in SPLITS:
         if not counts[split]:

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ip2p.filtering.nsfw import NsfwHead
 from ip2p.loading import ClipModel
 from ip2p.records import EditTriplet, PairScores
 
@@ -24,9 +26,10 @@ SMALLEST_STEP = 1e-6
 class PairScorer:
     """Scores pairs of images with one CLIP; embeds each caption once."""
 
-    def __init__(self, clip: ClipModel, *, batch_size: int) -> None:
+    def __init__(self, clip: ClipModel, *, batch_size: int, nsfw: NsfwHead | None = None) -> None:
         self.clip = clip
         self.batch_size = batch_size
+        self.nsfw = nsfw
         self._captions: dict[str, Tensor] = {}
 
     def score(
@@ -43,7 +46,15 @@ class PairScorer:
         edited_texts = self._embed_texts([triplet.edited_prompt for triplet in triplets])
         original, edited = images.chunk(2)
         rows = similarities(original, edited, original_texts, edited_texts).tolist()
-        return [PairScores(original=a, edited=b, direction=c, image=d) for a, b, c, d in rows]
+        unsafe = [None] * len(rows) if self.nsfw is None else self.nsfw(images).view(2, -1).amax(0).tolist()
+        return [
+            PairScores(original=a, edited=b, direction=c, image=d, nsfw=worse, embeddings=both)
+            for (a, b, c, d), worse, both in zip(rows, unsafe, _as_bytes(images), strict=True)
+        ]
+
+    def embed(self, originals: Sequence[Image.Image], edited: Sequence[Image.Image]) -> list[bytes]:
+        """`PairScores.embeddings` of pairs."""
+        return _as_bytes(self._embed_images([*originals, *edited]))
 
     def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         found = []
@@ -79,6 +90,12 @@ def similarities(
         ],
         dim=-1,
     )
+
+
+def _as_bytes(images: Tensor) -> list[bytes]:
+    """(2 N, D) embeddings of N original and N edited images to both embeddings of every pair."""
+    both: np.ndarray = torch.stack(images.chunk(2), dim=1).half().numpy()
+    return [each.tobytes() for each in both]
 
 
 def _unique(texts: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ A table of candidates has the columns of `records.as_row`. It is judged column b
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +15,16 @@ import pyarrow.compute as pc
 from ip2p.config import FilteringConfig, Thresholds
 from ip2p.records import SCORE_COLUMNS, Candidate, PairScores, Verdict
 
-SCORES = ("original", "edited", "direction", "image", "contrast", "ssim", "dino")
+SCORES = ("original", "edited", "direction", "image", "contrast", "ssim", "dino", "nsfw")
 """In the order in which they are asked for; the first that is too low, or else too high, names the reason."""
 OVER_LIMIT = "over_limit"
+FIRST_LOOK = "first_look"
 
 
 def judge(scores: PairScores, thresholds: Thresholds) -> Verdict:
     """Accepts scores that keep every threshold; else the reason is `low_` and the first that does not, or `high_`."""
     for name in SCORES:
-        value, least = getattr(scores, name), getattr(thresholds, name)
+        value, least = getattr(scores, name), getattr(thresholds, name, None)
         if least is not None and (value is None or not value >= least):  # not `<`: a NaN is no pass
             return Verdict(reason=f"low_{name}")
     for name in SCORES:
@@ -39,12 +41,28 @@ def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
 
 def judge_candidate(candidate: Candidate, scores: PairScores, config: FilteringConfig) -> Verdict:
     """By the thresholds of the candidate's edit type; the limit per triplet is `judge_table`'s to know."""
+    if scores.first_look:
+        return Verdict(reason=FIRST_LOOK)
     return judge(scores, thresholds_for(config, candidate.triplet.edit_type))
+
+
+def passes_first_look(candidate: Candidate, scores: PairScores, config: FilteringConfig) -> bool:
+    """Whether the scores of a first look make it worth while to render the candidate in full."""
+    limits = thresholds_for(config, candidate.triplet.edit_type)
+    return judge(scores, _loosened(limits, config.first_look_slack)).accepted
+
+
+def may_pass_now(table: pa.Table, config: FilteringConfig) -> pa.Array:
+    """Which rows did not pass a first look under earlier thresholds and do under these: they must be rendered."""
+    kinds = {kind: _loosened(limits, config.first_look_slack) for kind, limits in config.per_edit_type.items()}
+    loose = replace(config, thresholds=_loosened(config.thresholds, config.first_look_slack), per_edit_type=kinds)
+    return pa.array((_reasons(table, loose) == "") & _first_looks(table))
 
 
 def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
     """Judges candidates anew, whatever was said of them before, and limits the pairs per triplet. Keeps the order."""
     reasons = _reasons(table, config)
+    reasons[_first_looks(table)] = FIRST_LOOK
     accepted = np.flatnonzero(reasons == "")
     reasons[accepted[_is_surplus(table.take(pa.array(accepted)), config)]] = OVER_LIMIT
     columns = {"accepted": pa.array(reasons == "", pa.bool_()), "reason": pa.array(reasons, pa.string())}
@@ -64,6 +82,20 @@ def num_accepted_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
     sums = table.group_by("triplet_id").aggregate([("accepted", "count"), ("accepted", "sum")])
     columns = (sums[name].to_pylist() for name in ("triplet_id", "accepted_count", "accepted_sum"))
     return {triplet_id: (num, num_accepted) for triplet_id, num, num_accepted in zip(*columns, strict=True)}
+
+
+def _loosened(limits: Thresholds, slack: float) -> Thresholds:
+    bounds = {each.name: getattr(limits, each.name) for each in fields(limits)}
+    moved = {
+        name: bound + slack if name.startswith("max_") else bound - slack
+        for name, bound in bounds.items()
+        if bound is not None
+    }
+    return replace(limits, **moved)
+
+
+def _first_looks(table: pa.Table) -> np.ndarray:
+    return np.asarray(pc.fill_null(table["first_look"], False), dtype=bool)
 
 
 def _reasons(table: pa.Table, config: FilteringConfig) -> np.ndarray:

@@ -11,6 +11,7 @@ from ip2p import loading
 from ip2p.config import ScoringConfig
 from ip2p.filtering.clip_scores import PairScorer
 from ip2p.filtering.image_scores import contrast, image_similarities, ssim
+from ip2p.filtering.nsfw import load_nsfw_head
 from ip2p.records import EditTriplet, PairScores
 
 
@@ -53,4 +54,5 @@ def load_scorer(config: ScoringConfig) -> Scorer:
 def load_pair_scorer(config: ScoringConfig) -> PairScorer:
     """CLIP's part of it."""
     clip = loading.load_clip(config.clip_model, config.clip_pretrained, device=config.device)
-    return PairScorer(clip, batch_size=config.batch_size)
+    nsfw = load_nsfw_head(config.nsfw_head) if config.nsfw_head else None
+    return PairScorer(clip, batch_size=config.batch_size, nsfw=nsfw)

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
-from ip2p.filtering.judge import count_verdicts, judge_table
+from ip2p.filtering.judge import count_verdicts, judge_table, may_pass_now
 from ip2p.records import ScoredCandidate
 from ip2p.rendering.acceptance import measure_acceptance
 from ip2p.rendering.needed import Key, key_of
 from ip2p.rendering.table import (
     IMAGES_SCHEMA,
+    PAIR_SCHEMA,
     SCHEMA,
     EncodedPair,
     candidates_table,
@@ -33,7 +35,7 @@ from ip2p.rendering.table import (
     read_rows,
     with_images,
 )
-from ip2p.rendering.work import encoded_pairs, render_needed
+from ip2p.rendering.work import render_again, render_needed
 from ip2p.store import RunFolder, Sidecar
 
 logger = logging.getLogger(__name__)
@@ -143,17 +145,20 @@ def _work(config: PipelineConfig, shard: Shard, triplets_path: Path, previous: S
     """Renders and scores what is needed and not on disk, judges all there is, renders kept pairs that lack images."""
     started, name = time.monotonic(), shard.candidates.stem
     known = pq.read_table(shard.candidates, schema=SCHEMA) if previous else SCHEMA.empty_table()
-    known = judge_table(known, config.filtering)
-    new = render_needed(config, known, triplets_path, name=name, is_first=previous is None)
+    outdated = may_pass_now(known, config.filtering)
+    again = set(known.filter(outdated)["triplet_id"].to_pylist())
+    known = judge_table(known.filter(pc.invert(outdated)), config.filtering)
+    new = render_needed(config, known, triplets_path, name=name, is_first=previous is None, again=again)
     table = known
     if new.scored:
         table = in_order_of(new.triplet_ids, pa.concat_tables([known, candidates_table(new.scored)]))
         table = judge_table(table, config.filtering)
-    wanted = table if config.rendering.keep_rejected_images else table.filter(table["accepted"])
+    rendered = pc.invert(pc.fill_null(table["first_look"], False))
+    wanted = table.filter(rendered if config.rendering.keep_rejected_images else table["accepted"])
     images = pa.concat_tables([_images_on_disk(shard, previous), images_table(new.images)])
     missing = [each.candidate for each in read_rows(lacks_images(wanted, images))]
-    again = zip((key_of(each) for each in missing), encoded_pairs(config, missing) if missing else (), strict=True)
-    images = pa.concat_tables([images, images_table(dict(again))])
+    rendered_again = zip((key_of(each) for each in missing), render_again(config, missing), strict=True)
+    images = pa.concat_tables([images, images_table(dict(rendered_again))])
     seconds, num_new = time.monotonic() - started, len(new.scored)
     if previous is None or num_new:
         rate = num_new / seconds if seconds else 0.0
@@ -169,7 +174,7 @@ def _images_on_disk(shard: Shard, previous: Sidecar | None) -> pa.Table:
     sidecar = _intact(shard.pairs) if previous else None
     if sidecar is None or sidecar.extra.get("scores_from") != shard.scores_from:
         return IMAGES_SCHEMA.empty_table()
-    return pq.read_table(shard.pairs, columns=IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA)
+    return pq.read_table(shard.pairs, schema=PAIR_SCHEMA, columns=IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA)
 
 
 def _write(shard: Shard, table: pa.Table, pairs: pa.Table, *, seconds: float, too_long: int) -> Sidecar:

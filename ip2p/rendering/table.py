@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ip2p.records import DRAWN_COLUMNS, SCORE_COLUMNS, ScoredCandidate, as_row, from_row
+from ip2p.records import DRAWN_COLUMNS, EMBEDDINGS_COLUMN, SCORE_COLUMNS, ScoredCandidate, as_row, from_row
 from ip2p.rendering.images import format_of
 from ip2p.rendering.needed import Key
 
-EncodedPair = tuple[bytes, bytes]
-"""The original's and the edited image's file contents."""
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Two images as they are stored."""
+
+    original: bytes
+    edited: bytes
+    embeddings: bytes | None = None
+    """`PairScores.embeddings`, where the pair was scored."""
+
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SCHEMA = pa.schema(
@@ -24,13 +33,16 @@ SCHEMA = pa.schema(
         ),
         *((name, pa.int64()) for name in ("candidate", "seed")),
         *((name, pa.float64()) for name in (*DRAWN_COLUMNS, *SCORE_COLUMNS)),
+        ("first_look", pa.bool_()),
         ("accepted", pa.bool_()),
         ("reason", pa.string()),
     ]
 )
 SIDES = ("original_image", "edited_image")
-PAIR_SCHEMA = pa.schema([*SCHEMA, *(pa.field(side, IMAGE_TYPE) for side in SIDES)])
-IMAGES_SCHEMA = pa.schema([PAIR_SCHEMA.field(name) for name in ("triplet_id", "candidate", *SIDES)])
+STORED = (*SIDES, EMBEDDINGS_COLUMN)
+"""What pairs have and candidates have not."""
+PAIR_SCHEMA = pa.schema([*SCHEMA, *(pa.field(side, IMAGE_TYPE) for side in SIDES), (EMBEDDINGS_COLUMN, pa.binary())])
+IMAGES_SCHEMA = pa.schema([PAIR_SCHEMA.field(name) for name in ("triplet_id", "candidate", *STORED)])
 
 
 def candidates_table(scored: Iterable[ScoredCandidate]) -> pa.Table:
@@ -59,9 +71,9 @@ def images_table(images: Mapping[Key, EncodedPair]) -> pa.Table:
 def _images_row(triplet_id: str, number: int, pair: EncodedPair) -> dict[str, Any]:
     files = {
         side: {"bytes": content, "path": f"{triplet_id}-{number}-{side.removesuffix('_image')}.{format_of(content)}"}
-        for side, content in zip(SIDES, pair, strict=True)
+        for side, content in zip(SIDES, (pair.original, pair.edited), strict=True)
     }
-    return {"triplet_id": triplet_id, "candidate": number, **files}
+    return {"triplet_id": triplet_id, "candidate": number, **files, EMBEDDINGS_COLUMN: pair.embeddings}
 
 
 def lacks_images(wanted: pa.Table, images: pa.Table) -> pa.Table:
@@ -71,9 +83,9 @@ def lacks_images(wanted: pa.Table, images: pa.Table) -> pa.Table:
 
 def with_images(wanted: pa.Table, images: pa.Table) -> pa.Table:
     """The rows of `wanted`, each with its images."""
-    found = images.select(list(SIDES)).take(_places(wanted, images))
-    for side in SIDES:
-        wanted = wanted.append_column(PAIR_SCHEMA.field(side), found[side])
+    found = images.select(list(STORED)).take(_places(wanted, images))
+    for name in STORED:
+        wanted = wanted.append_column(PAIR_SCHEMA.field(name), found[name])
     return wanted
 
 

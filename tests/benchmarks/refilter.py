@@ -22,7 +22,7 @@ from ip2p.presets import shapes
 from ip2p.records import EditTriplet
 from ip2p.rendering.candidates import _shard
 from ip2p.rendering.images import encode_image
-from ip2p.rendering.table import SCHEMA, images_table, with_images
+from ip2p.rendering.table import SCHEMA, EncodedPair, images_table, with_images
 from ip2p.store import RunFolder
 
 ROWS_PER_SHARD, CANDIDATES = 10_000, 4
@@ -60,7 +60,7 @@ def make_shard(config: PipelineConfig, number: int, pixel: bytes) -> None:
     table = judge_table(pa.table(columns, schema=SCHEMA), config.filtering)
     accepted = table.filter(table["accepted"])
     keys = zip(accepted["triplet_id"].to_pylist(), accepted["candidate"].to_pylist(), strict=True)
-    images = images_table(dict.fromkeys(keys, (pixel, pixel)))
+    images = images_table(dict.fromkeys(keys, EncodedPair(pixel, pixel)))
     shard = _shard(config, number, triplets_path)
     known = {"fingerprint": shard.fingerprint, "seconds": 0.0, "counts": count_verdicts(table)}
     for path, content in ((shard.pairs, with_images(accepted, images)), (shard.candidates, table)):
