@@ -9,6 +9,7 @@ from ip2p.config.dataset import DatasetConfig
 from ip2p.config.evaluation import EvaluationConfig
 from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
 from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
+from ip2p.config.job import DIFFUSERS_DEFAULTS, TrainingJob
 from ip2p.config.pipeline import PipelineConfig, RunnerConfig
 from ip2p.config.prompts import DEFAULT_EDIT_TYPE_RULES, PromptsConfig
 from ip2p.config.rendering import (
@@ -25,6 +26,7 @@ __all__ = [
     "AttentionBackend",
     "CrossAlignment",
     "DEFAULT_EDIT_TYPE_RULES",
+    "DIFFUSERS_DEFAULTS",
     "DatasetConfig",
     "EditTypeRendering",
     "EvaluationConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "ScoringConfig",
     "Thresholds",
     "TrainingConfig",
+    "TrainingJob",
     "fingerprint",
     "to_dict",
 ]
