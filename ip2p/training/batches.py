@@ -53,10 +53,12 @@ class Sampling:
         return draw_samples(self.num_samples, self.config.seed, first, size)
 
     def draws(self, micro_step: int) -> StepDraws:
-        """All that chance decides of them."""
-        shape = torch.Size((self.config.train_batch_size, *self.latent_shape))
+        """All that chance decides of them: this process's part of what one process would draw for all of them."""
+        size = self.config.train_batch_size
+        shape = torch.Size((size * self.num_processes, *self.latent_shape))
         weights = weigh_timesteps(self.config, self.num_train_timesteps)
-        return draw_step(shape, weights, self.config.seed, micro_step, self.process_index)
+        draws = draw_step(shape, weights, self.config.seed, micro_step, 0)
+        return draws.part(size * self.process_index, size)
 
     def keys(self, micro_step: int) -> Iterator[list[SampleKey]]:
         """What is to be decoded, from a micro-step on, without end."""

@@ -47,7 +47,8 @@ def load_vae(config: TrainingConfig, device: torch.device, dtype: torch.dtype = 
         vae = _from_pretrained(AutoencoderKL, config.pretrained_vae_model_name_or_path, torch_dtype=torch.float32)
     else:
         vae = _load(AutoencoderKL, config, "vae", torch_dtype=torch.float32)
-    return vae.to(device, dtype).eval().requires_grad_(False)
+    vae = vae.to(device) if dtype == torch.float32 else vae.to(device, dtype)
+    return vae.eval().requires_grad_(False)
 
 
 def load_text_encoder(config: TrainingConfig, device: torch.device) -> CLIPTextModel:

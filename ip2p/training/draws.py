@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -30,6 +30,10 @@ class StepDraws:
     """(N, C, 1, 1) standard normal: the noise that is constant over a channel."""
     crop: Tensor
     """(N, 2) uniform in [0, 1): where a random crop lies, from top and from left."""
+
+    def part(self, first: int, num: int) -> StepDraws:
+        """Those of some samples."""
+        return StepDraws(*(getattr(self, each.name)[first : first + num] for each in fields(self)))
 
 
 def draw_step(shape: torch.Size, timestep_weights: Tensor, *key: object) -> StepDraws:
