@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
 )
 from PIL import Image
 
 from ip2p.editing import edit_file, edit_images, guidance_terms, load_editor
-from ip2p.editing.guidance import guided, stack_conditions
+from ip2p.editing.guidance import Texts, guided, stack_conditions
 from ip2p.training.surgery import widen_conv_in
 
 INSTRUCTIONS = ["make the circle green", "remove the square", "make the background white"]
@@ -72,6 +75,34 @@ def test_an_edit_is_what_diffusers_own_pipeline_gives(
         assert distance(our, np.asarray(their)) <= 1
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_edit_of_an_xl_is_what_diffusers_own_pipeline_gives(tiny_xl: Path, tmp_path: Path, scaled: bool) -> None:
+    parts = StableDiffusionXLPipeline.from_pretrained(tiny_xl).components
+    torch.manual_seed(0)
+    parts["unet"] = widen_conv_in(parts["unet"], 8)
+    torch.nn.init.normal_(parts["unet"].conv_in.weight, std=0.2)
+    parts |= {"image_encoder": None, "feature_extractor": None}
+    names = inspect.signature(StableDiffusionXLInstructPix2PixPipeline.__init__).parameters
+    wanted = {name: part for name, part in parts.items() if name in names}
+    made = StableDiffusionXLInstructPix2PixPipeline(**wanted, add_watermarker=False, is_cosxl_edit=scaled)
+    made.register_to_config(is_cosxl_edit=scaled)
+    made.save_pretrained(tmp_path)
+    pipeline = load_editor(str(tmp_path), "cpu")
+    images = pictures((64, 64), (64, 64))
+    knobs = {"num_inference_steps": 5, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    ours = edit_images(pipeline, images, INSTRUCTIONS[:2], seeds=[5, 6], **knobs)
+    for number, our in enumerate(ours):
+        their = pipeline(
+            INSTRUCTIONS[number],
+            image=Image.fromarray(images[number]),
+            generator=torch.Generator().manual_seed(5 + number),
+            height=64,
+            width=64,
+            **knobs,
+        ).images[0]
+        assert distance(our, np.asarray(their)) <= 1
+
+
 @pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler])
 def test_an_edit_does_not_depend_on_its_batch(
     editor_folder: Path, scheduler: type[EulerAncestralDiscreteScheduler] | None
@@ -119,7 +150,7 @@ def test_guidance_is_the_papers_formula_at_the_least_cost(
     with_image = predict(torch.cat([latents, image], 1), null.expand(2, -1, -1))
     full = predict(torch.cat([latents, image], 1), text)
     expected = nothing + image_guidance_scale * (with_image - nothing) + guidance_scale * (full - with_image)
-    found = guided(predict, latents, stack_conditions(terms, image, text, null))
+    found = guided(predict, latents, stack_conditions(terms, image, Texts(text, null), (64, 64)))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
