@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -351,3 +353,43 @@ def test_two_processes_train_what_one_does_at_the_same_batch(tmp_path: Path, dat
     one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("1", "2"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=2e-5, rtol=0)
+
+
+def test_wandb_sees_figures_and_pictures_offline(
+    tmp_path: Path, data: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    one = ["--val_image_url", str(picture_of(tmp_path)), "--validation_prompt", "make it red"]
+    flags = ["--max_train_steps", "1", "--num_validation_images", "1", "--report_to", "wandb"]
+    assert train(tiny_sd, data, tmp_path / "out", *flags, *one) == 0
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(run.glob("run-*.wandb"))
+    assert len(list((run / "files/media/images").rglob("*.png"))) == 1
+
+
+def test_a_tracker_that_is_not_there_is_named(
+    tmp_path: Path, data: Path, tiny_sd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_sd, data, tmp_path / "out", "--report_to", "tensorbord") == 2
+    assert "report_to must be of tensorboard, wandb, comet_ml, trackio, all or none" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_end_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
+    words += ["--lr_warmup_steps=0", "--max_train_steps=40", "--checkpointing_steps=3", "--train_batch_size=2"]
+    words += ["--resume_from_checkpoint=latest", "--use_ema", "--conditioning_dropout_prob=0.1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "ip2p.training", *words]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*command, f"--output_dir={tmp_path / 'whole'}"], check=True, **options)
+    child = subprocess.Popen([*command, f"--output_dir={tmp_path / 'killed'}"], start_new_session=True, **options)
+    while child.poll() is None and not list((tmp_path / "killed").glob("checkpoint-*")):
+        time.sleep(0.02)
+    time.sleep(np.random.default_rng().uniform(0, 0.5))
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "killed/model_index.json").exists()
+    subprocess.run([*command, f"--output_dir={tmp_path / 'killed'}"], check=True, **options)
+    assert same_weights(tmp_path / "whole" / WEIGHTS, tmp_path / "killed" / WEIGHTS)

@@ -6,15 +6,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 
 from ip2p.config import TrainingJob
+from ip2p.hub import check_token, telling_refusals
+from ip2p.training.lora import CONV_IN_FILE, LORA_FILE
 
 logger = logging.getLogger(__name__)
 
-STATES = ("checkpoint-*", "cache/**", "logs/**", "validation_images/**", "finished.json", "config.json")
-LEFT_OUT = [*STATES, "checkpoint-*/**", "*.jsonl", ".*", ".*/**"]
-"""Of the export's folder, which may be the training's; `config.json` at the root is the run's, not the model's."""
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+SENT = ["README.md", "model_index.json", LORA_FILE, CONV_IN_FILE, *(f"{part}/*" for part in PARTS)]
+"""Of the export's folder, which may be the training's."""
 
 USAGE = {
     False: "StableDiffusionInstructPix2PixPipeline",
@@ -89,14 +91,20 @@ def _named(source: str) -> str:
     return path.name if path.is_absolute() or path.exists() else source
 
 
+def check_may_upload(job: TrainingJob) -> None:
+    """ValueError, before the training starts, where it is to be uploaded and there is no token."""
+    if job.push_to_hub:
+        check_token(get_token())
+
+
 def upload(job: TrainingJob, folder: Path) -> str:
-    """Uploads the pipeline and its card; returns the address. The token is the hub client's own business."""
-    api = HfApi()
+    """Uploads the pipeline and its card; returns the address. The token is the environment's or the hub client's."""
+    api = HfApi(token=check_token(get_token()))
     name = job.hub_model_id or Path(job.output_dir).resolve().name
-    repository = api.create_repo(name, exist_ok=True).repo_id
-    done = api.upload_folder(
-        repo_id=repository, folder_path=folder, commit_message="Upload the trained editor", ignore_patterns=LEFT_OUT
-    )
-    address = str(done)
-    logger.info("uploaded %s to %s", folder, address)
-    return address
+    with telling_refusals(name):
+        repository = api.create_repo(name, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Upload the trained editor", allow_patterns=SENT
+        )
+    logger.info("uploaded %s to %s", folder, repository)
+    return str(repository)

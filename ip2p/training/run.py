@@ -52,6 +52,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     """Caches, trains, exports; returns what happened, which also lies in `output_dir/finished.json`."""
     output = Path(job.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    hub.check_may_upload(job)
     rows, shown = open_rows(job.data, job), read_shown(job)
     accelerator = new_accelerator(job)
     whole = PipelineConfig(training=job)
