@@ -393,3 +393,45 @@ def test_two_processes_that_are_killed_end_in_the_same_weights(tmp_path: Path, d
     assert not (tmp_path / "killed/model_index.json").exists()
     subprocess.run([*command, f"--output_dir={tmp_path / 'killed'}"], check=True, **options)
     assert same_weights(tmp_path / "whole" / WEIGHTS, tmp_path / "killed" / WEIGHTS)
+
+
+@pytest.mark.parametrize("form", ["glob", "url", "stream"])
+def test_pairs_are_read_from_a_pattern_a_url_or_a_stream(tmp_path: Path, data: Path, tiny_sd: Path, form: str) -> None:
+    flags = ["--max_train_steps", "2", "--resolution", "64", "--train_batch_size", "4", "--seed", "3", COLUMNS]
+    pattern = f"{data}/data/train-*.parquet"
+    source = pattern if form == "glob" else f"file://{pattern}"
+    more = [f"--cache_dir={tmp_path / 'datasets'}", *(["--streaming"] if form == "stream" else [])]
+    words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--dataset_name={source}", "--lr_warmup_steps=0"]
+    assert main([*words, f"--output_dir={tmp_path / 'out'}", *flags, *more]) == 0
+    assert json.loads((tmp_path / "out/finished.json").read_text())["summary"]["samples"] == 7
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(tiny_sd, data, tmp_path / "folder", "--max_train_steps", "2") == 0
+    assert same_weights(tmp_path / "out" / WEIGHTS, tmp_path / "folder" / WEIGHTS)
+
+
+def test_a_stream_has_no_random_access_for_random_crops(
+    tmp_path: Path, tiny_sd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = [pair(n, original_image=png((128, 64), seed=n), edited_image=png((128, 64), seed=n + 50)) for n in range(3)]
+    data = write_pairs(tmp_path / "wide", wide)
+    source = [f"--dataset_name=file://{data}/data/train-*.parquet", "--streaming", COLUMNS, "--resolution=64"]
+    words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--output_dir={tmp_path / 'out'}", "--max_train_steps=1"]
+    assert main([*words, *source]) == 2
+    assert "streamed rows can be read in order only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--offload_ema", "--use_ema", "--noise_offset", "0.1", "--scale_lr"],
+        ["--use_8bit_adam", "--enable_xformers_memory_efficient_attention", "--allow_tf32"],
+        ["--lr_scheduler", "cosine_with_restarts", "--lr_num_cycles", "2", "--prediction_type", "epsilon"],
+        ["--vae_precision", "bf16", "--mixed_precision", "bf16", "--no_cache", "--snr_gamma", "5"],
+    ],
+)
+def test_other_flags_train_too(tmp_path: Path, data: Path, tiny_sd: Path, flags: list[str]) -> None:
+    assert train(tiny_sd, data, tmp_path / "out", "--max_train_steps", "2", *flags) == 0
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "out")
+    wanted = "epsilon" if "epsilon" in flags else "v_prediction"
+    assert pipeline.scheduler.config.prediction_type == wanted
+    assert pipeline.unet.dtype == pipeline.vae.dtype == torch.float32

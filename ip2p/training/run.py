@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
 
 from ip2p.config import PipelineConfig, TrainingConfig, TrainingJob
 from ip2p.loading import resolve_device, resolve_dtype
@@ -44,6 +44,7 @@ from ip2p.training.validation import Validation, read_shown
 
 logger = logging.getLogger("ip2p.training")
 
+WHOLE_WEIGHTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 LOOKED_AT = 256
 """Rows whose images' shapes decide whether a random crop has any choice."""
 
@@ -117,7 +118,7 @@ def _open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output:
         logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
     if job.streaming:
         raise ValueError(
-            "streamed rows can be read in order only. Leave --streaming out, or let the latents be cached."
+            "streamed rows can be read in order only, for a cache. Leave --streaming out, or add --center_crop."
         )
     with accelerator.main_process_first():
         table = open_table(job.data, job)
@@ -155,9 +156,15 @@ def new_accelerator(job: TrainingJob) -> Accelerator:
     output = Path(job.output_dir)
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / job.logging_dir))
     trackers: Any = tracker_names(job.report_to)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision, kwargs_handlers=[patient], log_with=trackers or None, project_config=project
     )
+    if accelerator.distributed_type not in WHOLE_WEIGHTS:
+        raise ValueError(
+            f"the trainer keeps whole weights in every process, which {accelerator.distributed_type.value} does not. "
+            "Launch with --multi_gpu, and --gradient_checkpointing or --use_lora where memory is short."
+        )
+    return accelerator
 
 
 def _summary(progress: Progress, rows: Rows, output: Path, caching: float, samples: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """How fast a training is beside diffusers' script: `python -m tests.benchmarks.training --script FILE`.
 
 FILE is `train_instruct_pix2pix.py` (or the XL script, with `--model` an XL), unchanged. Both train the same model
-folder on the same pairs with the same flags, in turns, each in a process of its own that uses all cores. A run of few
-steps and one of more tell the seconds of a step apart from those of the start; ours encodes every pair in the start,
-which the table shows. The last line is ours over the script's, in pairs per second.
+folder on the same pairs with the same flags, in turns, each in a process of its own that uses all cores. The seconds of
+a step are the median between the times that tensorboard notes, after a warm-up; what else a run takes is its start, in
+which ours encodes every pair. The last line is ours over the script's, in pairs per second.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,6 +25,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ip2p.presets import data_folder
 
 WAYS = ("script", "ours")
+WARM_UP = 5
+"""Steps that are not counted."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Run:
     seconds: float
     memory: int
     """Peak resident memory in bytes."""
-    losses: dict[int, float]
+    losses: list[float]
+    steps: list[float]
+    """Seconds of each, after the warm-up."""
 
 
-def start(way: str, options: argparse.Namespace, steps: int, folder: Path) -> Run:
-    """Trains so many steps in a fresh folder."""
+def train(way: str, options: argparse.Namespace, folder: Path) -> Run:
+    """Trains in a fresh folder."""
     program = [options.script] if way == "script" else ["-m", "ip2p.training"]
     flags = {
         "pretrained_model_name_or_path": options.model,
@@ -46,7 +51,7 @@ def start(way: str, options: argparse.Namespace, steps: int, folder: Path) -> Ru
         "output_dir": str(folder),
         "resolution": str(options.resolution),
         "train_batch_size": str(options.batch_size),
-        "max_train_steps": str(steps),
+        "max_train_steps": str(options.steps + WARM_UP),
         "learning_rate": "1e-4",
         "lr_warmup_steps": "0",
         "conditioning_dropout_prob": "0.05",
@@ -64,7 +69,7 @@ def start(way: str, options: argparse.Namespace, steps: int, folder: Path) -> Ru
         _, code, usage = os.wait4(child.pid, 0)
     if code:
         raise SystemExit((folder.parent / "log").read_text()[-3000:])
-    return Run(time.perf_counter() - began, usage.ru_maxrss * 1024, read_losses(folder / "logs/instruct-pix2pix"))
+    return Run(time.perf_counter() - began, usage.ru_maxrss * 1024, *read_log(folder / "logs/instruct-pix2pix"))
 
 
 def as_training_split(data: Path, folder: Path) -> str:
@@ -75,22 +80,13 @@ def as_training_split(data: Path, folder: Path) -> str:
     return str(folder)
 
 
-def read_losses(folder: Path) -> dict[int, float]:
-    """The training's losses by step."""
-    events = EventAccumulator(str(folder))
+def read_log(folder: Path) -> tuple[list[float], list[float]]:
+    """The losses of all steps, and the seconds of those after the warm-up."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {each.step: each.value for each in events.Scalars("train_loss")}
-
-
-def measure(way: str, options: argparse.Namespace) -> tuple[float, float, Run]:
-    """(seconds of a step, seconds of the start, the longer run)."""
-    runs = []
-    for steps in (options.few, options.few + options.steps):
-        with tempfile.TemporaryDirectory() as name:
-            runs.append(start(way, options, steps, Path(name) / "out"))
-    few, many = runs
-    step = (many.seconds - few.seconds) / options.steps
-    return step, few.seconds - options.few * step, many
+    noted = events.Scalars("train_loss")
+    times = [each.wall_time for each in noted[WARM_UP:]]
+    return [each.value for each in noted], [after - before for before, after in pairwise(times)]
 
 
 def main() -> None:
@@ -103,24 +99,24 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
-    parser.add_argument("--few", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40, help="that are measured")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=60, help="that are measured")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gpu", action="store_true")
     options = parser.parse_args()
     scratch = tempfile.TemporaryDirectory()
     options.data = as_training_split(Path(options.data), Path(scratch.name))
-    found: dict[str, list[tuple[float, float, Run]]] = {way: [] for way in WAYS}
+    found: dict[str, list[Run]] = {way: [] for way in WAYS}
     for _ in range(options.rounds):
         for way in WAYS:
-            found[way].append(measure(way, options))
-    rates = {way: options.batch_size / statistics.median(step for step, _, _ in each) for way, each in found.items()}
+            with tempfile.TemporaryDirectory() as name:
+                found[way].append(train(way, options, Path(name) / "out"))
+    seconds = {way: statistics.median(step for run in runs for step in run.steps) for way, runs in found.items()}
+    rates = {way: options.batch_size / step for way, step in seconds.items()}
     print("| way | pairs a second | to the script | start, s | peak memory, MiB | mean loss, first and second half |")
     print("|---|---|---|---|---|---|")
-    for way, each in found.items():
-        begin = statistics.median(seconds for _, seconds, _ in each)
-        memory = max(run.memory for _, _, run in each) / 2**20
-        losses = list(each[0][2].losses.values())
+    for way, runs in found.items():
+        begin = statistics.median(run.seconds - sum(run.steps) for run in runs)
+        memory, losses = max(run.memory for run in runs) / 2**20, runs[0].losses
         halves = (statistics.mean(some) for some in (losses[: len(losses) // 2], losses[len(losses) // 2 :]))
         ratio, told = rates[way] / rates["script"], ", ".join(f"{half:.4f}" for half in halves)
         print(f"| {way} | {rates[way]:.1f} | {ratio:.2f} | {begin:.1f} | {memory:.0f} | {told} |")
