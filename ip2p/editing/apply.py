@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ip2p.editing.guidance import Conditions, Texts, guidance_terms, guided, stack_conditions
@@ -58,50 +57,6 @@ def edit_images(
             if on_batch is not None:
                 on_batch(len(some))
     return [edited[index] for index in range(len(arrays))]
-
-
-def edit_file(
-    pipeline: Any,
-    input_path: Path,
-    instruction: str,
-    output_path: Path,
-    *,
-    num_inference_steps: int = 20,
-    guidance_scale: float = 7.5,
-    image_guidance_scale: float = 1.5,
-    seed: int = 0,
-    resolution: int | None = None,
-) -> None:
-    """Edits a file; the output has the input's size.
-
-    The edit is made at `resolution` pixels on the short side; at the model's own by default.
-    """
-    image = read_image(input_path)
-    side = resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    factor = side / min(image.size)
-    small = image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), Resample)
-    (edited,) = edit_images(
-        pipeline,
-        [small],
-        [instruction],
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        image_guidance_scale=image_guidance_scale,
-        seeds=[seed],
-    )
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        Image.fromarray(edited).resize(image.size, Resample).save(output_path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write {output_path}: {error}. Give a name that ends in .png or .jpg.") from error
-
-
-def read_image(path: Path) -> Image.Image:
-    """An RGB image, upright. ValueError where there is none."""
-    try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read {path} as an image: {error}. Give a picture file, such as a .png.") from error
 
 
 def fitting_size(pipeline: Any, width: int, height: int) -> tuple[int, int]:
