@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ip2p import __version__
-from ip2p.cli import commands, datasets, editing
+from ip2p.cli import app, commands, datasets, editing
 from ip2p.cli.remote import mirrored
 from ip2p.config_file import suggest
 from ip2p.console import GOES_ON, log_failure, start_logging
@@ -24,6 +24,7 @@ COMMANDS = {
     "refilter": commands.refilter,
     "report": commands.report,
     "edit": editing.edit,
+    "app": app.app,
 }
 
 HELP_WORDS = ("-h", "--help", "help")
