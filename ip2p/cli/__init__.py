@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": commands.evaluate,
     "refilter": commands.refilter,
     "report": commands.report,
+    "compare": commands.compare,
     "edit": editing.edit,
     "app": app.app,
 }

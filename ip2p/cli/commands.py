@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from ip2p.cli.arguments import (
@@ -14,6 +15,7 @@ from ip2p.cli.arguments import (
     read_run,
     read_run_data,
     take_option,
+    wants_help,
 )
 from ip2p.cli.datasets import enter, import_pairs, inspect
 from ip2p.cli.results import describe_results
@@ -94,6 +96,19 @@ def report(words: list[str]) -> None:
     """Rewrites a run's report."""
     config = parse_existing_run(words, "report")
     _report(config)
+
+
+def compare(words: list[str]) -> None:
+    """Lays several runs side by side on one page: ip2p compare RUN RUN … [--output PAGE.html]"""
+    output = take_option(words, "output")
+    if wants_help(words) or len(words) < 2:
+        raise ValueError(
+            "`ip2p compare` takes two run folders or more. Write: ip2p compare RUN RUN [--output PAGE.html]"
+        )
+    from ip2p.evaluation.report import write_comparison
+
+    configs = [dataclasses.replace(read_run(Path(word)), out=Path(word)) for word in words]
+    print(write_comparison(configs, Path(output) if output else None))
 
 
 def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:

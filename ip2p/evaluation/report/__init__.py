@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ip2p.config import PipelineConfig
-from ip2p.evaluation.report import sections, strips
+from ip2p.evaluation.report import comparing, sections, strips
 from ip2p.evaluation.report.reading import RunFacts, read_run
 from ip2p.store import RunFolder, write_atomic
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]
 
 
 def write_report(config: PipelineConfig) -> Path:
@@ -36,14 +37,26 @@ def _write(file: Any, content: bytes) -> None:
     file.write(content)
 
 
-def render_page(facts: RunFacts) -> str:
-    """The whole page as text."""
+def write_comparison(configs: Sequence[PipelineConfig], path: Path | None = None) -> Path:
+    """Writes several runs as one page and returns its path. ValueError where there is nothing to compare."""
+    place = path or comparing.default_page(configs)
+    page = _template("comparison.html.jinja").render(comparing.describe_comparison(configs)).encode()
+    write_atomic(place, lambda file: _write(file, page))
+    return place
+
+
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader(__name__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.undefined = StrictUndefined
     environment.filters |= {"percent": percent, "score": score, "count": count}
-    return environment.get_template("template.html.jinja").render(
+    return environment.get_template(name)
+
+
+def render_page(facts: RunFacts) -> str:
+    """The whole page as text."""
+    return _template("template.html.jinja").render(
         name=facts.name,
         headlines=sections.headlines(facts),
         funnel=sections.funnel(facts),
