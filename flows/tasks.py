@@ -25,6 +25,12 @@ def retrying(stage: Task[..., Any], config: PipelineConfig) -> Task[..., Any]:
     return stage.with_options(retries=config.runner.retries, retry_delay_seconds=1, retry_condition_fn=worth_retrying)
 
 
+@task(task_run_name="answers-{number:05d}", cache_policy=NO_CACHE)
+def write_answers(config: PipelineConfig, number: int) -> Sidecar | None:
+    """What a language model answers about captions."""
+    return prompts.write_answers(config, number)
+
+
 @task(task_run_name="prompts-{number:05d}", cache_policy=NO_CACHE)
 def write_triplets(config: PipelineConfig, number: int) -> Sidecar:
     """Captions to edit triplets."""

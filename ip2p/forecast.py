@@ -53,7 +53,7 @@ class Forecast:
 
 def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
     """Makes two shards of so many captions; returns the second's figures. ValueError where captions are too few."""
-    available = len(read_entries(config.prompts))
+    available = len(read_entries(config.prompts, config.out))
     if available < 2 * num_captions:
         raise ValueError(
             f"a sample of {num_captions} captions, measured once the machine is warm, needs {2 * num_captions}; "
@@ -82,7 +82,7 @@ def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = 
     """Scales a sample to all captions of the config, or to so many triplets. ValueError where it gave no triplet."""
     if not sample.triplets:
         raise ValueError("no triplet of the sample could be used, so nothing can be planned. Look at the captions.")
-    triplets = num_triplets or round(len(read_entries(config.prompts)) * sample.triplets / sample.captions)
+    triplets = num_triplets or round(len(read_entries(config.prompts, config.out)) * sample.triplets / sample.captions)
     captions = round(triplets * sample.captions / sample.triplets)
     scale = triplets / sample.triplets
     accepted = round(scale * sample.accepted)

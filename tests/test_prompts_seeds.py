@@ -17,7 +17,7 @@ from ip2p.prompts.parse import is_no_op
 
 SEEDS, CAPTIONS = data_folder() / "prompts" / "photo.jsonl", data_folder() / "prompts" / "photo_captions.txt"
 TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
-TEXT_TO_IMAGE_CANNOT = re.compile(r"\b(zoom|camera|closer|to the (left|right)|flip|rotate|crop)\b")
+TEXT_TO_IMAGE_CANNOT = re.compile(r"\b(zoom|camera angle|closer|to the (left|right)|flip|rotate|crop)\b")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,14 @@ from ip2p.config.evaluation import EvaluationConfig
 from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
 from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
 from ip2p.config.pipeline import PipelineConfig, RunnerConfig
-from ip2p.config.prompts import DEFAULT_EDIT_TYPE_RULES, PromptsConfig
+from ip2p.config.prompts import (
+    DEFAULT_EDIT_TYPE_RULES,
+    DEFAULT_EDIT_TYPES,
+    CleaningConfig,
+    PromptsConfig,
+    ScreeningConfig,
+    ServerConfig,
+)
 from ip2p.config.rendering import (
     AttentionBackend,
     CrossAlignment,
@@ -23,7 +30,9 @@ from ip2p.config.training import TrainingConfig
 
 __all__ = [
     "AttentionBackend",
+    "CleaningConfig",
     "CrossAlignment",
+    "DEFAULT_EDIT_TYPES",
     "DEFAULT_EDIT_TYPE_RULES",
     "DatasetConfig",
     "EditTypeRendering",
@@ -37,6 +46,8 @@ __all__ = [
     "RenderingConfig",
     "RunnerConfig",
     "ScoringConfig",
+    "ScreeningConfig",
+    "ServerConfig",
     "Thresholds",
     "TrainingConfig",
     "fingerprint",
