@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ip2p import __version__
-from ip2p.cli import commands, datasets
+from ip2p.cli import commands, datasets, prompts
 from ip2p.cli.remote import mirrored
 from ip2p.config_file import suggest
 from ip2p.console import GOES_ON, log_failure, start_logging
@@ -18,6 +18,7 @@ from ip2p.console import GOES_ON, log_failure, start_logging
 COMMANDS = {
     "run": commands.run,
     "dataset": commands.dataset,
+    "prompts": prompts.prompts,
     "plan": datasets.plan_costs,
     "train": commands.train,
     "evaluate": commands.evaluate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ip2p.config.checks import check, check_positive
@@ -196,3 +197,39 @@ class PromptsConfig:
     @property
     def _weight(self) -> float:
         return sum(weight for _, weight in self.edit_types)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
+    """Teaching a causal language model the original's format."""
+
+    model: str
+    """Folder or hub id of the model to start from."""
+    triplets: str
+    """A .jsonl of triplets to learn from."""
+    output: Path
+    """Folder to write the taught model to."""
+    revision: str | None = None
+    """Branch, tag or commit of the model on the hub."""
+    num_epochs: int = 10
+    """Most passes over the triplets."""
+    patience: int = 2
+    """Stop after so many epochs in which the held-out loss did not fall below its least."""
+    held_out: float = 0.1
+    """Fraction of the captions whose triplets are not learned, to tell when to stop."""
+    learning_rate: float = 5e-5
+    """Step size of AdamW; 10 times as much suits LoRA."""
+    batch_size: int = 8
+    """Triplets a step."""
+    lora_rank: int | None = None
+    """Train low-rank additions to every linear layer instead of the whole model; merged into it when written."""
+    dtype: Precision = "float32"
+    """Precision of the model while it is taught."""
+    device: str = "auto"
+    """Where to train."""
+    seed: int = 0
+    """Decides what is held out and the order."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "num_epochs", "patience", "batch_size", "lora_rank", "learning_rate")
+        check(0 < self.held_out < 1, f"held_out must lie in (0, 1), got {self.held_out}. A tenth is usual.")

@@ -147,10 +147,10 @@ def _entries(config: PromptsConfig, rows: Iterable[tuple[int, Row]], left_out: C
             yield _read_line(name, number, row)
             continue
         caption, reason = clean_caption(_caption_of(row, config, number), config.cleaning)
-        if caption and not reason:
-            yield caption
+        if reason:
+            left_out[reason] += 1
         else:
-            left_out[reason or "empty"] += 1
+            yield caption
 
 
 def _caption_of(row: Row, config: PromptsConfig, number: int) -> str:

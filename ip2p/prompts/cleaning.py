@@ -9,13 +9,13 @@ from typing import Literal
 from ip2p.config import CleaningConfig
 from ip2p.prompts.language import reads_as
 
-Dropped = Literal["", "markup", "too_short", "too_long", "language"]
+Dropped = Literal["", "empty", "markup", "too_short", "too_long", "language"]
 
 TAG = re.compile(r"<[^<>]{1,200}>")
 ADDRESS = re.compile(r"(https?://|www\.)\S+|\S+@\S+\.\w+", re.IGNORECASE)
 FILE_NAME = re.compile(r"\b[\w-]+\.(jpe?g|png|gif|webp|tiff?|bmp|svg|pdf)\b", re.IGNORECASE)
-LITTLE_ELSE = 0.5
-"""A caption that loses more than this share of its letters was no caption."""
+LITTLE_ELSE = 0.25
+"""A caption of which less than this share is left was no caption."""
 
 
 def normalise(text: str) -> str:
@@ -31,6 +31,8 @@ def clean_caption(text: str, config: CleaningConfig) -> tuple[str, Dropped]:
         if len(stripped) < LITTLE_ELSE * len(plain):
             return stripped, "markup"
         plain = stripped
+    if not plain:
+        return plain, "empty"
     num_words = len(plain.split())
     if num_words < config.min_words:
         return plain, "too_short"
