@@ -11,6 +11,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts, tasks
+from flows.limits import limit_server
 from flows.runners import raise_first_failure, resources
 from ip2p import plan, prompts, rendering
 from ip2p.config import PipelineConfig
@@ -35,19 +36,19 @@ class Futures:
 
 
 def submit_shards(config: PipelineConfig, numbers: Sequence[int]) -> Futures:
-    """Each shard's rendering right after the prompts of as many shards as there are workers.
+    """Each shard's rendering once the prompts of as many shards as there are workers were submitted.
 
     Runners start what was submitted first, so rendering begins with the first finished prompt shard and neither stage
     waits for the other to end.
     """
     futures, lead = Futures(), config.runner.max_workers
     for number in range(len(numbers) + lead):
-        if number < len(numbers):
-            _submit_prompts(config, numbers[number], futures)
         if number >= lead:
             place = number - lead
             render = tasks.retrying(tasks.render_pairs, config)
             futures.pairs.append(render.submit(config, numbers[place], futures.triplets[place]))
+        if number < len(numbers):
+            _submit_prompts(config, numbers[number], futures)
     return futures
 
 
@@ -63,6 +64,7 @@ def _submit_prompts(config: PipelineConfig, number: int, futures: Futures) -> No
 def build_dataset(config: PipelineConfig) -> State[Any]:
     """The steps to the dataset, inside a flow. Only shards go to the task runner; the rest runs where the flow does."""
     numbers = plan.shard_numbers(config)
+    limit_server(config.prompts)
     with resources(config.runner):
         futures = submit_shards(config, numbers)
     raise_first_failure([*futures.answers, *futures.triplets, *futures.pairs])

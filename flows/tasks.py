@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
+from flows.limits import server_slot
 from ip2p import dataset, evaluation, prompts, rendering, training
 from ip2p.config import PipelineConfig
 from ip2p.evaluation import report
@@ -28,13 +30,15 @@ def retrying(stage: Task[..., Any], config: PipelineConfig) -> Task[..., Any]:
 @task(task_run_name="answers-{number:05d}", cache_policy=NO_CACHE)
 def write_answers(config: PipelineConfig, number: int) -> Sidecar | None:
     """What a language model answers about captions."""
-    return prompts.write_answers(config, number)
+    with server_slot(config.prompts):
+        return prompts.write_answers(config, number)
 
 
 @task(task_run_name="prompts-{number:05d}", cache_policy=NO_CACHE)
 def write_triplets(config: PipelineConfig, number: int) -> Sidecar:
     """Captions to edit triplets."""
-    return prompts.write_shard(config, number)
+    with nullcontext() if prompts.depends_on_earlier_shards(config) else server_slot(config.prompts):
+        return prompts.write_shard(config, number)
 
 
 @task(task_run_name="render-{number:05d}", cache_policy=NO_CACHE)

@@ -99,8 +99,8 @@ class ScreeningConfig:
 class ServerConfig:
     """An OpenAI-compatible endpoint, for the `server` backend. Nothing here changes what is asked for."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
-    """Where it answers: vLLM, llama.cpp, Ollama, `transformers serve` or a paid service."""
+    base_url: str = ""
+    """Where it answers, such as http://127.0.0.1:8000/v1: vLLM, llama.cpp, Ollama, `transformers serve`, a service."""
     api_key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; servers of one's own need none."""
     concurrency: int = 8
@@ -120,7 +120,7 @@ class ServerConfig:
         check_positive(self, "concurrency", "timeout", "first_delay", "max_delay")
         check(self.max_retries >= 0, f"max_retries must not be negative, got {self.max_retries}. Use 0 for none.")
         check(
-            self.base_url.startswith(("http://", "https://")),
+            not self.base_url or self.base_url.startswith(("http://", "https://")),
             f"base_url must start with http:// or https://, got {self.base_url!r}. Give the part before /chat.",
         )
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ip2p import loading
 from ip2p.config import PromptsConfig
-from ip2p.loading import LanguageModel
 from ip2p.prompts.asking import Answer, Backend, Request
 
 if TYPE_CHECKING:
+    from ip2p.loading import LanguageModel
     from ip2p.prompts.causal_lm import Sampling
 
 
@@ -39,8 +38,11 @@ def open_backend(config: PromptsConfig, journal: Path) -> Backend:
         from ip2p.prompts.journal import Journal
         from ip2p.prompts.server import ServerBackend
 
+        check_server(config)
         return ServerBackend(config, Journal(journal))
-    language_model = loading.load_language_model(
+    from ip2p.loading import load_language_model
+
+    language_model = load_language_model(
         config.model, revision=config.revision, device=config.device, dtype=config.dtype
     )
     if config.backend == "causal_lm":
@@ -66,11 +68,21 @@ def check_backend(config: PromptsConfig) -> None:
     from ip2p.prompts.asking import read_examples
 
     if config.backend in ("causal_lm", "chat"):
-        loading.check_model_source(config.model, what="prompts.model", marker="config.json")
-    if config.backend == "server" and not config.model:
-        raise ValueError("prompts.model is not set. Give the name under which the server has the model.")
+        from ip2p.loading import check_model_source
+
+        check_model_source(config.model, what="prompts.model", marker="config.json")
+    if config.backend == "server":
+        check_server(config)
     if config.backend in ("chat", "server") and config.num_examples:
         read_examples(config.examples)
+
+
+def check_server(config: PromptsConfig) -> None:
+    """ValueError where the config does not say what to ask."""
+    if not config.model:
+        raise ValueError("prompts.model is not set. Give the name under which the server has the model.")
+    if not config.server.base_url:
+        raise ValueError("prompts.server.base_url is not set. Give an address such as http://127.0.0.1:8000/v1.")
 
 
 def name_source(config: PromptsConfig) -> str:

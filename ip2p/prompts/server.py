@@ -38,9 +38,6 @@ class ServerBackend:
     """Requests of a shard go out together, as many at a time as the config says for the whole process."""
 
     def __init__(self, config: PromptsConfig, journal: Journal) -> None:
-        """ValueError where the config names no model."""
-        if not config.model:
-            raise ValueError("prompts.model is not set. Give the name under which the server has the model.")
         self.config, self.journal = config, journal
         self.slots = _slots_of(config.server)
         self.stopped = threading.Event()
@@ -51,17 +48,22 @@ class ServerBackend:
             futures = [pool.submit(self._answer_one, client, request) for request in requests]
             for future in futures:
                 future.add_done_callback(lambda _: on_answer(1))
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failed = next((error for future in done if (error := _error_of(future))), None)
-            if failed:
-                self.stopped.set()
+            wait(futures, return_when=FIRST_EXCEPTION)
+            if self.stopped.is_set():
                 pool.shutdown(wait=True, cancel_futures=True)
-                raise failed
+                raise next(error for future in futures if (error := _error_of(future)))
         answers = [future.result() for future in futures]
         self._check_not_all_refused(answers)
         return answers
 
     def _answer_one(self, client: OpenAI, request: Request) -> Answer:
+        try:
+            return self._converse(client, request)
+        except BaseException:
+            self.stopped.set()  # no other request is begun
+            raise
+
+    def _converse(self, client: OpenAI, request: Request) -> Answer:
         talk, earlier = messages_for(self.config, request), list[str]()
         while True:
             found = self._ask(client, request, talk)
@@ -102,7 +104,7 @@ class ServerBackend:
         for attempt in range(server.max_retries + 1):
             with self.slots:
                 if self.stopped.is_set():
-                    raise RuntimeError("stopped, because another request failed")
+                    raise Stopped
                 found = _send(client, asked, server)
             if isinstance(found, dict):
                 return found
@@ -121,6 +123,10 @@ class ServerBackend:
                 f"{self.config.server.base_url} refused every request: {answers[0].text}. Check prompts.model, "
                 "prompts.max_new_tokens and prompts.server.response_format."
             )
+
+
+class Stopped(Exception):
+    """Not begun, because another request failed."""
 
 
 class Fault(Exception):
@@ -204,4 +210,5 @@ def _slots_of(server: ServerConfig) -> threading.BoundedSemaphore:
 
 
 def _error_of(future: Future[Answer]) -> BaseException | None:
-    return None if future.cancelled() else future.exception()
+    error = None if future.cancelled() else future.exception()
+    return None if isinstance(error, Stopped) else error
