@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from ip2p import __version__
 from ip2p.cli import commands, datasets, prompts
@@ -63,7 +64,8 @@ def _run_command(name: str, words: list[str], debug: bool) -> int:
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name}. {suggest(name, list(COMMANDS))}")
     start_logging(debug)
-    with mirrored(words) as local_words:
+    reads_from_anywhere = name == "prompts" and words[:1] == ["import"]
+    with nullcontext(words) if reads_from_anywhere else mirrored(words) as local_words:
         COMMANDS[name](local_words)
     return 0
 

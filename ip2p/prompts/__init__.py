@@ -3,6 +3,7 @@
 from ip2p.prompts.answers import write_answers
 from ip2p.prompts.backends import check_backend
 from ip2p.prompts.parse import name_edit_type
+from ip2p.prompts.trying import try_caption
 from ip2p.prompts.write import (
     Generation,
     asks_a_model,
@@ -24,6 +25,7 @@ __all__ = [
     "read_triplets",
     "summarise",
     "triplets_table",
+    "try_caption",
     "write_answers",
     "write_shard",
 ]
