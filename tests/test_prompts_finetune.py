@@ -97,6 +97,17 @@ def test_low_rank_additions_are_merged_into_what_is_written(config: FinetuneConf
     assert loss == pytest.approx(min(found.held_out), abs=1e-3)
 
 
+def test_a_triplet_longer_than_the_model_s_context_is_left_out(
+    config: FinetuneConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = {"original_prompt": "a long caption " * 40, "edit_prompt": "make it short", "edited_prompt": "a caption"}
+    with Path(config.triplets).open("a") as file:
+        file.write(f"\n{json.dumps(long)}")
+    found = finetune(replace(config, num_epochs=1))
+    assert found.num_trained + found.num_held_out == len(TRIPLETS)
+    assert "1 of 41 triplets are longer than 512 tokens" in caplog.text
+
+
 def test_a_file_without_triplets_is_a_mistake(config: FinetuneConfig) -> None:
     Path(config.triplets).write_text('{"original_prompt": "a cat"}\n')
     with pytest.raises(ValueError, match="holds 0 triplets, needs two or more"):

@@ -48,10 +48,11 @@ class Finetuned:
 
 def finetune(config: FinetuneConfig) -> Finetuned:
     """Trains, and writes the best model with its tokenizer and `finetune.json` to the output folder."""
-    trained, held_out = split_triplets(read_triplets_file(config.triplets), config.held_out, config.seed)
     language_model = loading.load_language_model(
         config.model, revision=config.revision, device=config.device, dtype=config.dtype
     )
+    fitting = _fitting(language_model, read_triplets_file(config.triplets))
+    trained, held_out = split_triplets(fitting, config.held_out, config.seed)
     found = Finetuned(len(trained), len(held_out))
     learner = _with_lora(language_model.model, config.lora_rank) if config.lora_rank else language_model.model
     optimizer = torch.optim.AdamW(
@@ -79,6 +80,21 @@ def read_triplets_file(source: str) -> list[EditTriplet]:
     if len(triplets) < 2:
         raise ValueError(f"triplets {source} holds {len(triplets)} triplets, needs two or more. Give a .jsonl of them.")
     return triplets
+
+
+def _fitting(language_model: LanguageModel, triplets: Sequence[EditTriplet]) -> list[EditTriplet]:
+    """Those that the model's context takes whole. ValueError where it takes fewer than two."""
+    context = getattr(language_model.model.config, "max_position_embeddings", None)
+    if context is None:
+        return list(triplets)
+    found = [each for each in triplets if encode(language_model.tokenizer, [each])[0].shape[1] <= context]
+    if len(found) < len(triplets):
+        logger.warning(
+            "%d of %d triplets are longer than %d tokens", len(triplets) - len(found), len(triplets), context
+        )
+    if len(found) < 2:
+        raise ValueError(f"the model takes {context} tokens, and {len(found)} triplets fit. Give a larger model.")
+    return found
 
 
 def split_triplets(

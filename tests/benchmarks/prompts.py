@@ -23,10 +23,12 @@ from ip2p.prompts import write_shard
 from ip2p.prompts.asking import Request
 from ip2p.prompts.captions import read_entries
 from ip2p.prompts.causal_lm import Sampling, generate
+from ip2p.prompts.parse import REASONS
 
 NUM_TIMED, ROUNDS = 60, 3
 NUM_JUDGED = 200
 TEMPERATURES = (0.7, 1.0, 1.5)
+STRICT = ScreeningConfig(near_duplicate=0.95, check_agreement=True, language="en")
 
 
 def measure_speed(config: PipelineConfig) -> None:
@@ -48,17 +50,15 @@ def measure_speed(config: PipelineConfig) -> None:
 
 
 def measure_validity(config: PipelineConfig, temperature: float, out: Path) -> None:
-    """Share of answers that parse and share that is kept, by temperature."""
-    screening = ScreeningConfig(near_duplicate=0.95, check_agreement=True)
-    prompts = replace(
-        config.prompts, temperature=temperature, num_captions=NUM_JUDGED, shard_size=NUM_JUDGED, screening=screening
-    )
-    counts = Counter(write_shard(replace(config, prompts=prompts, out=out), 0).counts)
-    num = counts["generations"]
-    lost = ", ".join(f"{name} {count}" for name, count in counts.items() if name not in ("captions", "generations"))
-    parsed = num - counts["unparsable"]
-    shares = f"{parsed / num:.1%} parse, {counts['kept'] / num:.1%} kept"
-    print(f"temperature {temperature}: {num} written, {shares} ({lost})")
+    """Shares that parse, that are kept as the default judges, and that are kept with every check of words as well."""
+    prompts = replace(config.prompts, temperature=temperature, num_captions=NUM_JUDGED, shard_size=NUM_JUDGED)
+    for name, screening in {"default": ScreeningConfig(), "strict": STRICT}.items():
+        asked = replace(config, out=out, prompts=replace(prompts, screening=screening))
+        counts = Counter(write_shard(asked, 0).counts)
+        num, parsed = counts["generations"], counts["generations"] - counts["unparsable"]
+        lost = ", ".join(f"{reason} {counts[reason]}" for reason in REASONS if counts[reason])
+        shares = f"{parsed / num:.1%} parse, {counts['kept'] / num:.1%} kept"
+        print(f"temperature {temperature}, {name} checks: {num} written, {shares} ({lost})")
 
 
 def main() -> None:
