@@ -60,7 +60,8 @@ def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
             f"{config.prompts.captions} has {available}. Give --sample {max(1, available // 2)} or less."
         )
     with tempfile.TemporaryDirectory(prefix="ip2p-plan-") as name:
-        small = replace(config, out=Path(name), prompts=replace(config.prompts, shard_size=num_captions))
+        prompts_of_two = replace(config.prompts, shard_size=num_captions, num_captions=2 * num_captions)
+        small = replace(config, out=Path(name), prompts=prompts_of_two)
         for number in range(2):
             triplets = prompts.write_shard(small, number)
             pairs = rendering.write_shard(small, number)

@@ -234,6 +234,14 @@ def test_page_asks_nothing_of_the_network(html: str) -> None:
     assert "url(" not in html and "@import" not in html and "http://" not in html and "https://" not in html
 
 
+def test_the_page_shows_what_the_prompt_stage_wrote_and_what_it_rejected(html: str) -> None:
+    section = html[html.index('id="triplets"') : html.index('id="scores"')]
+    for part in ("Kept, by edit type", "Words of the instruction", "Verbs", "Objects", "not parsable", "no change"):
+        assert part in section
+    assert all(f"<span>{kind}</span>" in section for kind in EDIT_TYPES)
+    assert "&lt;script&gt;alert" in section and HOSTILE not in section
+
+
 def test_every_picture_says_what_it_shows_and_decodes(html: str) -> None:
     import base64
 
