@@ -20,6 +20,7 @@ from ip2p import store
 from ip2p.config import PipelineConfig, ServerConfig, to_dict
 from ip2p.prompts import write_shard
 from ip2p.prompts.answers import journal_path
+from ip2p.prompts.parse import JSON_FIELDS
 from tests.chat_server import ChatServer, question_of, serving, well_behaved
 
 CAPTIONS = tuple(f"a photo of house number {number} by the sea" for number in range(24))
@@ -81,6 +82,16 @@ def test_all_faults_at_once_change_no_triplet(config: PipelineConfig, server: Ch
     again = replace(config, out=tmp_path / "again")
     write_shard(again, 0)
     assert rows_of(again) == rows_of(config)
+
+
+def test_only_the_asked_form_of_an_answer_makes_a_shard_of_another_server_be_written_again(
+    config: PipelineConfig, server: ChatServer
+) -> None:
+    done = write_shard(config, 0)
+    assert write_shard(with_server(config, timeout=9.0, base_url=f"{server.url}/"), 0) == done
+    write_shard(with_server(config, response_format="json_schema"), 0)
+    assert sum(server.asked.values()) == 48
+    assert server.bodies[-1]["response_format"]["json_schema"]["schema"]["required"] == list(JSON_FIELDS)
 
 
 def test_no_more_requests_than_allowed_are_under_way(config: PipelineConfig, server: ChatServer) -> None:

@@ -97,7 +97,7 @@ class ScreeningConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """An OpenAI-compatible endpoint, for the `server` backend. Nothing here changes what is asked for."""
+    """An OpenAI-compatible endpoint, for the `server` backend. All but the answers' form may change during a run."""
 
     base_url: str = ""
     """Where it answers, such as http://127.0.0.1:8000/v1: vLLM, llama.cpp, Ollama, `transformers serve`, a service."""

@@ -58,11 +58,13 @@ def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
 def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """What decides the answers, or the triplets, as plain values."""
     default = to_dict(PromptsConfig())
-    return {
+    deciding = {
         name: value
         for name, value in to_dict(config).items()
         if name not in (*RESULT_FREE, *without) and (name in FIRST_KNOBS or value != default[name])
     }
+    form = config.server.response_format
+    return deciding | ({"response_format": form} if config.backend == "server" and form != "none" else {})
 
 
 def write_answers(config: PipelineConfig, number: int) -> store.Sidecar | None:
