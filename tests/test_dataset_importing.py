@@ -209,13 +209,14 @@ def test_scored_pairs_are_filtered_and_judged_again_like_our_own(
 
 
 def test_an_import_can_be_trained_on(tmp_path: Path, tiny_config: PipelineConfig) -> None:
-    from ip2p.training.source import decode_pair, open_rows
+    from ip2p.training.geometry import decode_pair
+    from ip2p.training.source import open_rows
 
     source, out = write_original(tmp_path / "original"), tmp_path / "imported"
     assert main(["dataset", "import", str(source), str(out), "--dataset.test-fraction", "0"]) == 0
     rows = open_rows(str(out), tiny_config.training)
     assert len(rows) == 5
-    assert {decode_pair(pair, 16).shape for pair in rows.read()} == {(2, 16, 16, 3)}
+    assert {decode_pair(pair, 16).pixels.shape for pair in rows.read()} == {(2, 16, 16, 3)}
 
 
 def test_unscored_pairs_cannot_be_judged_by_thresholds(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,14 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
 )
 from PIL import Image
 
-from ip2p.editing import edit_file, edit_images, guidance_terms, load_editor
-from ip2p.editing.guidance import guided, stack_conditions
+from ip2p.cli import main
+from ip2p.editing import Editor, Knobs, edit_images, guidance_terms, load_editor, write_image
+from ip2p.editing.guidance import Texts, guided, stack_conditions
 from ip2p.training.surgery import widen_conv_in
 
 INSTRUCTIONS = ["make the circle green", "remove the square", "make the background white"]
@@ -72,6 +77,34 @@ def test_an_edit_is_what_diffusers_own_pipeline_gives(
         assert distance(our, np.asarray(their)) <= 1
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_edit_of_an_xl_is_what_diffusers_own_pipeline_gives(tiny_xl: Path, tmp_path: Path, scaled: bool) -> None:
+    parts = StableDiffusionXLPipeline.from_pretrained(tiny_xl).components
+    torch.manual_seed(0)
+    parts["unet"] = widen_conv_in(parts["unet"], 8)
+    torch.nn.init.normal_(parts["unet"].conv_in.weight, std=0.2)
+    parts |= {"image_encoder": None, "feature_extractor": None}
+    names = inspect.signature(StableDiffusionXLInstructPix2PixPipeline.__init__).parameters
+    wanted = {name: part for name, part in parts.items() if name in names}
+    made = StableDiffusionXLInstructPix2PixPipeline(**wanted, add_watermarker=False, is_cosxl_edit=scaled)
+    made.register_to_config(is_cosxl_edit=scaled)
+    made.save_pretrained(tmp_path)
+    pipeline = load_editor(str(tmp_path), "cpu")
+    images = pictures((64, 64), (64, 64))
+    knobs = {"num_inference_steps": 5, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    ours = edit_images(pipeline, images, INSTRUCTIONS[:2], seeds=[5, 6], **knobs)
+    for number, our in enumerate(ours):
+        their = pipeline(
+            INSTRUCTIONS[number],
+            image=Image.fromarray(images[number]),
+            generator=torch.Generator().manual_seed(5 + number),
+            height=64,
+            width=64,
+            **knobs,
+        ).images[0]
+        assert distance(our, np.asarray(their)) <= 1
+
+
 @pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler])
 def test_an_edit_does_not_depend_on_its_batch(
     editor_folder: Path, scheduler: type[EulerAncestralDiscreteScheduler] | None
@@ -119,29 +152,96 @@ def test_guidance_is_the_papers_formula_at_the_least_cost(
     with_image = predict(torch.cat([latents, image], 1), null.expand(2, -1, -1))
     full = predict(torch.cat([latents, image], 1), text)
     expected = nothing + image_guidance_scale * (with_image - nothing) + guidance_scale * (full - with_image)
-    found = guided(predict, latents, stack_conditions(terms, image, text, null))
+    found = guided(predict, latents, stack_conditions(terms, image, Texts(text, null), (64, 64)))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (131, 97), (20, 300)])
-def test_an_edited_file_has_the_size_of_its_input(
-    editor: StableDiffusionInstructPix2PixPipeline, tmp_path: Path, size: tuple[int, int]
-) -> None:
-    Image.new("RGBA", size, (200, 10, 10, 128)).save(tmp_path / "in.png")
-    edit_file(editor, tmp_path / "in.png", "make it blue", tmp_path / "new" / "out.png", num_inference_steps=2)
-    assert Image.open(tmp_path / "new" / "out.png").size == size
+def test_an_edited_picture_has_the_size_of_its_input(editor_folder: Path, size: tuple[int, int]) -> None:
+    editor = Editor(editor_folder, device="cpu", knobs=Knobs(num_inference_steps=2))
+    edited = editor(Image.new("RGBA", size, (200, 10, 10, 128)), "make it blue")
+    assert edited.size == size and edited.mode == "RGB"
 
 
-def test_a_file_that_is_no_picture_is_a_one_line_error(
-    editor: StableDiffusionInstructPix2PixPipeline, tmp_path: Path
-) -> None:
+def test_a_picture_is_turned_upright(editor_folder: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (96, 64), "red").save(tmp_path / "in.jpg", exif=exif)
+    assert Editor(editor_folder, device="cpu", knobs=Knobs(num_inference_steps=1))(tmp_path / "in.jpg", "x").size == (
+        64,
+        96,
+    )
+
+
+def test_what_is_no_picture_is_a_one_line_error(editor_folder: Path, tmp_path: Path) -> None:
+    editor = Editor(editor_folder, device="cpu")
     (tmp_path / "in.png").write_text("words")
     for name in ("in.png", "missing.png"):
         with pytest.raises(ValueError, match="cannot read"):
-            edit_file(editor, tmp_path / name, "x", tmp_path / "out.png")
-    Image.new("RGB", (64, 64)).save(tmp_path / "in.png")
+            editor(tmp_path / name, "x")
+    with pytest.raises(ValueError, match="at most 67108864 are edited"):
+        editor(Image.new("1", (2**14, 2**13)), "x")
     with pytest.raises(ValueError, match="cannot write"):
-        edit_file(editor, tmp_path / "in.png", "x", tmp_path / "out.nothing", num_inference_steps=1)
+        write_image(Image.new("RGB", (8, 8)), tmp_path / "out.nothing")
+
+
+def test_a_grid_has_a_row_per_text_guidance_and_a_column_per_image_guidance(editor_folder: Path) -> None:
+    editor = Editor(editor_folder, device="cpu", knobs=Knobs(num_inference_steps=2))
+    (picture,) = (Image.fromarray(image) for image in pictures((64, 64)))
+    grid = editor.edit_grid(picture, "make it red", guidance_scales=[1.0, 4.0], image_guidance_scales=[1.0, 1.5, 2.0])
+    assert [len(row) for row in grid] == [3, 3]
+    knobs = Knobs(num_inference_steps=2, guidance_scale=4.0, image_guidance_scale=1.5)
+    assert np.array_equal(np.asarray(grid[1][1]), np.asarray(editor(picture, "make it red", knobs=knobs)))
+
+
+def test_the_package_itself_names_the_editor(editor_folder: Path) -> None:
+    import ip2p
+
+    assert ip2p.Editor is Editor
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        ip2p.Nothing  # noqa: B018
+
+
+def edit(*words: str) -> int:
+    return main(["edit", *words, "--num-inference-steps", "1", "--device", "cpu"])
+
+
+def test_a_folder_is_edited_by_several_instructions_seeds_and_guidances(editor_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, image in zip("ab", pictures((64, 64), (96, 64)), strict=True):
+        Image.fromarray(image).save(tmp_path / "in" / f"{name}.png")
+    more = ["--also", "make it blue", "--seeds", "1", "2", "--image-guidance-scale", "1.2", "1.6"]
+    words = ["--model", str(editor_folder), str(tmp_path / "in"), "make it red", str(tmp_path / "out"), *more]
+    assert edit(*words) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{name}-make-it-{colour}-seed{seed}-i{scale}.png"
+        for name in "ab"
+        for colour in ("red", "blue")
+        for seed in (1, 2)
+        for scale in ("1.2", "1.6")
+    )
+    assert Image.open(tmp_path / "out/b-make-it-red-seed1-i1.2.png").size == (96, 64)
+
+
+def test_a_list_of_edits_names_its_outputs_and_nothing_is_overwritten(
+    editor_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "edit_prompt": "make it red", "output": "first.png"}]
+    rows.append({"image": "a.png", "edit_prompt": "make it blue", "seed": 3})
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--model", str(editor_folder), str(tmp_path / "edits.jsonl"), "", str(tmp_path / "out")]
+    assert edit(*words) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-make-it-blue.png", "first.png"]
+    assert edit(*words) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert edit(*words, "--overwrite") == 0
+
+
+def test_one_picture_goes_where_it_is_told(editor_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert edit("--model", str(editor_folder), str(tmp_path / "a.png"), "make it red", str(tmp_path / "new/b.jpg")) == 0
+    assert Image.open(tmp_path / "new/b.jpg").size == (64, 64)
 
 
 def test_edits_need_as_many_seeds_as_images(editor: StableDiffusionInstructPix2PixPipeline) -> None:

@@ -18,13 +18,15 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ip2p.config import PipelineConfig, TrainingConfig
-from ip2p.training.cache import encode_text, load_cache
+from ip2p.training.cache import load_cache
 from ip2p.training.components import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae
 from ip2p.training.draws import draw_samples, draw_step, weigh_timesteps
+from ip2p.training.geometry import decode_pair
 from ip2p.training.losslog import LossLog, mean_of_last, read_losses
 from ip2p.training.objective import drop_conditions, objective_of
-from ip2p.training.source import decode_pair, open_rows, training_fingerprint
+from ip2p.training.source import open_rows, training_fingerprint
 from ip2p.training.surgery import widen_conv_in
+from ip2p.training.text import encode_text
 from tests.tiny import tiny_unet
 
 CPU = torch.device("cpu")
@@ -205,7 +207,7 @@ def test_both_images_are_cropped_alike(tmp_path: Path, tiny_sd: Path) -> None:
     cell = png((90, 60), mode="RGBA")
     folder = write_pairs(tmp_path, [pair(0, original_image=cell, edited_image=cell)])
     (row,) = open_rows(str(folder), tiny_training(tiny_sd)).read()
-    images = decode_pair(row, 32)
+    images = decode_pair(row, 32).pixels
     assert images.shape == (2, 32, 32, 3)
     assert np.array_equal(images[0], images[1])
 
@@ -216,7 +218,7 @@ def test_the_cache_holds_what_the_encoders_say(tmp_path: Path, tiny_sd: Path) ->
     cache = load_cache(tmp_path / "cache", rows, config, Accelerator(cpu=True))
     batch = cache.take([4, 1], [False, True])
     raw = [list(rows.read())[number] for number in (4, 1)]
-    pixels = torch.from_numpy(np.stack([decode_pair(row, 64) for row in raw])).permute(1, 0, 4, 2, 3) / 127.5 - 1
+    pixels = torch.from_numpy(np.stack([decode_pair(row, 64).pixels for row in raw])).permute(1, 0, 4, 2, 3) / 127.5 - 1
     vae = load_vae(config, CPU)
     with torch.no_grad():
         posterior = vae.encode(pixels[1]).latent_dist
@@ -227,7 +229,7 @@ def test_the_cache_holds_what_the_encoders_say(tmp_path: Path, tiny_sd: Path) ->
         prompts = [str(row.edit_prompt) for row in raw]
         assert torch.allclose(batch.text, encode_text(encoder, tokenizer, prompts), atol=1e-5)
         assert torch.allclose(cache.null_text, encode_text(encoder, tokenizer, [""]), atol=1e-5)
-    assert sum(len(text) for text in cache.texts) == 1 + 3
+    assert sum(len(part["text"]) for part in cache.texts) == 1 + 3
 
 
 def test_the_mirrored_latents_are_those_of_the_mirrored_images(tmp_path: Path, tiny_sd: Path) -> None:
@@ -240,7 +242,7 @@ def test_the_mirrored_latents_are_those_of_the_mirrored_images(tmp_path: Path, t
     as_they_are = [cache.take([0, 2], [False, False]) for cache in caches]
     assert torch.equal(as_they_are[0].mean, as_they_are[1].mean)
     (raw,) = itertools.islice(open_rows(str(data), plain).read(), 2, 3)
-    pixels = torch.from_numpy(decode_pair(raw, 64)[:, :, ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = torch.from_numpy(decode_pair(raw, 64).pixels[:, :, ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         told = load_vae(plain, CPU).encode(pixels).latent_dist
     turned = caches[1].take([2], [True])

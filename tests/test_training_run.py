@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,16 +25,17 @@ from safetensors.torch import load_file
 from ip2p.config import PipelineConfig, TrainingConfig
 from ip2p.store import RunFolder
 from ip2p.training import launch
-from ip2p.training.__main__ import main, run
+from ip2p.training.__main__ import main
 from ip2p.training.cache import load_cache
 from ip2p.training.checkpoint import find_checkpoints
-from ip2p.training.components import load_noise_scheduler, load_unet
+from ip2p.training.flags import job_of
 from ip2p.training.launching import run_child
-from ip2p.training.loop import Interrupted, Stop, Trainer, new_trained
 from ip2p.training.losslog import read_losses
-from ip2p.training.objective import objective_of
+from ip2p.training.run import new_trainer
+from ip2p.training.run import run as run_job
 from ip2p.training.source import open_rows
-from ip2p.training.surgery import widen_conv_in
+from ip2p.training.stopping import Interrupted, Stop
+from ip2p.training.trainer import Trainer
 from tests.test_training import pair, tiny_training, write_pairs
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -58,12 +60,17 @@ def same_weights(first: Path, second: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def run(config: TrainingConfig, data: str, output: Path, export: Path, stop: Stop) -> dict[str, Any]:
+    """A training of a run, in this process."""
+    return run_job(job_of(config, data, output=output, export=export), stop)
+
+
 def start(config: TrainingConfig, data: Path, folder: Path) -> subprocess.Popen[bytes]:
     """A training in a process of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(asdict(config)))
-    command = [sys.executable, "-m", "ip2p.training", "--config", str(folder / "config.json"), "--data", str(data)]
-    command += ["--output", str(folder / "training"), "--export", str(folder / "model")]
+    job = job_of(config, str(data), output=folder / "training", export=folder / "model")
+    (folder / "config.json").write_text(json.dumps(asdict(job)))
+    command = [sys.executable, "-m", "ip2p.training", "--config", str(folder / "config.json")]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
@@ -142,17 +149,14 @@ def trainer_on(data: Path, folder: Path, config: TrainingConfig) -> Trainer:
     """A trainer whose steps can be taken one at a time."""
     accelerator = Accelerator(cpu=True)
     cache = load_cache(folder / "cache", open_rows(str(data), config), config, accelerator)
-    unet = widen_conv_in(load_unet(config), 8)
-    trained, network = new_trained(unet, config, accelerator)
-    objective = objective_of(load_noise_scheduler(config), config.snr_gamma)
-    return Trainer(config, cache, objective, 0.5, accelerator, network, trained)
+    return new_trainer(cache, config, accelerator)[0]
 
 
 def test_a_step_of_two_halves_has_the_gradient_of_their_mean(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     config = tiny_training(tiny_sd, train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-6)
     trainer = trainer_on(data, tmp_path, config)
     expected = (trainer.loss(6) + trainer.loss(7)).item() / 2
-    assert trainer.step(3).item() == pytest.approx(expected, rel=1e-5)
+    assert trainer.step(3)[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_first_convolution_can_learn_faster_than_the_rest(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
@@ -170,7 +174,7 @@ def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
     folder = write_pairs(tmp_path / "four", [pair(n) for n in range(4)])
     config = tiny_training(tiny_sd, train_batch_size=8, learning_rate=5e-3, lr_warmup_steps=0)
     trainer = trainer_on(folder, tmp_path, config)
-    for part in trainer.cache.rows:  # the random autoencoder's own spread could not be learnt
+    for part in trainer.source.rows:  # the random autoencoder's own spread could not be learnt
         part["deviation"] = torch.zeros_like(part["deviation"])
         part["mean"] = torch.arange(4.0)[:, None, None, None, None].expand_as(part["mean"]) - 1.5
     with torch.no_grad():
@@ -201,8 +205,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(
     tmp_path: Path, data: Path, tiny_sd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(asdict(tiny_training(tiny_sd, edit_prompt_column="words"))))
-    paths = ["--output", str(tmp_path / "out"), "--export", str(tmp_path / "model")]
-    assert main(["--config", str(tmp_path / "config.json"), "--data", str(data), *paths]) == 2
+    flags = ["--train_data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main(["--config", str(tmp_path / "config.json"), *flags]) == 2
     assert "error: " in (told := capsys.readouterr().out)
     assert "no column 'words'" in told
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ip2p import __version__
-from ip2p.cli import commands, datasets, prompts
+from ip2p.cli import app, commands, datasets, editing, prompts
 from ip2p.cli.remote import mirrored
 from ip2p.config_file import suggest
 from ip2p.console import GOES_ON, log_failure, start_logging
@@ -25,7 +25,8 @@ COMMANDS = {
     "evaluate": commands.evaluate,
     "refilter": commands.refilter,
     "report": commands.report,
-    "edit": commands.edit,
+    "edit": editing.edit,
+    "app": app.app,
 }
 
 HELP_WORDS = ("-h", "--help", "help")

@@ -9,7 +9,7 @@ import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -23,32 +23,6 @@ SHORT_FORMS = {"runner": "runner.kind", "ray-address": "runner.address", "worker
 """Flags that are asked for often."""
 
 BOX = re.compile(r"[─│╭╮╰╯]+")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EditArguments:
-    """Applies an instruction to a picture."""
-
-    input: Annotated[Path, tyro.conf.Positional]
-    """Picture to edit."""
-    instruction: Annotated[str, tyro.conf.Positional]
-    """What to do to it."""
-    output: Annotated[Path, tyro.conf.Positional]
-    """Where to write the edited picture."""
-    model: str
-    """Model folder of a run (RUN/model), or a hub id."""
-    num_inference_steps: int | None = None
-    """Denoising steps; as in the run's evaluation, or 20."""
-    guidance_scale: float | None = None
-    """Text guidance; as in the run's evaluation, or 7.5."""
-    image_guidance_scale: float | None = None
-    """Image guidance; as in the run's evaluation, or 1.5."""
-    resolution: int | None = None
-    """Pixels on the short side during the edit; the model's own by default."""
-    device: str = "auto"
-    """Where to edit."""
-    seed: int = 0
-    """Seed of the noise."""
 
 
 def take_option(words: list[str], name: str) -> str | None:

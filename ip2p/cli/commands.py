@@ -6,12 +6,9 @@ import dataclasses
 import importlib
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 from ip2p.cli.arguments import (
-    EditArguments,
-    parse,
     parse_existing_run,
     parse_new_run,
     read_run,
@@ -99,30 +96,6 @@ def report(words: list[str]) -> None:
     _report(config)
 
 
-def edit(words: list[str]) -> None:
-    """Applies an instruction to a picture: ip2p edit --model RUN/model in.png "make it red" out.png"""
-    options = parse(EditArguments, words, prog="ip2p edit", description="Applies an instruction to a picture.")
-    knobs = _evaluation_of(Path(options.model))
-    from ip2p.editing import edit_file, load_editor
-
-    started = time.monotonic()
-    chosen: dict[str, Any] = {
-        name: getattr(options, name) if getattr(options, name) is not None else default
-        for name, default in knobs.items()
-    }
-    editor = load_editor(options.model, options.device)
-    edit_file(
-        editor,
-        options.input,
-        options.instruction,
-        options.output,
-        **chosen,
-        seed=options.seed,
-        resolution=options.resolution,
-    )
-    print(f"{options.output} (in {time.monotonic() - started:.1f} s)")
-
-
 def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
     """Runs one of the three flows unless it is finished, and says where its results are."""
     from ip2p import plan
@@ -173,13 +146,3 @@ def _check_only_filtering(config: PipelineConfig) -> None:
     if changed:
         way = f"ip2p run --config {config.out / 'config.json'}"
         raise ValueError(f"`ip2p refilter` changes filtering and dataset, got {changed[0]}. For the rest use `{way}`.")
-
-
-def _evaluation_of(model: Path) -> dict[str, Any]:
-    """Guidance and steps that the model's run was evaluated with; the usual ones for a model of other origin."""
-    names = ("num_inference_steps", "guidance_scale", "image_guidance_scale")
-    try:
-        knobs = read_run(model.resolve().parent).evaluation
-    except (ValueError, OSError):
-        knobs = PipelineConfig().evaluation
-    return {name: getattr(knobs, name) for name in names}

@@ -9,6 +9,7 @@ from ip2p.config.dataset import DatasetConfig
 from ip2p.config.evaluation import EvaluationConfig
 from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
 from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
+from ip2p.config.job import DIFFUSERS_DEFAULTS, TrainingJob
 from ip2p.config.pipeline import PipelineConfig, RunnerConfig
 from ip2p.config.prompts import (
     DEFAULT_EDIT_TYPE_RULES,
@@ -35,6 +36,7 @@ __all__ = [
     "CrossAlignment",
     "DEFAULT_EDIT_TYPES",
     "DEFAULT_EDIT_TYPE_RULES",
+    "DIFFUSERS_DEFAULTS",
     "DatasetConfig",
     "EditTypeRendering",
     "EvaluationConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "ServerConfig",
     "Thresholds",
     "TrainingConfig",
+    "TrainingJob",
     "fingerprint",
     "to_dict",
 ]

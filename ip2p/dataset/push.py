@@ -6,6 +6,8 @@ import logging
 import os
 from pathlib import Path
 
+from ip2p.hub import check_token, telling_refusals
+
 logger = logging.getLogger(__name__)
 
 PATTERNS = ["README.md", "data/*.parquet"]
@@ -18,16 +20,13 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
     where the folder holds no dataset, or where the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    token = os.environ.get("HF_TOKEN")
-    if not token:
-        raise ValueError("pushing to the hub needs a token with write access. Set the environment variable HF_TOKEN.")
+    token = check_token(os.environ.get("HF_TOKEN"))
     files = sorted(folder.glob("data/*.parquet"))
     if not files:
         raise ValueError(f"{folder} holds no parquet file. Run `ip2p dataset` first.")
     api = HfApi(token=token)
-    try:
+    with telling_refusals(repo_id):
         address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
             folder_path=folder,
@@ -37,8 +36,5 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
             delete_patterns=["data/*.parquet"],
             commit_message=f"{len(files)} files",
         )
-    except (HfHubHTTPError, HFValidationError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the hub refused {repo_id}: {first} Check the name and what the token may write.") from error
     logger.info("pushed %d files to %s", len(files), address)
     return str(address)

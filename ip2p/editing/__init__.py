@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ip2p.editing.apply import edit_file, edit_images
+from ip2p.editing.apply import edit_images
+from ip2p.editing.editor import Editor, Knobs, read_image, write_image
 from ip2p.editing.guidance import guidance_terms
 from ip2p.editing.model import load_editor
 
-__all__ = ["edit_file", "edit_images", "guidance_terms", "load_editor"]
+__all__ = ["Editor", "Knobs", "edit_images", "guidance_terms", "load_editor", "read_image", "write_image"]

@@ -5,17 +5,15 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ip2p.editing.guidance import Conditions, guidance_terms, guided, stack_conditions
+from ip2p.editing.guidance import Conditions, Texts, guidance_terms, guided, stack_conditions
 
 Picture = Image.Image | NDArray[np.uint8]
 Resample = Image.Resampling.LANCZOS
@@ -23,7 +21,7 @@ Resample = Image.Resampling.LANCZOS
 
 @torch.inference_mode()
 def edit_images(
-    pipeline: StableDiffusionInstructPix2PixPipeline,
+    pipeline: Any,
     images: Sequence[Picture],
     instructions: Sequence[str],
     *,
@@ -47,9 +45,12 @@ def edit_images(
         for some in (group[start : start + batch_size] for start in range(0, len(group), batch_size)):
             batch = np.stack([arrays[index] for index in some])
             terms = guidance_terms(guidance_scale, image_guidance_scale)
-            texts = encode_text(pipeline, ["", *(instructions[index] for index in some)])
             fitted = _resize_all(batch, fitting_size(pipeline, batch.shape[2], batch.shape[1]))
-            conditions = stack_conditions(terms, encode_images(pipeline, fitted), texts[1:], texts[:1])
+            image, texts = (
+                encode_images(pipeline, fitted),
+                encode_text(pipeline, [instructions[index] for index in some]),
+            )
+            conditions = stack_conditions(terms, image, texts, fitted.shape[1:3])
             latents = denoise(pipeline, conditions, num_inference_steps, [seeds[index] for index in some])
             results = _resize_all(decode_latents(pipeline, latents), (batch.shape[2], batch.shape[1]))
             edited.update(zip(some, results, strict=True))
@@ -58,74 +59,43 @@ def edit_images(
     return [edited[index] for index in range(len(arrays))]
 
 
-def edit_file(
-    pipeline: StableDiffusionInstructPix2PixPipeline,
-    input_path: Path,
-    instruction: str,
-    output_path: Path,
-    *,
-    num_inference_steps: int = 20,
-    guidance_scale: float = 7.5,
-    image_guidance_scale: float = 1.5,
-    seed: int = 0,
-    resolution: int | None = None,
-) -> None:
-    """Edits a file; the output has the input's size.
-
-    The edit is made at `resolution` pixels on the short side; at the model's own by default.
-    """
-    image = read_image(input_path)
-    side = resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    factor = side / min(image.size)
-    small = image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), Resample)
-    (edited,) = edit_images(
-        pipeline,
-        [small],
-        [instruction],
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        image_guidance_scale=image_guidance_scale,
-        seeds=[seed],
-    )
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        Image.fromarray(edited).resize(image.size, Resample).save(output_path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write {output_path}: {error}. Give a name that ends in .png or .jpg.") from error
-
-
-def read_image(path: Path) -> Image.Image:
-    """An RGB image, upright. ValueError where there is none."""
-    try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read {path} as an image: {error}. Give a picture file, such as a .png.") from error
-
-
-def fitting_size(pipeline: StableDiffusionInstructPix2PixPipeline, width: int, height: int) -> tuple[int, int]:
+def fitting_size(pipeline: Any, width: int, height: int) -> tuple[int, int]:
     """The nearest size that the autoencoder can halve as often as it does."""
     factor = pipeline.vae_scale_factor
     return max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
 
 
-def encode_text(pipeline: StableDiffusionInstructPix2PixPipeline, prompts: list[str]) -> Tensor:
-    """(N, L, D) hidden states, L being the tokenizer's own context length."""
+def encode_text(pipeline: Any, prompts: list[str]) -> Texts:
+    """Of the instructions, and of none as the pipeline has it."""
+    if hasattr(pipeline, "text_encoder_2"):
+        return _encode_for_xl(pipeline, prompts)
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
     options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-    tokens = tokenizer(prompts, **options, return_tensors="pt").to(encoder.device)
+    tokens = tokenizer(["", *prompts], **options, return_tensors="pt").to(encoder.device)
     mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-    hidden: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0]
-    return hidden.to(pipeline.unet.dtype)
+    hidden: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0].to(pipeline.unet.dtype)
+    return Texts(hidden[1:], hidden[:1])
 
 
-def encode_images(pipeline: StableDiffusionInstructPix2PixPipeline, images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, 3) to the posterior's mode (N, C, h, w), not scaled."""
+def _encode_for_xl(pipeline: Any, prompts: list[str]) -> Texts:
+    """By the pipeline's own `encode_prompt`; where there is no instruction, zeros if the model wants that."""
+    hidden, _, pooled, _ = pipeline.encode_prompt(
+        ["", *prompts], device=pipeline.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    hidden, pooled = hidden.to(pipeline.unet.dtype), pooled.to(pipeline.unet.dtype)
+    none = 0.0 if pipeline.config.force_zeros_for_empty_prompt else 1.0
+    return Texts(hidden[1:], none * hidden[:1], pooled[1:], none * pooled[:1])
+
+
+def encode_images(pipeline: Any, images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, 3) to the posterior's mode (N, C, h, w), scaled for a model of CosXL's convention alone."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents: Tensor = pipeline.vae.encode(pixels.to(pipeline.vae.device, pipeline.vae.dtype)).latent_dist.mode()
-    return latents.to(pipeline.unet.dtype)
+    scale = pipeline.vae.config.scaling_factor if getattr(pipeline, "is_cosxl_edit", False) else 1.0
+    return latents.to(pipeline.unet.dtype) * scale
 
 
-def decode_latents(pipeline: StableDiffusionInstructPix2PixPipeline, latents: Tensor) -> NDArray[np.uint8]:
+def decode_latents(pipeline: Any, latents: Tensor) -> NDArray[np.uint8]:
     """(N, C, h, w) to (N, H, W, 3)."""
     vae = pipeline.vae
     pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
@@ -135,7 +105,7 @@ def decode_latents(pipeline: StableDiffusionInstructPix2PixPipeline, latents: Te
 
 
 def denoise(
-    pipeline: StableDiffusionInstructPix2PixPipeline,
+    pipeline: Any,
     conditions: Conditions,
     num_inference_steps: int,
     seeds: Sequence[int],
@@ -152,7 +122,7 @@ def denoise(
     for timestep in scheduler.timesteps:
 
         def predict(inputs: Tensor, text: Tensor, at: Tensor = timestep) -> Tensor:
-            prediction: Tensor = unet(inputs, at, text, return_dict=False)[0]
+            prediction: Tensor = unet(inputs, at, text, added_cond_kwargs=conditions.added, return_dict=False)[0]
             return prediction
 
         prediction = guided(predict, scheduler.scale_model_input(latents, timestep), conditions)

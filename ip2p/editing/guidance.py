@@ -6,7 +6,7 @@ diffusers' pipeline it holds for every scale, below 1 too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,20 @@ def guidance_terms(guidance_scale: float, image_guidance_scale: float) -> list[T
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """What the text encoders say of N instructions, and of none."""
+
+    hidden: Tensor
+    """(N, L, D)."""
+    none: Tensor
+    """(1, L, D)."""
+    pooled: Tensor | None = None
+    """(N, P), of a Stable Diffusion XL; so is the next."""
+    pooled_none: Tensor | None = None
+    """(1, P)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """What the edits of a batch are conditioned on, once per term, stacked."""
 
@@ -41,14 +55,26 @@ class Conditions:
     """(terms * N, C, H, W)."""
     text: Tensor
     """(terms * N, L, D)."""
+    added: dict[str, Tensor] | None = None
+    """A Stable Diffusion XL's pooled texts and sizes, as its UNet takes them."""
 
 
-def stack_conditions(terms: list[Term], image: Tensor, text: Tensor, null_text: Tensor) -> Conditions:
-    """Repeats the conditions for each term; a missing image is zero, a missing text the empty instruction."""
-    no_text = null_text.expand_as(text)
+def stack_conditions(terms: list[Term], image: Tensor, texts: Texts, size: Sequence[int]) -> Conditions:
+    """Repeats the conditions for each term; a missing image is zero, a missing text what the pipeline takes for none.
+
+    `size` is the images' (height, width), which a Stable Diffusion XL is told.
+    """
     images = [image if term.with_image else torch.zeros_like(image) for term in terms]
-    texts = [text if term.with_text else no_text for term in terms]
-    return Conditions(terms, torch.cat(images), torch.cat(texts))
+    hidden = _stacked(terms, texts.hidden, texts.none)
+    if texts.pooled is None or texts.pooled_none is None:
+        return Conditions(terms, torch.cat(images), hidden)
+    pooled = _stacked(terms, texts.pooled, texts.pooled_none)
+    time_ids = torch.tensor([*size, 0, 0, *size], device=pooled.device).expand(len(pooled), -1)
+    return Conditions(terms, torch.cat(images), hidden, {"text_embeds": pooled, "time_ids": time_ids})
+
+
+def _stacked(terms: list[Term], text: Tensor, none: Tensor) -> Tensor:
+    return torch.cat([text if term.with_text else none.expand_as(text) for term in terms])
 
 
 def guided(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, conditions: Conditions) -> Tensor:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from diffusers import StableDiffusionInstructPix2PixPipeline
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+)
 
-from ip2p.loading import check_model_source, load_once, resolve_device
+from ip2p.loading import check_model_source, load_once, resolve_device, resolve_dtype
 
 
-def load_editor(path: str, device: str = "auto", revision: str | None = None) -> StableDiffusionInstructPix2PixPipeline:
-    """The editor of a folder or a hub id, anew where the folder was written since. ValueError where it is none."""
+def load_editor(path: str, device: str = "auto", revision: str | None = None, dtype: str = "float32") -> Any:
+    """The editor of a folder or a hub id, Stable Diffusion or XL, anew where the folder was written since.
+
+    ValueError where it is none.
+    """
     place = resolve_device(device)
-    return load_once(("editor", path, revision, place, _written_at(path)), lambda: _load(path, revision, place))
+    precision = resolve_dtype(dtype, place)
+    key = ("editor", path, revision, place, precision, _written_at(path))
+    return load_once(key, lambda: _load(path, revision, place, getattr(torch, precision)))
 
 
 def _written_at(path: str) -> int | None:
@@ -20,12 +31,15 @@ def _written_at(path: str) -> int | None:
     return index.stat().st_mtime_ns if index.is_file() else None
 
 
-def _load(path: str, revision: str | None, device: str) -> StableDiffusionInstructPix2PixPipeline:
+def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> Any:
     source = check_model_source(path, what="the editor", marker="model_index.json")
     try:
-        pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-            source, revision=revision, safety_checker=None, requires_safety_checker=False, use_safetensors=True
-        )
+        options: dict[str, Any] = {"revision": revision, "use_safetensors": True, "dtype": dtype}
+        if "text_encoder_2" in DiffusionPipeline.load_config(source, revision=revision):
+            pipeline = StableDiffusionXLInstructPix2PixPipeline.from_pretrained(source, **options)
+        else:
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+            pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"could not load the editor {path}: {first} Give a finished run's model folder.") from error

@@ -53,27 +53,16 @@ def load_untrained(config: PipelineConfig) -> DiffusionPipeline:
     base, device = config.training, loading.resolve_device(config.evaluation.device)
 
     def load() -> DiffusionPipeline:
-        import copy
+        import torch
 
-        from diffusers import StableDiffusionInstructPix2PixPipeline
-
+        from ip2p.training.components import latent_shape, load_unet
+        from ip2p.training.export import build_pipeline
         from ip2p.training.surgery import widen_conv_in
 
-        source = loading.load_text_to_image(
-            base.pretrained_model_name_or_path,
-            revision=base.revision,
-            variant=base.variant,
-            dtype="float32",
-            device=device,
-        )
-        parts = {
-            **source.components,
-            "unet": widen_conv_in(copy.deepcopy(source.unet), 2 * source.vae.config.latent_channels),
-        }
-        parts |= {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-        pipeline = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+        unet = widen_conv_in(load_unet(base), 2 * latent_shape(base)[0])
+        pipeline = build_pipeline(unet, base, torch.device(device))
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return pipeline.to(device)
 
     return loading.load_once(
         ("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, device), load

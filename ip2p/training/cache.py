@@ -2,8 +2,8 @@
 
 Per row, and for `random_flip` once more for its mirror image: mean and deviation of the edited image's posterior (so
 that each step samples anew), the mode of the original image's, *not* scaled (as the original's weights and diffusers'
-pipeline expect). Per instruction: the text encoder's hidden states; number 0 is the empty instruction. Parts are
-safetensors, memory-mapped, each written atomically: a killed build goes on where it stopped. The key is a hash of
+pipeline expect), and its sizes and crop. Per instruction: what the text encoders say; number 0 is no instruction. Parts
+are safetensors, memory-mapped, each written atomically: a killed build goes on where it stopped. The key is a hash of
 model, data, resolution and mirroring.
 """
 
@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,32 +30,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ip2p.config import TrainingConfig, fingerprint
 from ip2p.store import write_json
-from ip2p.training.components import load_text_encoder, load_tokenizer, load_vae
-from ip2p.training.source import RawPair, Rows, decode_pair, model_fingerprint
+from ip2p.training.batches import Batch, Sampling
+from ip2p.training.components import load_vae
+from ip2p.training.geometry import DecodedPair, RawPair, decode_pair
+from ip2p.training.source import Rows, model_fingerprint
+from ip2p.training.text import TextEncoders
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 1024
+LAYOUT = 2
+"""Changes when the same pairs would be stored differently."""
 SHOWN_ERRORS = 5
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The encoders' outputs for some samples."""
-
-    mean: Tensor
-    deviation: Tensor
-    condition: Tensor
-    text: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same in float32 on another device."""
-        return Batch(*(getattr(self, name).to(device, torch.float32, non_blocking=True) for name in self.__slots__))
 
 
 class LatentCache:
@@ -64,7 +54,7 @@ class LatentCache:
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self.rows = [part for part in map(load_file, sorted(folder.glob("rows-*.safetensors"))) if len(part["prompt"])]
-        self.texts = [load_file(path)["text"] for path in sorted(folder.glob("text-*.safetensors"))]
+        self.texts = [load_file(path) for path in sorted(folder.glob("text-*.safetensors"))]
         self.starts = np.cumsum([0, *(len(part["prompt"]) for part in self.rows)])
         self.dropped = _dropped(folder)
         self.seconds = seconds
@@ -76,13 +66,22 @@ class LatentCache:
 
     @property
     def null_text(self) -> Tensor:
-        """(1, L, D): the empty instruction."""
-        return self.texts[0][:1].float()
+        """(1, L, D): no instruction."""
+        return self.texts[0]["text"][:1].float()
+
+    @property
+    def null_pooled(self) -> Tensor | None:
+        """(1, P), of a Stable Diffusion XL."""
+        return self.texts[0]["pooled"][:1].float() if "pooled" in self.texts[0] else None
 
     @property
     def latent_shape(self) -> torch.Size:
         """(C, H, W)."""
         return self.rows[0]["mean"].shape[2:]
+
+    def load(self, sampling: Sampling, micro_step: int) -> Batch:
+        """The batch of a micro-step."""
+        return self.take(sampling.samples(micro_step), sampling.draws(micro_step).mirrored.tolist())
 
     def take(self, samples: list[int], mirrored: list[bool]) -> Batch:
         """The samples of these numbers, mirrored where it says so and the cache was built for it."""
@@ -90,25 +89,27 @@ class LatentCache:
         offsets = np.asarray(samples) - self.starts[parts]
         places = [(self.rows[part], int(offset)) for part, offset in zip(parts, offsets, strict=True)]
         prompts = [int(part["prompt"][place]) for part, place in places]
-        mean, deviation, condition = (
-            torch.stack(
+        rows = {
+            name: torch.stack(
                 [part[name][at][-1 if mirror else 0] for (part, at), mirror in zip(places, mirrored, strict=True)]
             )
-            for name in ("mean", "deviation", "condition")
-        )
-        text = torch.stack([self.texts[prompt // ROWS_PER_PART][prompt % ROWS_PER_PART] for prompt in prompts])
-        return Batch(mean, deviation, condition, text)
+            for name in ("mean", "deviation", "condition", *(("time_ids",) if "pooled" in self.texts[0] else ()))
+        }
+        return Batch(**rows, **{name: self._text(name, prompts) for name in self.texts[0]})
+
+    def _text(self, name: str, prompts: list[int]) -> Tensor:
+        return torch.stack([self.texts[prompt // ROWS_PER_PART][name][prompt % ROWS_PER_PART] for prompt in prompts])
 
 
 def cache_key(rows: Rows, config: TrainingConfig) -> str:
     """Hash of what decides the cache's content."""
-    return fingerprint(
-        rows.fingerprint, model_fingerprint(config), config.resolution, config.random_flip, str(_storage(config))
-    )
+    views = config.resolution, config.random_flip, str(_storage(config)), LAYOUT
+    vae = config.pretrained_vae_model_name_or_path, config.vae_precision
+    return fingerprint(rows.fingerprint, model_fingerprint(config), *vae, *views)
 
 
 def _storage(config: TrainingConfig) -> torch.dtype:
-    return torch.float32 if config.mixed_precision == "no" else torch.float16
+    return torch.float32 if config.mixed_precision in ("no", None) else torch.float16
 
 
 def load_cache(root: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> LatentCache:
@@ -157,19 +158,13 @@ def _write_texts(folder: Path, rows: Rows, config: TrainingConfig, accelerator: 
     todo = [number for number, path in enumerate(paths) if _mine(path, number, accelerator)]
     if not todo:
         return
-    tokenizer, encoder = load_tokenizer(config), load_text_encoder(config, accelerator.device)
+    encoders = TextEncoders(config, accelerator.device)
     for number in todo:
-        encoded = [encode_text(encoder, tokenizer, list(some)) for some in _batched(blocks[number], 64)]
-        _save(paths[number], {"text": torch.cat(encoded)}, config, {})
-
-
-def encode_text(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-    """(N, L, D) hidden states, L being the tokenizer's own context length."""
-    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-    tokens = tokenizer(prompts, **options, return_tensors="pt").to(encoder.device)
-    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-    hidden: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0]
-    return hidden
+        first, rest = ([encoders.none()], blocks[0][1:]) if number == 0 else ([], blocks[number])
+        encoded = [*first, *(encoders.encode(list(some)) for some in _batched(rest, 64))]
+        tensors = {"text": torch.cat([each.hidden for each in encoded])}
+        pooled = [each.pooled for each in encoded if each.pooled is not None]
+        _save(paths[number], tensors | ({"pooled": torch.cat(pooled)} if pooled else {}), config, {})
 
 
 def _write_rows(folder: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> None:
@@ -180,7 +175,7 @@ def _write_rows(folder: Path, rows: Rows, config: TrainingConfig, accelerator: A
         for number, block in enumerate(_blocks(rows.read())):
             path = folder / f"rows-{number:05d}.safetensors"
             if _mine(path, number, accelerator):
-                vae = vae or load_vae(config, accelerator.device)
+                vae = vae or load_vae(config, accelerator.device, DTYPES[config.vae_precision])
                 tensors, dropped = _encode_block(vae, block, numbers, config, pool, number * ROWS_PER_PART)
                 _save(path, tensors, config, dropped)
             bar.update(len(block))
@@ -218,13 +213,13 @@ def _encode_block(
                 kept.append(numbers[str(pair.edit_prompt)])
             first += 1
         if images:
-            encoded.append(_encode_views(vae, np.stack(images), config))
-    columns = [torch.cat(parts) for parts in zip(*encoded, strict=True)] or [torch.zeros(0)] * 3
-    tensors = dict(zip(("mean", "deviation", "condition"), columns, strict=True))
+            encoded.append(_encode_views(vae, images, config))
+    columns = [torch.cat(parts) for parts in zip(*encoded, strict=True)] or [torch.zeros(0)] * 4
+    tensors = dict(zip(("mean", "deviation", "condition", "time_ids"), columns, strict=True))
     return tensors | {"prompt": torch.tensor(kept).long()}, dropped
 
 
-def _decoded(pair: RawPair, resolution: int) -> np.ndarray | ValueError:
+def _decoded(pair: RawPair, resolution: int) -> DecodedPair | ValueError:
     try:
         return decode_pair(pair, resolution)
     except ValueError as error:
@@ -237,18 +232,32 @@ def _note(error: ValueError, row: int, dropped: Counter[str]) -> None:
         logger.warning("dropped row %d: %s", row, error)
 
 
-def _encode_views(vae: AutoencoderKL, images: np.ndarray, config: TrainingConfig) -> tuple[Tensor, ...]:
-    """Each (N, views, C, H, W): the images as they are and, for `random_flip`, mirrored."""
-    views = [images, images[..., ::-1, :].copy()] if config.random_flip else [images]
-    return tuple(torch.stack(view, 1) for view in zip(*(encode_pairs(vae, view) for view in views), strict=True))
+def _encode_views(vae: AutoencoderKL, pairs: Sequence[DecodedPair], config: TrainingConfig) -> tuple[Tensor, ...]:
+    """Each (N, views, …): the pairs as they are and, for `random_flip`, mirrored."""
+    views = [pairs, [pair.mirrored() for pair in pairs]] if config.random_flip else [pairs]
+    encoded = [(*encode_pairs(vae, as_pixels(view)), time_ids_of(view, config)) for view in views]
+    return tuple(torch.stack(view, 1).cpu() for view in zip(*encoded, strict=True))
 
 
-def encode_pairs(vae: AutoencoderKL, images: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, 2, H, W, 3) uint8 to the edited images' posterior mean and deviation and the originals' mode, on the CPU."""
-    pixels = torch.from_numpy(images).to(vae.device).permute(1, 0, 4, 2, 3).float() / 127.5 - 1
+def as_pixels(pairs: Sequence[DecodedPair]) -> np.ndarray:
+    """(N, 2, H, W, 3) uint8."""
+    return np.stack([pair.pixels for pair in pairs])
+
+
+def time_ids_of(pairs: Sequence[DecodedPair], config: TrainingConfig) -> Tensor:
+    """(N, 6): each pair's own, or those that the config gives all."""
+    top, left, size = config.crops_coords_top_left_h, config.crops_coords_top_left_w, config.resolution
+    if top is None and left is None:
+        return torch.tensor([pair.time_ids() for pair in pairs])
+    return torch.tensor([(size, size, top or 0, left or 0, size, size)] * len(pairs))
+
+
+def encode_pairs(vae: AutoencoderKL, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, 2, H, W, 3) uint8 to the edited images' posterior mean and deviation and the originals' mode, in float32."""
+    pixels = torch.as_tensor(images).to(vae.device, non_blocking=True).permute(1, 0, 4, 2, 3).to(vae.dtype) / 127.5 - 1
     edited = vae.encode(pixels[1]).latent_dist
     condition = vae.encode(pixels[0]).latent_dist.mode()
-    return edited.mean.cpu(), edited.std.cpu(), condition.cpu()
+    return edited.mean.float(), edited.std.float(), condition.float()
 
 
 def _save(path: Path, tensors: dict[str, Tensor], config: TrainingConfig, dropped: dict[str, int]) -> None:

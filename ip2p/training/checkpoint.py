@@ -11,19 +11,23 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+
+from ip2p.training.lora import trained_weights, write_lora
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+TRAINED = "trained.safetensors"
+"""Adapters and first convolution, bit for bit."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,27 +53,32 @@ class Trained:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: GradScaler | None
+    is_lora: bool = False
+    """Adapters and the first convolution are trained; the rest is the base's and is not saved."""
 
 
 def find_checkpoints(output: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = [path for path in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in found if (path / "state.json").exists()), key=_step_of)
+    return sorted((path for path in found if (path / "scheduler.bin").exists()), key=_step_of)
 
 
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
-def write_checkpoint(output: Path, trained: Trained, progress: Progress, limit: int | None) -> Path:
+def write_checkpoint(
+    output: Path, trained: Trained, progress: Progress, limit: int | None, decay: float = 0.9999
+) -> Path:
     """Writes `checkpoint-<step>` and removes the oldest beyond the limit."""
     path = output / f"checkpoint-{progress.step}"
     temporary = output / f".partial-{path.name}"
     _remove(temporary)
     temporary.mkdir(parents=True)
-    save_unet(trained.unet, temporary / "unet")
+    _save_network(trained.unet, trained, temporary / "unet")
     if trained.average is not None:
-        save_unet(trained.average, temporary / "unet_ema")
+        _save_network(trained.average, trained, temporary / "unet_ema")
+        _note_ema(temporary / "unet_ema" / "config.json", progress.step, decay)
     torch.save(trained.optimizer.state_dict(), temporary / "optimizer.bin")
     torch.save(trained.schedule.state_dict(), temporary / "scheduler.bin")
     if trained.scaler is not None:
@@ -83,6 +92,24 @@ def write_checkpoint(output: Path, trained: Trained, progress: Progress, limit: 
     return path
 
 
+def _save_network(network: UNet2DConditionModel, trained: Trained, folder: Path) -> None:
+    if not trained.is_lora:
+        save_unet(network, folder)
+        return
+    folder.mkdir()
+    weights = {name: value.contiguous().cpu() for name, value in trained_weights(network, trained.unet).items()}
+    save_file(weights, folder / TRAINED)
+    write_lora(network, folder)
+
+
+def _note_ema(path: Path, step: int, decay: float) -> None:
+    """Adds what diffusers' `EMAModel` looks for beside its weights."""
+    if path.exists():
+        counters = {"decay": decay, "min_decay": 0.0, "optimization_step": step, "update_after_step": 0}
+        shape = {"use_ema_warmup": False, "inv_gamma": 1.0, "power": 2 / 3}
+        path.write_text(json.dumps(json.loads(path.read_text()) | counters | shape, indent=2) + "\n")
+
+
 def save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
     """Writes a UNet whose weights may lie in channels-last order."""
     unet.to(memory_format=torch.contiguous_format)
@@ -91,37 +118,85 @@ def save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def read_checkpoint(path: Path, trained: Trained) -> Progress:
-    """Puts a checkpoint's weights and counters in place."""
+    """Puts a checkpoint's weights and counters in place, one of diffusers' scripts too.
+
+    ValueError where it holds other weights than are trained.
+    """
     load_weights(trained.unet, path / "unet")
     if trained.average is not None:
-        load_weights(trained.average, path / "unet_ema")
+        has_average = (path / "unet_ema").exists()
+        if not has_average:
+            logger.warning("%s has no averaged weights; the average starts from its weights", path)
+        load_weights(trained.average, path / ("unet_ema" if has_average else "unet"))
     trained.optimizer.load_state_dict(_read(path / "optimizer.bin"))
     trained.schedule.load_state_dict(_read(path / "scheduler.bin"))
-    if trained.scaler is not None:
+    if trained.scaler is not None and (path / "scaler.pt").exists():
         trained.scaler.load_state_dict(_read(path / "scaler.pt"))
-    return Progress(**json.loads((path / "state.json").read_text()))
+    return _read_progress(path)
+
+
+def _read_progress(path: Path) -> Progress:
+    """The counters; of a checkpoint that another script wrote only its step is known."""
+    try:
+        return Progress(**json.loads((path / "state.json").read_text()))
+    except FileNotFoundError:
+        return Progress(step=_step_of(path))
 
 
 def load_weights(network: nn.Module, folder: Path) -> None:
     """Copies saved weights into a network, bit for bit."""
-    network.load_state_dict(load_file(folder / WEIGHTS))
+    if (folder / TRAINED).exists():
+        found = network.load_state_dict(load_file(folder / TRAINED), strict=False)
+        if found.unexpected_keys:
+            raise ValueError(f"{folder} holds adapters of another shape. Give the --rank that it was trained with.")
+    elif (folder / WEIGHTS).exists():
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    elif folder.exists():  # in several files
+        network.load_state_dict(UNet2DConditionModel.from_pretrained(folder).state_dict())
+    else:
+        raise ValueError(f"{folder} does not exist. Give a checkpoint with a UNet.")
 
 
-def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int) -> Progress:
-    """Goes on from the newest checkpoint of the same training; those of others are removed."""
+def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, wanted: str | None = "auto") -> Progress:
+    """Where to go on: at the start, at a checkpoint that is named, at the `latest`, or, under `auto`, at the newest of
+    the same training, where those of others are removed. ValueError where a named one is not there."""
+    if wanted is None:
+        return fresh
+    if wanted == "auto":
+        path = _newest_of_the_same(output, fresh, max_steps)
+    elif wanted == "latest":
+        path = next(iter(reversed(find_checkpoints(output))), None)
+    else:
+        path = _named(output, wanted)
+    if path is None:
+        if wanted == "latest":
+            logger.warning("%s has no checkpoint; training starts from its base", output)
+        return fresh
+    progress = read_checkpoint(path, trained)
+    if progress.fingerprint != fresh.fingerprint:
+        logger.warning("%s was made under other settings or on other data", path)
+    if progress.num_processes != fresh.num_processes:
+        logger.warning("%s was made by %d processes; the samples' order changes", path, progress.num_processes)
+    logger.info("going on from %s", path)
+    return replace(progress, fingerprint=fresh.fingerprint, num_processes=fresh.num_processes)
+
+
+def _newest_of_the_same(output: Path, fresh: Progress, max_steps: int) -> Path | None:
     for path in reversed(find_checkpoints(output)):
-        state = json.loads((path / "state.json").read_text())
-        if state["fingerprint"] != fresh.fingerprint or state["step"] > max_steps:
-            logger.warning("removing %s: it belongs to other settings or other data", path)
-            _remove(path)
-            continue
-        progress = read_checkpoint(path, trained)
-        if progress.num_processes != fresh.num_processes:
-            logger.warning("%s was made by %d processes; the samples' order changes", path, progress.num_processes)
-            progress.num_processes = fresh.num_processes
-        logger.info("going on from %s", path)
-        return progress
-    return fresh
+        found = _read_progress(path)
+        if found.fingerprint == fresh.fingerprint and found.step <= max_steps:
+            return path
+        logger.warning("removing %s: it belongs to other settings or other data", path)
+        _remove(path)
+    return None
+
+
+def _named(output: Path, wanted: str) -> Path:
+    for path in (Path(wanted).expanduser(), output / wanted):
+        if (path / "scheduler.bin").exists():
+            return path
+    names = ", ".join(path.name for path in find_checkpoints(output)) or "none"
+    raise ValueError(f"there is no checkpoint {wanted}, in {output} neither; there are: {names}.")
 
 
 def _read(path: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -26,6 +26,14 @@ class StepDraws:
     """(N,) uniform in [0, 1)."""
     mirrored: Tensor
     """(N,) bool, even odds."""
+    offset: Tensor
+    """(N, C, 1, 1) standard normal: the noise that is constant over a channel."""
+    crop: Tensor
+    """(N, 2) uniform in [0, 1): where a random crop lies, from top and from left."""
+
+    def part(self, first: int, num: int) -> StepDraws:
+        """Those of some samples."""
+        return StepDraws(*(getattr(self, each.name)[first : first + num] for each in fields(self)))
 
 
 def draw_step(shape: torch.Size, timestep_weights: Tensor, *key: object) -> StepDraws:
@@ -37,6 +45,8 @@ def draw_step(shape: torch.Size, timestep_weights: Tensor, *key: object) -> Step
         timesteps=torch.multinomial(timestep_weights, shape[0], replacement=True, generator=generator),
         dropout=torch.rand(shape[0], generator=generator),
         mirrored=torch.rand(shape[0], generator=generator) < 0.5,
+        offset=torch.randn((*shape[:2], 1, 1), generator=generator),
+        crop=torch.rand((shape[0], 2), generator=generator),
     )
 
 

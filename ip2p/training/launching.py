@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.store import RunFolder, read_json, write_json
+from ip2p.training.flags import job_of
 from ip2p.training.source import find_files, open_rows, training_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -38,9 +40,12 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
         return done
     if find_files(data):
         open_rows(data, config.training)  # a missing column is said at once, not after the child's start
+    where = Path(data).expanduser()
+    there = str(where.resolve()) if where.exists() else data
+    job = job_of(config.training, there, output=folder.training.resolve(), export=folder.model.resolve())
     settings = folder.training / "config.json"
-    write_json(settings, to_dict(config))
-    command = launch_command(settings, data, output=folder.training, export=folder.model)
+    write_json(settings, to_dict(job))
+    command = launch_command(settings, shlex.split(config.training.launch_args))
     logger.info("starting %s", " ".join(command))
     run_child(command)
     summary = finished_training(config, data)
@@ -62,14 +67,12 @@ def finished_training(config: PipelineConfig, data: str) -> dict[str, Any] | Non
     return summary
 
 
-def launch_command(settings: Path, data: str, *, output: Path, export: Path) -> list[str]:
-    """The command line: one process per visible GPU, or one on the CPU."""
-    where = Path(data).expanduser()
-    arguments = ["--config", str(settings.resolve()), "--data", str(where.resolve()) if where.exists() else data]
-    arguments += ["--output", str(output.resolve()), "--export", str(export.resolve())]
+def launch_command(settings: Path, launch_args: Sequence[str] = ()) -> list[str]:
+    """The command line: as `launch_args` say, or one process per visible GPU, or one on the CPU."""
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *_machine(), *fixed]
-    return [*launcher, "--module", "ip2p.training", *arguments]
+    how = list(launch_args) or [*_machine(), *fixed]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *how]
+    return [*launcher, "--module", "ip2p.training", "--config", str(settings.resolve())]
 
 
 def _machine() -> list[str]:

@@ -59,9 +59,9 @@ class Objective:
         return share.sqrt(), (1 - share).sqrt()
 
 
-def objective_of(scheduler: DDPMScheduler, snr_gamma: float | None) -> Objective:
+def objective_of(scheduler: DDPMScheduler, snr_gamma: float | None, prediction_type: str | None = None) -> Objective:
     """Reads the objective off a scheduler; its betas are rescaled already where its config says so."""
-    prediction_type = scheduler.config.prediction_type
+    prediction_type = prediction_type or scheduler.config.prediction_type
     if prediction_type not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
         raise ValueError(f"prediction_type must be one of {known}, got {prediction_type}. Use another base.")
@@ -72,7 +72,11 @@ def drop_conditions(
     condition: Tensor, text: Tensor, null_text: Tensor, uniform: Tensor, p: float
 ) -> tuple[Tensor, Tensor]:
     """Below p no text, from p to 2p neither, from 2p to 3p no image (paper, section 3.2.1). Null image is zero."""
-    no_text = uniform < 2 * p
     no_image = (uniform >= p) & (uniform < 3 * p)
-    text = torch.where(no_text[:, None, None], null_text.to(text.dtype), text)
-    return condition.masked_fill(no_image[:, None, None, None], 0.0), text
+    return condition.masked_fill(no_image[:, None, None, None], 0.0), drop_text(text, null_text, uniform, p)
+
+
+def drop_text(text: Tensor, null_text: Tensor, uniform: Tensor, p: float) -> Tensor:
+    """The text's part of it, for embeddings of any shape (N, …)."""
+    no_text = (uniform < 2 * p).view(-1, *(1 for _ in text.shape[1:]))
+    return torch.where(no_text, null_text.to(text.dtype), text)

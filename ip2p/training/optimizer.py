@@ -8,6 +8,7 @@ learning rate serves both. torch's own Muon takes linear layers only.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ip2p.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: five rounds bring singular values from 0.001 and above to about 0.7 to 1.2."""
@@ -35,6 +38,8 @@ def new_optimizer(
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in unet.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.startswith("conv_in.") and config.learning_rate_conv_in is not None:
             first.append(parameter)
         elif config.optim == "muon" and parameter.ndim >= 2 and not name.startswith(EDGES):
@@ -53,7 +58,22 @@ def new_optimizer(
         "eps": config.adam_epsilon,
     }
     filled = [group for group in groups if group["params"]]
-    return Muon(filled, matmul=matmul, **options) if config.optim == "muon" else AdamW(filled, fused=fused, **options)
+    if config.optim == "muon":
+        return Muon(filled, matmul=matmul, **options)
+    if config.use_8bit_adam and (of_8_bits := _adam_of_8_bits()) is not None:
+        small: AdamW = of_8_bits(filled, **options)
+        return small
+    return AdamW(filled, fused=fused, **options)
+
+
+def _adam_of_8_bits() -> Callable[..., AdamW] | None:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        logger.warning("bitsandbytes is not installed, so AdamW keeps its states in 32 bits: pip install bitsandbytes")
+        return None
+    found: Callable[..., AdamW] = AdamW8bit
+    return found
 
 
 class Muon(AdamW):

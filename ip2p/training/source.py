@@ -5,25 +5,23 @@ Rows are read in order, once, by the latent cache; a training never touches an i
 
 from __future__ import annotations
 
-import io
+import glob
 import itertools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from ip2p.config import PipelineConfig, TrainingConfig, fingerprint
 from ip2p.store import sha256_of
+from ip2p.training.geometry import RawPair
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +29,6 @@ HASHED_BYTES = 1 << 30
 """Files are told apart by content up to so many bytes, beyond by size and time."""
 READ_ROWS = 64
 OTHER_SPLITS = ("test", "validation", "val-", "eval")
-
-
-@dataclass(frozen=True, slots=True)
-class RawPair:
-    """A row as it is stored: two undecoded images and the instruction."""
-
-    original: Any
-    edited: Any
-    edit_prompt: str | None
 
 
 class Rows(Protocol):
@@ -61,18 +50,40 @@ class Rows(Protocol):
 def open_rows(data: str, config: TrainingConfig) -> Rows:
     """The training rows of a folder, a parquet file or a hub id. ValueError where there are none or a column lacks."""
     files = find_files(data)
-    return ParquetRows(files, config) if files else HubRows(data, config)
+    if files:
+        return ParquetRows(files, config)
+    dataset = _load_dataset(data, config, **_as_dataset(data))
+    return (StreamedRows if config.streaming else DatasetRows)(dataset, config, data)
 
 
-def find_files(data: str) -> list[Path]:
-    """The parquet files of the training split under a path; empty where `data` can only be a hub id."""
+def open_files(files: list[Path], config: TrainingConfig) -> Rows:
+    """The rows of parquet files."""
+    return ParquetRows(files, config)
+
+
+def find_files(data: str, *, test: bool = False) -> list[Path]:
+    """The parquet files of the training split under a path or pattern, or of the test split, which may be none.
+
+    Empty where `datasets` must look for `data`.
+    """
     if not data:
         raise ValueError("no data to train on. Give a folder of parquet files or a hub id.")
     path = Path(data).expanduser()
     if path.is_file():
-        return [path]
+        return [] if test else [path]
     if path.is_dir():
-        return _find_in(path / "dataset" if (path / "dataset").is_dir() else path)
+        path = path / "dataset" if (path / "dataset").is_dir() else path
+        is_of_images = any(path.glob("**/metadata.*")) and not any(path.rglob("*.parquet"))
+        return [] if is_of_images else _find_test(path) if test else _find_in(path)
+    if "://" in data:
+        return []
+    if glob.has_magic(data) and not test:
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if name.endswith(".parquet"))
+        if not found:
+            raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
+        return found
+    if test:
+        return []
     if path.is_absolute() or data.startswith((".", "~")) or data.count("/") != 1:
         raise ValueError(f"{data} does not exist. Give a folder of parquet files or a hub id (owner/name).")
     return []
@@ -86,6 +97,11 @@ def _find_in(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{folder} holds no parquet file of a training split. Give one with data/train-*.parquet.")
     return files
+
+
+def _find_test(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*.parquet") if path.name.startswith(OTHER_SPLITS))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def check_columns(config: TrainingConfig, columns: list[str], where: str) -> None:
@@ -117,7 +133,12 @@ def _decides(path: Path) -> bool:
     return path.suffix in (".safetensors", ".json", ".txt") and not path.name.startswith(".")
 
 
-FREE_HERE = {"pretrained_model_name_or_path", "checkpointing_steps", "checkpoints_total_limit", "log_every"}
+FREE_HERE = {
+    *("pretrained_model_name_or_path", "checkpointing_steps", "checkpoints_total_limit", "log_every", "report_to"),
+    *("dataloader_num_workers", "streaming", "offload_ema", "launch_args", "num_validation_images"),
+    *("validation_steps", "validation_epochs", "validation_file", "val_image_url_or_path", "validation_prompt"),
+    "num_validation_pairs",
+}
 """Fields that do not decide the weights, or whose content does."""
 
 
@@ -130,7 +151,7 @@ def resume_fingerprint(config: PipelineConfig, data: str) -> str:
     """The same for a checkpoint: under a constant learning rate a training may be made longer."""
     training = config.training
     free = FREE_HERE | ({"max_train_steps"} if training.lr_scheduler.startswith("constant") else set())
-    knobs = {field.name: getattr(training, field.name) for field in fields(training) if field.name not in free}
+    knobs = {field.name: getattr(training, field.name) for field in fields(TrainingConfig) if field.name not in free}
     files = find_files(data)
     return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data)
 
@@ -171,12 +192,11 @@ class ParquetRows:
                 yield from batch.to_pylist()
 
 
-class HubRows:
-    """Rows of the `train` split of a dataset on the hub."""
+class DatasetRows:
+    """Rows of anything that `datasets` reads, by number or in order."""
 
-    def __init__(self, name: str, config: TrainingConfig) -> None:
+    def __init__(self, dataset: Dataset, config: TrainingConfig, name: str) -> None:
         self.columns = [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
-        dataset = _load_from_hub(name)
         check_columns(config, dataset.column_names, name)
         num_rows = min(len(dataset), config.max_train_samples or len(dataset))
         needed = dataset.select_columns(list(dict.fromkeys(self.columns))).select(range(num_rows))
@@ -186,13 +206,47 @@ class HubRows:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __getitem__(self, number: int) -> RawPair:
+        return self._pair(self.dataset[number])
+
     def prompts(self) -> list[str | None]:
         """The instructions of all rows."""
         return [_as_prompt(value) for value in self.dataset[self.columns[2]]]
 
     def read(self) -> Iterator[RawPair]:
         """All rows."""
-        for row in self.dataset:
+        return map(self._pair, self.dataset)
+
+    def _pair(self, row: dict[str, Any]) -> RawPair:
+        original, edited, prompt = (row[name] for name in self.columns)
+        return RawPair(original, edited, _as_prompt(prompt))
+
+
+class StreamedRows:
+    """Rows of a hub dataset, read one after another; nothing is downloaded before."""
+
+    def __init__(self, dataset: IterableDataset, config: TrainingConfig, name: str) -> None:
+        self.columns = [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+        columns = dataset.column_names or list(next(iter(dataset)))
+        check_columns(config, columns, name)
+        self.dataset = _without_decoding(dataset.select_columns(list(dict.fromkeys(self.columns))))
+        self.most = config.max_train_samples
+        self._prompts: list[str | None] | None = None
+        self.fingerprint = fingerprint(name, columns, self.most, "streaming")
+
+    def __len__(self) -> int:
+        return len(self.prompts())
+
+    def prompts(self) -> list[str | None]:
+        """The instructions of all rows, in a pass of their own."""
+        if self._prompts is None:
+            rows = itertools.islice(self.dataset.select_columns(self.columns[2:]), self.most)
+            self._prompts = [_as_prompt(row[self.columns[2]]) for row in rows]
+        return self._prompts
+
+    def read(self) -> Iterator[RawPair]:
+        """All rows."""
+        for row in itertools.islice(self.dataset, self.most):
             original, edited, prompt = (row[name] for name in self.columns)
             yield RawPair(original, edited, _as_prompt(prompt))
 
@@ -204,20 +258,38 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
         raise ValueError(f"{file} cannot be read as parquet: {error}. Remove it or write it again.") from error
 
 
-def _load_from_hub(name: str) -> Dataset:
+def open_table(data: str, config: TrainingConfig) -> DatasetRows:
+    """The training rows, each to be had by its number; parquet files are laid out for that on disk, once."""
+    files = find_files(data)
+    options = {"path": "parquet", "data_files": [str(path) for path in files]} if files else _as_dataset(data)
+    return DatasetRows(_load_dataset(data, config, **options), config, data)
+
+
+def _as_dataset(data: str) -> dict[str, Any]:
+    """What `load_dataset` takes for a folder of images, a pattern of parquet files or a hub id."""
+    folder = Path(data).expanduser()
+    if folder.is_dir():
+        return {"path": "imagefolder", "data_dir": str(folder)}
+    if data.endswith(".parquet"):
+        return {"path": "parquet", "data_files": data}
+    return {"path": data}
+
+
+def _load_dataset(data: str, config: TrainingConfig, **options: Any) -> Any:
     from datasets import load_dataset
 
+    where = {"name": getattr(config, "dataset_config_name", None), "cache_dir": getattr(config, "cache_dir", None)}
     try:
-        return load_dataset(name, split="train")
+        return load_dataset(**options, **where, split="train", streaming=config.streaming)
     except Exception as error:  # the hub client raises many kinds
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"could not load {name}: {first} Give a folder of parquet files or a hub id.") from error
+        raise ValueError(f"could not load {data}: {first} Give a folder of parquet files or a hub id.") from error
 
 
-def _without_decoding(dataset: Dataset) -> Dataset:
+def _without_decoding(dataset: Any) -> Any:
     from datasets import Image as ImageFeature
 
-    for name, feature in dataset.features.items():
+    for name, feature in (dataset.features or {}).items():
         if isinstance(feature, ImageFeature):
             dataset = dataset.cast_column(name, ImageFeature(decode=False))
     return dataset
@@ -225,30 +297,3 @@ def _without_decoding(dataset: Dataset) -> Dataset:
 
 def _as_prompt(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
-
-
-def decode_pair(pair: RawPair, resolution: int) -> NDArray[np.uint8]:
-    """(2, resolution, resolution, 3): original and edited under one geometry. ValueError where the row is of no use."""
-    if pair.edit_prompt is None:
-        raise ValueError("no instruction")
-    original, edited = _open_image(pair.original), _open_image(pair.edited)
-    if abs(original.width * edited.height - edited.width * original.height) > 0.02 * original.width * edited.height:
-        raise ValueError(f"two shapes, {original.size} and {edited.size}")
-    return np.stack([_fit(original, resolution), _fit(edited, resolution)])
-
-
-def _open_image(cell: Any) -> Image.Image:
-    content = cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
-    if not content:
-        raise ValueError("no image")
-    try:
-        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # codecs raise many kinds, and a broken row must not end the run
-        raise ValueError(f"image does not decode: {error}") from error
-
-
-def _fit(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
-    if image.size != (resolution, resolution):
-        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
-    return np.asarray(image, dtype=np.uint8)

@@ -19,13 +19,10 @@ from ip2p.loading import keep_freed_memory, load_text_to_image, resolve_dtype
 from ip2p.presets import data_folder, shapes
 from ip2p.rendering import draw_candidates, render_pairs
 from ip2p.shapes.domain import ShapesDomain
-from ip2p.training import components
-from ip2p.training.__main__ import _accelerator
 from ip2p.training.cache import load_cache
-from ip2p.training.loop import Trainer, new_trained
-from ip2p.training.objective import objective_of
+from ip2p.training.flags import job_of
+from ip2p.training.run import new_accelerator, new_trainer
 from ip2p.training.source import open_rows
-from ip2p.training.surgery import widen_conv_in
 
 ROUNDS, PAIRS, STEPS = 3, 64, 30
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
@@ -45,13 +42,10 @@ def training_seconds(mixed_precision: str) -> float:
     """Median seconds of the default's training step, in a process of its own: accelerate takes one precision each."""
     config = replace(shapes().training, mixed_precision=mixed_precision)  # type: ignore[arg-type]
     (file,) = (data_folder() / "sample").glob("*.parquet")
-    accelerator = _accelerator(config)
-    unet = widen_conv_in(components.load_unet(config), 2 * components.latent_channels(config))
-    objective = objective_of(components.load_noise_scheduler(config), config.snr_gamma)
     with tempfile.TemporaryDirectory() as name:
-        cache = load_cache(Path(name), open_rows(str(file), config), config, accelerator)
-    trained, network = new_trained(unet, config, accelerator)
-    trainer = Trainer(config, cache, objective, components.latent_scale(config), accelerator, network, trained)
+        job = job_of(config, str(file), output=Path(name), export=Path(name))
+        accelerator = new_accelerator(job)
+        trainer, _ = new_trainer(load_cache(Path(name), open_rows(str(file), job), job, accelerator), job, accelerator)
     seconds = []
     for step in range(STEPS):
         started = time.perf_counter()

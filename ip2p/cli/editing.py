@@ -1,0 +1,181 @@
+"""`ip2p edit`: one picture, a folder or a list of edits, by any number of instructions, seeds and guidances."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ip2p.cli.arguments import parse, read_run
+from ip2p.config import PipelineConfig
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditArguments:
+    """Applies instructions to pictures."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """Picture, folder of pictures, or .jsonl of `image`, `edit_prompt` and, if you like, `seed` and `output`."""
+    instruction: Annotated[str, tyro.conf.Positional]
+    """What to do; "" where a .jsonl says it."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Picture to write, or the folder where there are several."""
+    model: str
+    """Model folder of a run (RUN/model), or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    also: tuple[str, ...] = ()
+    """More instructions for the same pictures."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the noise: an edit for each."""
+    guidance_scale: tuple[float, ...] = ()
+    """Text guidance, one or several; as in the run's evaluation, or 7.5."""
+    image_guidance_scale: tuple[float, ...] = ()
+    """Image guidance, one or several; as in the run's evaluation, or 1.5."""
+    num_inference_steps: int | None = None
+    """Denoising steps; as in the run's evaluation, or 20."""
+    resolution: int | None = None
+    """Pixels on the short side during the edit; the model's own by default."""
+    batch_size: int = 8
+    """Edits at a time."""
+    device: str = "auto"
+    """Where to edit."""
+    dtype: str = "float32"
+    """Precision: float32, float16, bfloat16 or auto."""
+    overwrite: bool = False
+    """Write over pictures that are there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """One edit of one picture."""
+
+    image: Path
+    edit_prompt: str
+    seed: int
+    guidance_scale: float
+    image_guidance_scale: float
+    output: Path
+
+
+def edit(words: list[str]) -> None:
+    """Applies instructions to pictures: ip2p edit --model RUN/model in.png "make it red" out.png"""
+    options = parse(EditArguments, words, prog="ip2p edit", description="Applies instructions to pictures.")
+    usual = _evaluation_of(Path(options.model))
+    wishes = list(plan_edits(options, usual))
+    there = [wish.output for wish in wishes if wish.output.exists()]
+    if there and not options.overwrite:
+        raise ValueError(f"{there[0]} is there already. Give another name, or --overwrite.")
+    from ip2p.editing import Editor, Knobs
+
+    steps = options.num_inference_steps or usual["num_inference_steps"]
+    started = time.monotonic()
+    editor = Editor(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
+    for scales, some in itertools.groupby(sorted(wishes, key=_scales), key=_scales):
+        knobs = Knobs(
+            num_inference_steps=steps,
+            guidance_scale=scales[0],
+            image_guidance_scale=scales[1],
+            resolution=options.resolution,
+        )
+        _edit(editor, list(some), knobs, options.batch_size)
+    what = str(wishes[0].output) if len(wishes) == 1 else f"{len(wishes)} pictures in {options.output}"
+    print(f"{what} (in {time.monotonic() - started:.1f} s)")
+
+
+def _scales(wish: Wish) -> tuple[float, float]:
+    return wish.guidance_scale, wish.image_guidance_scale
+
+
+def _edit(editor: Any, wishes: Sequence[Wish], knobs: Any, batch_size: int) -> None:
+    from tqdm import tqdm
+
+    from ip2p.editing import write_image
+
+    with tqdm(total=len(wishes), desc="edit", unit="picture", disable=None) as bar:
+        for start in range(0, len(wishes), batch_size):
+            some = wishes[start : start + batch_size]
+            edited = editor.edit_all(
+                [wish.image for wish in some],
+                [wish.edit_prompt for wish in some],
+                seeds=[wish.seed for wish in some],
+                knobs=knobs,
+                batch_size=batch_size,
+                on_batch=bar.update,
+            )
+            for wish, image in zip(some, edited, strict=True):
+                write_image(image, wish.output)
+
+
+def plan_edits(options: EditArguments, usual: dict[str, Any]) -> Iterator[Wish]:
+    """Every edit that is asked for. ValueError where there is none, or two of one name."""
+    texts = options.guidance_scale or (usual["guidance_scale"],)
+    images = options.image_guidance_scale or (usual["image_guidance_scale"],)
+    rows = list(_rows(options))
+    if not rows:
+        raise ValueError(f"{options.input} holds no picture. Give a picture, a folder of some or a .jsonl.")
+    combined = list(itertools.product(rows, texts, images))
+    if len(combined) == 1 and rows[0].get("output") is None and options.output.suffix:
+        ((row, text, image),) = combined
+        yield Wish(row["image"], row["edit_prompt"], row["seed"], text, image, options.output)
+        return
+    several = {"texts": len(texts) > 1, "images": len(images) > 1}
+    names: set[str] = set()
+    for row, text, image in combined:
+        name = row.get("output") or _name(row, options)
+        stem, suffix = Path(name).stem, Path(name).suffix or ".png"
+        stem += f"-t{text:g}" * several["texts"] + f"-i{image:g}" * several["images"]
+        if stem + suffix in names:
+            raise ValueError(f"two edits would be called {stem}{suffix}. Give each an `output` in a .jsonl.")
+        names.add(stem + suffix)
+        yield Wish(row["image"], row["edit_prompt"], row["seed"], text, image, options.output / f"{stem}{suffix}")
+
+
+def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
+    if options.input.suffix == ".jsonl":
+        yield from _read_jsonl(options.input)
+        return
+    folder = options.input
+    paths = [folder]
+    if folder.is_dir():
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    for path, prompt, seed in itertools.product(paths, (options.instruction, *options.also), options.seeds):
+        yield {"image": path, "edit_prompt": prompt, "seed": seed}
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for line in path.read_text().splitlines():
+            if line.strip():
+                row = json.loads(line)
+                found = {"image": path.parent / str(row["image"]), "edit_prompt": str(row["edit_prompt"])}
+                yield {**found, "seed": int(row.get("seed", 0)), "output": row.get("output")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
+
+
+def _name(row: dict[str, Any], options: EditArguments) -> str:
+    """Of the picture and of what differs between its edits."""
+    words = re.sub(r"[^a-z0-9]+", "-", row["edit_prompt"].lower()).strip("-")[:40]
+    parts = [row["image"].stem, *([words] if options.also or options.input.suffix == ".jsonl" else [])]
+    parts += [f"seed{row['seed']}"] if len(options.seeds) > 1 else []
+    return "-".join(parts) + ".png"
+
+
+def _evaluation_of(model: Path) -> dict[str, Any]:
+    """Guidance and steps that the model's run was evaluated with; the usual ones for a model of other origin."""
+    names = ("num_inference_steps", "guidance_scale", "image_guidance_scale")
+    try:
+        knobs = read_run(model.resolve().parent).evaluation
+    except (ValueError, OSError):
+        knobs = PipelineConfig().evaluation
+    return {name: getattr(knobs, name) for name in names}

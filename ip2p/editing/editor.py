@@ -1,0 +1,131 @@
+"""A trained editor as one object: `Editor("RUN/model")(image, "make it snowy")`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from ip2p.editing.apply import Resample, edit_images
+from ip2p.editing.model import load_editor
+
+Source = Image.Image | Path | str
+MOST_PIXELS = 2**26
+"""Larger pictures are refused: they would fill the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """How an edit is made."""
+
+    num_inference_steps: int = 20
+    """Denoising steps."""
+    guidance_scale: float = 7.5
+    """How closely the instruction is followed."""
+    image_guidance_scale: float = 1.5
+    """How closely the input is kept to; 1 leaves this guidance out."""
+    resolution: int | None = None
+    """Pixels on the short side during the edit; the model's own by default."""
+
+
+class Editor:
+    """An editor of a folder or a hub id, Stable Diffusion or XL, loaded once per process."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        revision: str | None = None,
+        knobs: Knobs | None = None,
+    ) -> None:
+        """`knobs` are used where a call says nothing else. ValueError where the model is no editor."""
+        self.pipeline = load_editor(str(model), device, revision, dtype)
+        self.knobs = knobs or Knobs()
+
+    def __call__(self, image: Source, instruction: str, *, seed: int = 0, knobs: Knobs | None = None) -> Image.Image:
+        """The edited picture, as large as the input. ValueError where the input cannot be read."""
+        return self.edit_all([image], [instruction], seeds=[seed], knobs=knobs)[0]
+
+    def edit_all(
+        self,
+        images: Sequence[Source],
+        instructions: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        knobs: Knobs | None = None,
+        batch_size: int = 8,
+        on_batch: Callable[[int], Any] | None = None,
+    ) -> list[Image.Image]:
+        """One edit per image, instruction and seed, equal sizes together; `on_batch` hears how many are done."""
+        knobs = knobs or self.knobs
+        pictures = [read_image(each) for each in images]
+        edited = edit_images(
+            self.pipeline,
+            [self._fit(picture, knobs.resolution) for picture in pictures],
+            instructions,
+            num_inference_steps=knobs.num_inference_steps,
+            guidance_scale=knobs.guidance_scale,
+            image_guidance_scale=knobs.image_guidance_scale,
+            seeds=seeds,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+        return [
+            Image.fromarray(pixels).resize(picture.size, Resample)
+            for picture, pixels in zip(pictures, edited, strict=True)
+        ]
+
+    def edit_grid(
+        self,
+        image: Source,
+        instruction: str,
+        *,
+        guidance_scales: Sequence[float],
+        image_guidance_scales: Sequence[float],
+        seed: int = 0,
+        knobs: Knobs | None = None,
+    ) -> list[list[Image.Image]]:
+        """A row of edits per text guidance, a column per image guidance."""
+        knobs, picture = knobs or self.knobs, read_image(image)
+
+        def edit(text: float, kept: float) -> Image.Image:
+            return self(
+                picture, instruction, seed=seed, knobs=replace(knobs, guidance_scale=text, image_guidance_scale=kept)
+            )
+
+        return [list(map(edit, repeat(text), image_guidance_scales)) for text in guidance_scales]
+
+    def _fit(self, picture: Image.Image, resolution: int | None) -> Image.Image:
+        """The short side at the resolution of the edit."""
+        side = resolution or self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+        factor = side / min(picture.size)
+        width, height = (max(1, round(length * factor)) for length in picture.size)
+        return picture.resize((width, height), Resample)
+
+
+def read_image(source: Source) -> Image.Image:
+    """An RGB image, upright. ValueError where there is none, or where it is larger than `MOST_PIXELS`."""
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        if image.width * image.height <= MOST_PIXELS:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {source} as an image: {error}. Give a picture file, such as a .png.") from error
+    raise ValueError(
+        f"{source} has {image.width} x {image.height} pixels, at most {MOST_PIXELS} are edited. Shrink it."
+    )
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Writes a picture in the format of its name. ValueError where that is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        image.save(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot write {path}: {error}. Give a name that ends in .png or .jpg.") from error

@@ -1,0 +1,25 @@
+"""The hub as a place to write to: whose token, and what is said where it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def telling_refusals(repo_id: str) -> Iterator[None]:
+    """What the hub says against an upload becomes a ValueError of one line with the way out."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the hub refused {repo_id}: {first} Check the name and what the token may write.") from error
+
+
+def check_token(token: str | None) -> str:
+    """The token, or ValueError with the way out."""
+    if not token:
+        raise ValueError("pushing to the hub needs a token with write access. Set the environment variable HF_TOKEN.")
+    return token

@@ -1,0 +1,121 @@
+"""Pairs without a cache: decoded by worker processes ahead of the step, encoded at the step.
+
+For random crops and for data that are seen too few times to be worth a cache. What a step sees is the same as with a
+cache: samples, mirroring and crops come from the step's draws, not from the workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ip2p.config import TrainingConfig
+from ip2p.training.batches import Batch, SampleKey, Sampling
+from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, time_ids_of
+from ip2p.training.components import latent_shape, load_vae
+from ip2p.training.geometry import DecodedPair, decode_pair
+from ip2p.training.source import DatasetRows
+from ip2p.training.text import TextEncoders
+
+logger = logging.getLogger(__name__)
+
+CENTRE = 0.5, 0.5
+MOST_UNUSABLE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A batch as it comes from the workers."""
+
+    pixels: Tensor
+    """(N, 2, H, W, 3) uint8."""
+    time_ids: Tensor
+    prompts: list[str]
+
+    def pin_memory(self) -> Decoded:
+        """What a loader calls where a GPU is fed."""
+        return Decoded(self.pixels.pin_memory(), self.time_ids.pin_memory(), self.prompts)
+
+
+class DecodedRows(Dataset[tuple[DecodedPair, str]]):
+    """The rows of a table, decoded, by sample key."""
+
+    def __init__(self, rows: DatasetRows, config: TrainingConfig) -> None:
+        self.rows, self.config = rows, config
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: SampleKey) -> tuple[DecodedPair, str]:
+        """The row, or where that cannot be used the next that can."""
+        for number in range(key.number, key.number + MOST_UNUSABLE):
+            pair = self.rows[number % len(self.rows)]
+            try:
+                crop = CENTRE if self.config.center_crop else key.crop
+                decoded = decode_pair(pair, self.config.resolution, crop)
+            except ValueError as error:
+                logger.warning("row %d cannot be used, the next is taken: %s", number % len(self.rows), error)
+                continue
+            mirrored = key.mirrored and self.config.random_flip
+            return decoded.mirrored() if mirrored else decoded, str(pair.edit_prompt)
+        raise ValueError(f"{MOST_UNUSABLE} rows after another cannot be used, from row {key.number} on.")
+
+    def collate(self, items: Sequence[tuple[DecodedPair, str]]) -> Decoded:
+        """Rows to a batch."""
+        pairs = [pair for pair, _ in items]
+        prompts = [prompt for _, prompt in items]
+        return Decoded(torch.from_numpy(as_pixels(pairs)), time_ids_of(pairs, self.config), prompts)
+
+
+class OnlinePairs:
+    """A source whose encoders stay in memory."""
+
+    def __init__(self, rows: DatasetRows, config: TrainingConfig, device: torch.device) -> None:
+        self.dataset, self.config, self.device = DecodedRows(rows, config), config, device
+        self.vae = load_vae(config, device, DTYPES[config.vae_precision])
+        self.encoders = TextEncoders(config, device)
+        none = self.encoders.none()
+        self.null_text, self.null_pooled = none.hidden, none.pooled
+        self.latent_shape = torch.Size(latent_shape(config))
+        self._batches: Iterator[Decoded] = iter(())
+        self._next: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @torch.no_grad()
+    def load(self, sampling: Sampling, micro_step: int) -> Batch:
+        """The batch of a micro-step; those after it are decoded meanwhile."""
+        if micro_step != self._next:
+            self._batches = iter(self._loader(sampling, micro_step))
+        self._next = micro_step + 1
+        decoded = next(self._batches)
+        mean, deviation, condition = encode_pairs(self.vae, decoded.pixels)
+        texts = self.encoders.encode(decoded.prompts)
+        time_ids = decoded.time_ids if texts.pooled is not None else None
+        return Batch(mean, deviation, condition, texts.hidden, texts.pooled, time_ids)
+
+    def _loader(self, sampling: Sampling, micro_step: int) -> DataLoader[tuple[DecodedPair, str]]:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=_Keys(sampling, micro_step),
+            num_workers=self.config.dataloader_num_workers,
+            collate_fn=self.dataset.collate,
+            pin_memory=self.device.type == "cuda",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """Batches of keys without end, as a loader wants them."""
+
+    sampling: Sampling
+    first: int
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return self.sampling.keys(self.first)

@@ -1,0 +1,178 @@
+"""One training from its job to the exported pipeline."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, ProjectConfiguration
+
+from ip2p.config import PipelineConfig, TrainingConfig, TrainingJob
+from ip2p.loading import resolve_device, resolve_dtype
+from ip2p.store import write_json
+from ip2p.training import components, hub
+from ip2p.training.batches import Sampling, Source
+from ip2p.training.cache import LatentCache, load_cache
+from ip2p.training.checkpoint import Progress, resume
+from ip2p.training.export import write_editor
+from ip2p.training.geometry import is_square
+from ip2p.training.launching import FINISHED
+from ip2p.training.loop import pairs_per_step, train
+from ip2p.training.losslog import mean_of_last, read_losses
+from ip2p.training.objective import objective_of
+from ip2p.training.online import OnlinePairs
+from ip2p.training.source import (
+    Rows,
+    find_files,
+    open_files,
+    open_rows,
+    open_table,
+    resume_fingerprint,
+    training_fingerprint,
+)
+from ip2p.training.stopping import Stop
+from ip2p.training.surgery import widen_conv_in
+from ip2p.training.trackers import start_trackers, tracker_names
+from ip2p.training.trainer import Trainer, new_trained
+from ip2p.training.validation import Validation, read_shown
+
+logger = logging.getLogger("ip2p.training")
+
+WHOLE_WEIGHTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+LOOKED_AT = 256
+"""Rows whose images' shapes decide whether a random crop has any choice."""
+
+
+def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
+    """Caches, trains, exports; returns what happened, which also lies in `output_dir/finished.json`."""
+    output = Path(job.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    hub.check_may_upload(job)
+    rows, shown = open_rows(job.data, job), read_shown(job)
+    accelerator = new_accelerator(job)
+    whole = PipelineConfig(training=job)
+    source = _open_source(rows, job, accelerator, output)
+    trainer, num_steps = new_trainer(source, job, accelerator)
+    if job.report_to != "none":
+        start_trackers(accelerator, job)
+    fresh = Progress(fingerprint=resume_fingerprint(whole, job.data), num_processes=accelerator.num_processes)
+    progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
+    logger.info("training on %d pairs, %d steps on %s", len(source), num_steps, accelerator.device)
+    per_epoch = math.ceil(len(source) / pairs_per_step(trainer))
+    every = job.validation_steps or (job.validation_epochs and job.validation_epochs * per_epoch) or per_epoch
+    held_out = _held_out(job, accelerator, output)
+    validation = Validation(job, accelerator, output, every, num_steps, shown, held_out)
+    progress = train(trainer, output, progress, num_steps, stop, validation)
+    seconds = source.seconds if isinstance(source, LatentCache) else 0.0
+    summary = _summary(progress, rows, output, seconds, len(source))
+    if accelerator.is_main_process:
+        export = Path(job.export_dir or job.output_dir)
+        trained = trainer.trained
+        write_editor(trained.average or trained.unet, job, export)
+        hub.write_card(job, export, summary, is_xl=components.is_xl(job))
+        write_json(output / FINISHED, {"fingerprint": training_fingerprint(whole, job.data), "summary": summary})
+        logger.info("wrote %s", export)
+        if job.push_to_hub:
+            hub.upload(job, export)
+    accelerator.end_training()
+    return summary
+
+
+def new_trainer(source: Source, config: TrainingConfig, accelerator: Accelerator) -> tuple[Trainer, int]:
+    """All that a step needs, and how many steps there are."""
+    num_steps = num_steps_of(config, len(source), accelerator.num_processes)
+    unet = widen_conv_in(components.load_unet(config), 2 * source.latent_shape[0])
+    scheduler = components.load_noise_scheduler(config)
+    objective = objective_of(scheduler, config.snr_gamma, config.prediction_type).to(accelerator.device)
+    sampling = Sampling(
+        config,
+        len(source),
+        source.latent_shape,
+        len(objective.alphas_cumprod),
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    trained, network = new_trained(unet, config, accelerator, num_steps)
+    scale = components.latent_scale(config)
+    return Trainer(config, source, objective, scale, accelerator, network, trained, sampling), num_steps
+
+
+def num_steps_of(config: TrainingConfig, num_pairs: int, num_processes: int) -> int:
+    """Optimizer steps: as many as are asked for, or whole epochs."""
+    if config.max_train_steps is not None:
+        return config.max_train_steps
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * num_processes
+    return config.num_train_epochs * math.ceil(num_pairs / per_step)
+
+
+def _open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> Source:
+    if job.cache and not _is_crop_free(rows, job):
+        return load_cache(output / "cache", rows, job, accelerator)
+    if job.cache:
+        logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
+    if job.streaming:
+        raise ValueError(
+            "streamed rows can be read in order only, for a cache. Leave --streaming out, or add --center_crop."
+        )
+    with accelerator.main_process_first():
+        table = open_table(job.data, job)
+    return OnlinePairs(table, job, accelerator.device)
+
+
+def _is_crop_free(rows: Rows, config: TrainingConfig) -> bool:
+    """Whether a random crop is asked for and has a choice, by the first rows."""
+    if config.center_crop:
+        return False
+    return any(not is_square(pair.original) for _, pair in zip(range(LOOKED_AT), rows.read(), strict=False))
+
+
+def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache | None:
+    """Some pairs of the data's test split, where the data are local files that have one."""
+    files = find_files(job.data, test=True)
+    if not files or not job.num_validation_pairs:
+        return None
+    config = replace(job, max_train_samples=job.num_validation_pairs, random_flip=False)
+    try:
+        return load_cache(output / "cache" / "held-out", open_files(files, config), config, accelerator)
+    except ValueError as error:
+        logger.warning("the test split is not used for a held-out loss: %s", error)
+        return None
+
+
+def new_accelerator(job: TrainingJob) -> Accelerator:
+    """Precision, trackers and patience as the job says."""
+    precision = job.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if resolve_dtype("auto", resolve_device("auto")) == "bfloat16" else "no"
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("mixed_precision fp16 wants a GPU, got a CPU. Set training.mixed_precision to bf16 or no.")
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the cache is built inside
+    output = Path(job.output_dir)
+    project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / job.logging_dir))
+    trackers: Any = tracker_names(job.report_to)
+    accelerator = Accelerator(
+        mixed_precision=precision, kwargs_handlers=[patient], log_with=trackers or None, project_config=project
+    )
+    if accelerator.distributed_type not in WHOLE_WEIGHTS:
+        raise ValueError(
+            f"the trainer keeps whole weights in every process, which {accelerator.distributed_type.value} does not. "
+            "Launch with --multi_gpu, and --gradient_checkpointing or --use_lora where memory is short."
+        )
+    return accelerator
+
+
+def _summary(progress: Progress, rows: Rows, output: Path, caching: float, samples: int) -> dict[str, Any]:
+    return {
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "seconds_caching": caching,
+        "loss": round(mean_of_last(read_losses(output / "loss.jsonl")), 6),
+        "samples": samples,
+        "dropped": len(rows) - samples,
+    }

@@ -1,0 +1,198 @@
+"""What a training shows of itself on the way: edits of given pictures, and the loss on pairs that it does not see.
+
+The main process validates and the others wait. The loss is that of fixed noise at fixed timesteps, by quarters of the
+noise schedule, so that its course is the model's and not chance's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.utils import load_image
+from PIL import Image
+from torch import Tensor, nn
+
+from ip2p.config import TrainingConfig
+from ip2p.training.cache import LatentCache
+from ip2p.training.draws import draw_step
+from ip2p.training.export import build_pipeline
+from ip2p.training.objective import Objective
+from ip2p.training.trackers import show_images
+from ip2p.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+NUM_STEPS = 20
+IMAGE_GUIDANCE, GUIDANCE = 1.5, 7.0
+"""Those of diffusers' scripts."""
+QUARTERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture and what to do to it."""
+
+    name: str
+    image: Image.Image
+    edit_prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """When to validate, and on what; it is the loop's `Watcher`."""
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    output: Path
+    every: int | None
+    """Optimizer steps between validations."""
+    num_steps: int
+    shown: Sequence[Shown] = ()
+    held_out: LatentCache | None = None
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """To the trackers."""
+        self.accelerator.log(values, step=step)
+
+    def after_step(self, trainer: Trainer, step: int) -> None:
+        """Validates at its steps and after the last."""
+        due = step == self.num_steps or (self.every is not None and step % self.every == 0)
+        if not due or not (self.shown or self.held_out is not None):
+            return
+        if self.accelerator.is_main_process:
+            network = trainer.trained.average or trainer.trained.unet
+            was_training = network.training
+            network.eval()
+            with torch.no_grad():
+                self._measure(trainer, network, step)
+                self._show(network, step)
+            network.train(was_training)
+        self.accelerator.wait_for_everyone()
+
+    def _measure(self, trainer: Trainer, network: nn.Module, step: int) -> None:
+        if self.held_out is None:
+            return
+        device = next(network.parameters()).device
+        losses = held_out_losses(trainer, network, self.held_out, device)
+        self.log(losses, step)
+        with (self.output / "validation.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step} | {name: round(value, 6) for name, value in losses.items()}) + "\n")
+        logger.info("step %d: held-out loss %.4f", step, losses["held_out_loss"])
+
+    def _show(self, network: nn.Module, step: int) -> None:
+        if not self.shown:
+            return
+        device = self.accelerator.device
+        place = next(network.parameters()).device
+        pipeline = build_pipeline(network.to(device), self.config, device)
+        pipeline.set_progress_bar_config(disable=True)
+        folder = self.output / "validation_images"
+        folder.mkdir(exist_ok=True)
+        images = {}
+        with self.accelerator.autocast():
+            for number, (shown, seed) in enumerate(self._wanted()):
+                images[f"{shown.name}: {shown.edit_prompt} ({seed})"] = edited = _edit(pipeline, shown, seed)
+                edited.save(folder / f"step_{step}_val_img_{number}.png")
+        show_images(self.accelerator, "validation", images, step)
+        network.to(place)
+
+    def _wanted(self) -> Iterator[tuple[Shown, int]]:
+        for shown in self.shown:
+            for number in range(self.config.num_validation_images):
+                yield shown, self.config.seed + number
+
+
+def _edit(pipeline: Any, shown: Shown, seed: int) -> Image.Image:
+    options = {"num_inference_steps": NUM_STEPS, "image_guidance_scale": IMAGE_GUIDANCE, "guidance_scale": GUIDANCE}
+    if hasattr(pipeline, "text_encoder_2"):
+        options |= {"height": shown.image.height, "width": shown.image.width}
+    generator = torch.Generator().manual_seed(seed)
+    found = pipeline(shown.edit_prompt, image=shown.image, generator=generator, **options)
+    image: Image.Image = found.images[0]
+    return image
+
+
+def read_shown(config: TrainingConfig) -> list[Shown]:
+    """The pictures to edit. ValueError, before the training starts, for one that cannot be read."""
+    wanted = []
+    if config.val_image_url_or_path and config.validation_prompt:
+        wanted.append((config.val_image_url_or_path, config.validation_prompt))
+    elif config.val_image_url_or_path or config.validation_prompt:
+        raise ValueError(
+            "a validation takes an image and what to do to it. "
+            "Give --val_image_url_or_path as well as --validation_prompt."
+        )
+    if config.validation_file:
+        wanted += _read_file(Path(config.validation_file).expanduser())
+    return [Shown(Path(source).name, _read_image(source, config.resolution), prompt) for source, prompt in wanted]
+
+
+def _read_file(path: Path) -> list[tuple[str, str]]:
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        found = [(str(row["image"]), str(row["edit_prompt"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
+    beside = [path.parent / image for image, _ in found]
+    return [
+        (str(near) if near.exists() else image, prompt) for near, (image, prompt) in zip(beside, found, strict=True)
+    ]
+
+
+def _read_image(source: str, resolution: int) -> Image.Image:
+    """RGB, the short side near `resolution`, both sides multiples of 8."""
+    try:
+        image: Image.Image = load_image(source)
+    except Exception as error:  # the network and codecs raise many kinds
+        raise ValueError(f"the validation image {source} cannot be read: {error}") from error
+    scale = resolution / min(image.size)
+    width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def held_out_losses(
+    trainer: Trainer, network: nn.Module, held_out: LatentCache, device: torch.device
+) -> dict[str, float]:
+    """Mean loss over the held-out pairs, all in all and by quarters of the timesteps."""
+    objective = trainer.objective.to(device)
+    size = trainer.config.train_batch_size
+    by_quarter: list[list[Tensor]] = [[] for _ in range(QUARTERS)]
+    for start in range(0, len(held_out), size):
+        samples = list(range(start, min(start + size, len(held_out))))
+        for quarter, losses in enumerate(by_quarter):
+            losses.append(_losses(trainer, network, objective, held_out, samples, quarter, device))
+    total = len(objective.alphas_cumprod) // QUARTERS
+    means = [float(torch.cat(losses).mean()) for losses in by_quarter]
+    names = [f"held_out_loss_{total * number}_{total * (number + 1)}" for number in range(QUARTERS)]
+    return {"held_out_loss": sum(means) / QUARTERS, **dict(zip(names, means, strict=True))}
+
+
+def _losses(
+    trainer: Trainer,
+    network: nn.Module,
+    objective: Objective,
+    held_out: LatentCache,
+    samples: list[int],
+    quarter: int,
+    device: torch.device,
+) -> Tensor:
+    """(N,), nothing dropped."""
+    num_timesteps = len(objective.alphas_cumprod)
+    weights = torch.zeros(num_timesteps)
+    weights[num_timesteps * quarter // QUARTERS : num_timesteps * (quarter + 1) // QUARTERS] = 1.0
+    shape = torch.Size((len(samples), *held_out.latent_shape))
+    draws = draw_step(shape, weights, "held-out", trainer.config.seed, samples[0], quarter)
+    batch = held_out.take(samples, [False] * len(samples)).to(device)
+    latents = batch.mean * trainer.latent_scale
+    noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
+    with trainer.accelerator.autocast():
+        prediction = trainer.predict(network, objective.noised(latents, noise, timesteps), timesteps, batch)
+    target = objective.target(latents, noise, timesteps)
+    return (prediction.float() - target).square().mean(dim=(1, 2, 3)).cpu()
