@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from prefect import State, flow, unmapped
+from prefect import State, flow
+from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts, tasks
+from flows.limits import limit_server
 from flows.runners import raise_first_failure, resources
-from ip2p import plan, rendering
+from ip2p import plan, prompts, rendering
 from ip2p.config import PipelineConfig
-from ip2p.store import summarise_shards, update_summary
+from ip2p.store import update_summary
 
 
 @flow(name="dataset", task_runner=ThreadPoolTaskRunner(max_workers=1))
@@ -22,14 +26,50 @@ def dataset_flow(config: PipelineConfig) -> None:
     artifacts.publish_report(tasks.write_report(config, wait_for=[judged]))
 
 
+@dataclass(frozen=True, slots=True)
+class Futures:
+    """Of every shard, in order."""
+
+    answers: list[PrefectFuture[Any]] = field(default_factory=list)
+    triplets: list[PrefectFuture[Any]] = field(default_factory=list)
+    pairs: list[PrefectFuture[Any]] = field(default_factory=list)
+
+
+def submit_shards(config: PipelineConfig, numbers: Sequence[int]) -> Futures:
+    """Each shard's rendering once the prompts of as many shards as there are workers were submitted.
+
+    Runners start what was submitted first, so rendering begins with the first finished prompt shard and neither stage
+    waits for the other to end.
+    """
+    futures, lead = Futures(), config.runner.max_workers
+    for number in range(len(numbers) + lead):
+        if number >= lead:
+            place = number - lead
+            render = tasks.retrying(tasks.render_pairs, config)
+            futures.pairs.append(render.submit(config, numbers[place], futures.triplets[place]))
+        if number < len(numbers):
+            _submit_prompts(config, numbers[number], futures)
+    return futures
+
+
+def _submit_prompts(config: PipelineConfig, number: int, futures: Futures) -> None:
+    """Where near-duplicates are left out, shards are written about in any order and judged one after another."""
+    before: list[PrefectFuture[Any]] = []
+    if prompts.depends_on_earlier_shards(config):
+        futures.answers.append(tasks.retrying(tasks.write_answers, config).submit(config, number))
+        before = [futures.answers[-1], *futures.triplets[-1:]]
+    futures.triplets.append(tasks.retrying(tasks.write_triplets, config).submit(config, number, wait_for=before))
+
+
 def build_dataset(config: PipelineConfig) -> State[Any]:
     """The steps to the dataset, inside a flow. Only shards go to the task runner; the rest runs where the flow does."""
     numbers = plan.shard_numbers(config)
+    limit_server(config.prompts)
     with resources(config.runner):
-        triplets = tasks.retrying(tasks.write_triplets, config).map(unmapped(config), numbers)
-        pairs = tasks.retrying(tasks.render_pairs, config).map(unmapped(config), numbers, triplets)
-    raise_first_failure([*triplets, *pairs])
-    update_summary(config.out, "prompts", summarise_shards(config.out, "triplets"))
+        futures = submit_shards(config, numbers)
+    raise_first_failure([*futures.answers, *futures.triplets, *futures.pairs])
+    pairs = futures.pairs
+    update_summary(config.out, "prompts", prompts.summarise(config))
     update_summary(config.out, "rendering", rendering.summarise(config))
     made: State[Any] = tasks.retrying(tasks.write_dataset, config)(config, wait_for=pairs, return_state=True)
     update_summary(config.out, "dataset", made.result())

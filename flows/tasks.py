@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
+from flows.limits import server_slot
 from ip2p import dataset, evaluation, prompts, rendering, training
 from ip2p.config import PipelineConfig
 from ip2p.evaluation import report
@@ -25,10 +27,18 @@ def retrying(stage: Task[..., Any], config: PipelineConfig) -> Task[..., Any]:
     return stage.with_options(retries=config.runner.retries, retry_delay_seconds=1, retry_condition_fn=worth_retrying)
 
 
+@task(task_run_name="answers-{number:05d}", cache_policy=NO_CACHE)
+def write_answers(config: PipelineConfig, number: int) -> Sidecar | None:
+    """What a language model answers about captions."""
+    with server_slot(config.prompts):
+        return prompts.write_answers(config, number)
+
+
 @task(task_run_name="prompts-{number:05d}", cache_policy=NO_CACHE)
 def write_triplets(config: PipelineConfig, number: int) -> Sidecar:
     """Captions to edit triplets."""
-    return prompts.write_shard(config, number)
+    with nullcontext() if prompts.depends_on_earlier_shards(config) else server_slot(config.prompts):
+        return prompts.write_shard(config, number)
 
 
 @task(task_run_name="render-{number:05d}", cache_policy=NO_CACHE)

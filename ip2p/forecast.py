@@ -53,14 +53,15 @@ class Forecast:
 
 def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
     """Makes two shards of so many captions; returns the second's figures. ValueError where captions are too few."""
-    available = len(read_entries(config.prompts))
+    available = len(read_entries(config.prompts, config.out))
     if available < 2 * num_captions:
         raise ValueError(
             f"a sample of {num_captions} captions, measured once the machine is warm, needs {2 * num_captions}; "
             f"{config.prompts.captions} has {available}. Give --sample {max(1, available // 2)} or less."
         )
     with tempfile.TemporaryDirectory(prefix="ip2p-plan-") as name:
-        small = replace(config, out=Path(name), prompts=replace(config.prompts, shard_size=num_captions))
+        prompts_of_two = replace(config.prompts, shard_size=num_captions, num_captions=2 * num_captions)
+        small = replace(config, out=Path(name), prompts=prompts_of_two)
         for number in range(2):
             triplets = prompts.write_shard(small, number)
             pairs = rendering.write_shard(small, number)
@@ -82,7 +83,7 @@ def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = 
     """Scales a sample to all captions of the config, or to so many triplets. ValueError where it gave no triplet."""
     if not sample.triplets:
         raise ValueError("no triplet of the sample could be used, so nothing can be planned. Look at the captions.")
-    triplets = num_triplets or round(len(read_entries(config.prompts)) * sample.triplets / sample.captions)
+    triplets = num_triplets or round(len(read_entries(config.prompts, config.out)) * sample.triplets / sample.captions)
     captions = round(triplets * sample.captions / sample.triplets)
     scale = triplets / sample.triplets
     accepted = round(scale * sample.accepted)

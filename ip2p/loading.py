@@ -195,8 +195,11 @@ def load_image_model(model: str, *, device: str) -> ImageModel:
     return load_once(("image-model", model, resolve_device(device)), load)
 
 
-def load_language_model(model: str, *, revision: str | None, device: str) -> LanguageModel:
+def load_language_model(model: str, *, revision: str | None, device: str, dtype: str = "float32") -> LanguageModel:
     """A causal language model, padded on the left for batched generation."""
+
+    place = resolve_device(device)
+    precision = resolve_dtype(dtype, place)
 
     def load() -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -205,10 +208,11 @@ def load_language_model(model: str, *, revision: str | None, device: str) -> Lan
         tokenizer = _from_source(AutoTokenizer.from_pretrained, source, revision=revision, padding_side="left")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        network = _from_source(AutoModelForCausalLM.from_pretrained, source, revision=revision)
-        return LanguageModel(network.to(resolve_device(device)).eval(), tokenizer)
+        options: dict[str, Any] = {"revision": revision, "dtype": getattr(torch, precision)}
+        network = _from_source(AutoModelForCausalLM.from_pretrained, source, **options)
+        return LanguageModel(network.to(place).eval(), tokenizer)
 
-    return load_once(("language-model", model, revision, resolve_device(device)), load)
+    return load_once(("language-model", model, revision, precision, place), load)
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Use = Literal["pipeline", "dataset", "training"]
 """The three uses of the software; each is a flow of its own."""
 
-SHARDED = ("triplets", "candidates", "pairs")
+SHARDED = ("answers", "triplets", "candidates", "pairs")
 LIBRARIES = (
     "torch",
     "diffusers",
@@ -54,8 +54,8 @@ def check_inputs(config: PipelineConfig, use: Use, data: str | None = None) -> N
 
     if use != "training":
         prompts.num_shards(config)
-        if not config.prompts.captions.lower().endswith(".jsonl"):
-            check_model_source(config.prompts.model, what="prompts.model", marker="config.json")
+        if prompts.asks_a_model(config):
+            prompts.check_backend(config.prompts)
         check_model_source(config.rendering.model, what="rendering.model", marker="model_index.json")
         if _is_path(config.scoring.clip_model):
             check_model_source(config.scoring.clip_model, what="scoring.clip_model", marker="open_clip_config.json")
@@ -124,7 +124,8 @@ def _state(config: PipelineConfig, use: Use, data: str | None) -> dict[str, str]
 def _inputs(config: PipelineConfig, use: Use, data: str | None) -> Iterable[Path]:
     named = [data or ""]
     if use != "training":
-        named += [config.prompts.captions, config.prompts.model, config.rendering.model, config.scoring.clip_model]
+        named += [config.prompts.captions, config.prompts.examples, config.prompts.model]
+        named += [config.rendering.model, config.scoring.clip_model]
     if use != "dataset":
         named += [config.training.pretrained_model_name_or_path, config.scoring.clip_model]
     for name in filter(None, named):

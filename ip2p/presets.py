@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ip2p.config import (
+    CleaningConfig,
     EditTypeRendering,
     EvaluationConfig,
     FilteringConfig,
@@ -14,6 +15,7 @@ from ip2p.config import (
     PromptsConfig,
     RenderingConfig,
     ScoringConfig,
+    ScreeningConfig,
     Thresholds,
     TrainingConfig,
 )
@@ -198,8 +200,20 @@ def paper() -> PipelineConfig:
 
 
 def _wild_prompts() -> PromptsConfig:
-    """Captions of real pictures; the captions file and the language model are the user's to name."""
-    return PromptsConfig(shard_size=1000, batch_size=64)
+    """Captions of real pictures, which are the user's to name; `--prompts.model` takes any other chat model.
+
+    The model has no pinned revision: that would have to be changed along with it.
+    """
+    return PromptsConfig(
+        backend="chat",
+        model="Qwen/Qwen2.5-7B-Instruct",
+        dtype="auto",
+        cleaning=CleaningConfig(strip_markup=True, min_words=3, max_words=40, language="en"),
+        screening=ScreeningConfig(near_duplicate=0.9, language="en"),
+        max_new_tokens=160,
+        shard_size=1000,
+        batch_size=64,
+    )
 
 
 PRESETS: dict[str, Callable[[], PipelineConfig]] = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from ip2p.config import PromptsConfig
 from ip2p.loading import LanguageModel
-from ip2p.prompts.parse import format_answer, format_prompt
+from ip2p.prompts.asking import Request, draw_edit_type, messages_for, repair_messages
+from ip2p.prompts.parse import format_answer, format_json, format_prompt
 
 TAUGHT_CAPTIONS = (
     "a red circle",
@@ -61,16 +64,85 @@ def write_taught_language_model(folder: Path) -> Path:
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(texts: Sequence[str] = (), vocab_size: int = 400) -> PreTrainedTokenizerFast:
     learned = Tokenizer(models.BPE())
     learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learned.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=vocab_size,
         special_tokens=["<end>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [format_prompt(caption) + answer for caption in TAUGHT_CAPTIONS for answer in _answers(caption)]
+    texts = texts or [format_prompt(caption) + answer for caption in TAUGHT_CAPTIONS for answer in _answers(caption)]
     learned.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=learned, eos_token="<end>", pad_token="<end>", padding_side="left")
+
+
+CHAT_TYPES = (("colour", 1.0), ("add", 1.0), ("remove", 1.0))
+# It does not see the instructions, as a model this small cannot read them.
+CHAT_TEMPLATE = (
+    "{% for message in messages if message.role != 'system' %}<|{{ message.role }}|>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def chat_config(folder: Path | str) -> PromptsConfig:
+    """Asks the taught chat model the way it was taught: three edit types and no examples."""
+    return PromptsConfig(
+        backend="chat", model=str(folder), edit_types=CHAT_TYPES, num_examples=0, max_new_tokens=60, temperature=0.0
+    )
+
+
+def _chat_texts() -> list[tuple[str, str]]:
+    """(conversation, answer): three edit types a caption, one of the captions answered in prose."""
+    config, texts = chat_config("taught"), []
+    for caption in TAUGHT_CAPTIONS:
+        for attempt in range(3):
+            request = Request(caption, attempt)
+            kind = draw_edit_type(config, request)
+            answer = format_json(kind, f"{kind} it", f"{caption}, {kind}")
+            talk = messages_for(config, request)
+            if caption == TAUGHT_CAPTIONS[0] and attempt == 0:
+                texts.append((_render(talk), "Sure!"))
+                talk = repair_messages(talk, "Sure!", "unparsable")
+            texts.append((_render(talk), answer))
+    return texts
+
+
+def _render(talk: list[dict[str, str]]) -> str:
+    shown = (each for each in talk if each["role"] != "system")
+    return "".join(f"<|{each['role']}|>{each['content']}\n" for each in shown) + "<|assistant|>"
+
+
+def write_taught_chat_model(folder: Path, num_steps: int = 220) -> Path:
+    """A GPT-2 that was taught to answer a few conversations, written as a folder with a chat template."""
+    torch.manual_seed(0)
+    texts = _chat_texts()
+    tokenizer = _tokenizer([prompt + answer for prompt, answer in texts], vocab_size=700)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    end = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=4, n_positions=512, eos_token_id=end, bos_token_id=end,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    prompts = [tokenizer(prompt)["input_ids"] for prompt, _ in texts]
+    answers = [[*tokenizer(answer)["input_ids"], end] for _, answer in texts]
+    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids, labels = torch.full((len(texts), width), end), torch.full((len(texts), width), -100)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, num_steps)
+    for _ in range(num_steps):
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05, loss
+    model.eval().save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return folder

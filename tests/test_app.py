@@ -16,7 +16,8 @@ from PIL import Image
 from ip2p import rendering
 from ip2p.app.browsing import Wanted, find, open_pairs, side_by_side
 from ip2p.app.runs import describe_runs, find_models, find_runs
-from ip2p.config import PipelineConfig
+from ip2p.app.writing import HEAD, find_configs, write_rows
+from ip2p.config import PipelineConfig, to_dict
 from ip2p.dataset import write_dataset
 from ip2p.store import RunFolder, write_json
 from ip2p.training.export import write_editor
@@ -77,6 +78,17 @@ def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
         open_pairs(str(tmp_path))
     with pytest.raises(ValueError, match="does not exist"):
         open_pairs("./nowhere")
+
+
+def test_a_caption_is_tried_with_a_preset_or_a_run(run: PipelineConfig) -> None:
+    caption = "a small red circle on a white background"
+    rows = write_rows("shapes", caption, 2)
+    assert len(rows) == 2 and all(len(row) == len(HEAD) for row in rows)
+    write_json(run.out / "config.json", to_dict(replace(run, prompts=replace(run.prompts, backend="template"))))
+    assert {str(run.out), "shapes"} <= set(find_configs(run.out.parent))
+    assert [row[0] for row in write_rows(str(run.out), caption, 3)] == ["kept"] * 3
+    with pytest.raises(ValueError, match="nowhere is no run and no preset"):
+        write_rows("nowhere", caption, 1)
 
 
 def test_runs_and_editors_are_found_with_their_figures(run: PipelineConfig) -> None:

@@ -41,6 +41,13 @@ def test_the_default_needs_nothing_from_outside_the_shipped_data() -> None:
     assert all(Path(name).is_relative_to(data_folder()) for name in named)
 
 
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_photographs_are_written_about_by_a_chat_model_that_one_flag_changes(name: str) -> None:
+    prompts = PRESETS[name]().prompts
+    assert (prompts.backend, prompts.revision) == ("chat", None) and "Instruct" in prompts.model
+    assert prompts.screening.near_duplicate is not None
+
+
 def test_the_paper_takes_1024_pairs_a_step_on_its_eight_gpus() -> None:
     training = paper().training
     assert 8 * training.train_batch_size * training.gradient_accumulation_steps == 1024

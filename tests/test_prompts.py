@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ip2p import loading, store
-from ip2p.config import PipelineConfig
+from ip2p.config import PipelineConfig, PromptsConfig
 from ip2p.prompts import num_shards, read_triplets, write_shard
+from ip2p.prompts.answers import FIRST_KNOBS, RESULT_FREE, knobs_that_decide
 from ip2p.prompts.parse import is_no_op, parse_answer
 from tests.taught import TAUGHT_CAPTIONS, write_taught_language_model
 
@@ -146,6 +147,18 @@ def test_ready_triplets_need_no_language_model_and_a_malformed_line_loses_no_oth
     (triplet,) = read_triplets(path_of(ready))
     assert (triplet.edit_type, triplet.source) == ("remove", "ready.jsonl")
     assert [row["generation"] for row in rows_of(ready) if row["reason"] == "unparsable"] == ["{broken"]
+
+
+def test_knobs_that_came_later_change_no_fingerprint_as_long_as_they_are_as_by_default() -> None:
+    assert set(knobs_that_decide(PromptsConfig())) == set(FIRST_KNOBS) - set(RESULT_FREE)
+    asked = knobs_that_decide(PromptsConfig(backend="template", num_repairs=3, captions_column="x"))
+    assert set(asked) == set(FIRST_KNOBS) - set(RESULT_FREE) | {"backend", "num_repairs"}
+
+
+def test_the_template_backend_writes_other_triplets_at_each_attempt_and_the_same_again(config: PipelineConfig) -> None:
+    rows = write_all(with_prompts(config, backend="template", model=""))
+    assert len({row["triplet_id"] for row in rows}) == len(rows) == 16
+    assert {(row["reason"], row["source"]) for row in rows} == {("", "template")}
 
 
 def test_a_shard_beyond_the_captions_is_an_error(config: PipelineConfig) -> None:

@@ -28,6 +28,8 @@ from ip2p.evaluation.report import write_report
 from ip2p.evaluation.report.cards import choose_edits
 from ip2p.evaluation.report.charts import ticks
 from ip2p.filtering import judge_table
+from ip2p.prompts import Generation, triplets_table
+from ip2p.prompts.parse import Reason
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import candidates_table
 from ip2p.shapes.language import EDIT_TYPES, SceneEdit, draw_caption, draw_edit
@@ -67,10 +69,10 @@ def _triplet(rng: random.Random, edit: SceneEdit) -> EditTriplet:
 
 
 def _write_triplets(run: store.RunFolder, triplets: list[EditTriplet]) -> None:
-    rows = [{"caption": each.original_prompt, "reason": "", "edit_type": each.edit_type} for each in triplets]
-    for index, reason in enumerate(["unparsable"] * 5 + ["no_op"] * 3 + ["duplicate"] * 2):
-        rows.append({"caption": f"caption {index}", "reason": reason, "edit_type": ""})
-    store.write_shard(run.shard("triplets", 0), pa.Table.from_pylist(rows), fingerprint="x", seconds=4.0)
+    rows = [Generation(each.original_prompt, "", each, "") for each in triplets]
+    lost: list[Reason] = ["unparsable"] * 5 + ["no_op"] * 3 + ["duplicate"] * 2
+    rows += [Generation(f"caption {index}", f"{HOSTILE} {index}", None, reason) for index, reason in enumerate(lost)]
+    store.write_shard(run.shard("triplets", 0), triplets_table(rows), fingerprint="x", seconds=4.0)
 
 
 def _write_candidates(
@@ -232,6 +234,14 @@ def test_page_asks_nothing_of_the_network(html: str) -> None:
     assert "url(" not in html and "@import" not in html and "http://" not in html and "https://" not in html
 
 
+def test_the_page_shows_what_the_prompt_stage_wrote_and_what_it_rejected(html: str) -> None:
+    section = html[html.index('id="triplets"') : html.index('id="scores"')]
+    for part in ("Kept, by edit type", "Words of the instruction", "Verbs", "Objects", "not parsable", "no change"):
+        assert part in section
+    assert all(f"<span>{kind}</span>" in section for kind in EDIT_TYPES)
+    assert "&lt;script&gt;alert" in section and HOSTILE not in section
+
+
 def test_every_picture_says_what_it_shows_and_decodes(html: str) -> None:
     import base64
 
@@ -294,7 +304,7 @@ def test_a_prompt_cannot_smuggle_markup_into_the_page(run_folder: Path, tmp_path
 def test_report_of_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
     page = write_report(PipelineConfig(out=tmp_path / "nothing")).read_text()
     assert Page(page).open == []
-    assert page.count('class="missing"') == 11
+    assert page.count('class="missing"') == 12
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import gradio as gr
 
 from ip2p.app.browsing import ACCEPTED, Pairs, Wanted, find, open_pairs, side_by_side
 from ip2p.app.runs import HEAD, describe_runs, find_models, find_runs
+from ip2p.app.writing import HEAD as TRIPLET_HEAD
+from ip2p.app.writing import find_configs, write_rows
 from ip2p.config import EvaluationConfig
 from ip2p.config_file import read_config
 from ip2p.editing.editor import Editor, Knobs, read_image
@@ -39,6 +41,8 @@ def build_page(root: Path, model: str | None = None, device: str = "auto") -> gr
             _edit_tab([first, *(each for each in models if each != first)] if first else models, device)
         with gr.Tab("Pairs"):
             _pairs_tab(root)
+        with gr.Tab("Prompts"):
+            _prompts_tab(root)
         with gr.Tab("Runs"):
             _runs_tab(root)
     return page
@@ -209,6 +213,19 @@ def _pairs_tab(root: Path) -> None:
         friendly(show), [opened, *filters], [told, gallery]
     )
     gr.on([each.change for each in filters], friendly(show), [opened, *filters], [told, gallery])
+
+
+def _prompts_tab(root: Path) -> None:
+    configs = find_configs(root)
+    with gr.Row():
+        caption = gr.Textbox(label="Caption", placeholder="a photo of a horse in a field", scale=4, elem_id="caption")
+        config = gr.Dropdown(
+            configs, value=configs[0], label="Run or preset", allow_custom_value=True, elem_id="config"
+        )
+        number = gr.Slider(1, 20, 5, step=1, label="Triplets", elem_id="triplets")
+        write = gr.Button("Write", variant="primary", elem_id="write")
+    table = gr.Dataframe(headers=list(TRIPLET_HEAD), interactive=False, wrap=True, elem_id="written")
+    gr.on([write.click, caption.submit], friendly(write_rows), [config, caption, number], table)
 
 
 def _runs_tab(root: Path) -> None:

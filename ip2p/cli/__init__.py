@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from ip2p import __version__
-from ip2p.cli import app, commands, datasets, editing
+from ip2p.cli import app, commands, datasets, editing, prompts
 from ip2p.cli.remote import mirrored
 from ip2p.config_file import suggest
 from ip2p.console import GOES_ON, log_failure, start_logging
@@ -18,6 +19,7 @@ from ip2p.console import GOES_ON, log_failure, start_logging
 COMMANDS = {
     "run": commands.run,
     "dataset": commands.dataset,
+    "prompts": prompts.prompts,
     "plan": datasets.plan_costs,
     "train": commands.train,
     "evaluate": commands.evaluate,
@@ -64,7 +66,8 @@ def _run_command(name: str, words: list[str], debug: bool) -> int:
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name}. {suggest(name, list(COMMANDS))}")
     start_logging(debug)
-    with mirrored(words) as local_words:
+    reads_from_anywhere = name == "prompts" and words[:1] == ["import"]
+    with nullcontext(words) if reads_from_anywhere else mirrored(words) as local_words:
         COMMANDS[name](local_words)
     return 0
 

@@ -11,7 +11,15 @@ from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
 from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
 from ip2p.config.job import DIFFUSERS_DEFAULTS, TrainingJob
 from ip2p.config.pipeline import PipelineConfig, RunnerConfig
-from ip2p.config.prompts import DEFAULT_EDIT_TYPE_RULES, PromptsConfig
+from ip2p.config.prompts import (
+    DEFAULT_EDIT_TYPE_RULES,
+    DEFAULT_EDIT_TYPES,
+    CleaningConfig,
+    FinetuneConfig,
+    PromptsConfig,
+    ScreeningConfig,
+    ServerConfig,
+)
 from ip2p.config.rendering import (
     AttentionBackend,
     CrossAlignment,
@@ -24,13 +32,16 @@ from ip2p.config.training import TrainingConfig
 
 __all__ = [
     "AttentionBackend",
+    "CleaningConfig",
     "CrossAlignment",
+    "DEFAULT_EDIT_TYPES",
     "DEFAULT_EDIT_TYPE_RULES",
     "DIFFUSERS_DEFAULTS",
     "DatasetConfig",
     "EditTypeRendering",
     "EvaluationConfig",
     "FilteringConfig",
+    "FinetuneConfig",
     "ImageFormat",
     "PipelineConfig",
     "Precision",
@@ -39,6 +50,8 @@ __all__ = [
     "RenderingConfig",
     "RunnerConfig",
     "ScoringConfig",
+    "ScreeningConfig",
+    "ServerConfig",
     "Thresholds",
     "TrainingConfig",
     "TrainingJob",

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from ip2p.config import EditTypeRendering, PipelineConfig, Thresholds
+from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, Thresholds
 from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
 from ip2p.store import RunFolder
@@ -114,7 +114,7 @@ def _making(config: PipelineConfig) -> str:
     return "## How it was made\n\n" + _table(
         ("step", "setting"),
         [
-            ("triplets", _name(prompts.captions if prompts.captions.endswith(".jsonl") else prompts.model)),
+            ("triplets", _writer(prompts)),
             ("text-to-image model", _name(rendering.model)),
             ("steps", str(rendering.num_inference_steps)),
             ("guidance scale", _range(rendering.guidance_scale)),
@@ -130,6 +130,13 @@ def _making(config: PipelineConfig) -> str:
             ("CLIP", f"{_name(scoring.clip_model)} {scoring.clip_pretrained or ''}".strip()),
         ],
     )
+
+
+def _writer(prompts: PromptsConfig) -> str:
+    """The file that triplets come from, or what wrote them."""
+    if prompts.captions.endswith(".jsonl") and prompts.captions_column is None:
+        return _name(prompts.captions)
+    return "rules" if prompts.backend == "template" else _name(prompts.model)
 
 
 def _differences(own: EditTypeRendering) -> str:

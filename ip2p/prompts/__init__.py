@@ -1,6 +1,31 @@
-"""Captions to edit triplets: a language model writes, the parser judges, every generation is kept with its reason."""
+"""Captions to edit triplets: a backend writes, the screen judges, every generation is kept with its reason."""
 
+from ip2p.prompts.answers import write_answers
+from ip2p.prompts.backends import check_backend
 from ip2p.prompts.parse import name_edit_type
-from ip2p.prompts.write import Generation, num_shards, read_triplets, triplets_table, write_shard
+from ip2p.prompts.trying import try_caption
+from ip2p.prompts.write import (
+    Generation,
+    asks_a_model,
+    depends_on_earlier_shards,
+    num_shards,
+    read_triplets,
+    summarise,
+    triplets_table,
+    write_shard,
+)
 
-__all__ = ["Generation", "name_edit_type", "num_shards", "read_triplets", "triplets_table", "write_shard"]
+__all__ = [
+    "Generation",
+    "asks_a_model",
+    "check_backend",
+    "depends_on_earlier_shards",
+    "name_edit_type",
+    "num_shards",
+    "read_triplets",
+    "summarise",
+    "triplets_table",
+    "try_caption",
+    "write_answers",
+    "write_shard",
+]

@@ -1,19 +1,26 @@
-"""What the prompt stage starts from: a text file with one caption a line, or a jsonl file of ready triplets.
+"""What the prompt stage starts from: captions of any source, or ready triplets that skip the language model.
 
-Each entry stands once, whatever the file repeats, so that shards share nothing and each can judge its own duplicates.
+Each entry stands once, whatever the source repeats. What comes from elsewhere is copied into the run folder first, so
+that every worker reads the same and the run stays the same when the source changes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ip2p import store
 from ip2p.config import PromptsConfig
-from ip2p.records import EditTriplet
+from ip2p.prompts.cleaning import clean_caption, normalise
+from ip2p.prompts.sources import WAY_OUT, Row, caption_of, is_hub_id, is_remote, read_rows, suffix_of
+from ip2p.records import EditTriplet, content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +30,6 @@ ALIASES = {
     "edited_prompt": ("edited_prompt", "output"),
 }
 """Names of the three texts in jsonl files; the later ones are those of the original's files."""
-
-WAY_OUT = "Set prompts.captions to a text file with one caption a line or a .jsonl file of triplets."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,45 +46,120 @@ Entry = str | ReadyLine
 """A caption to be written about, or a line that skips the language model."""
 
 
-def read_entries(config: PromptsConfig) -> tuple[Entry, ...]:
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """What a source gave."""
+
+    entries: tuple[Entry, ...]
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Rows that are no entry, by reason."""
+
+
+def read_entries(config: PromptsConfig, out: Path | None = None) -> tuple[Entry, ...]:
     """The first `num_captions` entries without blank lines and repetitions. ValueError where there are none."""
+    return read_captions(config, out).entries
+
+
+def read_captions(config: PromptsConfig, out: Path | None = None) -> Captions:
+    """The entries with the counts of what was left out; `out` is the run folder that a remote source is copied to."""
     if not config.captions:
         raise ValueError(f"prompts.captions is not set. {WAY_OUT}")
+    found = _read_remote(config, out) if is_remote(config.captions) else _read_local(config)
+    if not found.entries:
+        raise ValueError(f"captions file {config.captions} holds no caption{_told(found.left_out)}. {WAY_OUT}")
+    return Captions(found.entries[: config.num_captions], found.left_out)
+
+
+def holds_triplets(config: PromptsConfig) -> bool:
+    """Whether the source is a .jsonl of ready triplets."""
+    return suffix_of(config.captions) == ".jsonl" and config.captions_column is None
+
+
+def _told(left_out: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{num} {reason}' for reason, num in left_out.items())})" if left_out else ""
+
+
+def _read_local(config: PromptsConfig) -> Captions:
     path = Path(config.captions).expanduser()
     if not path.is_file():
         raise ValueError(f"captions file {path} does not exist. {WAY_OUT}")
     stat = path.stat()
-    entries = _read_file(path, stat.st_mtime_ns, stat.st_size)
-    if not entries:
-        raise ValueError(f"captions file {path} holds no caption. {WAY_OUT}")
-    return entries[: config.num_captions]
-
-
-def normalise(text: str) -> str:
-    """One space between words, none around."""
-    return " ".join(text.split())
+    wanted = (config.captions, config.captions_column, config.cleaning)
+    return _read_file(*wanted, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=4)
-def _read_file(path: Path, modified: int, size: int) -> tuple[Entry, ...]:
-    lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
-    ready = path.suffix.lower() == ".jsonl"
-    listed: list[Entry] = [_read_line(path, *line) if ready else normalise(line[1]) for line in lines]
+def _read_file(source: str, column: str | None, cleaning: Any, modified: int, size: int) -> Captions:
+    return _collect(PromptsConfig(captions=source, captions_column=column, cleaning=cleaning), None)
+
+
+def _read_remote(config: PromptsConfig, out: Path | None) -> Captions:
+    """From the run folder's copy, which is made the first time."""
+    if out is None:
+        return _collect(config, config.num_captions)
+    asked = (config.captions_column, config.captions_split, config.captions_revision, config.cleaning)
+    name = content_hash(config.captions, *asked, config.num_captions)
+    suffix = ".jsonl" if holds_triplets(config) else ".txt"
+    path, counts = (out / "captions" / f"{name}{ending}" for ending in (suffix, ".json"))
+    if not counts.is_file():
+        found = _collect(config, config.num_captions)
+        _copy(found, path)
+        store.write_json(counts, {"captions": config.captions, "left_out": dict(found.left_out)})
+    copied = _read_local(PromptsConfig(captions=str(path)))
+    return Captions(_with_source(copied.entries, config.captions), store.read_json(counts)["left_out"])
+
+
+def _copy(found: Captions, path: Path) -> None:
+    lines = [entry if isinstance(entry, str) else entry.text for entry in found.entries]
+    store.write_atomic(path, lambda file: file.writelines(f"{line}\n".encode() for line in lines))
+
+
+def _with_source(entries: tuple[Entry, ...], source: str) -> tuple[Entry, ...]:
+    """Ready triplets under the name of what they come from, not of their copy."""
+    name = source if is_hub_id(source) else Path(source).name
+    return tuple(
+        dataclasses.replace(entry, triplet=dataclasses.replace(entry.triplet, source=name))
+        if isinstance(entry, ReadyLine) and entry.triplet
+        else entry
+        for entry in entries
+    )
+
+
+def _collect(config: PromptsConfig, limit: int | None) -> Captions:
+    """Entries in the source's order, each once, up to a limit."""
+    left_out: Counter[str] = Counter()
     unique: dict[object, Entry] = {}
-    for entry in listed:
-        unique.setdefault(_identity(entry), entry)
-    entries = tuple(unique.values())
-    logger.info("%s: %d entries, %d repetitions dropped", path, len(entries), len(listed) - len(entries))
-    return entries
+    for entry in _entries(config, read_rows(config), left_out):
+        identity = _identity(entry)
+        left_out["duplicate"] += identity in unique
+        unique.setdefault(identity, entry)
+        if limit is not None and len(unique) >= limit:
+            break
+    counts = {reason: num for reason, num in left_out.items() if num}
+    logger.info("%s: %d entries%s", config.captions, len(unique), _told(counts))
+    return Captions(tuple(unique.values()), counts)
 
 
-def _read_text(path: Path) -> str:
+def _entries(config: PromptsConfig, rows: Iterable[tuple[int, Row]], left_out: Counter[str]) -> Iterator[Entry]:
+    ready, name = holds_triplets(config), Path(config.captions).name
+    for number, row in rows:
+        if ready and isinstance(row, str):
+            yield _read_line(name, number, row)
+            continue
+        caption, reason = clean_caption(_caption_of(row, config, number), config.cleaning)
+        if reason:
+            left_out[reason] += 1
+        else:
+            yield caption
+
+
+def _caption_of(row: Row, config: PromptsConfig, number: int) -> str:
+    column = config.captions_column if suffix_of(config.captions) != ".txt" else None
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"captions file {path} is not UTF-8 text ({error.reason} at byte {error.start}). {WAY_OUT}"
-        ) from None
+        return caption_of(row, column, config.captions)
+    except json.JSONDecodeError as error:
+        logger.warning("%s line %d is left out: %s", config.captions, number, error)
+        return ""
 
 
 def _identity(entry: Entry) -> object:
@@ -88,15 +168,16 @@ def _identity(entry: Entry) -> object:
     return entry.triplet.id if entry.triplet else entry.number
 
 
-def _read_line(path: Path, number: int, text: str) -> ReadyLine:
+def _read_line(name: str, number: int, text: str) -> ReadyLine:
     try:
-        return ReadyLine(number, text.strip(), _to_triplet(json.loads(text), path.name))
+        return ReadyLine(number, text.strip(), to_triplet(json.loads(text), name))
     except ValueError as error:
-        logger.warning("%s line %d is rejected: %s", path, number, error)
+        logger.warning("%s line %d is rejected: %s", name, number, error)
         return ReadyLine(number, text.strip(), None, str(error))
 
 
-def _to_triplet(record: object, source: str) -> EditTriplet:
+def to_triplet(record: object, source: str) -> EditTriplet:
+    """A line's object under any of the known names. ValueError says what is wrong with it."""
     if not isinstance(record, dict):
         raise ValueError(f"a line holds one JSON object, got {type(record).__name__}")
     texts = {name: _text_of(record, name) for name in ALIASES}

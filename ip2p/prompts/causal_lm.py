@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ip2p.loading import LanguageModel
+from ip2p.prompts.asking import Request
 from ip2p.prompts.parse import STOP, format_prompt
 from ip2p.records import hash_to_unit
 
@@ -22,11 +23,11 @@ STOP_WINDOW = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One answer that is wanted."""
+class Prompt:
+    """The tokens to be continued, and what the draws of the continuation are hashed from."""
 
-    caption: str
-    attempt: int
+    tokens: Sequence[int]
+    draws: tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,7 @@ class _Row:
     """An answer in the making: its place in the requests, its prompt's tokens and what came so far."""
 
     index: int
-    request: Request
-    prompt: list[int]
+    prompt: Prompt
     room: int
     answer: list[int] = field(default_factory=list)
     open: bool = True
@@ -58,24 +58,43 @@ def generate(
     *,
     on_answer: Callable[[int], object],
 ) -> list[str]:
-    """One raw answer per request, in order; a prompt that fills the model's context is answered with nothing."""
-    answers = [""] * len(requests)
-    rows = [row for row in _encode(language_model, requests, sampling) if row.room > 0]
-    rows.sort(key=lambda row: len(row.prompt))
+    """One raw answer per request, in order, of a model that was fine-tuned in the original's format."""
+    prompts = [
+        Prompt(
+            list(language_model.tokenizer(format_prompt(request.caption))["input_ids"]),
+            (request.caption, request.attempt),
+        )
+        for request in requests
+    ]
+    return continue_prompts(language_model, prompts, sampling, stop=STOP, on_answer=on_answer)
+
+
+def continue_prompts(
+    language_model: LanguageModel,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    stop: str | None,
+    on_answer: Callable[[int], object],
+) -> list[str]:
+    """One text per prompt, in order, up to the end token or `stop`; nothing where a prompt fills the context."""
+    answers = [""] * len(prompts)
+    rows = [row for row in _rows(language_model, prompts, sampling) if row.room > 0]
+    on_answer(len(prompts) - len(rows))
+    rows.sort(key=lambda row: len(row.prompt.tokens))
     for batch in _batches(rows, sampling.batch_size):
-        _continue_batch(language_model, batch, sampling)
+        _continue_batch(language_model, batch, sampling, stop)
         for row in batch:
             answers[row.index] = _decode(language_model, row.answer)
         on_answer(len(batch))
     return answers
 
 
-def _encode(language_model: LanguageModel, requests: Sequence[Request], sampling: Sampling) -> Iterator[_Row]:
+def _rows(language_model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[_Row]:
     context = getattr(language_model.model.config, "max_position_embeddings", None)
-    for index, request in enumerate(requests):
-        prompt = list(language_model.tokenizer(format_prompt(request.caption))["input_ids"])
-        room = sampling.max_new_tokens if context is None else min(sampling.max_new_tokens, context - len(prompt))
-        yield _Row(index, request, prompt, room)
+    for index, prompt in enumerate(prompts):
+        room = sampling.max_new_tokens
+        yield _Row(index, prompt, room if context is None else min(room, context - len(prompt.tokens)))
 
 
 def _batches(rows: list[_Row], size: int) -> Iterator[list[_Row]]:
@@ -87,13 +106,14 @@ def _decode(language_model: LanguageModel, tokens: list[int]) -> str:
 
 
 @torch.inference_mode()
-def _continue_batch(language_model: LanguageModel, batch: list[_Row], sampling: Sampling) -> None:
+def _continue_batch(language_model: LanguageModel, batch: list[_Row], sampling: Sampling, stop: str | None) -> None:
     """Extends the rows token by token until each has stopped."""
     model, device = language_model.model, language_model.model.device
-    ids, mask = _pad_left([row.prompt for row in batch], int(language_model.tokenizer.pad_token_id or 0))
+    ids, mask = _pad_left([row.prompt.tokens for row in batch], int(language_model.tokenizer.pad_token_id or 0))
     ids, mask = ids.to(device), mask.to(device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     rows, cache, known = batch, None, inspect.signature(model.forward).parameters
+    ends = _end_tokens(language_model)
     while True:
         optional = {"position_ids": positions, "logits_to_keep": 1}
         inputs = {name: value for name, value in optional.items() if name in known}
@@ -101,7 +121,7 @@ def _continue_batch(language_model: LanguageModel, batch: list[_Row], sampling: 
         cache = output.past_key_values
         tokens = draw_tokens(output.logits[:, -1].float(), _uniforms(rows, sampling), sampling.temperature)
         for row, token in zip(rows, tokens.tolist(), strict=True):
-            _extend(language_model, row, token)
+            _extend(language_model, row, token, ends, stop)
         kept = [place for place, row in enumerate(rows) if row.open]
         if not kept:
             return
@@ -127,7 +147,7 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tenso
 
 
 def _uniforms(rows: Sequence[_Row], sampling: Sampling) -> list[float]:
-    return [hash_to_unit(sampling.seed, row.request.caption, row.request.attempt, len(row.answer)) for row in rows]
+    return [hash_to_unit(sampling.seed, *row.prompt.draws, len(row.answer)) for row in rows]
 
 
 def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float) -> Tensor:
@@ -139,10 +159,18 @@ def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float) -
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def _extend(language_model: LanguageModel, row: _Row, token: int) -> None:
-    if token == language_model.tokenizer.eos_token_id:
+def _end_tokens(language_model: LanguageModel) -> set[int]:
+    """The tokenizer's end of text, and what else the model was trained to end an answer with."""
+    settings = getattr(language_model.model, "generation_config", None)
+    told = getattr(settings, "eos_token_id", None)
+    more = told if isinstance(told, list) else [told]
+    return {int(token) for token in [language_model.tokenizer.eos_token_id, *more] if token is not None}
+
+
+def _extend(language_model: LanguageModel, row: _Row, token: int, ends: set[int], stop: str | None) -> None:
+    if token in ends:
         row.open = False
         return
     row.answer.append(token)
-    stopped = STOP in _decode(language_model, row.answer[-STOP_WINDOW:])
+    stopped = stop is not None and stop in _decode(language_model, row.answer[-STOP_WINDOW:])
     row.open = not stopped and len(row.answer) < row.room

@@ -1,35 +1,40 @@
 """One shard of the prompt stage: a slice of the captions in, all its generations with their reasons out.
 
-A shard depends on its own captions, on how they are written about and on the length that the renderer's text encoder
-takes; captions that are added at the end of the file therefore leave finished shards alone.
+A shard depends on its own captions, on how they are written about and judged, and on the length that the renderer's
+text encoder takes; captions that are added at the end of the file therefore leave finished shards alone. Only where
+near-duplicates are left out does it also depend on the shards before it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ip2p import store
-from ip2p.config import PipelineConfig, PromptsConfig, fingerprint, to_dict
-from ip2p.prompts.captions import Entry, ReadyLine, read_entries
-from ip2p.prompts.parse import Reason, judge_triplet, name_edit_type, parse_answer
+from ip2p.config import PipelineConfig, PromptsConfig, fingerprint
+from ip2p.prompts.answers import entries_of, examples_shown, knobs_that_decide, read_answers, write_answers
+from ip2p.prompts.asking import Answer, Request, read_answer
+from ip2p.prompts.captions import Entry, ReadyLine, read_captions, read_entries
+from ip2p.prompts.lengths import length_check
+from ip2p.prompts.near_duplicates import WordIndex
+from ip2p.prompts.parse import Reason, name_edit_type
+from ip2p.prompts.screening import Screen
 from ip2p.records import EditTriplet
 
 logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
 SCHEMA = pa.schema([(name, pa.string()) for name in ("triplet_id", *TEXT_COLUMNS, "caption", "generation", "reason")])
-ACTS_THROUGH_THE_CAPTIONS = ("captions", "num_captions", "shard_size")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,24 +49,42 @@ class Generation:
 
 def num_shards(config: PipelineConfig) -> int:
     """Shards that the captions make. ValueError where there are no captions."""
-    return math.ceil(len(read_entries(config.prompts)) / config.prompts.shard_size)
+    return math.ceil(len(read_entries(config.prompts, config.out)) / config.prompts.shard_size)
+
+
+def asks_a_model(config: PipelineConfig) -> bool:
+    """Whether there are captions, rather than ready triplets alone."""
+    return any(isinstance(entry, str) for entry in read_entries(config.prompts, config.out))
+
+
+def depends_on_earlier_shards(config: PipelineConfig) -> bool:
+    """Whether a shard can be judged only after those before it; it can be written about at any time."""
+    return config.prompts.screening.near_duplicate is not None
 
 
 def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
-    """Writes `triplets/part-<number>.parquet` unless it is done; returns its sidecar."""
-    entries = _entries_of(config.prompts, number)
+    """Writes `triplets/part-<number>.parquet` unless it is done; returns its sidecar.
+
+    RuntimeError where it depends on an earlier shard that is not there.
+    """
+    entries = entries_of(config, number)
     path = store.RunFolder(config.out).shard("triplets", number)
-    wanted = _fingerprint(config, entries)
+    before = _earlier_shards(config, number)
+    wanted = _fingerprint(config, entries, before)
     done = store.finished(path, wanted)
     if done is not None:
         logger.info("%s is done: %d triplets", path.name, done.counts.get("kept", 0))
         return done
     started = time.monotonic()
-    fits = _length_check(config)
-    generations = judge(write_about(config.prompts, entries, number, fits=fits), fits=fits)
+    answered = write_answers(config, number)
+    fits = length_check(config)
+    screen = Screen(config.prompts.screening, fits, _index_of(config, before))
+    written = write_about(config.prompts, entries, read_answers(config, number) if answered else [], fits=fits)
+    generations = judge(written, screen)
     seconds = time.monotonic() - started
     counts = count(generations, len(entries))
     _log(path, counts, seconds)
+    seconds = max(seconds, answered.seconds if answered else 0.0)
     return store.write_shard(path, triplets_table(generations), fingerprint=wanted, seconds=seconds, counts=counts)
 
 
@@ -72,21 +95,62 @@ def read_triplets(path: Path) -> list[EditTriplet]:
     return [EditTriplet(**{name: row[name] for name in TEXT_COLUMNS}) for row in rows if not row["reason"]]
 
 
-def _entries_of(config: PromptsConfig, number: int) -> tuple[Entry, ...]:
-    start = number * config.shard_size
-    entries = read_entries(config)[start : start + config.shard_size]
-    if number < 0 or not entries:
-        raise ValueError(f"triplets shard {number} has no captions. Ask for shards 0 to num_shards(config) - 1.")
-    return entries
+def summarise(config: PipelineConfig) -> dict[str, Any]:
+    """Counts of all shards, and what of the source was no caption."""
+    found = store.summarise_shards(config.out, "triplets")
+    left_out = read_captions(config.prompts, config.out).left_out
+    return found | ({"left_out_captions": dict(left_out)} if left_out else {})
 
 
-def _fingerprint(config: PipelineConfig, entries: Sequence[Entry]) -> str:
-    prompts = {name: value for name, value in to_dict(config.prompts).items() if name not in _RESULT_FREE}
+Earlier = list[tuple[Path, str]]
+"""Shards and their checksums, in order."""
+
+
+def _earlier_shards(config: PipelineConfig, number: int) -> Earlier:
+    if not depends_on_earlier_shards(config):
+        return []
+    found = []
+    for path in (store.RunFolder(config.out).shard("triplets", earlier) for earlier in range(number)):
+        sidecar = store.read_sidecar(path)
+        if sidecar is None or not path.exists():
+            raise RuntimeError(f"{path} is not there, and shard {number} is compared with it. Write it first.")
+        found.append((path, sidecar.sha256))
+    return found
+
+
+_indices: dict[tuple[Path, float], tuple[Earlier, WordIndex]] = {}
+"""The last index of each run: the next shard's is made from it."""
+_indices_lock = threading.Lock()
+
+
+def _index_of(config: PipelineConfig, before: Earlier) -> WordIndex | None:
+    """The kept triplets of earlier shards."""
+    limit = config.prompts.screening.near_duplicate
+    if limit is None:
+        return None
+    with _indices_lock:
+        known, index = _indices.get((config.out, limit), ([], WordIndex(limit)))
+        if before[: len(known)] != known:
+            known, index = [], WordIndex(limit)
+        for path, _ in before[len(known) :]:
+            for triplet in read_triplets(path):
+                index.add(triplet)
+        _indices[config.out, limit] = (before, index)
+        return index
+
+
+def _fingerprint(config: PipelineConfig, entries: Sequence[Entry], before: Earlier) -> str:
     texts = [entry if isinstance(entry, str) else [entry.text, _source_of(entry)] for entry in entries]
-    return fingerprint("triplets", prompts, texts, config.rendering.model, config.rendering.revision)
-
-
-_RESULT_FREE = {*ACTS_THROUGH_THE_CAPTIONS, "batch_size", "device"}
+    more = [digest for _, digest in before]
+    return fingerprint(
+        "triplets",
+        knobs_that_decide(config.prompts),
+        texts,
+        config.rendering.model,
+        config.rendering.revision,
+        *([more] if more else []),
+        *([shown] if (shown := examples_shown(config.prompts)) else []),
+    )
 
 
 def _source_of(line: ReadyLine) -> str:
@@ -94,14 +158,20 @@ def _source_of(line: ReadyLine) -> str:
 
 
 def write_about(
-    config: PromptsConfig, entries: Sequence[Entry], number: int, *, fits: Callable[[str], bool]
+    config: PromptsConfig,
+    entries: Sequence[Entry],
+    answers: Iterable[tuple[Request, Answer]],
+    *,
+    fits: Callable[[str], bool],
 ) -> list[Generation]:
-    """Unjudged generations: a ready triplet's line, else the model's answer; none to a caption that is too long."""
+    """Unjudged generations: a ready triplet's line, else the backend's answers; none to a caption that is too long."""
+    from ip2p.prompts.backends import name_source
+
     ready = [_from_line(entry, config) for entry in entries if isinstance(entry, ReadyLine)]
     captions = [entry for entry in entries if isinstance(entry, str)]
     too_long = [Generation(caption, "", None, "too_long") for caption in captions if not fits(caption)]
-    asked = [caption for caption in captions if fits(caption)]
-    return ready + too_long + (_ask_model(config, asked, number) if asked else [])
+    source = name_source(config)
+    return ready + too_long + [_from_answer(config, *each, source) for each in answers]
 
 
 def _from_line(line: ReadyLine, config: PromptsConfig) -> Generation:
@@ -112,69 +182,18 @@ def _from_line(line: ReadyLine, config: PromptsConfig) -> Generation:
     return Generation(triplet.original_prompt, line.text, triplet, "")
 
 
-def _ask_model(config: PromptsConfig, captions: Sequence[str], number: int) -> list[Generation]:
-    from ip2p import loading
-    from ip2p.prompts.causal_lm import Request, Sampling, generate
-
-    language_model = loading.load_language_model(config.model, revision=config.revision, device=config.device)
-    requests = [Request(caption, attempt) for caption in captions for attempt in range(config.num_triplets_per_caption)]
-    sampling = Sampling(
-        temperature=config.temperature,
-        max_new_tokens=config.max_new_tokens,
-        seed=config.seed,
-        batch_size=config.batch_size,
-    )
-    with tqdm(total=len(requests), desc=f"prompts {number:05d}", unit="text", disable=None, leave=False) as bar:
-        answers = generate(language_model, requests, sampling, on_answer=bar.update)
-    return [_from_answer(config, request.caption, text) for request, text in zip(requests, answers, strict=True)]
+def _from_answer(config: PromptsConfig, request: Request, answer: Answer, source: str) -> Generation:
+    found = read_answer(config, request, answer, source)
+    if isinstance(found, str):
+        return Generation(request.caption, answer.text, None, found)
+    return Generation(request.caption, answer.text, found, "")
 
 
-def _from_answer(config: PromptsConfig, caption: str, text: str) -> Generation:
-    parts = parse_answer(text)
-    if parts is None:
-        return Generation(caption, text, None, "unparsable")
-    edit_type = name_edit_type(parts[0], config.edit_type_rules)
-    triplet = EditTriplet(
-        original_prompt=caption,
-        edit_prompt=parts[0],
-        edited_prompt=parts[1],
-        edit_type=edit_type,
-        source=_name_source(config.model),
-    )
-    return Generation(caption, text, triplet, "")
-
-
-def _name_source(model: str) -> str:
-    """A hub id as it is; of a local folder its name, which is the same on every machine."""
-    path = Path(model).expanduser()
-    return path.name if path.is_dir() else model
-
-
-def judge(generations: Iterable[Generation], *, fits: Callable[[str], bool]) -> list[Generation]:
+def judge(generations: Iterable[Generation], screen: Screen) -> list[Generation]:
     """The same generations with the reason against each that has one."""
-    seen: set[str] = set()
-    judged = []
-    for generation in generations:
-        triplet = generation.triplet
-        reason = judge_triplet(triplet, fits=fits, seen=seen) if triplet else generation.reason
-        if triplet and not reason:
-            seen.add(triplet.id)
-        judged.append(dataclasses.replace(generation, reason=reason))
-    return judged
-
-
-def _length_check(config: PipelineConfig) -> Callable[[str], bool]:
-    """Says of a text whether the renderer's text encoder takes it whole."""
-    from ip2p import loading
-
-    tokenizer = loading.load_tokenizer(config.rendering.model, revision=config.rendering.revision)
-    limit = config.prompts.max_prompt_tokens or tokenizer.model_max_length
-
-    @functools.cache
-    def fits(text: str) -> bool:
-        return len(tokenizer(text, verbose=False)["input_ids"]) <= limit
-
-    return fits
+    return [
+        dataclasses.replace(each, reason=screen.judge(each.triplet)) if each.triplet else each for each in generations
+    ]
 
 
 def count(generations: Sequence[Generation], num_captions: int) -> dict[str, int]:

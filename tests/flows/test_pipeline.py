@@ -11,10 +11,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import TaskRunSort
 
 from flows.dataset import dataset_flow
+from flows.limits import limit_name
 from flows.pipeline import pipeline_flow
+from flows.runners import with_runner
 from ip2p import plan
-from ip2p.config import PipelineConfig
+from ip2p.config import PipelineConfig, ScreeningConfig, ServerConfig
 from ip2p.store import RunFolder, read_json, read_summary, sidecar_path
+from tests.chat_server import serving
+from tests.tiny import CAPTIONS
 
 
 def _times(root: Path) -> dict[Path, int]:
@@ -107,3 +111,49 @@ def test_a_run_counts_as_complete_until_a_result_an_input_or_a_setting_changes(f
     shard.unlink()
     assert not plan.is_complete(finished_run, "pipeline")
     shard.write_bytes(content)
+
+
+def with_prompts(config: PipelineConfig, **changed: object) -> PipelineConfig:
+    return dataclasses.replace(config, prompts=dataclasses.replace(config.prompts, **changed))  # type: ignore[arg-type]
+
+
+def test_rendering_starts_on_the_first_finished_prompt_shard(ready_config: PipelineConfig) -> None:
+    dataset_flow(ready_config)
+    folder = RunFolder(ready_config.out)
+    triplets, pairs = ([path.stat().st_mtime_ns for path in folder.shards(stage)] for stage in ("triplets", "pairs"))
+    assert len(triplets) == 3 and pairs[0] < triplets[1] and pairs[1] < triplets[2]
+
+
+def test_near_duplicates_are_the_same_with_two_workers_as_with_one(ready_config: PipelineConfig) -> None:
+    screening = ScreeningConfig(near_duplicate=0.6)
+    chained = with_prompts(ready_config, screening=screening, shard_size=3)
+    found = []
+    for workers in (1, 2):
+        runner = dataclasses.replace(chained.runner, max_workers=workers)
+        config = dataclasses.replace(chained, runner=runner, out=chained.out.with_name(f"workers-{workers}"))
+        with_runner(dataset_flow, runner)(config)
+        found.append([pq.read_table(path).to_pylist() for path in RunFolder(config.out).shards("triplets")])
+    assert found[0] == found[1]
+    assert sum(row["reason"] == "near_duplicate" for shard in found[0] for row in shard) > 0
+
+
+def test_the_server_backend_is_asked_by_one_shard_at_a_time(ready_config: PipelineConfig, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(CAPTIONS))
+    with serving() as server:
+        server.seconds = 0.05
+        asked = ServerConfig(base_url=server.url, concurrency=2, timeout=30.0)
+        config = with_prompts(
+            ready_config,
+            captions=str(captions),
+            backend="server",
+            model="m",
+            server=asked,
+            shard_size=2,
+            num_examples=0,
+        )
+        config = dataclasses.replace(config, runner=dataclasses.replace(config.runner, max_workers=3))
+        with_runner(dataset_flow, config.runner)(config)
+        assert server.most_at_once <= 2 and sum(server.asked.values()) == len(CAPTIONS)
+    with get_client(sync_client=True) as client:
+        assert client.read_global_concurrency_limit_by_name(limit_name(config.prompts)).limit == 1

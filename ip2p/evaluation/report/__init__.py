@@ -60,6 +60,7 @@ def render_page(facts: RunFacts) -> str:
         name=facts.name,
         headlines=sections.headlines(facts),
         funnel=sections.funnel(facts),
+        triplets=sections.triplets(facts),
         scores=sections.scores(facts),
         acceptance=sections.acceptance(facts),
         accepted=sections.pairs(facts, accepted=True),

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, to_dict
+from ip2p.prompts.statistics import COLUMNS as GENERATION_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def read_run(config: PipelineConfig) -> RunFacts:
         name=run.root.resolve().name,
         config=to_dict(config),
         summary=summary,
-        triplets=_table(run.shards("triplets"), ("caption", "reason", "edit_type")),
+        triplets=_table(run.shards("triplets"), GENERATION_COLUMNS),
         candidates=_table(run.shards("candidates"), _CANDIDATE),
         pairs=_table(run.shards("pairs"), (*_CANDIDATE, *TEXTS[1:], "triplet_id", "candidate"), where=True),
         oracle=_read_oracle(run),

@@ -14,6 +14,7 @@ from ip2p.evaluation.report import figures
 from ip2p.evaluation.report.cards import REASONS, choose_edits, edit_cards, pair_cards
 from ip2p.evaluation.report.pictures import take_turns
 from ip2p.evaluation.report.reading import Row, RunFacts
+from ip2p.prompts import statistics
 
 Section = dict[str, Any]
 
@@ -105,6 +106,50 @@ def funnel(facts: RunFacts) -> Section:
 def _funnel_step(name: str, count: int, share: float, lost: Counter[str]) -> Section:
     reasons = [{"name": REASONS.get(reason, reason), "count": num} for reason, num in lost.most_common()]
     return {"name": name, "count": count, "width": round(100 * share, 2), "reasons": reasons}
+
+
+def triplets(facts: RunFacts) -> Section:
+    """What the prompt stage wrote: edit types, words, lengths and samples of every reason."""
+    if not facts.triplets:
+        return {"missing": "No triplets were written yet."}
+    found = statistics.measure(facts.triplets)
+    most = max((sum(counts.values()) for counts in found.edit_types.values()), default=1)
+    samples = [
+        {"reason": REASONS.get(reason, reason) or "kept", "rows": [_sample(row) for row in rows]}
+        for reason, rows in found.samples.items()
+    ]
+    return {
+        "types": [_type_row(name, counts, most) for name, counts in found.edit_types.items()],
+        "words": [("Verbs", found.verbs), ("Objects", found.objects)],
+        "lengths": [{"title": LENGTHS[name], "rows": _length_rows(counts)} for name, counts in found.lengths.items()],
+        "samples": samples,
+    }
+
+
+LENGTHS = {
+    "original_prompt": "Words of the original caption",
+    "edit_prompt": "Words of the instruction",
+    "edited_prompt": "Words of the edited caption",
+}
+
+
+def _type_row(name: str, counts: Mapping[str, int], most: int) -> Section:
+    kept = counts.get("", 0)
+    return {"name": name, "kept": kept, "lost": sum(counts.values()) - kept, "width": round(100 * kept / most, 2)}
+
+
+def _length_rows(counts: Mapping[int, int]) -> list[Section]:
+    most = max(counts.values(), default=1) or 1
+    last = statistics.BIN_WORDS - 1
+    return [
+        {"name": f"{start}–{start + last}", "count": num, "width": round(100 * num / most, 2)}
+        for start, num in counts.items()
+    ]
+
+
+def _sample(row: Mapping[str, Any]) -> Section:
+    written = row["edit_prompt"] or " ".join(row["generation"].split())[:200]
+    return {"original": row["caption"] or row["original_prompt"], "edit": written, "edited": row["edited_prompt"]}
 
 
 def scores(facts: RunFacts) -> Section:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.loading import load_clip, load_language_model, load_text_to_image
-from ip2p.prompts.causal_lm import Request, Sampling, generate
+from ip2p.prompts.asking import Request
+from ip2p.prompts.causal_lm import Sampling, generate
 from ip2p.prompts.parse import parse_answer
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_to_seed
 from ip2p.rendering import render_pairs

@@ -1,0 +1,143 @@
+"""What a backend answered about a shard of captions, kept as it came: judging it again needs no model.
+
+Answers depend on the captions, on what is asked and on the length that the renderer's text encoder takes, since a
+caption that is too long is not asked about; not on what is done with them afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ip2p import store
+from ip2p.config import PipelineConfig, PromptsConfig, fingerprint, to_dict
+from ip2p.prompts.asking import Answer, Request
+from ip2p.prompts.captions import Entry, ReadyLine, read_entries
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    [
+        ("caption", pa.string()),
+        ("attempt", pa.int32()),
+        ("text", pa.string()),
+        ("earlier", pa.list_(pa.string())),
+        ("reason", pa.string()),
+    ]
+)
+_FIRST = (
+    "captions num_captions num_triplets_per_caption model revision shard_size batch_size temperature device "
+    "max_new_tokens max_prompt_tokens edit_type_rules seed"
+)
+FIRST_KNOBS = _FIRST.split()
+"""Those of the first version; later ones count only where they are not as by default, so that its shards stay done."""
+_THROUGH_CAPTIONS = "captions captions_column captions_split captions_revision num_captions cleaning shard_size"
+RESULT_FREE = [*_THROUGH_CAPTIONS.split(), "batch_size", "device", "server"]
+"""Knobs that act through the captions, or on how fast they are asked about."""
+JUDGING = ("screening", "edit_type_rules")
+"""Knobs that act on answers that are there."""
+Fits = Callable[[str], bool]
+
+
+def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
+    """A shard's captions and ready lines. ValueError where there is no such shard."""
+    size = config.prompts.shard_size
+    entries = read_entries(config.prompts, config.out)[number * size : (number + 1) * size]
+    if number < 0 or not entries:
+        raise ValueError(f"triplets shard {number} has no captions. Ask for shards 0 to num_shards(config) - 1.")
+    return entries
+
+
+def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """What decides the answers, or the triplets, as plain values."""
+    default = to_dict(PromptsConfig())
+    deciding = {
+        name: value
+        for name, value in to_dict(config).items()
+        if name not in (*RESULT_FREE, *without) and (name in FIRST_KNOBS or value != default[name])
+    }
+    form = config.server.response_format
+    return deciding | ({"response_format": form} if config.backend == "server" and form != "none" else {})
+
+
+def write_answers(config: PipelineConfig, number: int) -> store.Sidecar | None:
+    """Writes `answers/part-<number>.parquet` unless it is done; None where no caption is to be asked about."""
+    from ip2p.prompts.lengths import length_check
+
+    captions = [entry for entry in entries_of(config, number) if not isinstance(entry, ReadyLine)]
+    if not captions:
+        return None
+    path, wanted = _path(config, number), _fingerprint(config, captions)
+    done = store.finished(path, wanted)
+    if done is not None:
+        return done
+    started = time.monotonic()
+    fits = length_check(config)
+    asked = [caption for caption in captions if fits(caption)]
+    attempts = range(config.prompts.num_triplets_per_caption)
+    requests = [Request(caption, attempt) for caption in asked for attempt in attempts]
+    answers = _ask(config, requests, number) if requests else []
+    seconds = time.monotonic() - started
+    counts = {"captions": len(captions), "answers": len(answers), "repaired": sum(bool(a.earlier) for a in answers)}
+    return store.write_shard(path, _table(requests, answers), fingerprint=wanted, seconds=seconds, counts=counts)
+
+
+def read_answers(config: PipelineConfig, number: int) -> list[tuple[Request, Answer]]:
+    """The requests of a shard with their answers, in order."""
+    rows = pq.read_table(_path(config, number)).to_pylist()
+    return [
+        (Request(row["caption"], row["attempt"]), Answer(row["text"], tuple(row["earlier"]), row["reason"]))
+        for row in rows
+    ]
+
+
+def journal_path(config: PipelineConfig, number: int) -> Path:
+    """Where a server's answers are kept as they come."""
+    return config.out / "answers" / f"journal-{number:05d}.jsonl"
+
+
+def _path(config: PipelineConfig, number: int) -> Path:
+    return store.RunFolder(config.out).shard("answers", number)
+
+
+def _fingerprint(config: PipelineConfig, captions: Sequence[str]) -> str:
+    asked = knobs_that_decide(config.prompts, without=JUDGING)
+    shown = examples_shown(config.prompts)
+    return fingerprint("answers", asked, shown, list(captions), config.rendering.model, config.rendering.revision)
+
+
+def examples_shown(config: PromptsConfig) -> list[str]:
+    """The examples' hashes, where any are shown: the file may change under its name."""
+    from ip2p.prompts.asking import read_examples
+
+    shows = config.backend in ("chat", "server") and config.num_examples
+    return [example.id for example in read_examples(config.examples)] if shows else []
+
+
+def _ask(config: PipelineConfig, requests: Sequence[Request], number: int) -> list[Answer]:
+    from ip2p.prompts.backends import open_backend
+
+    backend = open_backend(config.prompts, journal_path(config, number))
+    with tqdm(total=len(requests), desc=f"prompts {number:05d}", unit="text", disable=None, leave=False) as bar:
+        return backend.answer(requests, on_answer=bar.update)
+
+
+def _table(requests: Sequence[Request], answers: Sequence[Answer]) -> pa.Table:
+    rows = [
+        {
+            "caption": request.caption,
+            "attempt": request.attempt,
+            "text": answer.text,
+            "earlier": list(answer.earlier),
+            "reason": answer.reason,
+        }
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -1,0 +1,188 @@
+"""Teaching a causal language model the original's format: what is learned, what is held out, when to stop.
+
+The loss is on the completion alone; the prompt is given. Triplets are held out by a hash of their caption, so that no
+caption is on both sides. After every epoch the held-out loss is taken; the best model is the one that is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ip2p import loading, store
+from ip2p.config import FinetuneConfig, PromptsConfig
+from ip2p.loading import LanguageModel
+from ip2p.prompts.captions import ReadyLine, read_entries
+from ip2p.prompts.parse import format_answer, format_prompt
+from ip2p.records import EditTriplet, hash_to_unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""The label of tokens that are not learned."""
+
+
+@dataclass(slots=True)
+class Finetuned:
+    """How it went."""
+
+    num_trained: int
+    num_held_out: int
+    held_out: list[float] = field(default_factory=list)
+    """Loss per token: before the first epoch and after each."""
+
+    @property
+    def best_epoch(self) -> int:
+        """The one that was written."""
+        return self.held_out.index(min(self.held_out))
+
+
+def finetune(config: FinetuneConfig) -> Finetuned:
+    """Trains, and writes the best model with its tokenizer and `finetune.json` to the output folder."""
+    language_model = loading.load_language_model(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype
+    )
+    fitting = _fitting(language_model, read_triplets_file(config.triplets))
+    trained, held_out = split_triplets(fitting, config.held_out, config.seed)
+    found = Finetuned(len(trained), len(held_out))
+    learner = _with_lora(language_model.model, config.lora_rank) if config.lora_rank else language_model.model
+    optimizer = torch.optim.AdamW(
+        [each for each in learner.parameters() if each.requires_grad], lr=config.learning_rate, weight_decay=0.0
+    )
+    found.held_out.append(held_out_loss(learner, language_model.tokenizer, held_out, config))
+    best = _weights(learner)
+    for epoch in range(config.num_epochs):
+        _train_epoch(learner, language_model.tokenizer, trained, config, optimizer, epoch)
+        found.held_out.append(held_out_loss(learner, language_model.tokenizer, held_out, config))
+        logger.info("epoch %d: held-out loss %.4f", epoch + 1, found.held_out[-1])
+        if found.best_epoch == epoch + 1:
+            best = _weights(learner)
+        elif epoch + 1 - found.best_epoch >= config.patience:
+            break
+    learner.load_state_dict(best, strict=False)
+    _write(config, learner, language_model, found)
+    return found
+
+
+def read_triplets_file(source: str) -> list[EditTriplet]:
+    """The triplets of a jsonl file without malformed lines. ValueError where there are fewer than two."""
+    lines = [line for line in read_entries(PromptsConfig(captions=source)) if isinstance(line, ReadyLine)]
+    triplets = [line.triplet for line in lines if line.triplet]
+    if len(triplets) < 2:
+        raise ValueError(f"triplets {source} holds {len(triplets)} triplets, needs two or more. Give a .jsonl of them.")
+    return triplets
+
+
+def _fitting(language_model: LanguageModel, triplets: Sequence[EditTriplet]) -> list[EditTriplet]:
+    """Those that the model's context takes whole. ValueError where it takes fewer than two."""
+    context = getattr(language_model.model.config, "max_position_embeddings", None)
+    if context is None:
+        return list(triplets)
+    found = [each for each in triplets if encode(language_model.tokenizer, [each])[0].shape[1] <= context]
+    if len(found) < len(triplets):
+        logger.warning(
+            "%d of %d triplets are longer than %d tokens", len(triplets) - len(found), len(triplets), context
+        )
+    if len(found) < 2:
+        raise ValueError(f"the model takes {context} tokens, and {len(found)} triplets fit. Give a larger model.")
+    return found
+
+
+def split_triplets(
+    triplets: Sequence[EditTriplet], fraction: float, seed: int
+) -> tuple[list[EditTriplet], list[EditTriplet]]:
+    """(those to learn, those held out), by caption; neither is empty."""
+    draws = {each.original_prompt: hash_to_unit("held out", seed, each.original_prompt) for each in triplets}
+    ordered = sorted(draws, key=lambda caption: draws[caption])
+    if len(ordered) < 2:
+        raise ValueError("all triplets have the same caption, so none can be held out. Give triplets of two or more.")
+    num = min(max(1, round(fraction * len(ordered))), len(ordered) - 1)
+    away = set(ordered[:num])
+    return [t for t in triplets if t.original_prompt not in away], [t for t in triplets if t.original_prompt in away]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet]) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded (N, T) tokens, mask, and labels that are ignored on the prompt and the padding."""
+    prompts = [list(tokenizer(format_prompt(each.original_prompt))["input_ids"]) for each in triplets]
+    answers = [_completion(tokenizer, each) for each in triplets]
+    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    tokens, labels = torch.zeros(len(triplets), width, dtype=torch.long), torch.full((len(triplets), width), IGNORED)
+    mask = torch.zeros_like(tokens)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        tokens[row, :end] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+        mask[row, :end] = 1
+    return tokens, mask, labels
+
+
+def _completion(tokenizer: PreTrainedTokenizerBase, triplet: EditTriplet) -> list[int]:
+    text = format_answer(triplet.edit_prompt, triplet.edited_prompt)
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+
+
+@torch.inference_mode()
+def held_out_loss(
+    model: Any, tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet], config: FinetuneConfig
+) -> float:
+    """Mean loss per token of the completions."""
+    model.eval()
+    total, num = 0.0, 0
+    for batch in _batches(triplets, config.batch_size):
+        tokens, mask, labels = (each.to(model.device) for each in encode(tokenizer, batch))
+        counted = int((labels[:, 1:] != IGNORED).sum())
+        total += float(model(input_ids=tokens, attention_mask=mask, labels=labels).loss) * counted
+        num += counted
+    return total / num
+
+
+def _train_epoch(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    triplets: Sequence[EditTriplet],
+    config: FinetuneConfig,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+) -> None:
+    model.train()
+    ordered = sorted(triplets, key=lambda each: hash_to_unit("order", config.seed, epoch, each.id))
+    for batch in tqdm(list(_batches(ordered, config.batch_size)), desc=f"epoch {epoch + 1}", disable=None, leave=False):
+        tokens, mask, labels = (each.to(model.device) for each in encode(tokenizer, batch))
+        model(input_ids=tokens, attention_mask=mask, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _batches(triplets: Sequence[EditTriplet], size: int) -> Iterator[Sequence[EditTriplet]]:
+    return (triplets[start : start + size] for start in range(0, len(triplets), size))
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    """A copy, on the CPU, of what is trained."""
+    return {name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad}
+
+
+def _with_lora(model: Any, rank: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError("lora_rank needs peft. Install it with: pip install 'ip2p[lora]'") from error
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+
+
+def _write(config: FinetuneConfig, learner: Any, language_model: LanguageModel, found: Finetuned) -> None:
+    whole = learner.merge_and_unload() if config.lora_rank else learner
+    whole.eval().save_pretrained(config.output, safe_serialization=True)
+    language_model.tokenizer.save_pretrained(config.output)
+    store.write_json(config.output / "finetune.json", {"config": asdict(config), **asdict(found)})
+    loading.unload_all()  # the loaded model is no longer what its name says
