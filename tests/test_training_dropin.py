@@ -424,7 +424,7 @@ def test_a_stream_has_no_random_access_for_random_crops(
     "flags",
     [
         ["--offload_ema", "--use_ema", "--noise_offset", "0.1", "--scale_lr"],
-        ["--use_8bit_adam", "--enable_xformers_memory_efficient_attention", "--allow_tf32"],
+        ["--use_8bit_adam", "--enable_xformers_memory_efficient_attention", "--allow_tf32", "--revision", "main"],
         ["--lr_scheduler", "cosine_with_restarts", "--lr_num_cycles", "2", "--prediction_type", "epsilon"],
         ["--vae_precision", "bf16", "--mixed_precision", "bf16", "--no_cache", "--snr_gamma", "5"],
     ],

@@ -176,7 +176,7 @@ def _with_lora(model: Any, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ValueError("lora_rank needs peft. Install it with: pip install 'ip2p[lora]'") from error
+        raise ValueError("lora_rank needs peft. Install it with: pip install peft") from error
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
