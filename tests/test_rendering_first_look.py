@@ -71,7 +71,7 @@ def test_only_what_passes_the_first_look_is_rendered_in_full(config: PipelineCon
     for row in rows:
         if not row["first_look"]:
             same = full[row["triplet_id"], row["candidate"]]
-            assert row["clip_direction"] == pytest.approx(same["clip_direction"], abs=1e-5)
+            assert row["clip_direction"] == pytest.approx(same["clip_direction"], abs=2e-3)  # batches differ
     assert len(rows_of(looking, "pairs")) == len(rows) - len(dropped)
 
 

@@ -28,6 +28,8 @@ SIDES = {"original": ("original_image", "input_image", "source_img"), "edited": 
 ACCEPTED = "accepted"
 FROM_HUB = 200
 """Rows that are fetched of a hub dataset."""
+ROUNDING = 1e-5
+"""Cosines of equal pictures come out a little over 1."""
 GAP = 4
 SMALL = 192
 """Pictures under so many pixels are shown larger, each pixel a square."""
@@ -140,7 +142,7 @@ def find(pairs: Pairs, wanted: Wanted) -> np.ndarray:
         keep &= np.isin(np.where(reasons == "", ACCEPTED, reasons), list(wanted.verdicts))
     if wanted.score and wanted.score in table.column_names:
         values = table[wanted.score].to_numpy().astype(float)
-        keep &= (values >= wanted.low) & (values <= wanted.high)
+        keep &= (values >= wanted.low - ROUNDING) & (values <= wanted.high + ROUNDING)
     if words := wanted.words.strip().lower():
         said = [
             np.char.find(np.char.lower(_texts(table, name)), words) >= 0 for name in TEXTS if name in table.column_names
