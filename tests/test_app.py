@@ -39,7 +39,9 @@ def run(tiny_config: PipelineConfig) -> PipelineConfig:
     write_dataset(config)
     write_editor(widen_conv_in(tiny_unet(), 8), config.training, RunFolder(config.out).model)
     write_json(config.out / "summary.json", {"dataset": {"pairs": 3}, "training": {"steps": 2}})
-    write_json(config.out / "config.json", {"evaluation": {"guidance_scale": 3.0, "num_inference_steps": 2}})
+    prompts = replace(config.prompts, backend="template")
+    knobs = replace(config.evaluation, guidance_scale=3.0, num_inference_steps=2)
+    write_json(config.out / "config.json", to_dict(replace(config, prompts=prompts, evaluation=knobs)))
     write_json(config.out / "evaluation" / "figures.json", {"success": 0.5, "clip_direction": 0.25})
     return config
 
@@ -84,7 +86,6 @@ def test_a_caption_is_tried_with_a_preset_or_a_run(run: PipelineConfig) -> None:
     caption = "a small red circle on a white background"
     rows = write_rows("shapes", caption, 2)
     assert len(rows) == 2 and all(len(row) == len(HEAD) for row in rows)
-    write_json(run.out / "config.json", to_dict(replace(run, prompts=replace(run.prompts, backend="template"))))
     assert {str(run.out), "shapes"} <= set(find_configs(run.out.parent))
     assert [row[0] for row in write_rows(str(run.out), caption, 3)] == ["kept"] * 3
     with pytest.raises(ValueError, match="nowhere is no run and no preset"):
@@ -132,6 +133,12 @@ def _is_elsewhere(url: str) -> bool:
     return not url.startswith(("http://127.0.0.1", "data:", "blob:"))
 
 
+def wait_for(page: Any, place: str, words: str) -> None:
+    """Until a part of the page says so."""
+    asked = "([place, words]) => document.querySelector(place).innerText.includes(words)"
+    page.wait_for_function(asked, arg=[place, words], timeout=60_000)
+
+
 @pytest.mark.slow
 def test_a_picture_is_edited_and_pairs_are_browsed_in_a_browser(page: Any, tmp_path: Path) -> None:
     Image.new("RGB", (80, 64), "red").save(tmp_path / "in.png")
@@ -145,11 +152,18 @@ def test_a_picture_is_edited_and_pairs_are_browsed_in_a_browser(page: Any, tmp_p
     page.get_by_role("tab", name="Pairs").click()
     page.click("#open")
     page.wait_for_selector("#pairs img", timeout=60_000)
-    assert page.inner_text("#found").startswith("6 of 6 pairs")
+    wait_for(page, "#found", "6 of 6 pairs")
     page.fill("#words textarea, #words input", "remove")
-    page.wait_for_function("document.querySelector('#found').innerText.startsWith('2 of 6')", timeout=30_000)
+    page.keyboard.press("Enter")
+    wait_for(page, "#found", "2 of 6 pairs")
+    shown = "Array.from(document.querySelectorAll('#pairs img')).every((image) => image.naturalWidth > 0)"
+    page.wait_for_function(shown)
+    page.get_by_role("tab", name="Prompts").click()
+    page.fill("#caption textarea, #caption input", "a small red circle on a white background")
+    page.click("#write")
+    wait_for(page, "#written", "kept")
     page.get_by_role("tab", name="Runs").click()
-    page.wait_for_function("document.querySelector('#runs').innerText.includes('50.0%')")
+    wait_for(page, "#runs", "50.0%")
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -16,6 +19,8 @@ from ip2p.app.writing import find_configs, write_rows
 from ip2p.config import EvaluationConfig
 from ip2p.config_file import read_config
 from ip2p.editing.editor import Editor, Knobs, read_image
+from ip2p.records import content_hash
+from ip2p.store import write_atomic
 
 MOST_UPLOADED = "20mb"
 WAITING = 16
@@ -182,6 +187,8 @@ def _pairs_tab(root: Path) -> None:
     told = gr.Markdown(elem_id="found")
     gallery = gr.Gallery(label="Pairs", columns=3, object_fit="contain", elem_id="pairs", height="auto")
     opened: gr.State = gr.State(None)
+    cards = Path(tempfile.mkdtemp(prefix="ip2p-page-"))
+    atexit.register(shutil.rmtree, cards, ignore_errors=True)
 
     def open_source(name: str | None) -> Any:
         pairs = open_pairs(name or "")
@@ -203,16 +210,28 @@ def _pairs_tab(root: Path) -> None:
             edit_types=types or (), verdicts=reasons or (), score=name or None, low=least, high=most, words=text
         )
         rows = find(pairs, wanted)
-        start = (max(1, int(at or 1)) - 1) * PER_PAGE
         pages = max(1, -(-len(rows) // PER_PAGE))
-        shown = [side_by_side(pairs, int(row)) for row in rows[start : start + PER_PAGE]]
+        start = (min(max(1, int(at or 1)), pages) - 1) * PER_PAGE
+        shown = [_card(pairs, int(row), cards) for row in rows[start : start + PER_PAGE]]
         return f"{len(rows)} of {len(pairs.table)} pairs, {pages} pages", shown
 
     filters: list[Any] = [kinds, verdicts, score, low, high, words, number]
     load.click(friendly(open_source), source, [opened, kinds, verdicts, score, number]).then(
         friendly(show), [opened, *filters], [told, gallery]
     )
-    gr.on([each.change for each in filters], friendly(show), [opened, *filters], [told, gallery])
+    typed = [each.submit for each in (low, high, words, number)]
+    chosen = [each.input for each in (kinds, verdicts, score, low, high, number)]
+    again = {"inputs": [opened, *filters], "outputs": [told, gallery], "trigger_mode": "always_last"}
+    gr.on([*typed, words.blur, *chosen], friendly(show), **again)
+
+
+def _card(pairs: Pairs, number: int, folder: Path) -> tuple[str, str]:
+    """A pair's picture as a file that is written once: one that is written while it is served arrives broken."""
+    picture, caption = side_by_side(pairs, number)
+    path = folder / f"{content_hash(picture.size, picture.tobytes().hex())}.png"
+    if not path.exists():
+        write_atomic(path, lambda file: picture.save(file, "PNG"))
+    return str(path), caption
 
 
 def _prompts_tab(root: Path) -> None:
