@@ -16,7 +16,7 @@ from diffusers import (
 
 from ip2p.config import TrainingConfig
 from ip2p.training import components
-from ip2p.training.lora import without_adapters, write_lora
+from ip2p.training.lora import CONV_IN_FILE, LORA_FILE, without_adapters, write_lora
 
 CPU = torch.device("cpu")
 INDEX = "model_index.json"
@@ -71,7 +71,8 @@ def _copy_vocabulary(config: TrainingConfig, folder: Path) -> None:
 def _move(new: Path, place: Path) -> None:
     """Part by part, since the place may hold checkpoints and logs too."""
     place.mkdir(parents=True, exist_ok=True)
-    (place / INDEX).unlink(missing_ok=True)
+    for stale in (INDEX, LORA_FILE, CONV_IN_FILE):
+        (place / stale).unlink(missing_ok=True)
     parts = sorted(new.iterdir(), key=lambda path: path.name == INDEX)
     for part in parts:
         old = place / f".doomed-{part.name}"
