@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ip2p.config import PipelineConfig
+from ip2p.config import EvaluationConfig, PipelineConfig
 
 NOT_SETTINGS = ("environment",)
 """Keys of a run's config.json that say what it ran with."""
@@ -26,6 +26,14 @@ def read_config(path: Path, base: PipelineConfig | None = None) -> PipelineConfi
         return typing.cast(PipelineConfig, overlay(base or PipelineConfig(), values))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def evaluation_of(model: Path) -> EvaluationConfig:
+    """The evaluation settings of the run that a model's folder lies in; the usual ones for a model of other origin."""
+    try:
+        return read_config(model.resolve().parent / "config.json").evaluation
+    except (OSError, ValueError):
+        return EvaluationConfig()
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""The hub as a place to write to: whose token, and what is said where it refuses."""
+"""The hub as a place to write to: whose token, what is said where it refuses, and under what names cards speak."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from ip2p.errors import first_line
 
 
 @contextmanager
@@ -14,7 +17,7 @@ def telling_refusals(repo_id: str) -> Iterator[None]:
     try:
         yield
     except (HfHubHTTPError, HFValidationError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"the hub refused {repo_id}: {first} Check the name and what the token may write.") from error
 
 
@@ -23,3 +26,9 @@ def check_token(token: str | None) -> str:
     if not token:
         raise ValueError("pushing to the hub needs a token with write access. Set the environment variable HF_TOKEN.")
     return token
+
+
+def public_name(source: str) -> str:
+    """A hub id as it is; of a local path its last part."""
+    path = Path(source).expanduser()
+    return path.name if path.is_absolute() or path.exists() else source

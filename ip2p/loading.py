@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from ip2p.errors import first_line
+
 if TYPE_CHECKING:
     import open_clip
     from diffusers import DiffusionPipeline
@@ -234,5 +236,5 @@ def _from_source(load: Callable[..., Any], source: str, **options: Any) -> Any:
     try:
         return load(source, **options)
     except (OSError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         raise ValueError(f"could not load {source}: {first}. Give an existing model folder or a hub id.") from error

@@ -235,3 +235,9 @@ def finished(path: Path, fingerprint: str) -> Sidecar | None:
         logger.warning("%s does not match its checksum and is made again", path)
         return None
     return sidecar
+
+
+def visible_parquet(folder: Path) -> list[Path]:
+    """The parquet files below a folder, in order, without those of hidden folders or names."""
+    found = sorted(folder.rglob("*.parquet"))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]

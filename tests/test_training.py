@@ -18,6 +18,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ip2p.config import PipelineConfig, TrainingConfig
+from ip2p.texts import hidden_states
 from ip2p.training.cache import load_cache
 from ip2p.training.components import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae
 from ip2p.training.draws import draw_samples, draw_step, weigh_timesteps
@@ -26,7 +27,6 @@ from ip2p.training.losslog import LossLog, mean_of_last, read_losses
 from ip2p.training.objective import drop_conditions, objective_of
 from ip2p.training.source import open_rows, training_fingerprint
 from ip2p.training.surgery import widen_conv_in
-from ip2p.training.text import encode_text
 from tests.tiny import tiny_unet
 
 CPU = torch.device("cpu")
@@ -227,8 +227,8 @@ def test_the_cache_holds_what_the_encoders_say(tmp_path: Path, tiny_sd: Path) ->
         assert torch.allclose(batch.condition, vae.encode(pixels[0]).latent_dist.mode(), atol=1e-5)
         encoder, tokenizer = load_text_encoder(config, CPU), load_tokenizer(config)
         prompts = [str(row.edit_prompt) for row in raw]
-        assert torch.allclose(batch.text, encode_text(encoder, tokenizer, prompts), atol=1e-5)
-        assert torch.allclose(cache.null_text, encode_text(encoder, tokenizer, [""]), atol=1e-5)
+        assert torch.allclose(batch.text, hidden_states(encoder, tokenizer, prompts), atol=1e-5)
+        assert torch.allclose(cache.null_text, hidden_states(encoder, tokenizer, [""]), atol=1e-5)
     assert sum(len(part["text"]) for part in cache.texts) == 1 + 3
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,9 @@ from ip2p.training.surgery import widen_conv_in
 from tests.test_training import pair, png, write_pairs
 from tests.test_training_run import same_weights
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 COLUMNS = "--original_image_column=original_image"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

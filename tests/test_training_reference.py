@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
@@ -23,13 +21,8 @@ from ip2p.training.source import open_rows, open_table
 from ip2p.training.trainer import Trainer
 from tests.test_training import pair, png, tiny_training, write_pairs
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 STEPS = 4
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ Only texts and scores are held; pictures are read from their row when they are l
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,13 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ip2p.dataset.read import KNOWN_SCHEMAS
+from ip2p.errors import first_line
 from ip2p.records import SCORE_COLUMNS
-from ip2p.store import RunFolder
+from ip2p.rendering.images import decode_image
+from ip2p.store import RunFolder, visible_parquet
 
 TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type")
 VERDICTS = ("accepted", "reason")
-SIDES = {"original": ("original_image", "input_image", "source_img"), "edited": ("edited_image", "target_img")}
-"""Names of the image columns, ours first, then those of well-known datasets."""
+SIDES = [tuple(schema[side] for schema in KNOWN_SCHEMAS.values()) for side in ("original_image", "edited_image")]
+"""Names of the image columns in well-known datasets, ours first."""
 ACCEPTED = "accepted"
 FROM_HUB = 200
 """Rows that are fetched of a hub dataset."""
@@ -90,8 +92,7 @@ def _files_of(folder: Path) -> list[Path]:
     """A run's pairs, which may hold rejected ones too; else every parquet file."""
     if (folder / "pairs").is_dir():
         return RunFolder(folder).shards("pairs")
-    found = sorted(folder.rglob("*.parquet"))
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return visible_parquet(folder)
 
 
 def _open_files(files: Sequence[Path]) -> Pairs:
@@ -114,7 +115,7 @@ def _open_hub(name: str) -> Pairs:
     try:
         rows = tuple(islice(load_dataset(name, split="train", streaming=True), FROM_HUB))
     except Exception as error:  # the hub's client raises many kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"could not load {name}: {first} Give a run folder or a folder of parquet files.") from error
     columns = _image_columns(list(rows[0]) if rows else [], name)
     texts = [
@@ -124,7 +125,7 @@ def _open_hub(name: str) -> Pairs:
 
 
 def _image_columns(names: Sequence[str], where: str) -> tuple[str, str]:
-    found = [next((name for name in known if name in names), None) for known in SIDES.values()]
+    found = [next((name for name in known if name in names), None) for known in SIDES]
     if None in found:
         have = ", ".join(names) or "none"
         raise ValueError(f"{where} has no columns original_image and edited_image; its columns are: {have}.")
@@ -184,7 +185,7 @@ def _images(pairs: Pairs, row: dict[str, Any]) -> list[Image.Image]:
 def _decoded(cell: Any) -> Image.Image:
     if isinstance(cell, Image.Image):
         return cell.convert("RGB")
-    return Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
+    return decode_image(cell["bytes"])
 
 
 def _place(file: str, row: int) -> tuple[str, int, int]:

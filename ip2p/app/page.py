@@ -16,9 +16,9 @@ from ip2p.app.browsing import ACCEPTED, Pairs, Wanted, find, open_pairs, side_by
 from ip2p.app.runs import HEAD, describe_runs, find_models, find_runs
 from ip2p.app.writing import HEAD as TRIPLET_HEAD
 from ip2p.app.writing import find_configs, write_rows
-from ip2p.config import EvaluationConfig
-from ip2p.config_file import read_config
+from ip2p.config_file import evaluation_of
 from ip2p.editing.editor import Editor, Knobs, read_image
+from ip2p.errors import first_line
 from ip2p.records import content_hash
 from ip2p.store import write_atomic
 
@@ -78,7 +78,7 @@ def friendly(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return call(*values)
         except (ValueError, RuntimeError, OSError) as error:
-            raise gr.Error(str(error).splitlines()[0], print_exception=False) from error
+            raise gr.Error(first_line(error), print_exception=False) from error
 
     return said
 
@@ -143,10 +143,7 @@ def _edit_tab(models: list[str], device: str) -> None:
 
 def usual_knobs(model: str | None) -> tuple[float, float, int]:
     """Text guidance, image guidance and steps that a run's editor was evaluated with; else the usual ones."""
-    try:
-        knobs = read_config(Path(model or "").resolve().parent / "config.json").evaluation
-    except (OSError, ValueError):
-        knobs = EvaluationConfig()
+    knobs = evaluation_of(Path(model or ""))
     return knobs.guidance_scale, knobs.image_guidance_scale, knobs.num_inference_steps
 
 

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from ip2p.cli.arguments import parse, read_run
-from ip2p.config import PipelineConfig
+from ip2p.cli.arguments import parse
+from ip2p.config import EvaluationConfig
+from ip2p.config_file import evaluation_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -70,14 +71,14 @@ class Wish:
 def edit(words: list[str]) -> None:
     """Applies instructions to pictures: ip2p edit --model RUN/model in.png "make it red" out.png"""
     options = parse(EditArguments, words, prog="ip2p edit", description="Applies instructions to pictures.")
-    usual = _evaluation_of(Path(options.model))
+    usual = evaluation_of(Path(options.model))
     wishes = list(plan_edits(options, usual))
     there = [wish.output for wish in wishes if wish.output.exists()]
     if there and not options.overwrite:
         raise ValueError(f"{there[0]} is there already. Give another name, or --overwrite.")
     from ip2p.editing import Editor, Knobs
 
-    steps = options.num_inference_steps or usual["num_inference_steps"]
+    steps = options.num_inference_steps or usual.num_inference_steps
     started = time.monotonic()
     editor = Editor(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
     for scales, some in itertools.groupby(sorted(wishes, key=_scales), key=_scales):
@@ -116,10 +117,10 @@ def _edit(editor: Any, wishes: Sequence[Wish], knobs: Any, batch_size: int) -> N
                 write_image(image, wish.output)
 
 
-def plan_edits(options: EditArguments, usual: dict[str, Any]) -> Iterator[Wish]:
+def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Wish]:
     """Every edit that is asked for. ValueError where there is none, or two of one name."""
-    texts = options.guidance_scale or (usual["guidance_scale"],)
-    images = options.image_guidance_scale or (usual["image_guidance_scale"],)
+    texts = options.guidance_scale or (usual.guidance_scale,)
+    images = options.image_guidance_scale or (usual.image_guidance_scale,)
     rows = list(_rows(options))
     if not rows:
         raise ValueError(f"{options.input} holds no picture. Give a picture, a folder of some or a .jsonl.")
@@ -169,13 +170,3 @@ def _name(row: dict[str, Any], options: EditArguments) -> str:
     parts = [row["image"].stem, *([words] if options.also or options.input.suffix == ".jsonl" else [])]
     parts += [f"seed{row['seed']}"] if len(options.seeds) > 1 else []
     return "-".join(parts) + ".png"
-
-
-def _evaluation_of(model: Path) -> dict[str, Any]:
-    """Guidance and steps that the model's run was evaluated with; the usual ones for a model of other origin."""
-    names = ("num_inference_steps", "guidance_scale", "image_guidance_scale")
-    try:
-        knobs = read_run(model.resolve().parent).evaluation
-    except (ValueError, OSError):
-        knobs = PipelineConfig().evaluation
-    return {name: getattr(knobs, name) for name in names}

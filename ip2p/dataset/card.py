@@ -17,6 +17,7 @@ import yaml
 from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, Thresholds
 from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
+from ip2p.hub import public_name
 from ip2p.store import RunFolder
 
 KNOBS = {
@@ -115,7 +116,7 @@ def _making(config: PipelineConfig) -> str:
         ("step", "setting"),
         [
             ("triplets", _writer(prompts)),
-            ("text-to-image model", _name(rendering.model)),
+            ("text-to-image model", public_name(rendering.model)),
             ("steps", str(rendering.num_inference_steps)),
             ("guidance scale", _range(rendering.guidance_scale)),
             ("share of steps with prompt-to-prompt", _range(rendering.p2p)),
@@ -127,7 +128,7 @@ def _making(config: PipelineConfig) -> str:
             *((f"for {kind} edits", _differences(own)) for kind, own in sorted(rendering.per_edit_type.items())),
             ("pairs kept per triplet", f"the {filtering.selection} {filtering.max_pairs_per_triplet}, at most"),
             ("image format", rendering.image_format),
-            ("CLIP", f"{_name(scoring.clip_model)} {scoring.clip_pretrained or ''}".strip()),
+            ("CLIP", f"{public_name(scoring.clip_model)} {scoring.clip_pretrained or ''}".strip()),
         ],
     )
 
@@ -135,8 +136,8 @@ def _making(config: PipelineConfig) -> str:
 def _writer(prompts: PromptsConfig) -> str:
     """The file that triplets come from, or what wrote them."""
     if prompts.captions.endswith(".jsonl") and prompts.captions_column is None:
-        return _name(prompts.captions)
-    return "rules" if prompts.backend == "template" else _name(prompts.model)
+        return public_name(prompts.captions)
+    return "rules" if prompts.backend == "template" else public_name(prompts.model)
 
 
 def _differences(own: EditTypeRendering) -> str:
@@ -155,12 +156,6 @@ def _differences(own: EditTypeRendering) -> str:
 def _range(bounds: tuple[float, float]) -> str:
     low, high = bounds
     return f"{low:g}" if low == high else f"{low:g} to {high:g}, drawn per candidate"
-
-
-def _name(model: str) -> str:
-    """A hub id as it is; of a local path its last part."""
-    path = Path(model).expanduser()
-    return path.name if path.is_absolute() or path.exists() else model
 
 
 def _thresholds(config: PipelineConfig) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from ip2p.errors import first_line
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -148,7 +150,7 @@ def _load_from_hub(source: str, split: str, revision: str | None) -> Dataset:
     try:
         return load_dataset(source, **options)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         raise ValueError(f"could not load {source}: {first}. Give a parquet folder, a glob or a hub id.") from error
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ip2p.editing.guidance import Conditions, Texts, guidance_terms, guided, stack_conditions
+from ip2p.texts import hidden_states, none_and_texts_for_xl
 
 Picture = Image.Image | NDArray[np.uint8]
 Resample = Image.Resampling.LANCZOS
@@ -68,23 +69,10 @@ def fitting_size(pipeline: Any, width: int, height: int) -> tuple[int, int]:
 def encode_text(pipeline: Any, prompts: list[str]) -> Texts:
     """Of the instructions, and of none as the pipeline has it."""
     if hasattr(pipeline, "text_encoder_2"):
-        return _encode_for_xl(pipeline, prompts)
-    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
-    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-    tokens = tokenizer(["", *prompts], **options, return_tensors="pt").to(encoder.device)
-    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-    hidden: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0].to(pipeline.unet.dtype)
+        states, pooled = none_and_texts_for_xl(pipeline, prompts)
+        return Texts(states[1:], states[:1], pooled[1:], pooled[:1])
+    hidden = hidden_states(pipeline.text_encoder, pipeline.tokenizer, ["", *prompts]).to(pipeline.unet.dtype)
     return Texts(hidden[1:], hidden[:1])
-
-
-def _encode_for_xl(pipeline: Any, prompts: list[str]) -> Texts:
-    """By the pipeline's own `encode_prompt`; where there is no instruction, zeros if the model wants that."""
-    hidden, _, pooled, _ = pipeline.encode_prompt(
-        ["", *prompts], device=pipeline.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    hidden, pooled = hidden.to(pipeline.unet.dtype), pooled.to(pipeline.unet.dtype)
-    none = 0.0 if pipeline.config.force_zeros_for_empty_prompt else 1.0
-    return Texts(hidden[1:], none * hidden[:1], pooled[1:], none * pooled[:1])
 
 
 def encode_images(pipeline: Any, images: NDArray[np.uint8]) -> Tensor:

@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusionXLInstructPix2PixPipeline,
 )
 
+from ip2p.errors import first_line
 from ip2p.loading import check_model_source, load_once, resolve_device, resolve_dtype
 
 
@@ -41,7 +42,7 @@ def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> A
             options |= {"safety_checker": None, "requires_safety_checker": False}
             pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"could not load the editor {path}: {first} Give a finished run's model folder.") from error
     channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
     if channels != 2 * latents:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ip2p.errors import first_line
 from ip2p.loading import check_model_source
 
 NsfwHead = Callable[[Tensor], Tensor]
@@ -83,7 +84,7 @@ def _load_safety_checker(source: str) -> NsfwHead:
     try:
         checker = StableDiffusionSafetyChecker.from_pretrained(folder)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"could not load the safety checker {source}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"could not load the safety checker {source}: {first_line(error)}") from error
     return safety_head(checker.state_dict())
 
 

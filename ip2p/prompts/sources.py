@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ip2p.config import PromptsConfig
+from ip2p.errors import first_line
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "prompt", "original_prompt")
@@ -114,7 +115,7 @@ def _read_hub(config: PromptsConfig) -> Iterator[Row]:
     try:
         yield from load_dataset(config.captions, **options)
     except (OSError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise ValueError(f"could not read the captions of {config.captions}: {first}. {WAY_OUT}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,7 @@ from torch import Tensor
 from ip2p.config import CrossAlignment
 from ip2p.records import Candidate
 from ip2p.rendering.alignment import TokenMap, map_tokens, stack_maps
-
-_tokenizer_lock = threading.Lock()
-"""Fast tokenizers hold their padding and truncation, so threads that share one take turns."""
+from ip2p.texts import hidden_states, none_and_texts_for_xl, tokenizer_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ def tokenizers_of(pipeline: Any) -> list[Any]:
 def fits_text_encoder(pipeline: Any, candidate: Candidate) -> bool:
     """Whether both captions, start and end included, fit each tokenizer's `model_max_length`."""
     texts = (candidate.triplet.original_prompt, candidate.triplet.edited_prompt)
-    with _tokenizer_lock:
+    with tokenizer_lock:
         return all(
             len(tokenizer(text, truncation=False, verbose=False).input_ids) <= tokenizer.model_max_length
             for tokenizer in tokenizers_of(pipeline)
@@ -71,35 +68,24 @@ def encode_captions(pipeline: Any, batch: Sequence[Candidate], num_halves: int, 
 def encode_texts(pipeline: Any, texts: Sequence[str]) -> Tensor:
     """(N, tokens, width) hidden states; equal texts are encoded once."""
     unique = list(dict.fromkeys(texts))
-    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
-    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-    with _tokenizer_lock:
-        tokens = tokenizer(unique, return_tensors="pt", **options)
-    mask = tokens.attention_mask.to(encoder.device) if getattr(encoder.config, "use_attention_mask", False) else None
-    states: Tensor = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)[0].to(pipeline.unet.dtype)
+    states = hidden_states(pipeline.text_encoder, pipeline.tokenizer, unique).to(pipeline.unet.dtype)
     return states[[unique.index(text) for text in texts]]
 
 
 def _encode_for_xl(pipeline: Any, captions: Sequence[str], num_halves: int, size: tuple[int, int]) -> Conditions:
-    """By the pipeline's own `encode_prompt`; the half without text is zeros where the model wants that."""
-    unique = list(dict.fromkeys(["", *captions]))
-    unet = pipeline.unet
-    with _tokenizer_lock:
-        states, _, pooled, _ = pipeline.encode_prompt(
-            unique, device=unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-    if pipeline.config.force_zeros_for_empty_prompt:
-        states, pooled = (torch.cat([torch.zeros_like(each[:1]), each[1:]]) for each in (states, pooled))
-    places = torch.tensor([unique.index(caption) for caption in captions])
+    """The half without text is what the model takes for none."""
+    unique = [text for text in dict.fromkeys(captions) if text]
+    states, pooled = none_and_texts_for_xl(pipeline, unique)
+    places = torch.tensor([1 + unique.index(caption) if caption else 0 for caption in captions])
     halves = torch.stack([torch.zeros_like(places), places][2 - num_halves :])
-    sizes = torch.tensor([*size, 0, 0, *size], device=unet.device)
-    return Conditions(states.to(unet.dtype)[halves], pooled.to(unet.dtype)[halves], sizes)
+    sizes = torch.tensor([*size, 0, 0, *size], device=pipeline.unet.device)
+    return Conditions(states[halves], pooled[halves], sizes)
 
 
 def align_captions(pipeline: Any, batch: Sequence[Candidate], alignment: CrossAlignment) -> TokenMap:
     """How each pair's captions are aligned."""
     triplets = [candidate.triplet for candidate in batch]
-    with _tokenizer_lock:
+    with tokenizer_lock:
         maps = [
             map_tokens(pipeline.tokenizer, each.original_prompt, each.edited_prompt, alignment) for each in triplets
         ]

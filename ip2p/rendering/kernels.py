@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p.config import AttentionBackend
+from ip2p.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def _xformers_runs(device: str, dtype: torch.dtype) -> bool:
         sample = torch.zeros(1, 1, 16, 16, device=device, dtype=dtype)
         xformers(sample, sample, sample, None, 1.0)
     except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         logger.warning("xformers cannot attend on %s in %s, torch's kernel is used: %s", device, dtype, reason)
         return False
     return True

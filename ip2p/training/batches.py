@@ -101,6 +101,6 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, sampling: Sampling, micro_step: int) -> Batch:
-        """The batch of a micro-step."""
+    def load(self, sampling: Sampling, micro_step: int, draws: StepDraws) -> Batch:
+        """The batch of a micro-step, whose draws these are."""
         ...

@@ -35,6 +35,7 @@ from ip2p.config import TrainingConfig, fingerprint
 from ip2p.store import write_json
 from ip2p.training.batches import Batch, Sampling
 from ip2p.training.components import load_vae
+from ip2p.training.draws import StepDraws
 from ip2p.training.geometry import DecodedPair, RawPair, decode_pair
 from ip2p.training.source import Rows, model_fingerprint
 from ip2p.training.text import TextEncoders
@@ -79,9 +80,9 @@ class LatentCache:
         """(C, H, W)."""
         return self.rows[0]["mean"].shape[2:]
 
-    def load(self, sampling: Sampling, micro_step: int) -> Batch:
-        """The batch of a micro-step."""
-        return self.take(sampling.samples(micro_step), sampling.draws(micro_step).mirrored.tolist())
+    def load(self, sampling: Sampling, micro_step: int, draws: StepDraws) -> Batch:
+        """The batch of a micro-step, whose draws these are."""
+        return self.take(sampling.samples(micro_step), draws.mirrored.tolist())
 
     def take(self, samples: list[int], mirrored: list[bool]) -> Batch:
         """The samples of these numbers, mirrored where it says so and the cache was built for it."""

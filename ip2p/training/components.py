@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, Scheduler
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ip2p.config import TrainingConfig
+from ip2p.errors import first_line
 from ip2p.loading import check_model_source
 
 T = TypeVar("T")
@@ -125,6 +126,6 @@ def _from_pretrained(kind: Any, source: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, **options)
     except OSError as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         what = f"{options['subfolder']} of {source}" if "subfolder" in options else source
         raise ValueError(f"could not load {what}: {first} Give an existing model folder or a hub id.") from error

@@ -6,6 +6,7 @@ that differs between the two scripts is accepted in both spellings.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -22,8 +23,6 @@ from ip2p.config_file import overlay
 logger = logging.getLogger(__name__)
 
 OTHER_SPELLINGS = {"val_image_url": "val_image_url_or_path"}
-IGNORED = ("local_rank",)
-"""Said by the launcher's environment."""
 ANY = "?"
 
 
@@ -32,13 +31,11 @@ def parse(arguments: Sequence[str]) -> TrainingJob:
 
     ValueError for settings that cannot be; SystemExit for flags that are not known, and for `--help`.
     """
-    words = _canonical(arguments)
-    values = _take(words, "config")
-    base = _read(Path(values)) if values else TrainingJob(train_data_dir=ANY, **DIFFUSERS_DEFAULTS)  # type: ignore[arg-type]
-    token = _take(words, "hub_token")
-    if token:
+    own, words = _own_flags().parse_known_args(_canonical(arguments))
+    base = _read(own.config) if own.config else TrainingJob(train_data_dir=ANY, **DIFFUSERS_DEFAULTS)  # type: ignore[arg-type]
+    if own.hub_token:
         logger.warning("a token on the command line is seen by others on this machine; set HF_TOKEN instead")
-        os.environ["HF_TOKEN"] = token  # where the hub's client looks; it is in no config and in no file
+        os.environ["HF_TOKEN"] = own.hub_token  # where the hub's client looks; it is in no config and in no file
     job = tyro.cli(TrainingJob, prog="python -m ip2p.training", args=words, default=base)
     if job.data == ANY:
         raise ValueError("no data to train on. Give --dataset_name or --train_data_dir.")
@@ -46,7 +43,7 @@ def parse(arguments: Sequence[str]) -> TrainingJob:
 
 
 def _canonical(arguments: Sequence[str]) -> list[str]:
-    """`--name=value` and `--name value` as the latter, each flag in our spelling, those ignored left out."""
+    """`--name=value` and `--name value` as the latter, each flag in our spelling."""
     words: list[str] = []
     for word in arguments:
         name, equals, value = word.removeprefix("--").partition("=")
@@ -55,21 +52,16 @@ def _canonical(arguments: Sequence[str]) -> list[str]:
             continue
         plain = name.replace("-", "_")
         words += [f"--{OTHER_SPELLINGS.get(plain, plain)}", *([value] if equals else [])]
-    for name in IGNORED:
-        _take(words, name)
     return words
 
 
-def _take(words: list[str], name: str) -> str | None:
-    flag = f"--{name}"
-    if flag not in words:
-        return None
-    place = words.index(flag)
-    if place + 1 == len(words):
-        raise ValueError(f"{flag} needs a value.")
-    value = words[place + 1]
-    del words[place : place + 2]
-    return value
+def _own_flags() -> argparse.ArgumentParser:
+    """What is no field of a job: where to start from, a secret, and what the launcher's environment says."""
+    parser = argparse.ArgumentParser(prog="python -m ip2p.training", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--hub_token")
+    parser.add_argument("--local_rank")
+    return parser
 
 
 def _read(path: Path) -> TrainingJob:

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 
 from ip2p.config import TrainingJob
-from ip2p.hub import check_token, telling_refusals
+from ip2p.hub import check_token, public_name, telling_refusals
 from ip2p.training.lora import CONV_IN_FILE, LORA_FILE
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ USAGE = {
 
 def write_card(job: TrainingJob, folder: Path, summary: dict[str, Any], *, is_xl: bool) -> None:
     """README.md of the exported pipeline: what it is, how it was trained, how it is used."""
-    base = _named(job.pretrained_model_name_or_path)
+    base = public_name(job.pretrained_model_name_or_path)
     is_id = base == job.pretrained_model_name_or_path
     data = ModelCardData(
         base_model=base if is_id else None,
@@ -64,7 +64,7 @@ def _text(job: TrainingJob, base: str, name: str, summary: dict[str, Any], setti
     return f"""# {name}
 
 Edits images as an instruction says (InstructPix2Pix, https://arxiv.org/abs/2211.09800). Trained from `{base}` on
-{summary["samples"]} pairs of `{_named(job.data)}` for {summary["steps"]} steps with ip2p.
+{summary["samples"]} pairs of `{public_name(job.data)}` for {summary["steps"]} steps with ip2p.
 
 ```python
 import torch
@@ -83,12 +83,6 @@ edited = pipeline("make it snowy", image=image, guidance_scale=7.5, image_guidan
 The model takes over what its base and its data show, and their licences bind it. Look at its edits before you build on
 them.
 """
-
-
-def _named(source: str) -> str:
-    """A hub id as it is; of a local path its last part."""
-    path = Path(source).expanduser()
-    return path.name if path.is_absolute() or path.exists() else source
 
 
 def check_may_upload(job: TrainingJob) -> None:

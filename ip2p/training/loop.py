@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ip2p.training.checkpoint import Progress, write_checkpoint
 from ip2p.training.losslog import LossLog
 from ip2p.training.stopping import Interrupted, Stop
-from ip2p.training.trainer import Trainer
+from ip2p.training.trainer import Trainer, pairs_per_step
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def train(
     log = LossLog(output / "loss.jsonl", progress.step, enabled=accelerator.is_main_process)
     started = time.monotonic() - progress.seconds
     reported, first = time.monotonic(), progress.step
-    clock = _Clock(pairs_per_step(trainer))
+    clock = _Clock(pairs_per_step(config, accelerator.num_processes))
     since_log = torch.tensor(progress.loss_sum, device=accelerator.device)
     for step in _with_bar(progress.step, num_steps, accelerator.is_main_process):
         torch.manual_seed(hash((config.seed, step, accelerator.process_index)))  # for a UNet with dropout layers
@@ -83,12 +83,6 @@ def train(
         if on_step is not None:
             on_step(progress.step)
     return progress
-
-
-def pairs_per_step(trainer: Trainer) -> int:
-    """Of all processes together."""
-    config, num_processes = trainer.config, int(trainer.accelerator.num_processes)
-    return config.train_batch_size * config.gradient_accumulation_steps * num_processes
 
 
 class _Clock:

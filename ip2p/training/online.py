@@ -18,6 +18,7 @@ from ip2p.config import TrainingConfig
 from ip2p.training.batches import Batch, SampleKey, Sampling
 from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, time_ids_of
 from ip2p.training.components import latent_shape, load_vae
+from ip2p.training.draws import StepDraws
 from ip2p.training.geometry import DecodedPair, decode_pair
 from ip2p.training.source import DatasetRows
 from ip2p.training.text import TextEncoders
@@ -89,8 +90,8 @@ class OnlinePairs:
         return len(self.dataset)
 
     @torch.no_grad()
-    def load(self, sampling: Sampling, micro_step: int) -> Batch:
-        """The batch of a micro-step; those after it are decoded meanwhile."""
+    def load(self, sampling: Sampling, micro_step: int, draws: StepDraws) -> Batch:
+        """The batch of a micro-step; those after it are decoded meanwhile, so the keys were drawn ahead of `draws`."""
         if micro_step != self._next:
             self._batches = iter(self._loader(sampling, micro_step))
         self._next = micro_step + 1

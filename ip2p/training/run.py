@@ -23,14 +23,14 @@ from ip2p.training.checkpoint import Progress, resume
 from ip2p.training.export import write_editor
 from ip2p.training.geometry import is_square
 from ip2p.training.launching import FINISHED
-from ip2p.training.loop import pairs_per_step, train
+from ip2p.training.loop import train
 from ip2p.training.losslog import mean_of_last, read_losses
 from ip2p.training.objective import objective_of
 from ip2p.training.online import OnlinePairs
 from ip2p.training.source import (
+    ParquetRows,
     Rows,
-    find_files,
-    open_files,
+    find_test_files,
     open_rows,
     open_table,
     resume_fingerprint,
@@ -39,7 +39,7 @@ from ip2p.training.source import (
 from ip2p.training.stopping import Stop
 from ip2p.training.surgery import widen_conv_in
 from ip2p.training.trackers import start_trackers, tracker_names
-from ip2p.training.trainer import Trainer, new_trained
+from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
 from ip2p.training.validation import Validation, read_shown
 
 logger = logging.getLogger("ip2p.training")
@@ -59,12 +59,11 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     whole = PipelineConfig(training=job)
     source = _open_source(rows, job, accelerator, output)
     trainer, num_steps = new_trainer(source, job, accelerator)
-    if job.report_to != "none":
-        start_trackers(accelerator, job)
+    start_trackers(accelerator, job)
     fresh = Progress(fingerprint=resume_fingerprint(whole, job.data), num_processes=accelerator.num_processes)
     progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
     logger.info("training on %d pairs, %d steps on %s", len(source), num_steps, accelerator.device)
-    per_epoch = math.ceil(len(source) / pairs_per_step(trainer))
+    per_epoch = math.ceil(len(source) / pairs_per_step(job, accelerator.num_processes))
     every = job.validation_steps or (job.validation_epochs and job.validation_epochs * per_epoch) or per_epoch
     held_out = _held_out(job, accelerator, output)
     validation = Validation(job, accelerator, output, every, num_steps, shown, held_out)
@@ -107,12 +106,11 @@ def num_steps_of(config: TrainingConfig, num_pairs: int, num_processes: int) -> 
     """Optimizer steps: as many as are asked for, or whole epochs."""
     if config.max_train_steps is not None:
         return config.max_train_steps
-    per_step = config.train_batch_size * config.gradient_accumulation_steps * num_processes
-    return config.num_train_epochs * math.ceil(num_pairs / per_step)
+    return config.num_train_epochs * math.ceil(num_pairs / pairs_per_step(config, num_processes))
 
 
 def _open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> Source:
-    if job.cache and not _is_crop_free(rows, job):
+    if job.cache and not _crops_differ(rows, job):
         return load_cache(output / "cache", rows, job, accelerator)
     if job.cache:
         logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
@@ -125,7 +123,7 @@ def _open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output:
     return OnlinePairs(table, job, accelerator.device)
 
 
-def _is_crop_free(rows: Rows, config: TrainingConfig) -> bool:
+def _crops_differ(rows: Rows, config: TrainingConfig) -> bool:
     """Whether a random crop is asked for and has a choice, by the first rows."""
     if config.center_crop:
         return False
@@ -134,12 +132,12 @@ def _is_crop_free(rows: Rows, config: TrainingConfig) -> bool:
 
 def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache | None:
     """Some pairs of the data's test split, where the data are local files that have one."""
-    files = find_files(job.data, test=True)
+    files = find_test_files(job.data)
     if not files or not job.num_validation_pairs:
         return None
     config = replace(job, max_train_samples=job.num_validation_pairs, random_flip=False)
     try:
-        return load_cache(output / "cache" / "held-out", open_files(files, config), config, accelerator)
+        return load_cache(output / "cache" / "held-out", ParquetRows(files, config), config, accelerator)
     except ValueError as error:
         logger.warning("the test split is not used for a held-out loss: %s", error)
         return None

@@ -1,6 +1,6 @@
 """Where the pairs come from: a folder of parquet files or a dataset on the hub. No torch here.
 
-Rows are read in order, once, by the latent cache; a training never touches an image twice.
+The latent cache reads rows in order, once; a training without one reads them by number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ip2p.config import PipelineConfig, TrainingConfig, fingerprint
-from ip2p.store import sha256_of
+from ip2p.errors import first_line
+from ip2p.store import sha256_of, visible_parquet
 from ip2p.training.geometry import RawPair
 
 if TYPE_CHECKING:
@@ -56,52 +57,47 @@ def open_rows(data: str, config: TrainingConfig) -> Rows:
     return (StreamedRows if config.streaming else DatasetRows)(dataset, config, data)
 
 
-def open_files(files: list[Path], config: TrainingConfig) -> Rows:
-    """The rows of parquet files."""
-    return ParquetRows(files, config)
-
-
-def find_files(data: str, *, test: bool = False) -> list[Path]:
-    """The parquet files of the training split under a path or pattern, or of the test split, which may be none.
-
-    Empty where `datasets` must look for `data`.
-    """
+def find_files(data: str) -> list[Path]:
+    """The parquet files of the training split under a path or pattern; empty where `datasets` must look for `data`."""
     if not data:
         raise ValueError("no data to train on. Give a folder of parquet files or a hub id.")
     path = Path(data).expanduser()
     if path.is_file():
-        return [] if test else [path]
+        return [path]
     if path.is_dir():
-        path = path / "dataset" if (path / "dataset").is_dir() else path
-        is_of_images = any(path.glob("**/metadata.*")) and not any(path.rglob("*.parquet"))
-        return [] if is_of_images else _find_test(path) if test else _find_in(path)
+        files = visible_parquet(_dataset_in(path))
+        is_of_images = not files and any(path.glob("**/metadata.*"))
+        return [] if is_of_images else _of_training(files, _dataset_in(path))
     if "://" in data:
         return []
-    if glob.has_magic(data) and not test:
+    if glob.has_magic(data):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if name.endswith(".parquet"))
         if not found:
             raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
         return found
-    if test:
-        return []
     if path.is_absolute() or data.startswith((".", "~")) or data.count("/") != 1:
         raise ValueError(f"{data} does not exist. Give a folder of parquet files or a hub id (owner/name).")
     return []
 
 
-def _find_in(folder: Path) -> list[Path]:
-    paths = sorted(folder.rglob("*.parquet"))
-    found = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    train = [path for path in found if path.name.startswith("train")]
-    files = train or [path for path in found if not path.name.startswith(OTHER_SPLITS)]
-    if not files:
+def find_test_files(data: str) -> list[Path]:
+    """The parquet files of a folder's other splits; none of anything that is no folder."""
+    path = Path(data).expanduser()
+    files = visible_parquet(_dataset_in(path)) if path.is_dir() else []
+    return [file for file in files if file.name.startswith(OTHER_SPLITS)]
+
+
+def _dataset_in(folder: Path) -> Path:
+    """The dataset of a run; any other folder itself."""
+    return folder / "dataset" if (folder / "dataset").is_dir() else folder
+
+
+def _of_training(files: list[Path], folder: Path) -> list[Path]:
+    train = [path for path in files if path.name.startswith("train")]
+    found = train or [path for path in files if not path.name.startswith(OTHER_SPLITS)]
+    if not found:
         raise ValueError(f"{folder} holds no parquet file of a training split. Give one with data/train-*.parquet.")
-    return files
-
-
-def _find_test(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*.parquet") if path.name.startswith(OTHER_SPLITS))
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return found
 
 
 def check_columns(config: TrainingConfig, columns: list[str], where: str) -> None:
@@ -161,7 +157,7 @@ class ParquetRows:
 
     def __init__(self, files: list[Path], config: TrainingConfig) -> None:
         self.files = files
-        self.columns = [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+        self.columns = _columns_of(config)
         num_rows = 0
         for file in files:
             opened = _open_parquet(file)
@@ -182,9 +178,8 @@ class ParquetRows:
 
     def read(self) -> Iterator[RawPair]:
         """All rows; memory holds one batch."""
-        for row in itertools.islice(self._rows(self.columns, READ_ROWS), self.num_rows):
-            original, edited, prompt = (row[name] for name in self.columns)
-            yield RawPair(original, edited, _as_prompt(prompt))
+        rows = itertools.islice(self._rows(self.columns, READ_ROWS), self.num_rows)
+        return (_as_pair(row, self.columns) for row in rows)
 
     def _rows(self, columns: list[str], batch_size: int) -> Iterator[dict[str, Any]]:
         for file in self.files:
@@ -196,7 +191,7 @@ class DatasetRows:
     """Rows of anything that `datasets` reads, by number or in order."""
 
     def __init__(self, dataset: Dataset, config: TrainingConfig, name: str) -> None:
-        self.columns = [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+        self.columns = _columns_of(config)
         check_columns(config, dataset.column_names, name)
         num_rows = min(len(dataset), config.max_train_samples or len(dataset))
         needed = dataset.select_columns(list(dict.fromkeys(self.columns))).select(range(num_rows))
@@ -207,7 +202,7 @@ class DatasetRows:
         return len(self.dataset)
 
     def __getitem__(self, number: int) -> RawPair:
-        return self._pair(self.dataset[number])
+        return _as_pair(self.dataset[number], self.columns)
 
     def prompts(self) -> list[str | None]:
         """The instructions of all rows."""
@@ -215,18 +210,14 @@ class DatasetRows:
 
     def read(self) -> Iterator[RawPair]:
         """All rows."""
-        return map(self._pair, self.dataset)
-
-    def _pair(self, row: dict[str, Any]) -> RawPair:
-        original, edited, prompt = (row[name] for name in self.columns)
-        return RawPair(original, edited, _as_prompt(prompt))
+        return (_as_pair(row, self.columns) for row in self.dataset)
 
 
 class StreamedRows:
     """Rows of a hub dataset, read one after another; nothing is downloaded before."""
 
     def __init__(self, dataset: IterableDataset, config: TrainingConfig, name: str) -> None:
-        self.columns = [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+        self.columns = _columns_of(config)
         columns = dataset.column_names or list(next(iter(dataset)))
         check_columns(config, columns, name)
         self.dataset = _without_decoding(dataset.select_columns(list(dict.fromkeys(self.columns))))
@@ -246,9 +237,7 @@ class StreamedRows:
 
     def read(self) -> Iterator[RawPair]:
         """All rows."""
-        for row in itertools.islice(self.dataset, self.most):
-            original, edited, prompt = (row[name] for name in self.columns)
-            yield RawPair(original, edited, _as_prompt(prompt))
+        return (_as_pair(row, self.columns) for row in itertools.islice(self.dataset, self.most))
 
 
 def _open_parquet(file: Path) -> pq.ParquetFile:
@@ -282,7 +271,7 @@ def _load_dataset(data: str, config: TrainingConfig, **options: Any) -> Any:
     try:
         return load_dataset(**options, **where, split="train", streaming=config.streaming)
     except Exception as error:  # the hub client raises many kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"could not load {data}: {first} Give a folder of parquet files or a hub id.") from error
 
 
@@ -293,6 +282,15 @@ def _without_decoding(dataset: Any) -> Any:
         if isinstance(feature, ImageFeature):
             dataset = dataset.cast_column(name, ImageFeature(decode=False))
     return dataset
+
+
+def _columns_of(config: TrainingConfig) -> list[str]:
+    return [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+
+
+def _as_pair(row: dict[str, Any], columns: list[str]) -> RawPair:
+    original, edited, prompt = (row[name] for name in columns)
+    return RawPair(original, edited, _as_prompt(prompt))
 
 
 def _as_prompt(value: Any) -> str | None:

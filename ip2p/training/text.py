@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from ip2p.config import TrainingConfig
+from ip2p.texts import hidden_states
 from ip2p.training import components
 
 
@@ -44,7 +45,7 @@ class TextEncoders:
     def encode(self, prompts: list[str]) -> Texts:
         """Of instructions; longer ones than the tokenizer's context are cut."""
         if self.second is None:
-            return Texts(encode_text(self.encoder, self.tokenizer, prompts))
+            return Texts(hidden_states(self.encoder, self.tokenizer, prompts))
         first = self.encoder(_tokens(self.tokenizer, prompts).to(self.encoder.device), output_hidden_states=True)
         tokenizer, encoder = self.second
         other = encoder(_tokens(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
@@ -56,15 +57,6 @@ class TextEncoders:
         if not self.zeros_for_none:
             return empty
         return Texts(empty.hidden * 0, None if empty.pooled is None else empty.pooled * 0)
-
-
-def encode_text(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-    """(N, L, D) last hidden states, L being the tokenizer's own context length."""
-    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-    tokens = tokenizer(prompts, **options, return_tensors="pt").to(encoder.device)
-    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-    hidden: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0]
-    return hidden
 
 
 def _tokens(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:

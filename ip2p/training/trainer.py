@@ -41,7 +41,7 @@ class Trainer:
     def loss(self, micro_step: int) -> Tensor:
         """The loss of this process's batch number `micro_step`."""
         config, device, draws = self.config, self.accelerator.device, self.sampling.draws(micro_step)
-        batch = self.source.load(self.sampling, micro_step).to(device)
+        batch = self.source.load(self.sampling, micro_step, draws).to(device)
         posterior, noise, timesteps, dropout, offset = (
             value.to(device) for value in (draws.posterior, draws.noise, draws.timesteps, draws.dropout, draws.offset)
         )
@@ -141,9 +141,12 @@ def new_trained(
 
 def learning_rate_of(config: TrainingConfig, num_processes: int) -> float:
     """The peak, multiplied by the pairs of an optimizer step where that is asked for."""
-    if not config.scale_lr:
-        return config.learning_rate
-    return config.learning_rate * config.train_batch_size * config.gradient_accumulation_steps * num_processes
+    return config.learning_rate * (pairs_per_step(config, num_processes) if config.scale_lr else 1)
+
+
+def pairs_per_step(config: TrainingConfig, num_processes: int) -> int:
+    """Of an optimizer step, all processes together."""
+    return config.train_batch_size * config.gradient_accumulation_steps * num_processes
 
 
 def _speed_up(unet: UNet2DConditionModel, config: TrainingConfig, device: torch.device) -> None:

@@ -51,7 +51,7 @@ class Validation:
     config: TrainingConfig
     accelerator: Accelerator
     output: Path
-    every: int | None
+    every: int
     """Optimizer steps between validations."""
     num_steps: int
     shown: Sequence[Shown] = ()
@@ -63,7 +63,7 @@ class Validation:
 
     def after_step(self, trainer: Trainer, step: int) -> None:
         """Validates at its steps and after the last."""
-        due = step == self.num_steps or (self.every is not None and step % self.every == 0)
+        due = step == self.num_steps or step % self.every == 0
         if not due or not (self.shown or self.held_out is not None):
             return
         if self.accelerator.is_main_process:
