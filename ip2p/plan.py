@@ -60,6 +60,9 @@ def check_inputs(config: PipelineConfig, use: Use, data: str | None = None) -> N
         if _is_path(config.scoring.clip_model):
             check_model_source(config.scoring.clip_model, what="scoring.clip_model", marker="open_clip_config.json")
     if use != "dataset":
+        judge = config.evaluation.judge_clip_model
+        if judge and _is_path(judge):
+            check_model_source(judge, what="evaluation.judge_clip_model", marker="open_clip_config.json")
         start = config.training.pretrained_model_name_or_path
         check_model_source(start, what="training.pretrained_model_name_or_path", marker="model_index.json")
     if use == "training" and find_files(data or ""):
@@ -128,6 +131,7 @@ def _inputs(config: PipelineConfig, use: Use, data: str | None) -> Iterable[Path
         named += [config.rendering.model, config.scoring.clip_model]
     if use != "dataset":
         named += [config.training.pretrained_model_name_or_path, config.scoring.clip_model]
+        named += [config.evaluation.judge_clip_model or ""]
     for name in filter(None, named):
         path = Path(name).expanduser()
         yield from sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -80,6 +80,9 @@ def shapes() -> PipelineConfig:
             num_sweep_edits=49,
             guidance_scale=2.0,
             image_guidance_scale=1.5,
+            sdedit_guidance_scale=1.0,
+            grid_guidance_scales=(1.0, 2.0, 4.0),
+            judge_clip_model=str(models / "judge"),
             num_inference_steps=8,
         ),
     )
@@ -149,7 +152,13 @@ def sd15() -> PipelineConfig:
             mixed_precision="bf16",
             gradient_checkpointing=True,
         ),
+        evaluation=_wild_evaluation(),
     )
+
+
+def _wild_evaluation() -> EvaluationConfig:
+    """Judged by a CLIP of other data and size than the filter's ViT-L-14 by OpenAI."""
+    return EvaluationConfig(judge_clip_model="ViT-H-14", judge_clip_pretrained="laion2b_s32b_b79k")
 
 
 def sd21() -> PipelineConfig:
@@ -195,7 +204,7 @@ def paper() -> PipelineConfig:
             gradient_checkpointing=False,
             mixed_precision="fp16",
         ),
-        evaluation=EvaluationConfig(num_inference_steps=100),
+        evaluation=replace(config.evaluation, num_inference_steps=100),
     )
 
 

@@ -7,21 +7,25 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
+from safetensors.torch import load_file, save_file
 
 from ip2p import store
 from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation import EditCase, EditJudgement, evaluate, load_domain, oracle_precision
 from ip2p.evaluation.cases import IMAGE_TYPE, balanced_subset, decode_image, encode_png, hold_out_cases
 from ip2p.evaluation.domain import Pixels
+from ip2p.evaluation.editors import Setting
 from ip2p.evaluation.intervals import bootstrap_interval, wilson_interval
 from ip2p.evaluation.metrics import curve, summarise
-from ip2p.evaluation.parts import noise_seed, plan_parts
+from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
+from ip2p.evaluation.run_evaluation import plan_parts, run_editors
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, as_row
 
 GREYS = {"black": 20, "white": 230}
@@ -86,7 +90,8 @@ def trained(tiny_config: PipelineConfig) -> PipelineConfig:
 
 def part_files(config: PipelineConfig) -> dict[str, int]:
     """When each part was last written."""
-    return {path.name: path.stat().st_mtime_ns for path in (config.out / "evaluation" / "parts").glob("*.parquet")}
+    files = [path for name in ("edits", "parts") for path in (config.out / "evaluation" / name).glob("*.parquet")]
+    return {f"{path.parent.name}/{path.name}": path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.parametrize("successes, trials", [(0, 1), (0, 70), (1, 3), (35, 70), (421, 490), (490, 490)])
@@ -179,10 +184,11 @@ def test_wrong_domain_name_says_which_half_is_wrong(name: str, words: str) -> No
 
 def test_same_cases_and_noise_at_every_scale_of_the_sweep(tiny_config: PipelineConfig) -> None:
     config = with_domain(tiny_config)
-    sweep = [part for part in plan_parts(config, GreyDomain().draw_cases(7, 0)) if part.sweep]
-    assert [part.image_guidance_scale for part in sweep] == list(config.evaluation.image_guidance_scales)
+    sweep = [part for part in plan_parts(config, GreyDomain().draw_cases(7, 0)) if part.kind == "sweep"]
+    scales = [part.setting.image_guidance_scale for part in sweep if part.model == "model"]
+    assert scales == list(config.evaluation.image_guidance_scales)
     assert len({part.cases for part in sweep}) == 1
-    assert noise_seed(config, 3) == noise_seed(config, 3) != noise_seed(config, 4)
+    assert noise_seed(1, 3) == noise_seed(1, 3) != noise_seed(1, 4)
 
 
 def test_evaluation_judges_the_editor_and_its_baselines_and_never_works_twice(
@@ -198,8 +204,8 @@ def test_evaluation_judges_the_editor_and_its_baselines_and_never_works_twice(
     assert [point["n"] for point in found["curve"]] == [2, 2]
 
     records = pq.read_table(config.out / "evaluation" / "scores.parquet").to_pylist()
-    assert len(records) == 7 * 3 + 2 * 2
-    assert {record["seed"] for record in records if record["case"] == 0} == {noise_seed(config, 0)}
+    assert len(records) == 7 * 3 + 2 * 2 + 2 + 2
+    assert {record["seed"] for record in records if record["case"] == 0} == {noise_seed(config.evaluation.seed, 0)}
     assert (config.out / "evaluation" / "images" / "model-brighten.png").exists()
 
     written = part_files(config)
@@ -211,11 +217,82 @@ def test_evaluation_goes_on_with_the_parts_that_are_missing(trained: PipelineCon
     config = with_domain(trained, num_edits=4)
     found = evaluate(config)
     written = part_files(config)
-    (config.out / "evaluation" / "parts" / "copy-1.5-00000.parquet").unlink()
-    again = evaluate(config)
-    redone = {name for name, when in part_files(config).items() if when != written[name]}
-    assert redone == {"copy-1.5-00000.parquet"}
-    assert again["by_type"] == found["by_type"]
+    name = "model-edit-t7.5-i1.5-00000.parquet"
+    (config.out / "evaluation" / "parts" / name).unlink()
+    assert evaluate(config)["by_type"] == found["by_type"]
+    assert changed(config, written) == {f"parts/{name}"}  # measured again, not edited again
+    (config.out / "evaluation" / "edits" / name).unlink()
+    assert evaluate(config)["by_type"] == found["by_type"]
+    assert changed(config, written) == {f"parts/{name}", f"edits/{name}"}
+
+
+def changed(config: PipelineConfig, written: dict[str, int]) -> set[str]:
+    """Names of the parts that were written since."""
+    return {name for name, when in part_files(config).items() if when != written[name]}
+
+
+def test_another_judge_measures_anew_and_edits_nothing(trained: PipelineConfig, tmp_path: Path) -> None:
+    config = with_domain(trained, num_edits=4)
+    found, written = evaluate(config), part_files(config)
+    assert found["judge"]["same_as_filter"]
+    other = tmp_path / "judge"
+    shutil.copytree(config.scoring.clip_model, other)
+    weights = load_file(other / "open_clip_model.safetensors")
+    weights["text_projection"] = weights["text_projection"].flip(0).contiguous()
+    save_file(weights, other / "open_clip_model.safetensors")
+    again = evaluate(with_domain(trained, num_edits=4, judge_clip_model=str(other)))
+    assert again["judge"] == {"model": "judge", "filter": Path(config.scoring.clip_model).name, "same_as_filter": False}
+    assert {name.split("/")[0] for name in changed(config, written)} == {"parts"}
+    assert again["clip_image"] == pytest.approx(found["clip_image"], abs=1e-6)  # the picture tower is the same
+    assert again["clip_edited"] != pytest.approx(found["clip_edited"], abs=1e-3)
+
+
+def test_a_killed_part_goes_on_from_its_last_batch_and_ends_in_the_same_pictures(
+    trained: PipelineConfig, tmp_path: Path
+) -> None:
+    config = with_domain(trained)
+    cases = GreyDomain().draw_cases(7, 1)
+    part = next(part for part in plan_parts(config, cases) if part.model == "model" and part.kind == "edit")
+    editor = run_editors(config)["model"].load()
+    asked: list[int] = []
+
+    def counted(images: Any, some: Any, seeds: Any, setting: Any) -> list[Pixels]:
+        asked.append(len(images))
+        return editor(images, some, seeds, setting)
+
+    def dying(images: Any, some: Any, seeds: Any, setting: Any) -> list[Pixels]:
+        if sum(asked) >= 4:
+            raise KeyboardInterrupt
+        return counted(images, some, seeds, setting)
+
+    options: dict[str, Any] = {"fingerprint": "abc", "seed": 1, "batch_size": 2, "progress": lambda _: None}
+    write_edits(tmp_path / "whole.parquet", part, cases, editor=editor, **options)
+    with pytest.raises(KeyboardInterrupt):
+        write_edits(tmp_path / "killed.parquet", part, cases, editor=dying, **options)
+    journal = next(tmp_path.glob("*.journal"))
+    journal.write_bytes(journal.read_bytes()[:-5])  # the kill came while the second batch was written
+    asked.clear()
+    write_edits(tmp_path / "killed.parquet", part, cases, editor=counted, **options)
+    assert sum(asked) == 5 and not list(tmp_path.glob("*.journal"))
+    assert pq.read_table(tmp_path / "killed.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
+
+
+def test_a_chain_gives_each_edit_the_answer_before_it(tmp_path: Path) -> None:
+    first, *_ = GreyDomain().draw_cases(1, 1)
+    cases = [
+        replace(first, session="a", previous=None, is_last=False),
+        replace(first, session="b", previous=None),
+        replace(first, session="a", previous=0, is_last=False, original_image=first.original_image + 90),
+        replace(first, session="a", previous=2),
+    ]
+    setting = Setting(guidance_scale=2.0, image_guidance_scale=1.5)
+    (part,) = session_slices("model", setting, cases)
+    path = tmp_path / "chain.parquet"
+    options: dict[str, Any] = {"fingerprint": "abc", "seed": 1, "batch_size": 8, "progress": lambda _: None}
+    write_edits(path, part, cases, editor=lambda images, *_: [image + 1 for image in images], **options)
+    levels = {row["case"]: decode_image(row["edited_image"]["bytes"]).max() for row in pq.read_table(path).to_pylist()}
+    start = int(first.original_image.max())
+    assert levels == {0: start + 1, 1: start + 1, 2: start + 2, 3: start + 3}
 
 
 def test_another_sweep_scale_edits_that_scale_only(trained: PipelineConfig) -> None:
@@ -231,7 +308,7 @@ def test_another_sweep_scale_edits_that_scale_only(trained: PipelineConfig) -> N
 def test_results_do_not_depend_on_the_batch_size(trained: PipelineConfig) -> None:
     config = with_domain(trained, num_edits=4)
     evaluate(config)
-    path = config.out / "evaluation" / "parts" / "model-1.5-00000.parquet"
+    path = config.out / "evaluation" / "edits" / "model-edit-t7.5-i1.5-00000.parquet"
     before = [decode_image(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
     shutil.rmtree(config.out / "evaluation")
     evaluate(with_domain(trained, num_edits=4, batch_size=3))
@@ -240,13 +317,11 @@ def test_results_do_not_depend_on_the_batch_size(trained: PipelineConfig) -> Non
 
 
 def test_untrained_editor_cannot_see_the_picture_and_the_trained_one_can(trained: PipelineConfig) -> None:
-    from ip2p.evaluation.editors import load_named_editor
-
     pictures = [np.full((64, 64, 3), level, np.uint8) for level in (10, 240)]
-    seen = {
-        name: load_named_editor(trained, name)(pictures, ["add a ring"] * 2, [5, 5], 1.5)
-        for name in ("model", "untrained")
-    }
+    cases = [replace(case, edit_prompt="add a ring") for case in GreyDomain().draw_cases(2, 0)]
+    setting = Setting(guidance_scale=7.5, image_guidance_scale=1.5)
+    editors = run_editors(trained)
+    seen = {name: editors[name].load()(pictures, cases, [5, 5], setting) for name in ("model", "untrained")}
     assert np.abs(seen["untrained"][0].astype(int) - seen["untrained"][1]).max() <= 1
     assert np.abs(seen["model"][0].astype(int) - seen["model"][1]).max() > 1
 
@@ -255,8 +330,8 @@ def test_untrained_baseline_leaves_the_text_to_image_model_as_it_was(trained: Pi
     from ip2p import loading
     from ip2p.evaluation.editors import load_untrained
 
-    load_untrained(trained)
     base = trained.training
+    load_untrained(base, "cpu")
     pipeline = loading.load_text_to_image(
         base.pretrained_model_name_or_path, revision=None, variant=None, dtype="float32", device="cpu"
     )

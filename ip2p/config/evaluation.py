@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ip2p.config.checks import check_positive
+from ip2p.config.checks import check, check_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,17 +14,34 @@ class EvaluationConfig:
     domain: str | None = None
     """`module:Class` of a domain that draws held-out edits and judges them; else the test split and CLIP alone."""
     num_edits: int = 490
-    """Held-out edits for the oracle's figures."""
+    """Held-out edits for the main figures."""
     num_sweep_edits: int = 70
-    """Edits for the sweep of the image guidance."""
+    """Edits for the sweep of the image guidance, and for SDEdit."""
     image_guidance_scales: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     """Values of the sweep (paper, figure 8)."""
     guidance_scale: float = 7.5
     """Text guidance."""
     image_guidance_scale: float = 1.5
     """Image guidance outside the sweep."""
+    sdedit_strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
+    """Strengths of the baseline SDEdit, which is told the edited caption (paper, figure 8); none leaves it out."""
+    sdedit_guidance_scale: float = 7.5
+    """Its text guidance."""
+    num_grid_edits: int = 4
+    """Edits shown at every pair of the two guidances below."""
+    grid_guidance_scales: tuple[float, ...] = (3.0, 7.5, 12.0)
+    """Text guidances of the grid."""
+    grid_image_guidance_scales: tuple[float, ...] = (1.0, 1.5, 2.0)
+    """Image guidances of the grid."""
+    judge_clip_model: str | None = None
+    """The CLIP that judges edits, named like `scoring.clip_model`; better another than the filter's, which pairs were
+    chosen by. The filter's own where none is named, which the report says."""
+    judge_clip_pretrained: str | None = None
+    """open_clip's name of the judge's weights; unused for a folder."""
     num_inference_steps: int = 20
     """Denoising steps."""
+    resolution: int | None = None
+    """Pixels on the short side during an edit; the picture's own by default."""
     batch_size: int = 32
     """Edits per batch; the result does not depend on it."""
     device: str = "auto"
@@ -34,3 +51,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "num_edits", "num_sweep_edits", "num_inference_steps", "batch_size")
+        for strength in self.sdedit_strengths:
+            check(
+                0 < strength <= 1,
+                f"sdedit_strengths must lie above 0 and up to 1, got {strength:g}. The paper's are 0.3 to 0.9.",
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ip2p.evaluation.domain import Domain, EditCase, EditJudgement, load_domain
-from ip2p.evaluation.oracle_eval import evaluate
 from ip2p.evaluation.oracle_precision import oracle_precision
+from ip2p.evaluation.run_evaluation import evaluate
 
 __all__ = ["Domain", "EditCase", "EditJudgement", "evaluate", "load_domain", "oracle_precision"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections import defaultdict
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ip2p.config import PipelineConfig
-from ip2p.evaluation.domain import Domain, EditCase, Pixels
+from ip2p.evaluation.domain import Domain, EditCase, Mask, Pixels
 from ip2p.records import content_hash
 from ip2p.store import RunFolder
 
@@ -61,11 +62,14 @@ def _read_cases(file: Path, config: PipelineConfig, num: int) -> list[EditCase]:
                 continue
             if len(cases) == num:
                 return cases
-            texts = {name: row.get(name) or "" for name in _PROMPTS}
-            kind = row.get("edit_type") or "other"
+            original, edited = (str(row.get(name) or "") for name in _PROMPTS)
             cases.append(
                 EditCase(
-                    original_image=image, edit_prompt=row[text_column] or "", edit_type=kind, payload=None, **texts
+                    original_image=image,
+                    edit_prompt=row[text_column] or "",
+                    original_prompt=original,
+                    edited_prompt=edited,
+                    edit_type=row.get("edit_type") or "other",
                 )
             )
     return cases
@@ -101,9 +105,16 @@ def balanced_subset(cases: Sequence[EditCase], num: int) -> list[int]:
 
 
 def fingerprint_case(case: EditCase) -> str:
-    """Hash of the pixels and the texts."""
+    """Hash of the pixels, the texts and the place in a session."""
     texts = (case.edit_prompt, case.original_prompt, case.edited_prompt, case.edit_type)
-    return content_hash(case.original_image.shape, case.original_image.tobytes().hex(), *texts)
+    truth = [hash_pixels(pixels) for pixels in (case.target_image, case.mask)]
+    place = (case.session, case.previous, case.is_last)
+    return content_hash(hash_pixels(case.original_image), *texts, *truth, *place)
+
+
+def hash_pixels(pixels: Pixels | Mask | None) -> str:
+    """Of their shape and values."""
+    return "" if pixels is None else content_hash(pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

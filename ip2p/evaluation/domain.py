@@ -13,6 +13,8 @@ from ip2p.records import EditTriplet
 
 Pixels = npt.NDArray[np.uint8]
 """An image: (height, width, 3) uint8."""
+Mask = npt.NDArray[np.bool_]
+"""(height, width)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +26,18 @@ class EditCase:
     original_prompt: str
     edited_prompt: str
     edit_type: str
-    payload: Any
+    payload: Any = None
     """The domain's own truth."""
+    target_image: Pixels | None = None
+    """A right answer, of the original's size, where one is known."""
+    mask: Mask | None = None
+    """Where the edit may change the picture, where that is known."""
+    session: str = ""
+    """Edits of one session follow each other; "" for one that stands alone."""
+    previous: int | None = None
+    """Number of the case that this one goes on from, in its session."""
+    is_last: bool = True
+    """None of the session follows."""
 
     @property
     def triplet(self) -> EditTriplet:

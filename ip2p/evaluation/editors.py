@@ -1,56 +1,130 @@
-"""What is compared: the trained editor, its base model widened but not trained, and the input handed back."""
+"""What is compared: trained editors, and what shows how much their figures are worth.
+
+The input handed back keeps everything and does nothing; the untrained model cannot see the picture; SDEdit (Meng et
+al., 2021) needs no training at all, is told the edited caption, and trades what it keeps for what it does.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ip2p.config import PipelineConfig, fingerprint
-from ip2p.evaluation.domain import Pixels
+import numpy as np
+from PIL import Image
+
+from ip2p.config import EvaluationConfig, PipelineConfig, TrainingConfig, fingerprint
+from ip2p.evaluation.domain import EditCase, Pixels
 from ip2p.store import RunFolder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-MODELS = ("model", "copy", "untrained")
-"""The trained editor first, then the two that show what its figures are worth."""
 
-Editor = Callable[[Sequence[Pixels], Sequence[str], Sequence[int], float], list[Pixels]]
-"""(images, instructions, seeds, image guidance scale) to edited images."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How strongly text and picture act."""
+
+    guidance_scale: float
+    image_guidance_scale: float
+    strength: float | None = None
+    """Share of the noise that SDEdit puts on the picture; None for all others."""
+
+    @property
+    def name(self) -> str:
+        """`t7.5-i1.5`, or `s0.5` for SDEdit."""
+        if self.strength is not None:
+            return f"s{self.strength:g}"
+        return f"t{self.guidance_scale:g}-i{self.image_guidance_scale:g}"
 
 
-def load_named_editor(config: PipelineConfig, name: str) -> Editor:
-    """One of `MODELS`, ready to edit."""
-    if name == "copy":
-        return lambda images, instructions, seeds, image_guidance_scale: list(images)
-    from ip2p.editing import edit_images, load_editor
+Editor = Callable[[Sequence[Pixels], Sequence[EditCase], Sequence[int], Setting], list[Pixels]]
+"""(images, the cases that say what to do, seeds, setting) to edited images of the images' sizes."""
 
-    knobs = config.evaluation
-    pipeline: Any = (
-        load_editor(str(RunFolder(config.out).model), knobs.device) if name == "model" else load_untrained(config)
-    )
 
-    def edit(images: Sequence[Pixels], instructions: Sequence[str], seeds: Sequence[int], scale: float) -> list[Pixels]:
-        return edit_images(
+@dataclass(frozen=True, slots=True)
+class EditorSource:
+    """An editor that is not loaded yet."""
+
+    identity: str
+    """Tells editors apart by what decides their weights."""
+    load: Callable[[], Editor]
+
+
+def copy_source() -> EditorSource:
+    """The input handed back."""
+    return EditorSource("copy", lambda: lambda images, cases, seeds, setting: list(images))
+
+
+def editor_source(model: str, knobs: EvaluationConfig, revision: str | None = None) -> EditorSource:
+    """A trained editor, of a folder or a hub id."""
+
+    def load() -> Editor:
+        from ip2p.editing import load_editor
+
+        return _guided(load_editor(model, knobs.device, revision), knobs)
+
+    return EditorSource(fingerprint("editor", _identity(model, revision), _sampling(knobs)), load)
+
+
+def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
+    """The base model as an editor before its first step."""
+    from ip2p.training.source import model_fingerprint
+
+    identity = fingerprint("untrained", model_fingerprint(base), _sampling(knobs))
+    return EditorSource(identity, lambda: _guided(load_untrained(base, knobs.device), knobs))
+
+
+def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig, guidance_scale: float) -> EditorSource:
+    """The base model by itself, from the noised picture towards the edited caption, by diffusers' own pipeline."""
+    from ip2p.training.source import model_fingerprint
+
+    identity = fingerprint("sdedit", model_fingerprint(base), guidance_scale, _sampling(knobs))
+    return EditorSource(identity, lambda: _from_noised_picture(base, knobs, guidance_scale))
+
+
+def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
+    return knobs.num_inference_steps, knobs.resolution
+
+
+def _identity(model: str, revision: str | None) -> str:
+    from ip2p.training.source import fingerprint_files
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return fingerprint(model, revision)
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
+    return fingerprint_files(files)
+
+
+def _guided(pipeline: Any, knobs: EvaluationConfig) -> Editor:
+    from ip2p.editing import edit_images
+
+    def edit(
+        images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
+    ) -> list[Pixels]:
+        edited = edit_images(
             pipeline,
-            list(images),
-            list(instructions),
+            [scaled_to(image, knobs.resolution) for image in images],
+            [case.edit_prompt for case in cases],
             num_inference_steps=knobs.num_inference_steps,
-            guidance_scale=knobs.guidance_scale,
-            image_guidance_scale=scale,
+            guidance_scale=setting.guidance_scale,
+            image_guidance_scale=setting.image_guidance_scale,
             seeds=list(seeds),
             batch_size=knobs.batch_size,
         )
+        return [_resized(after, before.shape[1::-1]) for after, before in zip(edited, images, strict=True)]
 
     return edit
 
 
-def load_untrained(config: PipelineConfig) -> DiffusionPipeline:
-    """The base model as an editor before its first step: new input channels zero, so that it cannot see the picture."""
+def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
+    """The base model, widened: its new input channels are zero, so that it cannot see the picture."""
     from ip2p import loading
 
-    base, device = config.training, loading.resolve_device(config.evaluation.device)
+    place = loading.resolve_device(device)
 
     def load() -> DiffusionPipeline:
         import torch
@@ -60,26 +134,70 @@ def load_untrained(config: PipelineConfig) -> DiffusionPipeline:
         from ip2p.training.surgery import widen_conv_in
 
         unet = widen_conv_in(load_unet(base), 2 * latent_shape(base)[0])
-        pipeline = build_pipeline(unet, base, torch.device(device))
+        pipeline = build_pipeline(unet, base, torch.device(place))
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(device)
+        return pipeline.to(place)
 
     return loading.load_once(
-        ("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, device), load
+        ("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, place), load
     )
 
 
-def fingerprint_editor(config: PipelineConfig, name: str) -> str:
-    """Tells editors apart by what decides their weights."""
-    if name == "copy":
-        return "copy"
-    from ip2p.training.source import fingerprint_files, model_fingerprint
+def _from_noised_picture(base: TrainingConfig, knobs: EvaluationConfig, guidance_scale: float) -> Editor:
+    import torch
+    from diffusers import AutoPipelineForImage2Image
 
-    if name == "untrained":
-        return fingerprint(name, model_fingerprint(config.training))
-    folder = trained_model(config)
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
-    return fingerprint(name, fingerprint_files(files))
+    from ip2p import loading
+    from ip2p.editing import fitting_size
+
+    place = loading.resolve_device(knobs.device)
+    options: dict[str, Any] = {"revision": base.revision, "variant": base.variant, "use_safetensors": True}
+    source = loading.check_model_source(base.pretrained_model_name_or_path, what="the base", marker="model_index.json")
+    pipeline = AutoPipelineForImage2Image.from_pretrained(source, **options).to(place)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def edit_alike(images: Any, texts: list[str], seeds: list[int], strength: float) -> Sequence[Pixels]:
+        made = pipeline(
+            prompt=texts,
+            image=[Image.fromarray(image) for image in images],
+            strength=strength,
+            num_inference_steps=max(knobs.num_inference_steps, math.ceil(1 / strength)),
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        )
+        return [np.asarray(image) for image in made.images]
+
+    def edit(
+        images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
+    ) -> list[Pixels]:
+        small = [scaled_to(image, knobs.resolution) for image in images]
+        fitted = [_resized(image, fitting_size(pipeline, *image.shape[1::-1])) for image in small]
+        texts = [case.edited_prompt or case.edit_prompt for case in cases]
+        edited = list(images)
+        for shape in {image.shape for image in fitted}:
+            some = [number for number, image in enumerate(fitted) if image.shape == shape]
+            alike = np.stack([fitted[number] for number in some])
+            told, noise = [texts[number] for number in some], [seeds[number] for number in some]
+            for number, image in zip(some, edit_alike(alike, told, noise, setting.strength or 1.0), strict=True):
+                edited[number] = _resized(image, images[number].shape[1::-1])
+        return edited
+
+    return edit
+
+
+def scaled_to(image: Pixels, resolution: int | None) -> Pixels:
+    """A picture with its short side at `resolution`; as it is where that is None."""
+    if resolution is None:
+        return image
+    height, width = image.shape[:2]
+    factor = resolution / min(height, width)
+    return _resized(image, (max(1, round(width * factor)), max(1, round(height * factor))))
+
+
+def _resized(image: Pixels, size: tuple[int, ...]) -> Pixels:
+    if image.shape[1::-1] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.LANCZOS))
 
 
 def trained_model(config: PipelineConfig) -> Path:

@@ -6,26 +6,36 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ip2p.evaluation.intervals import bootstrap_interval, wilson_interval
+from ip2p.evaluation.intervals import bootstrap_interval, mcnemar, wilson_interval
 
 Record = Mapping[str, Any]
 Figures = dict[str, Any]
 
 JUDGED = ("success", "done", "kept", "legible")
 """Columns that a domain fills; None where there is no domain."""
+SHARES = (*JUDGED, "no_op")
+MEANS = (
+    *("clip_original", "clip_edited", "clip_direction", "clip_image", "clip_target", "dino_input", "dino_target"),
+    *("l1_input", "change", "l1", "l2", "ssim_kept", "lpips_kept", "vlm_success", "vlm_kept", "vlm_quality", "vlm"),
+)
+"""Columns of numbers, each where it was measured."""
 CLIP = ("clip_original", "clip_edited", "clip_direction", "clip_image")
 
 
 def summarise(records: Sequence[Record], edit_types: Sequence[str] = ()) -> Figures:
     """Figures over all records, and under `by_type` over those of each edit type."""
-    figures = {"n": len(records), **shares(records, JUDGED), **means(records, CLIP)}
     by_type = {
         kind: [record for record in records if record["edit_type"] == kind] for kind in types_of(records, edit_types)
     }
-    figures["by_type"] = {
-        kind: {"n": len(some), **shares(some, JUDGED), **means(some, CLIP)} for kind, some in by_type.items()
-    }
-    return figures
+    return {**_figures(records), "by_type": {kind: _figures(some) for kind, some in by_type.items()}}
+
+
+def _figures(records: Sequence[Record]) -> Figures:
+    """Of what was measured, and always of the oracle and CLIP."""
+    measured = {name for record in records for name in (*SHARES, *MEANS) if record.get(name) is not None}
+    told_shares = [name for name in SHARES if name in measured or name in JUDGED]
+    told_means = [name for name in MEANS if name in measured or name in CLIP]
+    return {"n": len(records), **shares(records, told_shares), **means(records, told_means)}
 
 
 def types_of(records: Iterable[Record], edit_types: Sequence[str] = ()) -> list[str]:
@@ -55,11 +65,35 @@ def means(records: Sequence[Record], columns: Sequence[str]) -> Figures:
     return figures
 
 
-def curve(records: Sequence[Record]) -> list[Figures]:
-    """One point per image guidance scale, in rising order: what is kept against what is changed (paper, figure 8)."""
-    scales = sorted({float(record["image_guidance_scale"]) for record in records})
-    points = []
-    for scale in scales:
-        some = [record for record in records if record["image_guidance_scale"] == scale]
-        points.append({"image_guidance_scale": scale, "n": len(some), **shares(some, JUDGED), **means(some, CLIP)})
-    return points
+def curve(records: Sequence[Record], by: str = "image_guidance_scale") -> list[Figures]:
+    """One point per value of a setting, in rising order: what is kept against what is changed (paper, figure 8)."""
+    values = sorted({float(record[by]) for record in records})
+    return [{by: value, **_figures([record for record in records if record[by] == value])} for value in values]
+
+
+def paired(one: Sequence[Record], other: Sequence[Record]) -> Figures:
+    """Two editors on the cases that both edited: how often only one succeeds, and the second's gain in direction.
+
+    `p` is McNemar's, exact and two-sided; the gain has its bootstrap interval. None where nothing can be said.
+    """
+    theirs = {record["case"]: record for record in other}
+    both = [(record, theirs[record["case"]]) for record in one if record["case"] in theirs]
+    judged = bool(both) and all(each.get("success") is not None for pair in both for each in pair)
+    lost = sum(bool(a.get("success")) and not b.get("success") for a, b in both)
+    won = sum(bool(b.get("success")) and not a.get("success") for a, b in both)
+    steps = [b["clip_direction"] - a["clip_direction"] for a, b in both if _known(a) and _known(b)]
+    low, high = bootstrap_interval(steps) if steps else (None, None)
+    return {
+        "n": len(both),
+        "lost": lost if judged else None,
+        "won": won if judged else None,
+        "p": mcnemar(lost, won) if judged else None,
+        "difference": sum(steps) / len(steps) if steps else None,
+        "low": low,
+        "high": high,
+    }
+
+
+def _known(record: Record) -> bool:
+    value = record.get("clip_direction")
+    return value is not None and math.isfinite(value)

@@ -1,154 +1,179 @@
-"""The unit of work of an evaluation: one editor at one image guidance scale on a slice of the cases.
+"""The unit of work of an evaluation: one editor at one setting on a slice of the cases.
 
-A part holds its pictures beside its scores, so that a finished one is never edited, scored or judged again.
+Pictures and figures lie apart: `edits/` is keyed by what decides the pictures, `parts/` by those and by the measures,
+so that another judge edits nothing anew. An unfinished part keeps what it has in a journal.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ip2p import store
-from ip2p.config import PipelineConfig, fingerprint
-from ip2p.evaluation.cases import IMAGE_TYPE, balanced_subset, encode_png
-from ip2p.evaluation.domain import Domain, EditCase, Pixels
-from ip2p.evaluation.editors import Editor
-from ip2p.records import PairScores, hash_to_seed
+from ip2p.config import fingerprint
+from ip2p.evaluation.cases import IMAGE_TYPE, decode_image, encode_png
+from ip2p.evaluation.domain import EditCase, Pixels
+from ip2p.evaluation.editors import Editor, Setting
+from ip2p.evaluation.journal import EditJournal
+from ip2p.evaluation.measures import Measure
+from ip2p.records import hash_to_seed
 
-Scorer = Callable[[Sequence[EditCase], Sequence[Pixels]], list[PairScores]]
-"""(cases, edited images) to the four similarities of each."""
-
+Kind = Literal["edit", "sweep", "grid", "chain"]
+"""All cases; few of them at every setting; a few for a grid of settings; sessions, each edit on the one before."""
 CASES_PER_PART = 128
-MAX_UNTRAINED_EDITS = 98
-"""The untrained baseline scores next to nothing whatever the number of cases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Which editor, at which scale, on which cases."""
+    """Which editor, at which setting, on which cases."""
 
     model: str
-    sweep: bool
-    image_guidance_scale: float
+    kind: Kind
+    setting: Setting
     index: int
     cases: tuple[int, ...]
     """Numbers of the held-out cases."""
 
     @property
     def name(self) -> str:
-        """`model-1.5-00000`, or `sweep-1.5-00000` for a point of the sweep."""
-        return f"{'sweep' if self.sweep else self.model}-{self.image_guidance_scale:g}-{self.index:05d}"
-
-    def path(self, config: PipelineConfig) -> Path:
-        """Where the part lies."""
-        return store.RunFolder(config.out).evaluation / "parts" / f"{self.name}.parquet"
+        """`model-edit-t7.5-i1.5-00000`."""
+        return f"{self.model.replace(' ', '-')}-{self.kind}-{self.setting.name}-{self.index:05d}"
 
 
-def plan_parts(config: PipelineConfig, cases: Sequence[EditCase]) -> list[Part]:
-    """All parts of an evaluation: the three editors, then the sweep on the same few cases at every scale."""
-    knobs = config.evaluation
-    few = balanced_subset(cases, min(MAX_UNTRAINED_EDITS, len(cases)))
-    swept = balanced_subset(cases, min(knobs.num_sweep_edits, len(cases)))
-    everything = list(range(len(cases)))
-    parts: list[Part] = []
-    for name, some in (("model", everything), ("copy", everything), ("untrained", few)):
-        parts += _slices(name, False, knobs.image_guidance_scale, some)
-    for scale in knobs.image_guidance_scales:
-        parts += _slices("model", True, scale, swept)
-    return parts
-
-
-def _slices(model: str, sweep: bool, scale: float, numbers: Sequence[int]) -> Iterator[Part]:
+def slices(model: str, kind: Kind, setting: Setting, numbers: Sequence[int]) -> Iterator[Part]:
+    """The parts that the cases of one editor at one setting make."""
     for index, start in enumerate(range(0, len(numbers), CASES_PER_PART)):
         some = tuple(numbers[start : start + CASES_PER_PART])
-        yield Part(model=model, sweep=sweep, image_guidance_scale=scale, index=index, cases=some)
+        yield Part(model=model, kind=kind, setting=setting, index=index, cases=some)
 
 
-def fingerprint_part(config: PipelineConfig, part: Part, case_hashes: Sequence[str], editor: str) -> str:
-    """Hash of all that decides a part's rows: the cases' content, the editor's weights, the settings."""
-    knobs = config.evaluation
-    asked = (knobs.guidance_scale, knobs.num_inference_steps, knobs.seed, knobs.domain)
-    return fingerprint(part, [case_hashes[number] for number in part.cases], editor, *asked, config.scoring)
+def session_slices(model: str, setting: Setting, cases: Sequence[EditCase]) -> Iterator[Part]:
+    """The same of whole sessions, in which each edit goes on from the one before."""
+    sessions: dict[str, list[int]] = defaultdict(list)
+    for number, case in enumerate(cases):
+        sessions[case.session or f"case {number}"].append(number)
+    numbers: list[int] = []
+    index = 0
+    for count, session in enumerate(sessions.values(), start=1):
+        numbers += session
+        if len(numbers) >= CASES_PER_PART or count == len(sessions):
+            yield Part(model=model, kind="chain", setting=setting, index=index, cases=tuple(numbers))
+            numbers, index = [], index + 1
 
 
-def noise_seed(config: PipelineConfig, number: int) -> int:
-    """Seed of a case's noise: the same for every editor and every scale."""
-    return hash_to_seed(config.evaluation.seed, "case", number)
+def noise_seed(seed: int, number: int) -> int:
+    """Seed of a case's noise: the same for every editor and every setting."""
+    return hash_to_seed(seed, "case", number)
 
 
-def write_part(
-    config: PipelineConfig,
+_KEYS = [("model", pa.string()), ("kind", pa.string()), ("case", pa.int64()), ("seed", pa.int64())]
+_SETTING = [("guidance_scale", pa.float64()), ("image_guidance_scale", pa.float64()), ("strength", pa.float64())]
+EDIT_SCHEMA = pa.schema([*_KEYS, *_SETTING, ("edited_image", IMAGE_TYPE)])
+_TEXTS = ("edit_type", "original_prompt", "edit_prompt", "edited_prompt", "session")
+
+
+def fingerprint_edits(part: Part, case_hashes: Sequence[str], editor: str, seed: int) -> str:
+    """Hash of all that decides a part's pictures: the cases' content, the editor's weights, the setting."""
+    return fingerprint(part, [case_hashes[number] for number in part.cases], editor, seed)
+
+
+def write_edits(
+    path: Path,
     part: Part,
     cases: Sequence[EditCase],
     *,
     fingerprint: str,
     editor: Editor,
-    score: Scorer,
-    domain: Domain | None,
+    seed: int,
+    batch_size: int,
     progress: Callable[[int], object],
 ) -> store.Sidecar:
-    """Edits, scores and judges the part's cases and writes them; `progress` is told of every batch."""
-    started, rows, size = time.monotonic(), [], config.evaluation.batch_size
-    for start in range(0, len(part.cases), size):
-        numbers = part.cases[start : start + size]
-        some = [cases[number] for number in numbers]
-        seeds = [noise_seed(config, number) for number in numbers]
-        images = editor(
-            [case.original_image for case in some],
-            [case.edit_prompt for case in some],
-            seeds,
-            part.image_guidance_scale,
-        )
-        scores = score(some, images)
-        for number, seed, case, image, found in zip(numbers, seeds, some, images, scores, strict=True):
-            about = {"model": part.model, "sweep": part.sweep, "case": number, "seed": seed}
-            scales = (config.evaluation.guidance_scale, part.image_guidance_scale)
-            rows.append(about | _row(case, image, found, scales, domain))
-        progress(len(numbers))
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    seconds = time.monotonic() - started
-    return store.write_shard(
-        part.path(config), table, fingerprint=fingerprint, seconds=seconds, counts={"edits": len(rows)}
-    )
+    """Edits the part's cases, goes on where it was stopped, and writes them; `progress` is told of every batch."""
+    started = time.monotonic()
+    journal = EditJournal(path.with_name(f".{path.stem}-{fingerprint[:12]}.journal"), EDIT_SCHEMA)
+    rows = {row["case"]: row for row in journal.read()}
+    progress(len(rows))
+    for numbers in _batches(part, cases, batch_size):
+        todo = [number for number in numbers if number not in rows]
+        if not todo:
+            continue
+        seeds = [noise_seed(seed, number) for number in todo]
+        images = [_input_of(number, part, cases, rows) for number in todo]
+        edited = editor(images, [cases[number] for number in todo], seeds, part.setting)
+        made = [_edit_row(part, *each) for each in zip(todo, seeds, edited, strict=True)]
+        journal.add(made)
+        rows |= {row["case"]: row for row in made}
+        progress(len(made))
+    table = pa.Table.from_pylist([rows[number] for number in part.cases], schema=EDIT_SCHEMA)
+    seconds, counts = time.monotonic() - started, {"edits": len(rows)}
+    sidecar = store.write_shard(path, table, fingerprint=fingerprint, seconds=seconds, counts=counts)
+    journal.remove()
+    return sidecar
 
 
-def _row(
-    case: EditCase, image: Pixels, scores: PairScores, scales: tuple[float, float], domain: Domain | None
-) -> dict[str, Any]:
-    judged = domain.judge_case(case, image) if domain else None
-    described = bool(case.original_prompt and case.edited_prompt)
-    return {
-        "edit_type": case.edit_type,
-        "original_prompt": case.original_prompt,
-        "edit_prompt": case.edit_prompt,
-        "edited_prompt": case.edited_prompt,
-        "guidance_scale": scales[0],
-        "image_guidance_scale": scales[1],
-        "success": judged and judged.success,
-        "done": judged and judged.done,
-        "kept": judged and judged.kept,
-        "legible": judged and judged.legible,
-        "clip_original": scores.original if described else None,
-        "clip_edited": scores.edited if described else None,
-        "clip_direction": scores.direction if described else None,
-        "clip_image": scores.image,
-        "edited_image": {"bytes": encode_png(image), "path": None},
-    }
+def _batches(part: Part, cases: Sequence[EditCase], size: int) -> Iterator[Sequence[int]]:
+    """Cases that can be edited together; where edits go on from one another, all first ones, then all second ones."""
+    waves: dict[int, list[int]] = defaultdict(list)
+    for number in part.cases:
+        waves[_turn(number, cases) if part.kind == "chain" else 0].append(number)
+    for _, numbers in sorted(waves.items()):
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size]
 
 
-_TEXTS = ("edit_type", "original_prompt", "edit_prompt", "edited_prompt")
-_FLAGS = ("success", "done", "kept", "legible")
-_NUMBERS = ("clip_original", "clip_edited", "clip_direction", "clip_image")
-SCHEMA = pa.schema(
-    [("model", pa.string()), ("sweep", pa.bool_()), ("case", pa.int64()), ("seed", pa.int64())]
-    + [(name, pa.string()) for name in _TEXTS]
-    + [("guidance_scale", pa.float64()), ("image_guidance_scale", pa.float64())]
-    + [(name, pa.bool_()) for name in _FLAGS]
-    + [(name, pa.float64()) for name in _NUMBERS]
-    + [("edited_image", IMAGE_TYPE)]
-)
+def _turn(number: int, cases: Sequence[EditCase]) -> int:
+    previous = cases[number].previous
+    return 0 if previous is None else 1 + _turn(previous, cases)
+
+
+def _input_of(number: int, part: Part, cases: Sequence[EditCase], rows: Mapping[int, dict[str, Any]]) -> Pixels:
+    previous = cases[number].previous
+    if part.kind != "chain" or previous is None:
+        return cases[number].original_image
+    return decode_image(rows[previous]["edited_image"]["bytes"])
+
+
+def _edit_row(part: Part, number: int, seed: int, image: Pixels) -> dict[str, Any]:
+    found = {"model": part.model, "kind": part.kind, "case": number, "seed": seed}
+    scales = {name: getattr(part.setting, name) for name, _ in _SETTING}
+    return found | scales | {"edited_image": {"bytes": encode_png(image), "path": None}}
+
+
+def measured_schema(measures: Sequence[Measure]) -> pa.Schema:
+    """The columns of a part's figures."""
+    columns = [field for measure in measures for field in measure.columns.items()]
+    texts = [(name, pa.string()) for name in _TEXTS]
+    return pa.schema([*_KEYS, *_SETTING, *texts, ("is_last", pa.bool_()), *columns])
+
+
+def write_measures(
+    path: Path,
+    edits: Path,
+    cases: Sequence[EditCase],
+    *,
+    fingerprint: str,
+    measures: Sequence[Measure],
+    batch_size: int,
+) -> store.Sidecar:
+    """Measures a finished part's pictures and writes the figures."""
+    started, rows = time.monotonic(), []
+    for batch in pq.ParquetFile(edits).iter_batches(batch_size=batch_size):
+        made = batch.to_pylist()
+        some = [cases[row["case"]] for row in made]
+        after = [decode_image(row.pop("edited_image")["bytes"]) for row in made]
+        before = [case.original_image for case in some]
+        for row, case in zip(made, some, strict=True):
+            row |= {name: getattr(case, name) for name in (*_TEXTS, "is_last")}
+        for measure in measures:
+            for row, figures in zip(made, measure(some, before, after), strict=True):
+                row |= figures
+        rows += made
+    table = pa.Table.from_pylist(rows, schema=measured_schema(measures))
+    return store.write_shard(path, table, fingerprint=fingerprint, seconds=time.monotonic() - started)

@@ -24,12 +24,11 @@ def write_sheets(folder: Path, cases: Sequence[EditCase], parts: Sequence[Path])
     """Writes `<model>-<edit type>.png`, each with the first edits of that type, and returns the paths."""
     chosen: dict[tuple[str, str], list[Pixels]] = defaultdict(list)
     for part in parts:
-        for row in pq.read_table(part, columns=["model", "case", "edit_type", "edited_image"]).to_pylist():
-            pairs = chosen[row["model"], row["edit_type"]]
+        for row in pq.read_table(part, columns=["model", "case", "edited_image"]).to_pylist():
+            case = cases[row["case"]]
+            pairs = chosen[row["model"], case.edit_type]
             if len(pairs) < EDITS_PER_SHEET:
-                pairs.append(
-                    _side_by_side(cases[row["case"]].original_image, decode_image(row["edited_image"]["bytes"]))
-                )
+                pairs.append(_side_by_side(case.original_image, decode_image(row["edited_image"]["bytes"])))
     paths = []
     for (model, kind), pairs in chosen.items():
         path = folder / f"{model}-{kind.replace('/', '-').replace(' ', '-')}.png"

@@ -63,8 +63,12 @@ class ShapesDomain:
 def _draw_case(rng: random.Random, edit_type: str) -> EditCase:
     edit = draw_edit(rng, edit_type=edit_type)
     phrasing = rng.randrange(12)
+    before, after = render(edit.original), render(edit.edited)
+    free = edit_type == "add"  # it may go anywhere, so no one picture is the right answer
     return EditCase(
-        original_image=render(edit.original),
+        original_image=before,
+        target_image=None if free else after,
+        mask=None if free else (before != after).any(-1),
         edit_prompt=edit.edit_prompt,
         original_prompt=caption(describe(edit.original), phrasing),
         edited_prompt=caption(describe(edit.edited), phrasing),

@@ -126,7 +126,8 @@ def _read_oracle(run: store.RunFolder) -> dict[tuple[str, int], Row]:
 def _read_edits(run: store.RunFolder, figures: Row) -> list[Row]:
     names = [str(name) for name in figures.get("parts", ())]
     files = [run.evaluation / "parts" / f"{name}.parquet" for name in names if name.startswith("model-")]
-    return _table(files, EDIT_COLUMNS, where=True)
+    rows = _table(files, EDIT_COLUMNS, where=True)
+    return [row | {"file": run.evaluation / "edits" / row["file"].name} for row in rows]
 
 
 def _read_lines(path: Path) -> list[Row]:

@@ -44,6 +44,8 @@ class Recipe:
     """Steps of the text tower."""
     clip_steps: int = 3400
     """Steps of CLIP's picture tower."""
+    judge_steps: int = 3000
+    """Steps of the picture tower of the CLIP that judges edits; its text tower takes a sixth of them."""
     unet_steps: int = 14500
     """Steps of the denoiser."""
     guidance_steps: int = 5000
@@ -67,6 +69,11 @@ def main(recipe: Recipe) -> None:
     device = resolve_device(recipe.device)
     train_pictures(recipe, device)
     tokenizer = write_language_tokenizer(recipe.out / "language-model")
+    judge_tokenizer = CLIPTokenizer.from_pretrained(recipe.work / "tokenizer")
+    judge = clip_recipe.train_judge(
+        recipe.work / "judge", judge_tokenizer, seed=recipe.seed + 1, num_steps=recipe.judge_steps, device=device
+    )
+    clip_recipe.write_clip(recipe.out / "judge", judge, judge_tokenizer, clip_recipe.VIT)
     model = train_language_model(
         recipe.work, tokenizer, seed=recipe.seed, num_steps=recipe.language_steps, device=device
     )

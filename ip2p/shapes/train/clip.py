@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from ip2p.shapes.language import EDIT_TYPES, Described, caption, describe, draw_
 from ip2p.shapes.scene import Scene, draw_scene, render
 from ip2p.shapes.train.loop import LoopConfig, train
 from ip2p.shapes.train.spoil import spoil
-from ip2p.shapes.train.text import CAPTION_CLASSES, caption_answers
+from ip2p.shapes.train.text import CAPTION_CLASSES, caption_answers, train_text_tower
 from ip2p.shapes.train.tokenizer import CONTEXT_LENGTH
 from ip2p.shapes.train.vae import to_pixels
 
@@ -36,7 +37,12 @@ EMBED_DIM, TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 128, 3, 4
 GROUPS, EDITS_PER_GROUP = 16, 2
 LAYOUT_MARGIN = 0.2
 """Lead in cosine similarity that an edit in place shall have over the same edit with things moved."""
+LAYOUT_WEIGHT = 0.5
 MEAN = STD = (0.5, 0.5, 0.5)
+RESNET = MappingProxyType({"image_size": 64, "layers": [1, 2, 2, 1], "width": 16})
+"""The picture tower of the CLIP that filters."""
+VIT = MappingProxyType({"image_size": 64, "patch_size": 8, "layers": 4, "width": 128, "head_width": 32})
+"""That of the CLIP that judges: of another kind, so that it errs elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,11 @@ class ContrastBatch:
     """(GROUPS, 3, 64, 64): the first edit of each original with everything elsewhere."""
 
 
-def model_config(vocab_size: int) -> dict[str, Any]:
+def model_config(vocab_size: int, vision: Mapping[str, Any] = RESNET) -> dict[str, Any]:
     """The architecture in open_clip's own terms."""
     return {
         "embed_dim": EMBED_DIM,
-        "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16},
+        "vision_cfg": dict(vision),
         "text_cfg": {
             "context_length": CONTEXT_LENGTH,
             "vocab_size": vocab_size,
@@ -72,9 +78,9 @@ def model_config(vocab_size: int) -> dict[str, Any]:
     }
 
 
-def new_clip(vocab_size: int) -> open_clip.CLIP:
+def new_clip(vocab_size: int, vision: Mapping[str, Any] = RESNET) -> open_clip.CLIP:
     """The untrained model."""
-    config = model_config(vocab_size)
+    config = model_config(vocab_size, vision)
     text = {key: value for key, value in config["text_cfg"].items() if key != "hf_tokenizer_name"}
     return open_clip.CLIP(embed_dim=EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=text)
 
@@ -133,9 +139,10 @@ def contrast(left: Tensor, right: Tensor, scale: Tensor, same: Tensor, no_match:
 class PictureReader(nn.Module):
     """A CLIP with a linear head on its picture embedding."""
 
-    def __init__(self, clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, clip: open_clip.CLIP, tokenizer: CLIPTokenizer, layout_weight: float = LAYOUT_WEIGHT) -> None:
         super().__init__()
         self.clip = clip
+        self.layout_weight = layout_weight
         self.head = nn.Linear(EMBED_DIM, sum(CAPTION_CLASSES))
         self.tokenizer = tokenizer
         for part in (clip.transformer, clip.token_embedding, clip.ln_final):
@@ -159,7 +166,7 @@ class PictureReader(nn.Module):
         by_copy = F.cross_entropy(20.0 * copies @ images.T, torch.arange(GROUPS, device=device))
         edits = images[GROUPS : GROUPS + GROUPS * EDITS_PER_GROUP : EDITS_PER_GROUP]
         by_layout = keep_layout(images[:GROUPS], edits, moved_edits)
-        return by_caption + 2.0 * by_reading + 0.1 * by_copy + 0.5 * by_layout
+        return by_caption + 2.0 * by_reading + 0.1 * by_copy + self.layout_weight * by_layout
 
 
 def keep_layout(originals: Tensor, edits: Tensor, moved_edits: Tensor) -> Tensor:
@@ -173,22 +180,43 @@ def train_clip(
 ) -> None:
     """Trains the picture tower of `clip` in place."""
     torch.manual_seed(seed)
-    reader = PictureReader(clip, tokenizer).to(device)
+    config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=150, ema_decay=0.995, weight_decay=0.05)
+    _train(PictureReader(clip, tokenizer).to(device), config, seed=seed, checkpoint=folder / "clip.pt")
+
+
+def train_judge(folder: Path, tokenizer: CLIPTokenizer, *, seed: int, num_steps: int, device: str) -> open_clip.CLIP:
+    """The CLIP that judges edits: its own draws, text tower and kind of picture tower, and no care for the layout."""
+    torch.manual_seed(seed)
+    judge = new_clip(len(tokenizer), VIT).to(device)
+    train_text_tower(folder, judge, tokenizer, seed=seed, num_steps=num_steps // 6, device=device)
+    torch.manual_seed(seed)
+    config = LoopConfig(num_steps=num_steps, learning_rate=1e-3, warmup_steps=300, ema_decay=0.995, weight_decay=0.05)
+    _train(
+        PictureReader(judge, tokenizer, layout_weight=0.0).to(device),
+        config,
+        seed=seed,
+        checkpoint=folder / "judge.pt",
+    )
+    return judge.cpu().eval()
+
+
+def _train(reader: PictureReader, config: LoopConfig, *, seed: int, checkpoint: Path) -> None:
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(hash((seed, step)))
         loss: Tensor = reader(draw_batch(f"{seed} clip {step}"))
         return loss
 
-    config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=150, ema_decay=0.995, weight_decay=0.05)
-    train(reader, loss_at, config, checkpoint=folder / "clip.pt", name="clip")
+    train(reader, loss_at, config, checkpoint=checkpoint, name=checkpoint.stem)
 
 
-def write_clip(folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> None:
+def write_clip(
+    folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer, vision: Mapping[str, Any] = RESNET
+) -> None:
     """Writes the folder that `open_clip.create_model_and_transforms("local-dir:<folder>")` loads."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    config = {"model_cfg": model_config(len(tokenizer)), "preprocess_cfg": preprocess}
+    config = {"model_cfg": model_config(len(tokenizer), vision), "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = {name: value.contiguous() for name, value in clip.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
