@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ip2p import __version__
-from ip2p.cli import app, commands, datasets, editing, prompts
+from ip2p.cli import app, benchmark, commands, datasets, editing, prompts
 from ip2p.cli.remote import mirrored
 from ip2p.config_file import suggest
 from ip2p.console import GOES_ON, log_failure, start_logging
@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": datasets.plan_costs,
     "train": commands.train,
     "evaluate": commands.evaluate,
+    "benchmark": benchmark.benchmark,
     "refilter": commands.refilter,
     "report": commands.report,
     "compare": commands.compare,

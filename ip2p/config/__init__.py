@@ -5,6 +5,7 @@ Checks live in `__post_init__` and say the rule, what was got and the way out. `
 
 from __future__ import annotations
 
+from ip2p.config.benchmark import BenchmarkConfig
 from ip2p.config.dataset import DatasetConfig
 from ip2p.config.evaluation import EvaluationConfig
 from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
@@ -32,6 +33,7 @@ from ip2p.config.training import TrainingConfig
 
 __all__ = [
     "AttentionBackend",
+    "BenchmarkConfig",
     "CleaningConfig",
     "CrossAlignment",
     "DEFAULT_EDIT_TYPES",

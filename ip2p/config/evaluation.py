@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ip2p.config.checks import check, check_positive
 
@@ -38,10 +39,12 @@ class EvaluationConfig:
     chosen by. The filter's own where none is named, which the report says."""
     judge_clip_pretrained: str | None = None
     """open_clip's name of the judge's weights; unused for a folder."""
+    lpips: Literal["alex", "vgg", "squeeze"] | None = None
+    """Backbone of LPIPS outside the area that an edit may change, where that is known; wants the package lpips."""
     num_inference_steps: int = 20
     """Denoising steps."""
     resolution: int | None = None
-    """Pixels on the short side during an edit; the picture's own by default."""
+    """Pixels on the short side during an edit: the picture's own by default, the model's own if it is 0."""
     batch_size: int = 32
     """Edits per batch; the result does not depend on it."""
     device: str = "auto"

@@ -120,9 +120,23 @@ def hash_pixels(pixels: Pixels | Mask | None) -> str:
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
+SHOWN_SIDE = 512
+"""Larger pictures are reduced where they are kept to be looked at."""
+
+
+def encode_shown(pixels: Pixels) -> bytes:
+    """A picture to be looked at: small ones exactly, large ones reduced."""
+    if max(pixels.shape[:2]) <= SHOWN_SIDE // 4:
+        return encode_png(pixels)
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    image.save(buffer, "WEBP", quality=90)
+    return buffer.getvalue()
+
+
 def cases_table(cases: Sequence[EditCase]) -> pa.Table:
     """The cases with their pictures, as the report reads them."""
-    images = [{"bytes": encode_png(case.original_image), "path": None} for case in cases]
+    images = [{"bytes": encode_shown(case.original_image), "path": None} for case in cases]
     texts = {name: [getattr(case, name) for case in cases] for name in ("edit_type", "edit_prompt", *_PROMPTS)}
     columns = {"case": list(range(len(cases))), **texts}
     return pa.table(columns).append_column("original_image", pa.array(images, IMAGE_TYPE))

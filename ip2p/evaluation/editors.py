@@ -41,7 +41,7 @@ class Setting:
 
 
 Editor = Callable[[Sequence[Pixels], Sequence[EditCase], Sequence[int], Setting], list[Pixels]]
-"""(images, the cases that say what to do, seeds, setting) to edited images of the images' sizes."""
+"""(images, the cases that say what to do, seeds, setting) to edited images, in the size in which they were edited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,9 @@ def _guided(pipeline: Any, knobs: EvaluationConfig) -> Editor:
     def edit(
         images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
     ) -> list[Pixels]:
-        edited = edit_images(
+        return edit_images(
             pipeline,
-            [scaled_to(image, knobs.resolution) for image in images],
+            [scaled_to(image, _side(pipeline, knobs.resolution)) for image in images],
             [case.edit_prompt for case in cases],
             num_inference_steps=knobs.num_inference_steps,
             guidance_scale=setting.guidance_scale,
@@ -115,7 +115,6 @@ def _guided(pipeline: Any, knobs: EvaluationConfig) -> Editor:
             seeds=list(seeds),
             batch_size=knobs.batch_size,
         )
-        return [_resized(after, before.shape[1::-1]) for after, before in zip(edited, images, strict=True)]
 
     return edit
 
@@ -170,7 +169,7 @@ def _from_noised_picture(base: TrainingConfig, knobs: EvaluationConfig, guidance
     def edit(
         images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
     ) -> list[Pixels]:
-        small = [scaled_to(image, knobs.resolution) for image in images]
+        small = [scaled_to(image, _side(pipeline, knobs.resolution)) for image in images]
         fitted = [_resized(image, fitting_size(pipeline, *image.shape[1::-1])) for image in small]
         texts = [case.edited_prompt or case.edit_prompt for case in cases]
         edited = list(images)
@@ -179,10 +178,14 @@ def _from_noised_picture(base: TrainingConfig, knobs: EvaluationConfig, guidance
             alike = np.stack([fitted[number] for number in some])
             told, noise = [texts[number] for number in some], [seeds[number] for number in some]
             for number, image in zip(some, edit_alike(alike, told, noise, setting.strength or 1.0), strict=True):
-                edited[number] = _resized(image, images[number].shape[1::-1])
+                edited[number] = _resized(image, small[number].shape[1::-1])
         return edited
 
     return edit
+
+
+def _side(pipeline: Any, resolution: int | None) -> int | None:
+    return pipeline.unet.config.sample_size * pipeline.vae_scale_factor if resolution == 0 else resolution
 
 
 def scaled_to(image: Pixels, resolution: int | None) -> Pixels:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from ip2p.config import EvaluationConfig, ScoringConfig, fingerprint
+from ip2p.config import fingerprint
 from ip2p.evaluation.domain import Domain, EditCase, Pixels
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ class Measure(Protocol):
         ...
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Row]:
-        """A row per edit; all pictures of an edit are of one size."""
+        """A row per edit; the picture after may be smaller than the one before."""
         ...
 
 
@@ -65,7 +65,8 @@ class OracleMeasure:
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Row]:
         """A verdict per edit."""
-        verdicts = [self.domain.judge_case(case, image) for case, image in zip(cases, after, strict=True)]
+        fitted = map(fit_to, after, before)
+        verdicts = [self.domain.judge_case(case, image) for case, image in zip(cases, fitted, strict=True)]
         return [{name: getattr(verdict, name) for name in self.columns} for verdict in verdicts]
 
 
@@ -78,7 +79,7 @@ class ChangeMeasure:
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Row]:
         """Mean difference, that of the block that changed most, and whether even that is next to nothing."""
-        return [_change(one, other) for one, other in zip(before, after, strict=True)]
+        return [_change(one, fit_to(other, one)) for one, other in zip(before, after, strict=True)]
 
 
 def _change(before: Pixels, after: Pixels) -> Row:
@@ -105,33 +106,6 @@ def _starts(length: int) -> npt.NDArray[np.intp]:
 
 
 @dataclass(frozen=True)
-class ClipMeasure:
-    """CLIP's four similarities (paper, section 4.2), by the judge."""
-
-    scoring: ScoringConfig
-    columns = dict.fromkeys(("clip_original", "clip_edited", "clip_direction", "clip_image"), NUMBER)
-
-    @property
-    def identity(self) -> str:
-        """The judge's weights by name."""
-        return fingerprint("clip", self.scoring.clip_model, self.scoring.clip_pretrained)
-
-    def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Row]:
-        """The similarities to captions are None where a case has none."""
-        from ip2p.filtering.scorer import load_pair_scorer
-
-        triplets = [case.triplet for case in cases]
-        pictures = ([Image.fromarray(each) for each in some] for some in (before, after))
-        rows = []
-        for case, scores in zip(cases, load_pair_scorer(self.scoring).score(triplets, *pictures), strict=True):
-            told, before_told = bool(case.edited_prompt), bool(case.original_prompt)
-            row: Row = {"clip_image": scores.image, "clip_edited": scores.edited if told else None}
-            row |= {"clip_original": scores.original if before_told else None}
-            rows.append(row | {"clip_direction": scores.direction if told and before_told else None})
-        return rows
-
-
-@dataclass(frozen=True)
 class TruthMeasure:
     """Distances to a right answer, and what became of the area that no right edit touches."""
 
@@ -149,7 +123,7 @@ def _against_truth(case: EditCase, before: Pixels, after: Pixels) -> Row:
         fitted = fit_to(after, case.target_image)
         row |= {"l1": mean_distance(fitted, case.target_image), "l2": mean_distance(fitted, case.target_image, 2)}
     if case.mask is not None and not case.mask.all():
-        row["ssim_kept"] = kept_ssim(before, after, case.mask)
+        row["ssim_kept"] = kept_ssim(before, fit_to(after, before), case.mask)
     return row
 
 
@@ -171,24 +145,6 @@ def kept_ssim(before: Pixels, after: Pixels, mask: npt.NDArray[np.bool_]) -> flo
     return float(similar[~mask].mean())
 
 
-def judge_of(knobs: EvaluationConfig, scoring: ScoringConfig) -> ScoringConfig:
-    """The CLIP that judges: the evaluation's own, or the filter's where it names none."""
-    if knobs.judge_clip_model is None:
-        return ScoringConfig(
-            clip_model=scoring.clip_model, clip_pretrained=scoring.clip_pretrained, device=knobs.device
-        )
-    return ScoringConfig(
-        clip_model=knobs.judge_clip_model, clip_pretrained=knobs.judge_clip_pretrained, device=knobs.device
-    )
-
-
-def describe_judge(knobs: EvaluationConfig, scoring: ScoringConfig) -> Row:
-    """What the report says of the judge."""
-    judge = judge_of(knobs, scoring)
-    same = (judge.clip_model, judge.clip_pretrained) == (scoring.clip_model, scoring.clip_pretrained)
-    return {"model": _name(judge), "filter": _name(scoring), "same_as_filter": same}
-
-
-def _name(scoring: ScoringConfig) -> str:
-    name = scoring.clip_model.rstrip("/").rsplit("/", 1)[-1]
-    return f"{name} ({scoring.clip_pretrained})" if scoring.clip_pretrained else name
+def as_images(arrays: Sequence[Pixels]) -> list[Image.Image]:
+    """For models that take Pillow's."""
+    return [Image.fromarray(array) for array in arrays]

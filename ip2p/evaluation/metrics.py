@@ -94,6 +94,19 @@ def paired(one: Sequence[Record], other: Sequence[Record]) -> Figures:
     }
 
 
+def differences(one: Sequence[Record], other: Sequence[Record], columns: Sequence[str]) -> Figures:
+    """The second's mean gain over the first in each column, on the cases that both have, with its interval."""
+    theirs = {record["case"]: record for record in other}
+    both = [(record, theirs[record["case"]]) for record in one if record["case"] in theirs]
+    figures: Figures = {"n": len(both)}
+    for column in columns:
+        known = [(a[column], b[column]) for a, b in both if a.get(column) is not None and b.get(column) is not None]
+        steps = [float(b) - float(a) for a, b in known]
+        figures[column] = sum(steps) / len(steps) if steps else None
+        figures[f"{column}_interval"] = list(bootstrap_interval(steps)) if steps else None
+    return figures
+
+
 def _known(record: Record) -> bool:
     value = record.get("clip_direction")
     return value is not None and math.isfinite(value)

@@ -24,17 +24,10 @@ from ip2p.evaluation.editors import (
     untrained_source,
 )
 from ip2p.evaluation.engine import Work, carry_out
-from ip2p.evaluation.measures import (
-    ChangeMeasure,
-    ClipMeasure,
-    Measure,
-    OracleMeasure,
-    TruthMeasure,
-    describe_judge,
-    judge_of,
-)
+from ip2p.evaluation.measures import ChangeMeasure, Measure, OracleMeasure, TruthMeasure
 from ip2p.evaluation.parts import Part, slices
 from ip2p.evaluation.sheets import write_sheets
+from ip2p.evaluation.similarities import ClipMeasure, describe_judge, judge_of, lpips_measures
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +80,7 @@ def run_measures(config: PipelineConfig, domain: Domain | None) -> list[Measure]
     """The oracle where there is a domain, the judge's CLIP, pixels."""
     oracle = [OracleMeasure(config.evaluation.domain or "", domain)] if domain is not None else []
     judge = ClipMeasure(judge_of(config.evaluation, config.scoring))
-    return [*oracle, judge, ChangeMeasure(), TruthMeasure()]
+    return [*oracle, judge, ChangeMeasure(), TruthMeasure(), *lpips_measures(config.evaluation)]
 
 
 def plan_parts(config: PipelineConfig, cases: Sequence[EditCase]) -> list[Part]:

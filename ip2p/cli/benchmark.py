@@ -1,0 +1,61 @@
+"""`ip2p benchmark`: editors beside each other on MagicBrush, Emu Edit's test set, a dataset or anybody's pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ip2p.cli.arguments import parse, wants_help
+from ip2p.config import BenchmarkConfig, EvaluationConfig
+from ip2p.config_file import evaluation_of
+
+
+def benchmark(words: list[str]) -> None:
+    """Lays editors side by side by a published protocol: ip2p benchmark SOURCE --models RUN RUN …"""
+    source = words.pop(0) if words and not words[0].startswith("-") else None
+    if source is None and not wants_help(words):
+        raise ValueError("`ip2p benchmark` needs a source. Write: ip2p benchmark SOURCE --models RUN/model")
+    usage = "ip2p benchmark SOURCE --models RUN RUN … [--out FOLDER]. SOURCE: folder, .jsonl, hub id or photographs."
+    default = BenchmarkConfig(source=source or "SOURCE", models=("RUN",), evaluation=_usual(words))
+    config = parse(BenchmarkConfig, words, prog="ip2p benchmark SOURCE", description=usage, default=default)
+    if config.models == ("RUN",):
+        raise ValueError("`ip2p benchmark` needs editors. Write: ip2p benchmark SOURCE --models RUN RUN …")
+    from ip2p.evaluation.benchmark import benchmark as run_benchmark
+
+    figures = run_benchmark(config)
+    print("\n".join(describe(figures)))
+    print(f"  {'figures':<11} {config.out / 'figures.json'}")
+
+
+def _usual(words: list[str]) -> EvaluationConfig:
+    """The evaluation settings of the first model's run, so that its guidances need not be said again."""
+    place = words.index("--models") + 1 if "--models" in words else len(words)
+    first = Path(words[place]) if place < len(words) else Path()
+    found = evaluation_of(first / "model" if (first / "model").is_dir() else first)
+    return dataclasses.replace(found, resolution=0)
+
+
+def describe(figures: dict[str, Any]) -> Iterator[str]:
+    """A table: a line per editor, a column per figure."""
+    from ip2p.evaluation.protocols import COLUMNS
+
+    columns = [
+        column
+        for column in COLUMNS[figures["protocol"]]
+        if any(each["single"].get(column.name) is not None for each in figures["editors"].values())
+    ]
+    yield f"{figures['n']} edits by the protocol {figures['protocol']}"
+    arrows = {True: " ↑", False: " ↓", None: ""}
+    titles = [column.title + arrows[column.more_is_better] for column in columns]
+    yield "  " + " ".join([f"{'':<22}", *(f"{title:>16}" for title in titles)])
+    for name, found in figures["editors"].items():
+        for part, words in (("single", ""), ("final", ", last of session")):
+            if found[part]:
+                cells = [_cell(found[part].get(column.name)) for column in columns]
+                yield "  " + " ".join([f"{name + words:<22}", *(f"{cell:>16}" for cell in cells)])
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,125 @@
+"""Editors beside each other on edits from elsewhere, by a published protocol."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ip2p import store
+from ip2p.config import BenchmarkConfig, TrainingConfig, to_dict
+from ip2p.evaluation import metrics
+from ip2p.evaluation.domain import EditCase
+from ip2p.evaluation.editors import EditorSource, Setting, copy_source, editor_source, sdedit_source
+from ip2p.evaluation.engine import Work, carry_out
+from ip2p.evaluation.parts import Part, session_slices, slices
+from ip2p.evaluation.protocols import COLUMNS, protocol_measures, protocol_of
+from ip2p.evaluation.sources import read_benchmark
+
+logger = logging.getLogger(__name__)
+
+
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Edits and measures what is missing in `config.out` and returns the figures, which lie in its figures.json.
+
+    ValueError where the source or a model is none.
+    """
+    found = read_benchmark(
+        config.source, split=config.split, revision=config.revision, num=config.num, captions=config.captions
+    )
+    protocol = protocol_of(config, found.layout)
+    logger.info("%d edits, protocol %s", len(found.cases), protocol)
+    names = tell_apart(config.models)
+    work = Work(
+        folder=config.out,
+        knobs=config.evaluation,
+        cases=found.cases,
+        editors=_editors(config, names),
+        parts=plan_benchmark(config, protocol, names, found.cases),
+        measures=protocol_measures(config),
+    )
+    done = carry_out(work)
+    figures = describe_benchmark(config, protocol, names, done.records)
+    figures |= {"n": len(found.cases), "seconds": done.seconds}
+    store.write_json(config.out / "figures.json", figures)
+    return figures
+
+
+def tell_apart(models: Sequence[str]) -> dict[str, str]:
+    """Short names of models, with as much of their paths as tells them from one another, to the models."""
+    paths = [Path(model).parts for model in models]
+    paths = [path[:-1] if path[-1] == "model" and len(path) > 1 else path for path in paths]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["-".join(path[-depth:]).replace("/", "") for path in paths]
+        if len(set(names)) == len(names) and not {"copy", "sdedit"} & set(names):
+            return dict(zip(names, models, strict=True))
+    raise ValueError(f"two models are the same: {', '.join(models)}. Name each once.")
+
+
+def _editors(config: BenchmarkConfig, names: dict[str, str]) -> dict[str, EditorSource]:
+    editors = {name: editor_source(str(_model_in(model)), config.evaluation) for name, model in names.items()}
+    editors["copy"] = copy_source()
+    if config.base:
+        base = TrainingConfig(pretrained_model_name_or_path=config.base)
+        editors["sdedit"] = sdedit_source(base, config.evaluation, config.evaluation.sdedit_guidance_scale)
+    return editors
+
+
+def _model_in(model: str) -> str:
+    """A run's model where a run is named."""
+    inside = Path(model).expanduser() / "model"
+    return str(inside) if (inside / "model_index.json").is_file() else model
+
+
+def plan_benchmark(
+    config: BenchmarkConfig, protocol: str, names: Sequence[str] | dict[str, str], cases: Sequence[EditCase]
+) -> list[Part]:
+    """Every editor on every case; sessions as chains for MagicBrush; the sweeps for the curve."""
+    knobs, everything = config.evaluation, list(range(len(cases)))
+    usual = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=knobs.image_guidance_scale)
+    parts: list[Part] = []
+    for name in (*names, "copy"):
+        parts += slices(name, "edit", usual, everything)
+        if protocol == "magicbrush":
+            parts += session_slices(name, usual, cases)
+    for name in names if protocol == "curve" else ():
+        for scale in knobs.image_guidance_scales:
+            setting = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=scale)
+            parts += slices(name, "sweep", setting, everything)
+    for strength in knobs.sdedit_strengths if config.base else ():
+        setting = Setting(guidance_scale=knobs.sdedit_guidance_scale, image_guidance_scale=1.0, strength=strength)
+        parts += slices("sdedit", "sweep", setting, everything)
+    return parts
+
+
+def describe_benchmark(
+    config: BenchmarkConfig, protocol: str, names: dict[str, str], records: Sequence[metrics.Record]
+) -> dict[str, Any]:
+    """Each editor's figures over all edits, at the end of each session, and along its curve; the others against the
+    first, case by case."""
+
+    def of(model: str, kind: str) -> list[metrics.Record]:
+        return [record for record in records if record["model"] == model and record["kind"] == kind]
+
+    editors: dict[str, Any] = {name: _described(of(name, "edit"), of(name, "chain")) for name in (*names, "copy")}
+    for strength in config.evaluation.sdedit_strengths if config.base else ():
+        some = [record for record in of("sdedit", "sweep") if record["strength"] == strength]
+        editors[f"sdedit {strength:g}"] = _described(some, ())
+    curves = {name: metrics.curve(of(name, "sweep")) for name in names}
+    curves["sdedit"] = metrics.curve(of("sdedit", "sweep"), "strength")
+    columns, (first, *others) = [column.name for column in COLUMNS[protocol]], names
+    against = {name: metrics.differences(of(first, "edit"), of(name, "edit"), columns) for name in others}
+    return {
+        "protocol": protocol,
+        "models": names,
+        "settings": to_dict(config),
+        "editors": editors,
+        "curves": {name: points for name, points in curves.items() if points},
+        "against_first": against,
+    }
+
+
+def _described(single: Sequence[metrics.Record], chained: Sequence[metrics.Record]) -> dict[str, Any]:
+    last = [record for record in chained if record["is_last"]]
+    return {"single": metrics.summarise(single), "final": metrics.summarise(last) if last else None}
