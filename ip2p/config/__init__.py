@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ip2p.config.benchmark import BenchmarkConfig
 from ip2p.config.dataset import DatasetConfig
-from ip2p.config.evaluation import EvaluationConfig
+from ip2p.config.evaluation import EvaluationConfig, VlmConfig
 from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
 from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
 from ip2p.config.job import DIFFUSERS_DEFAULTS, TrainingJob
@@ -57,6 +57,7 @@ __all__ = [
     "Thresholds",
     "TrainingConfig",
     "TrainingJob",
+    "VlmConfig",
     "fingerprint",
     "to_dict",
 ]

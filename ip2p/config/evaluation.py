@@ -6,6 +6,35 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ip2p.config.checks import check, check_positive
+from ip2p.config.prompts import ServerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VlmConfig:
+    """A vision-language model that looks at each edit and scores it from 0 to 10, in the manner of VIEScore."""
+
+    model: str | None = None
+    """Its name on the server, or a folder or hub id; none by default, and no such judge."""
+    backend: Literal["server", "local"] = "server"
+    """An OpenAI-compatible endpoint, or transformers in this process."""
+    server: ServerConfig = ServerConfig()
+    """The endpoint."""
+    revision: str | None = None
+    """Branch, tag or commit of a local one."""
+    device: str = "auto"
+    """Where a local one runs."""
+    dtype: str = "auto"
+    """Its precision."""
+    max_new_tokens: int = 300
+    """Longest answer."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_new_tokens")
+        asks = self.model is not None and self.backend == "server"
+        check(
+            not asks or bool(self.server.base_url),
+            "evaluation.vlm.server.base_url is not set. Give an address such as http://127.0.0.1:8000/v1.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +68,8 @@ class EvaluationConfig:
     chosen by. The filter's own where none is named, which the report says."""
     judge_clip_pretrained: str | None = None
     """open_clip's name of the judge's weights; unused for a folder."""
+    vlm: VlmConfig = VlmConfig()
+    """A vision-language judge; its answers are kept."""
     lpips: Literal["alex", "vgg", "squeeze"] | None = None
     """Backbone of LPIPS outside the area that an edit may change, where that is known; wants the package lpips."""
     num_inference_steps: int = 20

@@ -16,6 +16,7 @@ from ip2p.evaluation.engine import Work, carry_out
 from ip2p.evaluation.parts import Part, session_slices, slices
 from ip2p.evaluation.protocols import COLUMNS, protocol_measures, protocol_of
 from ip2p.evaluation.sources import read_benchmark
+from ip2p.evaluation.vlm import vlm_measures
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         editors=_editors(config, names),
         parts=plan_benchmark(config, protocol, names, found.cases),
         measures=protocol_measures(config),
+        slow_measures=vlm_measures(config.evaluation.vlm, config.out),
     )
     done = carry_out(work)
     figures = describe_benchmark(config, protocol, names, done.records)

@@ -34,6 +34,12 @@ class Work:
     editors: Mapping[str, EditorSource]
     parts: Sequence[Part]
     measures: Sequence[Measure]
+    slow_measures: Sequence[Measure] = ()
+    """Of edits alone, not of sweeps and grids."""
+
+    def measures_of(self, part: Part) -> list[Measure]:
+        """All that are taken of a part."""
+        return [*self.measures, *(self.slow_measures if part.kind in ("edit", "chain") else ())]
 
     def edits(self, part: Part) -> Path:
         """Where a part's pictures lie."""
@@ -62,7 +68,7 @@ def carry_out(work: Work) -> Done:
     if store.finished(scores, asked) is None:
         store.write_shard(work.folder / "cases.parquet", cases_table(work.cases), fingerprint=asked, seconds=0.0)
         tables = [pq.read_table(work.figures(part)) for part in figures]
-        store.write_shard(scores, pa.concat_tables(tables), fingerprint=asked, seconds=0.0)
+        store.write_shard(scores, pa.concat_tables(tables, promote_options="default"), fingerprint=asked, seconds=0.0)
     seconds = sum(sidecar.seconds for some in (edits, figures) for sidecar in some.values())
     return Done(pq.read_table(scores).to_pylist(), round(seconds, 3))
 
@@ -96,16 +102,16 @@ def _edit_missing(work: Work) -> dict[Part, store.Sidecar]:
 
 
 def _measure_missing(work: Work, edits: Mapping[Part, store.Sidecar]) -> dict[Part, store.Sidecar]:
-    identities = [measure.identity for measure in work.measures]
     found: dict[Part, store.Sidecar] = {}
     for part in tqdm(work.parts, desc="measure", unit="part", disable=None):
-        asked = fingerprint(edits[part].sha256, identities)
+        measures = work.measures_of(part)
+        asked = fingerprint(edits[part].sha256, [measure.identity for measure in measures])
         found[part] = store.finished(work.figures(part), asked) or write_measures(
             work.figures(part),
             work.edits(part),
             work.cases,
             fingerprint=asked,
-            measures=work.measures,
+            measures=measures,
             batch_size=work.knobs.batch_size,
         )
     return found

@@ -16,7 +16,7 @@ JUDGED = ("success", "done", "kept", "legible")
 SHARES = (*JUDGED, "no_op")
 MEANS = (
     *("clip_original", "clip_edited", "clip_direction", "clip_image", "clip_target", "dino_input", "dino_target"),
-    *("l1_input", "change", "l1", "l2", "ssim_kept", "lpips_kept", "vlm_success", "vlm_kept", "vlm_quality", "vlm"),
+    *("l1_input", "change", "l1", "l2", "ssim_kept", "lpips_kept", "vlm_followed", "vlm_kept", "vlm_quality", "vlm"),
 )
 """Columns of numbers, each where it was measured."""
 CLIP = ("clip_original", "clip_edited", "clip_direction", "clip_image")

@@ -28,6 +28,7 @@ from ip2p.evaluation.measures import ChangeMeasure, Measure, OracleMeasure, Trut
 from ip2p.evaluation.parts import Part, slices
 from ip2p.evaluation.sheets import write_sheets
 from ip2p.evaluation.similarities import ClipMeasure, describe_judge, judge_of, lpips_measures
+from ip2p.evaluation.vlm import vlm_measures
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def evaluate(config: PipelineConfig, *, data: str | Path | None = None) -> dict[
         editors=run_editors(config),
         parts=plan_parts(config, cases),
         measures=run_measures(config, domain),
+        slow_measures=vlm_measures(config.evaluation.vlm, folder),
     )
     done = carry_out(work)
     figures = describe(config, done.records, domain.edit_types() if domain else ())
