@@ -1,4 +1,4 @@
-"""How sure a figure is: Wilson intervals of shares, percentile bootstrap of means."""
+"""How sure a figure is: Wilson intervals of shares, percentile bootstrap of means, McNemar's test of two editors."""
 
 from __future__ import annotations
 
@@ -43,3 +43,10 @@ def bootstrap_interval(
     means = np.concatenate([sample[rng.integers(0, sample.size, (some, sample.size))].mean(axis=1) for some in sizes])
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Exact two-sided p of as uneven a split or more, were both alike; 1 where they never differ."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(won, lost + won, 0.5).pvalue) if lost + won else 1.0
