@@ -13,13 +13,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ip2p.config import PipelineConfig
-from ip2p.evaluation.report import comparing, cost, guidance, making, overview, quality, sheets, strips, wording
+from ip2p.evaluation.report import (
+    benchmarks,
+    comparing,
+    cost,
+    guidance,
+    making,
+    overview,
+    quality,
+    sheets,
+    strips,
+    wording,
+)
 from ip2p.evaluation.report.reading import RunFacts, read_run
 from ip2p.store import RunFolder, write_atomic
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["write_benchmark", "write_comparison", "write_report"]
 
 
 def write_report(config: PipelineConfig) -> Path:
@@ -45,6 +56,13 @@ def write_comparison(configs: Sequence[PipelineConfig], path: Path | None = None
     page = _render("comparison.html.jinja", comparing.describe_comparison(configs)).encode()
     write_atomic(place, lambda file: _write(file, page))
     return place
+
+
+def write_benchmark(folder: Path) -> Path:
+    """Writes a finished benchmark as one page and returns its path."""
+    page = _render("benchmark.html.jinja", benchmarks.describe_page(folder)).encode()
+    write_atomic(folder / "index.html", lambda file: _write(file, page))
+    return folder / "index.html"
 
 
 def render_page(facts: RunFacts) -> str:
