@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,22 +81,27 @@ def _edit_missing(work: Work) -> dict[Part, store.Sidecar]:
     todo = [part for part, sidecar in found.items() if sidecar is None]
     if len(todo) < len(found):
         logger.info("%d of %d parts were edited already", len(found) - len(todo), len(found))
-    load: Callable[[str], Callable[..., object]] = functools.cache(lambda name: work.editors[name].load())
+    from ip2p.loading import unload_all
+
     total = sum(len(part.cases) for part in todo)
     with tqdm(total=total, desc="edit", unit="edit", disable=None if todo else True) as bar:
-        for part in todo:
-            made = write_edits(
-                work.edits(part),
-                part,
-                work.cases,
-                fingerprint=prints[part],
-                editor=load(part.model),  # type: ignore[arg-type]
-                seed=work.knobs.seed,
-                batch_size=work.knobs.batch_size,
-                progress=bar.update,
-            )
-            logger.info("%s: %d edits in %.1f s", part.name, made.rows, made.seconds)
-            found[part] = made
+        for name in dict.fromkeys(part.model for part in todo):
+            editor = work.editors[name].load()
+            for part in (part for part in todo if part.model == name):
+                made = write_edits(
+                    work.edits(part),
+                    part,
+                    work.cases,
+                    fingerprint=prints[part],
+                    editor=editor,
+                    seed=work.knobs.seed,
+                    batch_size=work.knobs.batch_size,
+                    progress=bar.update,
+                )
+                logger.info("%s: %d edits in %.1f s", part.name, made.rows, made.seconds)
+                found[part] = made
+            del editor  # one model in memory at a time
+            unload_all()
     return {part: sidecar for part, sidecar in found.items() if sidecar is not None}
 
 
