@@ -29,10 +29,10 @@ def write_run(folder: Path, successes: list[bool], *, lift: float = 0.0, **knobs
         scores = dict.fromkeys(metrics.CLIP, 0.1 * number + lift)
         judged = {"success": success, "done": success, "kept": True, "legible": True}
         words = {"edit_type": "colour", "edit_prompt": f"edit {number}", "image_guidance_scale": 1.5}
-        for sweep in (False, True):
-            rows.append({"model": "model", "sweep": sweep, "case": number, "seed": 7, **words, **judged, **scores})
-    records = [row for row in rows if not row["sweep"]]
-    figures = {**metrics.summarise(records), "curve": metrics.curve([row for row in rows if row["sweep"]])}
+        for kind in ("edit", "sweep"):
+            rows.append({"model": "model", "kind": kind, "case": number, "seed": 7, **words, **judged, **scores})
+    records = [row for row in rows if row["kind"] == "edit"]
+    figures = {**metrics.summarise(records), "curve": metrics.curve([row for row in rows if row["kind"] == "sweep"])}
     (folder / "evaluation/figures.json").write_text(json.dumps(figures))
     pq.write_table(pa.Table.from_pylist(rows), folder / "evaluation/scores.parquet")
     pictures = [{"case": number, "original_image": {"bytes": bytes([number])}} for number in range(len(successes))]

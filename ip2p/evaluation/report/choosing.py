@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,17 +46,20 @@ def num_readable(shard: Path, num_shards: int) -> int:
 
 
 def take_turns(rows: Sequence[Row], group: Callable[[Row], Any], num: int) -> list[Row]:
-    """At most `num` rows, in turns from every group; within a group in an order by hash that nobody picked."""
+    """At most `num` rows, in turns from every group; rows of a group and groups of a turn in an order by hash."""
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=_shuffle_key):
         groups[group(row)].append(row)
-    turns = [(turn, str(name), row) for name, some in groups.items() for turn, row in enumerate(some)]
+    turns = [(turn, _hashed(f"{turn}/{name}"), row) for name, some in groups.items() for turn, row in enumerate(some)]
     return [row for _, _, row in sorted(turns, key=lambda item: item[:2])[:num]]
 
 
 def _shuffle_key(row: Row) -> str:
-    identity = f"{row.get('triplet_id', '')}/{row.get('candidate', row.get('case', ''))}"
-    return hashlib.sha256(identity.encode()).hexdigest()
+    return _hashed(f"{row.get('triplet_id', '')}/{row.get('candidate', row.get('case', ''))}")
+
+
+def _hashed(words: str) -> str:
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def rank_edits(rows: Sequence[Row]) -> list[Row]:
@@ -73,6 +76,17 @@ def rank_edits(rows: Sequence[Row]) -> list[Row]:
     clip = np.mean(told, axis=0) if told else np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda number: (-marks[number], -clip[number], rows[number]["case"]))
     return [rows[number] for number in order]
+
+
+def first_of_each(rows: Sequence[Row], num: int, most: int) -> list[Row]:
+    """The first rows, no more than `most` of an edit type: the easiest type would fill every place."""
+    seen: Counter[Any] = Counter()
+    chosen: list[Row] = []
+    for row in rows:
+        seen[row["edit_type"]] += 1
+        if seen[row["edit_type"]] <= most and len(chosen) < num:
+            chosen.append(row)
+    return chosen
 
 
 def _mark(row: Mapping[str, Any]) -> float:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ip2p.evaluation.report.making import num_accepted
 from ip2p.evaluation.report.reading import Row, RunFacts
-from ip2p.evaluation.report.wording import duration, is_number, mapping
+from ip2p.evaluation.report.wording import count, duration, is_number, mapping
 
 Section = dict[str, Any]
 
@@ -41,12 +41,12 @@ def figures_of_cost(facts: RunFacts) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     accepted, rendered = num_accepted(facts), facts.candidates.num_rows
     if accepted:
-        share = f"{rendered:,} candidates of two images each, {accepted:,} accepted"
+        share = f"{count(rendered)} candidates of two images each, {count(accepted)} accepted"
         rows.append(("Candidates rendered per accepted pair", f"{rendered / accepted:.2f}", share))
         if (calls := denoiser_calls(facts)) is not None:
             steps = mapping(facts.config.get("rendering")).get("num_inference_steps")
             how = f"images through the UNet, at one call a step, {steps} steps, guided ones twice, shared steps once"
-            rows.append(("UNet evaluations per accepted pair", f"{calls / accepted:,.1f}", how))
+            rows.append(("UNet evaluations per accepted pair", f"{calls / accepted:.1f}", how))
         rows += _pair_seconds(facts, accepted)
     return rows + _training(facts)
 
@@ -58,9 +58,9 @@ def _pair_seconds(facts: RunFacts, accepted: int) -> list[tuple[str, str, str]]:
     whole = sum(facts.seconds.get(stage, 0.0) for stage in DATA_STAGES)
     alone = "rendering and scoring alone; work of all workers added up"
     return [
-        ("Seconds per accepted pair", f"{rendering / accepted:.3g} s", alone),
-        ("… from caption to dataset", f"{whole / accepted:.3g} s", "with prompts and the dataset's files"),
-        ("Accepted pairs an hour", f"{3600 * accepted / whole:,.0f}", "from caption to dataset, a worker"),
+        ("Seconds per accepted pair", f"{rendering / accepted:#.3g} s", alone),
+        ("… from caption to dataset", f"{whole / accepted:#.3g} s", "with prompts and the dataset's files"),
+        ("Accepted pairs an hour", count(round(3600 * accepted / whole)), "from caption to dataset, by one worker"),
     ]
 
 
@@ -70,7 +70,7 @@ def _training(facts: RunFacts) -> list[tuple[str, str, str]]:
     if not seconds or not is_number(steps):
         return []
     size = knobs.get("train_batch_size", 1) * knobs.get("gradient_accumulation_steps", 1)
-    how = f"{steps:,} steps of {size} pairs a process in {duration(seconds)}"
+    how = f"{count(int(steps))} steps of {size} pairs a process in {duration(seconds)}"
     return [("Training steps a second", f"{steps / seconds:.3g}", how)]
 
 

@@ -43,7 +43,7 @@ def score_histogram(candidates: pa.Table, column: str, threshold: float | None) 
     title = SCORES[column][1]
     text = f"{_told(values[accepted])} accepted; {_told(values[~accepted])} rejected"
     drawing = Drawing(
-        Frame((low, high), (0, max(1, (kept + dropped).max() * 1.12)), width=360, height=190, left=40), title, text
+        Frame((low, high), (0, max(1, (kept + dropped).max() * 1.12)), width=420, height=210, left=52), title, text
     )
     drawing.axes("cosine similarity", "", y_ticks=3)
     for left, right, some, rest in zip(edges[:-1], edges[1:], kept, dropped, strict=True):
@@ -101,7 +101,7 @@ def rates_chart(curve: Sequence[Row]) -> Markup | None:
     text = "; ".join(
         f"at {scale:g} success {point['success']:.0%}" for scale, point in zip(scales, points, strict=True)
     )
-    frame = Frame((scales[0], scales[-1]), (0.0, 1.0), width=460, height=320, right=66)
+    frame = Frame((scales[0], scales[-1]), (0.0, 1.0), width=460, height=320, left=72, right=70)
     drawing = Drawing(frame, "Oracle's shares over the image guidance scale", text)
     drawing.axes("image guidance scale", "share of edits", x_ticks=scales, y_number=percent)
     for name, css in RATES.items():
@@ -135,7 +135,7 @@ def by_type_chart(
     form = percent if share else score
     name, first = next(iter(series.items()))
     text = "; ".join(f"{kind} {form(some[value])}" for kind, some in first.items() if is_number(some.get(value)))
-    per_row = max(30.0, 12.0 * len(series) + 8)
+    per_row = max(30.0, 12.0 * len(series) + 14)
     left = min(150.0, 30 + 7 * max(map(len, kinds)))
     shown = [some[kind] for some in series.values() for kind in kinds if _has(some, kind, value)]
     across = (0.0, 1.0) if share else padded([bound for some in shown for bound in interval_of(some, value)])

@@ -7,7 +7,7 @@ from typing import Any
 
 from ip2p.evaluation.report.making import num_accepted, precisions
 from ip2p.evaluation.report.reading import Row, RunFacts
-from ip2p.evaluation.report.wording import count, is_number, percent, score
+from ip2p.evaluation.report.wording import count, is_number, percent, percents, score
 
 Section = dict[str, Any]
 
@@ -23,7 +23,7 @@ def headlines(facts: RunFacts) -> list[Section]:
     if right := precision["accepted"]:
         everything = precision["all"]
         note = f"{percent(everything['value'])} of all candidates" if everything else "by the oracle"
-        tiles.append(_tile("Accepted pairs that are right", percent(right["value"]), note))
+        tiles.append(_tile("Accepted that are right", percent(right["value"]), note))
     if facts.seconds:
         tiles.append(_tile("Time", _minutes(sum(facts.seconds.values())), "all stages"))
     return tiles
@@ -34,8 +34,7 @@ def _judged(found: Row) -> list[Section]:
     names["kept"] = ("Kept", "all else as before")
     tiles = []
     for name, (title, note) in names.items():
-        low, high = found[f"{name}_interval"]
-        spread = f"{low:.0%}–{high:.0%} (95\u00a0%), n\u00a0=\u00a0{found['n']}"
+        spread = f"{percents(*found[f'{name}_interval'])} (95\u00a0%), n\u00a0=\u00a0{found['n']}"
         tiles.append(_tile(title, percent(found[name]), f"{note}; {spread}"))
     return tiles
 

@@ -24,6 +24,8 @@ from ip2p.evaluation.report.wording import (
 
 Section = dict[str, Any]
 
+ALL = "all types"
+
 
 def quality(facts: RunFacts) -> Section:
     """The editor and its baselines: a chart by edit type, all figures, all figures by edit type, tests."""
@@ -58,7 +60,7 @@ def _chart(editors: Mapping[str, Row]) -> Section:
     }[value]
     shown = {name: some for name, some in editors.items() if is_number(some.get(value))}
     shown = dict(list(shown.items())[: len(MARKS)])
-    series = {name: {**_types(some), "all types": some} for name, some in shown.items()}
+    series = {name: {**_types(some), ALL: some} for name, some in shown.items()}
     svg = figures.by_type_chart(series, value, title, words, share=value in SHARES) if series else None
     left_out = len(editors) - len(shown) if len(shown) == len(MARKS) else 0
     return {"svg": svg, "title": title, "legend": legend(list(series)), "editors_left_out": left_out}
@@ -90,9 +92,9 @@ def _by_type_table(found: Row, editors: Mapping[str, Row]) -> Section | None:
             "name": kind,
             "n": some["n"],
             "cells": [cell(some, column) for column in columns]
-            + [cell(_types(other).get(kind), "success") for other in others.values()],
+            + [cell({**_types(other), ALL: other}.get(kind), "success") for other in others.values()],
         }
-        for kind, some in {**kinds, "all types": found}.items()
+        for kind, some in {**kinds, ALL: found}.items()
     ]
     return {"columns": [*columns.values(), *(f"{name}: success" for name in others)], "rows": rows}
 

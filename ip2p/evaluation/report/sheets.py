@@ -18,6 +18,8 @@ from ip2p.evaluation.report.wording import mapping, reason_name
 Section = dict[str, Any]
 
 NUM_PAIRS, NUM_EDITS, NUM_EXTREMES = 480, 280, 8
+NUM_OF_TYPE = 2
+"""Of the best and the worst, so many of one edit type."""
 PAIR_BYTES, EDIT_BYTES, EXTREME_BYTES = 6_000_000, 4_000_000, 1_000_000
 """What the pictures of a sheet may take of the page."""
 
@@ -111,10 +113,13 @@ def extremes(facts: RunFacts) -> Section:
     ranked = choosing.rank_edits(facts.edits) if facts.cases is not None else []
     if len(ranked) < 2:
         return {"missing": "No held-out edits were made yet." if not facts.edits else "Nothing tells the edits apart."}
-    num, album = min(NUM_EXTREMES, len(ranked) // 2), Album(EXTREME_BYTES)
+    half, album = len(ranked) // 2, Album(EXTREME_BYTES)
+    most = NUM_OF_TYPE if len({row["edit_type"] for row in ranked}) > 1 else NUM_EXTREMES
+    worst, best = (choosing.first_of_each(some[:half], NUM_EXTREMES, most) for some in (ranked[::-1], ranked))
     return {
-        "best": edit_cards(facts, ranked[:num], album),
-        "worst": edit_cards(facts, ranked[: -num - 1 : -1], album),
+        "worst": edit_cards(facts, worst, album),
+        "best": edit_cards(facts, best, album),
+        "most": most if most < NUM_EXTREMES else None,
         "judged": any(row.get("success") is not None for row in ranked),
         "total": len(ranked),
     }

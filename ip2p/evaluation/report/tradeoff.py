@@ -48,7 +48,7 @@ def tradeoff_chart(curves: Mapping[str, Sequence[Row]]) -> Markup | None:
     if not points:
         return None
     xs, ys = ([bound for point in points for bound in interval_of(point, name)] for name in (X, Y))
-    frame = Frame(padded(xs, 0.06), padded(ys, 0.08), width=460, height=320)
+    frame = Frame(padded(xs, 0.06), padded(ys, 0.08), width=460, height=320, left=60)
     drawing = Drawing(frame, "CLIP image similarity against direction", _told(curves))
     drawing.axes("CLIP direction similarity (edit follows the text) →", "CLIP image similarity →")
     for number, curve in enumerate(curves.values()):

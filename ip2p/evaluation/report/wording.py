@@ -46,8 +46,7 @@ MEASURES = {
     "clip_direction": "CLIP direction ↑",
     "clip_image": "CLIP image ↑",
     "clip_target": "CLIP image ↔ target ↑",
-    "clip_edited": "CLIP edited image ↔ caption ↑",
-    "clip_original": "CLIP original image ↔ caption",
+    "clip_edited": "CLIP edited ↔ caption ↑",
     "dino_input": "DINO ↔ input ↑",
     "dino_target": "DINO ↔ target ↑",
     "l1_input": "L1 ↔ input ↓",
@@ -62,6 +61,9 @@ MEASURES = {
     "vlm": "VLM: whole ↑",
 }
 """Titles of figures that are means; an arrow says which way is better. Others go by their own name."""
+
+SAYING_LITTLE = ("clip_original", "change")
+"""What the input is worth by its own caption is the same for every editor; `no_op` says what the change is for."""
 
 EDITOR = "trained editor"
 EDITORS = {"model": EDITOR, "copy": "copy the input"}
@@ -81,7 +83,7 @@ def reason_name(reason: str | None) -> str:
 def measures_of(*figures: Row) -> dict[str, str]:
     """Title of every mean that one of the figures has: the known ones first, then all else with an interval."""
     names = {name.removesuffix("_interval") for some in figures for name in some if name.endswith("_interval")}
-    names -= SHARES.keys()
+    names -= {*SHARES, *SAYING_LITTLE}
     there = [name for name in (*MEASURES, *sorted(names - MEASURES.keys())) if name in names]
     return {name: MEASURES.get(name, name) for name in there if any(is_number(some.get(name)) for some in figures)}
 
@@ -111,6 +113,17 @@ def percent(value: float) -> str:
     """A share in whole percent, with a decimal near the ends."""
     near_end = 0 < value < 0.01 or 0.99 < value < 1
     return f"{100 * value:.1f}\u00a0%" if near_end else f"{100 * value:.0f}\u00a0%"
+
+
+def percents(low: float, high: float) -> str:
+    """A range of shares, both ends as exact as the more exact one."""
+    exact = any(0 < bound < 0.01 or 0.99 < bound < 1 for bound in (low, high))
+    return f"{100 * low:.1f}–{100 * high:.1f}\u00a0%" if exact else f"{100 * low:.0f}–{100 * high:.0f}\u00a0%"
+
+
+def scores(low: float, high: float) -> str:
+    """A range of similarities."""
+    return f"{score(low)} to {score(high)}" if low < 0 else f"{score(low)}–{score(high)}"
 
 
 def score(value: float) -> str:
@@ -145,7 +158,6 @@ def cell(figures: Row | None, name: str) -> Row | None:
     """A figure and its interval as text; None where there is none."""
     if not figures or not is_number(figures.get(name)):
         return None
-    form = percent if name in SHARES else score
     bounds = figures.get(f"{name}_interval") or ()
-    low, high = (form(bound) for bound in bounds) if len(bounds) == 2 else ("", "")
-    return {"value": form(figures[name]), "low": low, "high": high}
+    form, spread = (percent, percents) if name in SHARES else (score, scores)
+    return {"value": form(figures[name]), "interval": spread(*bounds) if len(bounds) == 2 else ""}
