@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from ip2p.training import sharding
 from ip2p.training.lora import trained_weights, write_lora
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,25 @@ class Trained:
     scaler: GradScaler | None
     is_lora: bool = False
     """Adapters and the first convolution are trained; the rest is the base's and is not saved."""
+    skeleton: UNet2DConditionModel | None = None
+    """The UNet without memory, where its weights are split over the processes."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each process holds its part of the weights only."""
+        return self.skeleton is not None
+
+    def whole(self, network: UNet2DConditionModel, *, is_main: bool) -> UNet2DConditionModel | None:
+        """The UNet or its average in the main process, None in others; all take part where weights are split."""
+        if self.skeleton is None:
+            return network if is_main else None
+        return sharding.whole_network(network, self.unet, self.skeleton, is_main=is_main)
+
+    def states(self, *, is_main: bool) -> dict[str, Any] | None:
+        """The optimizer's state in the main process, None in others; all take part where it is split."""
+        if self.skeleton is None:
+            return self.optimizer.state_dict() if is_main else None
+        return sharding.whole_states(self.optimizer, is_main=is_main)
 
 
 def find_checkpoints(output: Path) -> list[Path]:
@@ -68,18 +88,29 @@ def _step_of(path: Path) -> int:
 
 
 def write_checkpoint(
-    output: Path, trained: Trained, progress: Progress, limit: int | None, decay: float = 0.9999
+    output: Path,
+    trained: Trained,
+    progress: Progress,
+    limit: int | None,
+    decay: float = 0.9999,
+    *,
+    is_main: bool = True,
 ) -> Path:
-    """Writes `checkpoint-<step>` and removes the oldest beyond the limit."""
+    """Writes `checkpoint-<step>` and removes the oldest beyond the limit; called in every process."""
     path = output / f"checkpoint-{progress.step}"
     temporary = output / f".partial-{path.name}"
-    _remove(temporary)
-    temporary.mkdir(parents=True)
-    _save_network(trained.unet, trained, temporary / "unet")
+    if is_main:
+        _remove(temporary)
+        temporary.mkdir(parents=True)
+    _save_network(trained.unet, trained, temporary / "unet", is_main)
     if trained.average is not None:
-        _save_network(trained.average, trained, temporary / "unet_ema")
+        _save_network(trained.average, trained, temporary / "unet_ema", is_main)
+    states = trained.states(is_main=is_main)
+    if not is_main:
+        return path
+    if trained.average is not None:
         _note_ema(temporary / "unet_ema" / "config.json", progress.step, decay)
-    torch.save(trained.optimizer.state_dict(), temporary / "optimizer.bin")
+    torch.save(states, temporary / "optimizer.bin")
     torch.save(trained.schedule.state_dict(), temporary / "scheduler.bin")
     if trained.scaler is not None:
         torch.save(trained.scaler.state_dict(), temporary / "scaler.pt")
@@ -92,14 +123,17 @@ def write_checkpoint(
     return path
 
 
-def _save_network(network: UNet2DConditionModel, trained: Trained, folder: Path) -> None:
+def _save_network(network: UNet2DConditionModel, trained: Trained, folder: Path, is_main: bool) -> None:
+    whole = trained.whole(network, is_main=is_main)
+    if whole is None:
+        return
     if not trained.is_lora:
-        save_unet(network, folder)
+        save_unet(whole, folder)
         return
     folder.mkdir()
-    weights = {name: value.contiguous().cpu() for name, value in trained_weights(network, trained.unet).items()}
+    weights = {name: value.contiguous().cpu() for name, value in trained_weights(whole, trained.unet).items()}
     save_file(weights, folder / TRAINED)
-    write_lora(network, folder)
+    write_lora(whole, folder)
 
 
 def _note_ema(path: Path, step: int, decay: float) -> None:
@@ -122,13 +156,13 @@ def read_checkpoint(path: Path, trained: Trained) -> Progress:
 
     ValueError where it holds other weights than are trained.
     """
-    load_weights(trained.unet, path / "unet")
+    _load_network(trained.unet, trained, path / "unet")
     if trained.average is not None:
         has_average = (path / "unet_ema").exists()
         if not has_average:
             logger.warning("%s has no averaged weights; the average starts from its weights", path)
-        load_weights(trained.average, path / ("unet_ema" if has_average else "unet"))
-    trained.optimizer.load_state_dict(_read(path / "optimizer.bin"))
+        _load_network(trained.average, trained, path / ("unet_ema" if has_average else "unet"))
+    trained.optimizer.load_state_dict(sharding.states_like(_read(path / "optimizer.bin"), trained.optimizer))
     trained.schedule.load_state_dict(_read(path / "scheduler.bin"))
     if trained.scaler is not None and (path / "scaler.pt").exists():
         trained.scaler.load_state_dict(_read(path / "scaler.pt"))
@@ -143,18 +177,28 @@ def _read_progress(path: Path) -> Progress:
         return Progress(step=_step_of(path))
 
 
-def load_weights(network: nn.Module, folder: Path) -> None:
-    """Copies saved weights into a network, bit for bit."""
-    if (folder / TRAINED).exists():
-        found = network.load_state_dict(load_file(folder / TRAINED), strict=False)
-        if found.unexpected_keys:
-            raise ValueError(f"{folder} holds adapters of another shape. Give the --rank that it was trained with.")
-    elif (folder / WEIGHTS).exists():
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    elif folder.exists():  # in several files
-        network.load_state_dict(UNet2DConditionModel.from_pretrained(folder).state_dict())
-    else:
+def _load_network(network: UNet2DConditionModel, trained: Trained, folder: Path) -> None:
+    """Copies saved weights into the UNet or its average, bit for bit."""
+    weights = _read_weights(folder)
+    strict = not (folder / TRAINED).exists()
+    if trained.skeleton is None:
+        found = network.load_state_dict(weights, strict=strict)
+    else:  # on the meta device nothing but names and shapes is compared
+        found = trained.skeleton.load_state_dict({name: value.to("meta") for name, value in weights.items()}, strict)
+    if found.unexpected_keys:
+        raise ValueError(f"{folder} holds adapters of another shape. Give the --rank that it was trained with.")
+    if trained.is_split:
+        sharding.put_weights(network, weights, trained.unet)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    for file in (folder / TRAINED, folder / WEIGHTS):
+        if file.exists():
+            return load_file(file)
+    if not folder.exists():
         raise ValueError(f"{folder} does not exist. Give a checkpoint with a UNet.")
+    several: dict[str, Tensor] = UNet2DConditionModel.from_pretrained(folder).state_dict()
+    return several
 
 
 def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, wanted: str | None = "auto") -> Progress:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 
 from ip2p.config import PipelineConfig, TrainingConfig, TrainingJob
 from ip2p.loading import resolve_device, resolve_dtype
@@ -27,6 +27,7 @@ from ip2p.training.loop import train
 from ip2p.training.losslog import mean_of_last, read_losses
 from ip2p.training.objective import objective_of
 from ip2p.training.online import OnlinePairs
+from ip2p.training.sharding import check_launch
 from ip2p.training.source import (
     ParquetRows,
     Rows,
@@ -44,7 +45,6 @@ from ip2p.training.validation import Validation, read_shown
 
 logger = logging.getLogger("ip2p.training")
 
-WHOLE_WEIGHTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 LOOKED_AT = 256
 """Rows whose images' shapes decide whether a random crop has any choice."""
 
@@ -57,11 +57,12 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     rows, shown = open_rows(job.data, job), read_shown(job)
     accelerator = new_accelerator(job)
     whole = PipelineConfig(training=job)
-    source = _open_source(rows, job, accelerator, output)
+    source = open_source(rows, job, accelerator, output)
     trainer, num_steps = new_trainer(source, job, accelerator)
     start_trackers(accelerator, job)
     fresh = Progress(fingerprint=resume_fingerprint(whole, job.data), num_processes=accelerator.num_processes)
-    progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
+    with accelerator.main_process_first():  # which removes the checkpoints of other settings
+        progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
     logger.info("training on %d pairs, %d steps on %s", len(source), num_steps, accelerator.device)
     per_epoch = math.ceil(len(source) / pairs_per_step(job, accelerator.num_processes))
     every = job.validation_steps or (job.validation_epochs and job.validation_epochs * per_epoch) or per_epoch
@@ -70,10 +71,11 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     progress = train(trainer, output, progress, num_steps, stop, validation)
     seconds = source.seconds if isinstance(source, LatentCache) else 0.0
     summary = _summary(progress, rows, output, seconds, len(source))
-    if accelerator.is_main_process:
+    trained = trainer.trained
+    editor = trained.whole(trained.average or trained.unet, is_main=accelerator.is_main_process)
+    if editor is not None:
         export = Path(job.export_dir or job.output_dir)
-        trained = trainer.trained
-        write_editor(trained.average or trained.unet, job, export)
+        write_editor(editor, job, export)
         hub.write_card(job, export, summary, is_xl=components.is_xl(job))
         write_json(output / FINISHED, {"fingerprint": training_fingerprint(whole, job.data), "summary": summary})
         logger.info("wrote %s", export)
@@ -109,7 +111,7 @@ def num_steps_of(config: TrainingConfig, num_pairs: int, num_processes: int) -> 
     return config.num_train_epochs * math.ceil(num_pairs / pairs_per_step(config, num_processes))
 
 
-def _open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> Source:
+def open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> Source:
     if job.cache and not _crops_differ(rows, job):
         return load_cache(output / "cache", rows, job, accelerator)
     if job.cache:
@@ -157,11 +159,7 @@ def new_accelerator(job: TrainingJob) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=precision, kwargs_handlers=[patient], log_with=trackers or None, project_config=project
     )
-    if accelerator.distributed_type not in WHOLE_WEIGHTS:
-        raise ValueError(
-            f"the trainer keeps whole weights in every process, which {accelerator.distributed_type.value} does not. "
-            "Launch with --multi_gpu, and --gradient_checkpointing or --use_lora where memory is short."
-        )
+    check_launch(job, accelerator)
     return accelerator
 
 
