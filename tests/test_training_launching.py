@@ -12,7 +12,11 @@ from accelerate.utils import DistributedType
 
 from ip2p.training.launching import LAUNCH_CONFIGS, launch_command, with_shipped_configs
 
-KINDS = {"fsdp": DistributedType.FSDP, "multi_gpu": DistributedType.MULTI_GPU}
+KINDS = {
+    "fsdp": DistributedType.FSDP,
+    "multi_gpu": DistributedType.MULTI_GPU,
+    "deepspeed": DistributedType.DEEPSPEED,
+}
 
 
 @pytest.mark.parametrize("path", sorted(LAUNCH_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -46,5 +50,5 @@ def test_a_config_file_of_ones_own_is_left_as_it_is(tmp_path: Path, monkeypatch:
 
 
 def test_a_name_that_no_config_has_is_told_those_there_are() -> None:
-    with pytest.raises(ValueError, match="Give a path, or one of fsdp, multi_gpu"):
+    with pytest.raises(ValueError, match="Give a path, or one of deepspeed, fsdp, multi_gpu"):
         with_shipped_configs(["--config_file", "fdsp"])

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from ip2p.training import sharding
 from ip2p.training.lora import trained_weights, write_lora
+from ip2p.training.sharding import Parts, check_fits, states_like
 
 logger = logging.getLogger(__name__)
 
@@ -50,31 +50,30 @@ class Trained:
     """All that a step changes."""
 
     unet: UNet2DConditionModel
-    average: UNet2DConditionModel | None
+    average: UNet2DConditionModel | nn.ParameterList | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: GradScaler | None
     is_lora: bool = False
     """Adapters and the first convolution are trained; the rest is the base's and is not saved."""
-    skeleton: UNet2DConditionModel | None = None
-    """The UNet without memory, where its weights are split over the processes."""
+    parts: Parts | None = None
+    """How the weights are split over the processes; the average then is a list of parts."""
 
-    @property
-    def is_split(self) -> bool:
-        """Whether each process holds its part of the weights only."""
-        return self.skeleton is not None
+    def parts_of(self, network: nn.Module) -> list[Tensor]:
+        """This process's parts of the UNet or of its average."""
+        return self.parts.masters() if self.parts is not None and network is self.unet else list(network.parameters())
 
-    def whole(self, network: UNet2DConditionModel, *, is_main: bool) -> UNet2DConditionModel | None:
+    def whole(self, network: nn.Module, *, is_main: bool) -> UNet2DConditionModel | None:
         """The UNet or its average in the main process, None in others; all take part where weights are split."""
-        if self.skeleton is None:
+        if self.parts is None:
             return network if is_main else None
-        return sharding.whole_network(network, self.unet, self.skeleton, is_main=is_main)
+        return self.parts.whole(self.parts_of(network), is_main=is_main)
 
     def states(self, *, is_main: bool) -> dict[str, Any] | None:
         """The optimizer's state in the main process, None in others; all take part where it is split."""
-        if self.skeleton is None:
+        if self.parts is None:
             return self.optimizer.state_dict() if is_main else None
-        return sharding.whole_states(self.optimizer, is_main=is_main)
+        return self.parts.whole_states(is_main=is_main)
 
 
 def find_checkpoints(output: Path) -> list[Path]:
@@ -123,7 +122,7 @@ def write_checkpoint(
     return path
 
 
-def _save_network(network: UNet2DConditionModel, trained: Trained, folder: Path, is_main: bool) -> None:
+def _save_network(network: nn.Module, trained: Trained, folder: Path, is_main: bool) -> None:
     whole = trained.whole(network, is_main=is_main)
     if whole is None:
         return
@@ -162,7 +161,11 @@ def read_checkpoint(path: Path, trained: Trained) -> Progress:
         if not has_average:
             logger.warning("%s has no averaged weights; the average starts from its weights", path)
         _load_network(trained.average, trained, path / ("unet_ema" if has_average else "unet"))
-    trained.optimizer.load_state_dict(sharding.states_like(_read(path / "optimizer.bin"), trained.optimizer))
+    states = _read(path / "optimizer.bin")
+    if trained.parts is None:
+        trained.optimizer.load_state_dict(states_like(states, trained.optimizer))
+    else:
+        trained.parts.put_states(states)
     trained.schedule.load_state_dict(_read(path / "scheduler.bin"))
     if trained.scaler is not None and (path / "scaler.pt").exists():
         trained.scaler.load_state_dict(_read(path / "scaler.pt"))
@@ -177,18 +180,18 @@ def _read_progress(path: Path) -> Progress:
         return Progress(step=_step_of(path))
 
 
-def _load_network(network: UNet2DConditionModel, trained: Trained, folder: Path) -> None:
+def _load_network(network: nn.Module, trained: Trained, folder: Path) -> None:
     """Copies saved weights into the UNet or its average, bit for bit."""
     weights = _read_weights(folder)
     strict = not (folder / TRAINED).exists()
-    if trained.skeleton is None:
-        found = network.load_state_dict(weights, strict=strict)
-    else:  # on the meta device nothing but names and shapes is compared
-        found = trained.skeleton.load_state_dict({name: value.to("meta") for name, value in weights.items()}, strict)
-    if found.unexpected_keys:
+    if trained.parts is None:
+        unexpected = network.load_state_dict(weights, strict=strict).unexpected_keys
+    else:
+        unexpected = check_fits(trained.parts.skeleton, weights, strict=strict)
+    if unexpected:
         raise ValueError(f"{folder} holds adapters of another shape. Give the --rank that it was trained with.")
-    if trained.is_split:
-        sharding.put_weights(network, weights, trained.unet)
+    if trained.parts is not None:
+        trained.parts.put(trained.parts_of(network), weights)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

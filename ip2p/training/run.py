@@ -9,12 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
 from ip2p.config import PipelineConfig, TrainingConfig, TrainingJob
-from ip2p.loading import resolve_device, resolve_dtype
 from ip2p.store import write_json
 from ip2p.training import components, hub
 from ip2p.training.batches import Sampling, Source
@@ -27,7 +25,6 @@ from ip2p.training.loop import train
 from ip2p.training.losslog import mean_of_last, read_losses
 from ip2p.training.objective import objective_of
 from ip2p.training.online import OnlinePairs
-from ip2p.training.sharding import check_launch
 from ip2p.training.source import (
     ParquetRows,
     Rows,
@@ -38,6 +35,7 @@ from ip2p.training.source import (
     training_fingerprint,
 )
 from ip2p.training.stopping import Stop
+from ip2p.training.strategy import check_launch, precision_of
 from ip2p.training.surgery import widen_conv_in
 from ip2p.training.trackers import start_trackers, tracker_names
 from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
@@ -147,17 +145,12 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
 
 def new_accelerator(job: TrainingJob) -> Accelerator:
     """Precision, trackers and patience as the job says."""
-    precision = job.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if resolve_dtype("auto", resolve_device("auto")) == "bfloat16" else "no"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("mixed_precision fp16 wants a GPU, got a CPU. Set training.mixed_precision to bf16 or no.")
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the cache is built inside
     output = Path(job.output_dir)
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / job.logging_dir))
     trackers: Any = tracker_names(job.report_to)
     accelerator = Accelerator(
-        mixed_precision=precision, kwargs_handlers=[patient], log_with=trackers or None, project_config=project
+        mixed_precision=precision_of(job), kwargs_handlers=[patient], log_with=trackers or None, project_config=project
     )
     check_launch(job, accelerator)
     return accelerator

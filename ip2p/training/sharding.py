@@ -1,4 +1,4 @@
-"""Weights that are split over the processes (FSDP, version 2): which settings they allow, and how they become whole.
+"""Weights that are split over the processes, and how they become whole; here those of FSDP, version 2.
 
 accelerate splits the UNet with torch's `fully_shard`: each process keeps its part of every parameter, and of the
 optimizer's states. The average keeps the same parts as plain tensors, so that a step gathers nothing for it. Whole
@@ -9,50 +9,48 @@ the export and at a validation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ip2p.config import TrainingConfig
 
-WHOLE_WEIGHTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+class Parts(Protocol):
+    """How weights are split over the processes. All processes have to take part in what returns something whole."""
+
+    @property
+    def skeleton(self) -> UNet2DConditionModel:
+        """The UNet without memory."""
+        ...
+
+    def masters(self) -> list[Tensor]:
+        """This process's parts of the weights in float32, which share the memory that the optimizer writes to."""
+        ...
+
+    def whole(self, parts: Sequence[Tensor], *, is_main: bool) -> UNet2DConditionModel | None:
+        """Parts like the masters, put together in the CPU's memory of the main process."""
+        ...
+
+    def put(self, parts: Sequence[Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Copies whole weights into parts like the masters. RuntimeError where names or shapes differ."""
+        ...
+
+    def whole_states(self, *, is_main: bool) -> dict[str, Any] | None:
+        """The optimizer's state as one process would have it, in the main process."""
+        ...
+
+    def put_states(self, states: dict[str, Any]) -> None:
+        """Copies such a state into the optimizer."""
+        ...
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether the launch splits the weights."""
-    return bool(accelerator.distributed_type == DistributedType.FSDP)
-
-
-def check_launch(config: TrainingConfig, accelerator: Accelerator) -> None:
-    """ValueError for a strategy that the trainer does not know, and for settings that split weights do not allow."""
-    if accelerator.distributed_type in WHOLE_WEIGHTS:
-        return
-    if not is_sharded(accelerator):
-        raise ValueError(
-            f"the trainer runs on whole weights or under FSDP, got {accelerator.distributed_type.value}. "
-            "Launch with --multi_gpu, or split the weights with ip2p/training/launch_configs/fsdp.yaml."
-        )
-    plugin = accelerator.state.fsdp_plugin
-    if plugin.fsdp_version != 2:
-        raise ValueError(f"FSDP must be of version 2, got {plugin.fsdp_version}. Set fsdp_version: 2 in its config.")
-    if plugin.activation_checkpointing:
-        raise ValueError(
-            "fsdp_activation_checkpointing renames the layers that checkpoints name. Set it to false and give "
-            "--gradient_checkpointing, which saves the same memory."
-        )
-    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
-        raise ValueError("FSDP must leave weights on the device. Set fsdp_offload_params: false; see --offload_ema.")
-    if config.optim == "muon":
-        raise ValueError("muon needs whole matrices, and FSDP splits them. Train with optim adamw, or without FSDP.")
-    if config.use_8bit_adam:
-        raise ValueError("AdamW of 8 bits cannot step split weights. Leave use_8bit_adam out, or train without FSDP.")
+def new_average(parts: Parts) -> nn.ParameterList:
+    """A copy of this process's part of the weights."""
+    return nn.ParameterList([nn.Parameter(part.clone(), requires_grad=False) for part in parts.masters()])
 
 
 def skeleton_of(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -70,30 +68,55 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def new_average(skeleton: UNet2DConditionModel, unet: nn.Module) -> UNet2DConditionModel:
-    """A copy of this process's part of the weights; it holds them, and cannot be run."""
-    average = copy.deepcopy(skeleton)
-    for name, parameter in unet.named_parameters():
-        owner, _, leaf = name.rpartition(".")
-        setattr(average.get_submodule(owner), leaf, nn.Parameter(local(parameter).detach().clone()))
-    return average
+def check_fits(skeleton: UNet2DConditionModel, weights: Mapping[str, Tensor], *, strict: bool) -> list[str]:
+    """The names that the UNet does not have; RuntimeError where others lack or a shape differs."""
+    there = {name: value.to("meta") for name, value in weights.items()}  # where nothing is copied
+    found: list[str] = skeleton.load_state_dict(there, strict=strict).unexpected_keys
+    return found
 
 
-def whole_network(
-    network: nn.Module, unet: nn.Module, skeleton: UNet2DConditionModel, *, is_main: bool
-) -> UNet2DConditionModel | None:
-    """The network in the CPU's memory of the main process; every process has to take part.
-
-    `unet` is the one that is trained: its parameters say how those of `network`, itself or its average, are split.
-    """
+def fill(skeleton: UNet2DConditionModel, tensors: Iterable[Tensor], *, is_main: bool) -> UNet2DConditionModel | None:
+    """The UNet with these parameters, each taken when its turn comes, in the main process alone."""
     filled = copy.deepcopy(skeleton).to_empty(device="cpu") if is_main else None
-    parts = dict(network.named_parameters())
-    targets = dict(filled.named_parameters()) if filled is not None else {}
-    for name, like in unet.named_parameters():
-        found = _whole(local(parts[name]).detach(), like)
-        if name in targets:
-            targets[name].data.copy_(found)
+    targets = list(filled.parameters()) if filled is not None else None
+    for number, tensor in enumerate(tensors):
+        if targets is not None:
+            targets[number].data.copy_(tensor)
     return filled
+
+
+@dataclass(frozen=True, slots=True)
+class FsdpParts:
+    """Of every parameter some rows, as torch's `fully_shard` divides them."""
+
+    skeleton: UNet2DConditionModel
+    unet: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def masters(self) -> list[Tensor]:
+        return [local(parameter).detach() for parameter in self.unet.parameters()]
+
+    def whole(self, parts: Sequence[Tensor], *, is_main: bool) -> UNet2DConditionModel | None:
+        both = zip(parts, self.unet.parameters(), strict=True)
+        return fill(self.skeleton, (_whole(part.detach(), like) for part, like in both), is_main=is_main)
+
+    @torch.no_grad()
+    def put(self, parts: Sequence[Tensor], weights: Mapping[str, Tensor]) -> None:
+        for part, (name, like) in zip(parts, self.unet.named_parameters(), strict=True):
+            if name in weights:
+                part.copy_(_part(weights[name], like))
+
+    def whole_states(self, *, is_main: bool) -> dict[str, Any] | None:
+        found = self.optimizer.state_dict()
+        states: dict[int, dict[str, Any]] = {}
+        for number, state in found["state"].items():
+            gathered = {name: _whole(local(value), value) for name, value in state.items()}
+            if is_main:
+                states[number] = {name: value.cpu() for name, value in gathered.items()}
+        return found | {"state": states} if is_main else None
+
+    def put_states(self, states: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(states_like(states, self.optimizer))
 
 
 def _whole(part: Tensor, like: Tensor) -> Tensor:
@@ -111,26 +134,6 @@ def _part(whole: Tensor, like: Tensor) -> Tensor:
         return whole
     mesh = like.device_mesh
     return local(distribute_tensor(whole.to(mesh.device_type), mesh, like.placements, src_data_rank=None))
-
-
-@torch.no_grad()
-def put_weights(network: nn.Module, weights: Mapping[str, Tensor], unet: nn.Module) -> None:
-    """Copies each process's part of whole weights into a network, which is split as `unet` is."""
-    likes = dict(unet.named_parameters())
-    for name, parameter in network.named_parameters():
-        if name in weights:
-            local(parameter).copy_(_part(weights[name], likes[name]))
-
-
-def whole_states(optimizer: torch.optim.Optimizer, *, is_main: bool) -> dict[str, Any] | None:
-    """The optimizer's state as one process would have it, in the main process; every process has to take part."""
-    found = optimizer.state_dict()
-    states: dict[int, dict[str, Any]] = {}
-    for number, state in found["state"].items():
-        gathered = {name: _whole(local(value), value) for name, value in state.items()}
-        if is_main:
-            states[number] = {name: value.cpu() for name, value in gathered.items()}
-    return found | {"state": states} if is_main else None
 
 
 def states_like(states: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

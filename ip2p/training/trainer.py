@@ -6,6 +6,7 @@ import copy
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,8 @@ from ip2p.training.checkpoint import Trained
 from ip2p.training.lora import add_lora
 from ip2p.training.objective import Objective, drop_conditions, drop_text
 from ip2p.training.optimizer import new_optimizer
+from ip2p.training.strategy import is_fsdp, is_zero
+from ip2p.training.zero import ZeroParts
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ class Trainer:
         self.trained.optimizer.zero_grad(set_to_none=True)
         self.trained.schedule.step()
         if self.trained.average is not None:
-            update_average(self.trained.average, self.trained.unet, ema_decay_at(step + 1, self.config.ema_decay))
+            update_average(self.trained, self.trained.average, ema_decay_at(step + 1, self.config.ema_decay))
         return total, sharding.whole(torch.as_tensor(norm))
 
     def _attention(self) -> AbstractContextManager[None]:
@@ -101,6 +104,9 @@ class Trainer:
         return sdpa_kernel(SDPBackend.MATH) if explicit else nullcontext()
 
     def _syncing(self, is_last: bool) -> AbstractContextManager[None]:
+        if is_zero(self.accelerator):  # whose backward pass steps where it is told to synchronise
+            self.accelerator.sync_gradients = is_last
+            return nullcontext()
         return nullcontext() if is_last else self.accelerator.no_sync(self.network)
 
 
@@ -110,10 +116,10 @@ def ema_decay_at(step: int, decay: float) -> float:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Moves the average towards the weights that are trained, wherever it lies."""
-    both = zip(average.parameters(), network.parameters(), strict=True)
-    pairs = [(mean, sharding.local(weight).to(mean.device)) for mean, weight in both if weight.requires_grad]
+def update_average(trained: Trained, average: nn.Module, decay: float) -> None:
+    """Moves the average, or this process's part of it, towards the weights that are trained, wherever it lies."""
+    both = zip(average.parameters(), trained.parts_of(trained.unet), strict=True)
+    pairs = [(mean, weight.to(mean.device)) for mean, weight in both if weight.requires_grad or trained.parts]
     means, weights = zip(*pairs, strict=True)
     torch._foreach_lerp_(list(means), list(weights), 1 - decay)
 
@@ -124,9 +130,11 @@ def new_trained(
     """The UNet on its device with its average, optimizer and schedule, and the UNet as the accelerator wraps it."""
     if config.use_lora:
         unet = add_lora(unet, config.rank, config.seed)
-    skeleton = sharding.skeleton_of(unet) if sharding.is_sharded(accelerator) else None
-    if skeleton is None:  # else each process takes its part alone onto its device
+    skeleton = sharding.skeleton_of(unet) if is_fsdp(accelerator) or is_zero(accelerator) else None
+    if skeleton is None:
         unet.to(accelerator.device, memory_format=torch.channels_last)
+    elif is_zero(accelerator):
+        unet.to(accelerator.device)  # under FSDP each process takes its part alone onto its device
     place = torch.device("cpu") if config.offload_ema else accelerator.device
     average = copy.deepcopy(unet).to(place) if config.use_ema and skeleton is None else None
     _speed_up(unet.train(), config, accelerator.device)
@@ -141,12 +149,28 @@ def new_trained(
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
     )
+    groups = [list(group["params"]) for group in optimizer.param_groups]
     network, prepared = accelerator.prepare(unet, optimizer)
-    if config.use_ema and skeleton is not None:
-        average = sharding.new_average(skeleton, unet).to(place)
+    parts = _parts(skeleton, unet, prepared, groups, accelerator)
+    if config.use_ema and parts is not None:
+        average = sharding.new_average(parts).to(place)
     if average is not None:
         average.eval().requires_grad_(False)
-    return Trained(unet, average, prepared, schedule, accelerator.scaler, config.use_lora, skeleton), network
+    return Trained(unet, average, prepared, schedule, accelerator.scaler, config.use_lora, parts), network
+
+
+def _parts(
+    skeleton: UNet2DConditionModel | None,
+    unet: UNet2DConditionModel,
+    prepared: Any,
+    groups: list[list[nn.Parameter]],
+    accelerator: Accelerator,
+) -> sharding.Parts | None:
+    if skeleton is None:
+        return None
+    if is_zero(accelerator):
+        return ZeroParts(skeleton, unet, prepared.optimizer, groups)
+    return sharding.FsdpParts(skeleton, unet, prepared)
 
 
 def learning_rate_of(config: TrainingConfig, num_processes: int) -> float:

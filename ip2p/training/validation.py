@@ -70,7 +70,7 @@ class Validation:
         trained = trainer.trained
         network = trained.whole(trained.average or trained.unet, is_main=self.accelerator.is_main_process)
         if network is not None:
-            if trained.is_split:
+            if trained.parts is not None:
                 network.to(self.accelerator.device)
             was_training = network.training
             network.eval()
