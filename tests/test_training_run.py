@@ -144,6 +144,16 @@ def trainer_on(data: Path, folder: Path, config: TrainingConfig) -> Trainer:
     return new_trainer(cache, config, accelerator)[0]
 
 
+def test_a_cache_that_is_built_later_leaves_the_accelerator_its_optimizer(
+    tmp_path: Path, data: Path, tiny_sd: Path
+) -> None:
+    """Without it, gradients of fp16 would be clipped at their scaled size, and DeepSpeed could not step."""
+    config = tiny_training(tiny_sd)
+    trainer = trainer_on(data, tmp_path, config)
+    load_cache(tmp_path / "held-out", open_rows(str(data), config), config, trainer.accelerator)
+    assert trainer.accelerator._optimizers == [trainer.trained.optimizer]
+
+
 def test_a_step_of_two_halves_has_the_gradient_of_their_mean(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     config = tiny_training(tiny_sd, train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-6)
     trainer = trainer_on(data, tmp_path, config)
