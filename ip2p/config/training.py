@@ -155,7 +155,8 @@ class TrainingConfig:
     launch_args: str = ""
     """Arguments of `accelerate launch`; a process per GPU by default.
 
-    "--config_file fsdp --num_processes 4" splits the weights over four GPUs; multi_gpu is shipped too, or give a file.
+    "--config_file fsdp --num_processes 4" splits the weights over four GPUs; multi_gpu and deepspeed are there too, or
+    give a file.
     """
     seed: int = 0
     """Seed of sample order, noise, timesteps and dropout."""
