@@ -187,7 +187,15 @@ def test_the_worst_edits_fail_and_the_best_succeed(html: str) -> None:
 
 def test_all_baselines_and_all_measures_are_told(html: str) -> None:
     section = _section(html, "quality")
-    for words in ("copy the input", "untrained", "sdedit 0.5", "No-op", "LPIPS outside mask ↓", "sdedit 0.5: success", "+0.210"):
+    for words in (
+        "copy the input",
+        "untrained",
+        "sdedit 0.5",
+        "No-op",
+        "LPIPS outside mask ↓",
+        "sdedit 0.5: success",
+        "+0.210",
+    ):
         assert words in section
 
 
