@@ -84,8 +84,11 @@ def test_the_report_of_200_000_candidates_is_written_in_bounded_time_memory_and_
     )
     size, memory, seconds = (float(word) for word in done.stdout.split())
     page = (config.out / "report/index.html").read_text()
+    print(
+        f"{size / 1e6:.1f} MB page, {memory / 1e6:.0f} MB memory, {seconds:.0f} s of CPU, {NUM_SHARDS * shard / 1e9:.1f} GB run"
+    )
     assert size <= 20e6
     assert memory < 600e6 < NUM_SHARDS * shard
     assert seconds < 90
     assert "of 200\u202f000" in page and "left out to keep" in page
-    assert page.count('class="card"') > 60
+    assert page.count('class="card"') >= 50

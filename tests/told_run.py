@@ -124,6 +124,9 @@ def _write_evaluation(run: store.RunFolder, rng: random.Random) -> None:
     names = [f"model-1.5-{number:05d}" for number in range(2)]
     for name, rows in zip(names, halves, strict=True):
         store.write_shard(run.evaluation / "parts" / f"{name}.parquet", _table(rows), fingerprint="x", seconds=1.0)
+    told = [{name: value for name, value in row.items() if name != "picture"} for row in made["model"]]
+    scores = pa.Table.from_pylist([{"model": "model", "sweep": False, "seed": row["case"], **row} for row in told])
+    store.write_shard(run.evaluation / "scores.parquet", scores, fingerprint="x", seconds=0.0)
     store.write_json(run.evaluation / "figures.json", {**_figures(made, edits, rng), "parts": names, "seconds": 96.0})
     _write_grids(run, edits[:3])
 
