@@ -126,6 +126,9 @@ def _write_evaluation(run: store.RunFolder, rng: random.Random) -> None:
         table = _table(rows)
         for folder, some in (("edits", table), ("parts", table.drop_columns(["edited_image"]))):
             store.write_shard(run.evaluation / folder / f"{name}.parquet", some, fingerprint="x", seconds=1.0)
+    told = [{name: value for name, value in row.items() if name != "picture"} for row in made["model"]]
+    scores = pa.Table.from_pylist([{"model": "model", "kind": "edit", "seed": row["case"], **row} for row in told])
+    store.write_shard(run.evaluation / "scores.parquet", scores, fingerprint="x", seconds=0.0)
     store.write_json(run.evaluation / "figures.json", {**_figures(made, edits, rng), "parts": names, "seconds": 96.0})
     _write_grids(run, edits[:3])
 

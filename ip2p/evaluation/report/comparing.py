@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from ip2p.evaluation.report import cost, figures, guidance
 from ip2p.evaluation.report.charts import MARKS, legend
 from ip2p.evaluation.report.overview import setting_rows
 from ip2p.evaluation.report.quality import figures_table, judge_words
-from ip2p.evaluation.report.reading import Row, RunFacts, read_run
+from ip2p.evaluation.report.reading import UNREADABLE, Row, RunFacts, read_run
 from ip2p.evaluation.report.sidebyside import case_hashes, side_by_side
 from ip2p.evaluation.report.tradeoff import tradeoff_chart, usable
 from ip2p.evaluation.report.wording import is_number, mapping, p_value, signed
 from ip2p.store import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
@@ -80,12 +83,20 @@ def _names(configs: Sequence[PipelineConfig]) -> list[str]:
 
 
 def _paired(names: Sequence[str], configs: Sequence[PipelineConfig]) -> list[dict[str, Any]]:
-    first, *others = (_edits(config) for config in configs)
+    first, *others = (_edits_or_none(config) for config in configs)
     return [
         _against(name, [(first[key], some[key]) for key in first if key in some])
         for name, some in zip(names[1:], others, strict=True)
         if first.keys() & some.keys()
     ]
+
+
+def _edits_or_none(config: PipelineConfig) -> dict[tuple[Any, ...], Row]:
+    try:
+        return _edits(config)
+    except UNREADABLE as error:
+        logger.warning("%s is not compared edit by edit: %s", config.out, error)
+        return {}
 
 
 def _edits(config: PipelineConfig) -> dict[tuple[Any, ...], Row]:

@@ -20,7 +20,7 @@ Section = dict[str, Any]
 NUM_PAIRS, NUM_EDITS, NUM_EXTREMES = 480, 280, 8
 NUM_OF_TYPE = 2
 """Of the best and the worst, so many of one edit type."""
-PAIR_BYTES, EDIT_BYTES, EXTREME_BYTES = 6_000_000, 4_000_000, 1_000_000
+PAIR_BYTES, EDIT_BYTES, EXTREME_BYTES = 7_500_000, 4_500_000, 1_000_000
 """What the pictures of a sheet may take of the page."""
 
 

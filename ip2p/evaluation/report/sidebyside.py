@@ -49,7 +49,7 @@ def side_by_side(shown: Mapping[str, RunFacts]) -> dict[str, Any] | None:
     cards = _cards(some, edits, chosen, album)
     if not cards:
         return None
-    order = [*(f"only {name}" for name in some), "some", "all", "none"]
+    order = [*(f"only {name}" for name in some), "some runs", "every run", "no run"]
     fields = {"type": ("Edit type", {}), "verdict": ("Who succeeds", {words: words for words in order})}
     return {**sheet("edits", cards, fields), "total": len(keys), "left_out": album.num_left_out}
 
@@ -68,8 +68,8 @@ def _verdict(edits: Mapping[str, Mapping[Key, Row]], key: Key) -> str:
         return ""
     good = [name for name, success in found.items() if success]
     if len(good) in (0, len(found)):
-        return "all" if good else "none"
-    return f"only {good[0]}" if len(good) == 1 else "some"
+        return "every run" if good else "no run"
+    return f"only {good[0]}" if len(good) == 1 else "some runs"
 
 
 def _cards(
