@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows.limits import server_slot
-from ip2p import dataset, evaluation, prompts, rendering, training
+from ip2p import ablation, dataset, evaluation, prompts, rendering, training
 from ip2p.config import PipelineConfig
 from ip2p.evaluation import report
 from ip2p.store import Sidecar
@@ -75,3 +75,9 @@ def evaluate_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
 def write_report(config: PipelineConfig) -> Path:
     """The run as one page."""
     return report.write_report(config)
+
+
+@task(task_run_name="compare", cache_policy=NO_CACHE)
+def compare_runs(configs: list[PipelineConfig], path: Path) -> Path:
+    """Several runs as one page."""
+    return ablation.write_page(configs, path)

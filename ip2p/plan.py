@@ -122,12 +122,13 @@ def _state(config: PipelineConfig, use: Use, data: str | None) -> dict[str, str]
 
 
 def _inputs(config: PipelineConfig, use: Use, data: str | None) -> Iterable[Path]:
-    named = [data or ""]
+    named: list[str | None] = [data]
     if use != "training":
         named += [config.prompts.captions, config.prompts.examples, config.prompts.model]
         named += [config.rendering.model, config.scoring.clip_model]
     if use != "dataset":
         named += [config.training.pretrained_model_name_or_path, config.scoring.clip_model]
+        named += [config.evaluation.data]
     for name in filter(None, named):
         path = Path(name).expanduser()
         yield from sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -26,6 +26,7 @@ COMMANDS = {
     "refilter": commands.refilter,
     "report": commands.report,
     "compare": commands.compare,
+    "ablate": commands.ablate,
     "edit": editing.edit,
     "app": app.app,
 }

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.cli.arguments import (
+    parse,
     parse_existing_run,
     parse_new_run,
     read_run,
     read_run_data,
     take_option,
+    take_run_folder,
     wants_help,
 )
 from ip2p.cli.datasets import enter, import_pairs, inspect
@@ -111,6 +113,42 @@ def compare(words: list[str]) -> None:
     print(write_comparison(configs, Path(output) if output else None))
 
 
+def ablate(words: list[str]) -> None:
+    """Trains variants of a finished run (a tenth of the data, no filter, p fixed) and lays them side by side."""
+    names = take_option(words, "variants")
+    run = take_run_folder(words, "ablate")
+    base = read_run(run) if run else PipelineConfig()
+    base = dataclasses.replace(base, out=base.out.with_name(f"{base.out.name}-ablation"))
+    usage = "ip2p ablate RUN [--variants full,tenth,unfiltered,fixed-p] [--out FOLDER] [--stage.knob VALUE …]"
+    config = parse(PipelineConfig, words, prog="ip2p ablate RUN", description=usage, default=base)
+    if run is None:
+        return
+    from ip2p import ablation, plan
+
+    chosen = ablation.choose_variants(names.split(",") if names else list(ablation.VARIANTS))
+    check_ablation(config, run)
+    enter(config)
+    started, page = time.monotonic(), config.out / "index.html"
+    if all(plan.is_complete(each.config, "pipeline") for each in ablation.variants_of(run, config, chosen)):
+        ablation.write_page([each.config for each in ablation.variants_of(run, config, chosen)], page)
+        print(f"Everything is done already in {config.out}.")
+    else:
+        _serve_and_run(config, "ablation", run, chosen)
+        print(f"Done in {time.monotonic() - started:.0f} s.")
+    for name in chosen:
+        print(f"{name}\n{describe_results(dataclasses.replace(config, out=config.out / name))}")
+    if page.exists():
+        print(f"{'page':<13} {page}")
+
+
+def check_ablation(config: PipelineConfig, run: Path) -> None:
+    """ValueError where a run has no dataset of its own to make variants of, or would be overwritten."""
+    if (data := read_run_data(run)) is not None:
+        raise ValueError(f"{run} was trained on {data}. `ip2p ablate` takes a run that made its own dataset.")
+    if config.out.resolve() == run.resolve():
+        raise ValueError(f"--out is the run itself ({run}). Give another folder for its variants.")
+
+
 def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
     """Runs one of the three flows unless it is finished, and says where its results are."""
     from ip2p import plan
@@ -125,13 +163,13 @@ def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
     if any(config.out.glob("triplets/*.json")) or (config.out / "training").exists():
         logger.info("going on in %s: what is finished there is kept", config.out)
     plan.write_config(config, data)
-    _serve_and_run(config, use, data)
+    _serve_and_run(config, use, *([data] if use == "training" else []))
     plan.record_completion(config, use, data)
     print(f"Done in {time.monotonic() - started:.0f} s.")
     print(describe_results(config))
 
 
-def _serve_and_run(config: PipelineConfig, use: str, data: str | None) -> None:
+def _serve_and_run(config: PipelineConfig, use: str, *arguments: Any) -> None:
     from flows.server import prefect_server
 
     module = f"flows.{use}"
@@ -139,7 +177,7 @@ def _serve_and_run(config: PipelineConfig, use: str, data: str | None) -> None:
         from flows.runners import with_runner
 
         flow = with_runner(getattr(importlib.import_module(module), f"{use}_flow"), config.runner)
-        flow(config, data) if use == "training" else flow(config)
+        flow(config, *arguments)
 
 
 def _report(config: PipelineConfig) -> None:

@@ -29,8 +29,10 @@ logger = logging.getLogger(__name__)
 def evaluate(config: PipelineConfig, *, data: str | Path | None = None) -> dict[str, Any]:
     """Edits the held-out cases with the trained editor and its baselines and returns the figures.
 
-    Without a domain the cases are the test split of `data` (the run's own dataset by default), judged by CLIP alone.
+    Without a domain the cases are the test split of `evaluation.data`, of `data` or of the run's own dataset, the
+    first that is named, judged by CLIP alone.
     """
+    data = config.evaluation.data or data
     domain = load_domain(config.evaluation.domain) if config.evaluation.domain else None
     trained_model(config)
     cases = hold_out_cases(config, domain, Path(data).expanduser() if data else None)

@@ -26,9 +26,14 @@ COLUMNS = {
     "clip_direction": "CLIP direction",
     "clip_image": "CLIP image",
 }
+MADE = {"pairs": "training pairs", "accepted": "accepted candidates", "right": "accepted that are right"}
+"""What the editors were made from."""
 SHARES = ("success", "done", "kept")
 MOST_SERIES = 6
 """A chart has so many colours."""
+
+Cell = dict[str, str] | None
+"""A figure and what stands small beside it."""
 
 
 def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
@@ -42,6 +47,8 @@ def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
     names = _names(configs)
     shown = dict(zip(names, facts, strict=True))
     columns = [name for name in COLUMNS if any(each.figures.get(name) is not None for each in facts)]
+    sources = [_made_from(each) for each in facts]
+    told = [name for name in MADE if any(source[name] for source in sources)]
     curves = {name: each.figures.get("curve") or [] for name, each in shown.items()}
     judged = {name: each for name, each in shown.items() if each.figures.get("success") is not None}
     some = list(judged.items())[:MOST_SERIES]
@@ -49,8 +56,11 @@ def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
     title = "Success by edit type"
     return {
         "names": names,
-        "columns": [COLUMNS[name] for name in columns],
-        "rows": [_figures(name, each, columns) for name, each in shown.items()],
+        "columns": [*(COLUMNS[name] for name in columns), *(MADE[name] for name in told)],
+        "rows": [
+            _figures(name, each, columns, [source[column] for column in told])
+            for (name, each), source in zip(shown.items(), sources, strict=True)
+        ],
         "paired": _paired(names, configs),
         "curves": curves_chart({name: curve for name, curve in curves.items() if curve}),
         "curve_names": [name for name, curve in curves.items() if curve][:MOST_SERIES],
@@ -70,16 +80,29 @@ def _names(configs: Sequence[PipelineConfig]) -> list[str]:
     return [f"{path.name} ({number})" for number, path in enumerate(paths, 1)]
 
 
-def _figures(name: str, facts: RunFacts, columns: Sequence[str]) -> dict[str, Any]:
-    return {"name": name, "n": facts.figures["n"], "cells": [_cell(facts.figures, column) for column in columns]}
+def _figures(name: str, facts: RunFacts, columns: Sequence[str], made_from: Sequence[Cell]) -> dict[str, Any]:
+    cells = [_cell(facts.figures, column) for column in columns]
+    return {"name": name, "n": facts.figures["n"], "cells": [*cells, *made_from]}
 
 
-def _cell(found: Row, name: str) -> dict[str, str] | None:
+def _made_from(facts: RunFacts) -> dict[str, Cell]:
+    """The dataset that a run trained on, as far as its summary tells."""
+    training, rendering, dataset = (facts.summary.get(stage) or {} for stage in ("training", "rendering", "dataset"))
+    pairs, asked = training.get("samples"), rendering.get("candidates")
+    accepted = f"{rendering['accepted'] / asked:.1%}" if asked and "accepted" in rendering else None
+    return {
+        "pairs": None if pairs is None else {"value": f"{pairs:,}", "note": ""},
+        "accepted": {"value": accepted, "note": f"of {asked:,}"} if accepted else None,
+        "right": _cell(dataset, "oracle_precision", "{:.1%}"),
+    }
+
+
+def _cell(found: Row, name: str, form: str = "") -> Cell:
     if found.get(name) is None:
         return None
-    form = "{:.1%}" if name in SHARES else "{:.3f}"
+    form = form or ("{:.1%}" if name in SHARES else "{:.3f}")
     low, high = found[f"{name}_interval"]
-    return {"value": form.format(found[name]), "low": form.format(low), "high": form.format(high)}
+    return {"value": form.format(found[name]), "note": f"{form.format(low)}–{form.format(high)}"}
 
 
 def _paired(names: Sequence[str], configs: Sequence[PipelineConfig]) -> list[dict[str, Any]]:
