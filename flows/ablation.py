@@ -30,14 +30,13 @@ def ablation_flow(config: PipelineConfig, run: Path, variants: Sequence[str] = t
 def build_variant(variant: ablation.Variant) -> None:
     """One variant's pipeline, unless it has been through it."""
     name, config = variant.name, variant.config
-    if plan.is_complete(config, "pipeline"):
-        logger.info("%s is done already", name)
-        return
+
+    def work() -> None:
+        logger.info("%s: started in %s", name, config.out)
+        with_runner(pipeline_flow, config.runner).with_options(flow_run_name=name)(config)
+
     store.hold(config.out)
     if not (config.out / "config.json").exists():
         ablation.take_over(variant.source, config.out, editor=name == "full")
-    plan.check_inputs(config, "pipeline")
-    plan.write_config(config)
-    logger.info("%s: started in %s", name, config.out)
-    with_runner(pipeline_flow, config.runner).with_options(flow_run_name=name)(config)
-    plan.record_completion(config, "pipeline")
+    if not plan.carry_out(config, "pipeline", work):
+        logger.info("%s is done already", name)

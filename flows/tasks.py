@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows.limits import server_slot
+from flows.progress import Bar
 from ip2p import ablation, dataset, evaluation, prompts, rendering, training
 from ip2p.config import PipelineConfig
 from ip2p.evaluation import report
@@ -68,7 +69,8 @@ def train_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
 @task(task_run_name="evaluate", cache_policy=NO_CACHE)
 def evaluate_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
     """The editor's figures on held-out edits."""
-    return evaluation.evaluate(config, data=data)
+    bar = Bar("evaluation", "Evaluation, held-out edits")
+    return evaluation.evaluate(config, data=data, progress=bar.show)
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)

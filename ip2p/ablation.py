@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ip2p.config import EditTypeRendering, PipelineConfig, RenderingConfig, Thresholds
-from ip2p.config_file import suggest
+from ip2p.config_file import read_run, read_run_data, suggest
 from ip2p.store import RunFolder, read_summary
 
 SHARE = 0.1
@@ -74,6 +74,19 @@ def choose_variants(names: Sequence[str]) -> tuple[str, ...]:
     if not chosen:
         raise ValueError(f"no variant was named. Known are: {', '.join(VARIANTS)}.")
     return chosen
+
+
+def config_of(run: Path) -> PipelineConfig:
+    """The settings of a run, with the folder beside it that its variants go to."""
+    return replace(read_run(run), out=run.with_name(f"{run.name}-ablation"))
+
+
+def check_run(config: PipelineConfig, run: Path) -> None:
+    """ValueError where a run has no dataset of its own to make variants of, or would be overwritten."""
+    if (data := read_run_data(run)) is not None:
+        raise ValueError(f"{run} was trained on {data}. Variants are made of a run that made its own dataset.")
+    if config.out.resolve() == run.resolve():
+        raise ValueError(f"the variants cannot go to the run itself ({run}). Give another folder for them.")
 
 
 class Variant(NamedTuple):

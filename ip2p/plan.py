@@ -10,7 +10,7 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,20 @@ def check_inputs(config: PipelineConfig, use: Use, data: str | None = None) -> N
         check_model_source(start, what="training.pretrained_model_name_or_path", marker="model_index.json")
     if use == "training" and find_files(data or ""):
         open_rows(data or "", config.training)
+
+
+def carry_out(config: PipelineConfig, use: Use, work: Callable[[], None], data: str | None = None) -> bool:
+    """Does the work, what it needs before and after included, unless it is done; then False."""
+    if is_complete(config, use, data):
+        return False
+    check_inputs(config, use, data)
+    store.hold(config.out)
+    if any(config.out.glob("triplets/*.json")) or (config.out / "training").exists():
+        logger.info("going on in %s: what is finished there is kept", config.out)
+    write_config(config, data)
+    work()
+    record_completion(config, use, data)
+    return True
 
 
 def record_completion(config: PipelineConfig, use: Use, data: str | None = None) -> None:

@@ -170,7 +170,7 @@ def test_an_ablation_says_which_variants_there_are_and_what_it_cannot_vary(
     run = str(tiny_config.out)
     plan.write_config(tiny_config)
     assert "unknown variant tneth. Did you mean tenth?" in _error(capsys, "ablate", run, "--variants", "full,tneth")
-    assert "--out is the run itself" in _error(capsys, "ablate", run, "--out", run)
+    assert "the variants cannot go to the run itself" in _error(capsys, "ablate", run, "--out", run)
     plan.write_config(tiny_config, "owner/pairs")
     assert f"{run} was trained on owner/pairs" in _error(capsys, "ablate", run)
 

@@ -13,8 +13,6 @@ from ip2p.cli.arguments import (
     parse,
     parse_existing_run,
     parse_new_run,
-    read_run,
-    read_run_data,
     take_option,
     take_run_folder,
     wants_help,
@@ -22,6 +20,7 @@ from ip2p.cli.arguments import (
 from ip2p.cli.datasets import enter, import_pairs, inspect
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
+from ip2p.config_file import read_run, read_run_data
 
 logger = logging.getLogger(__name__)
 
@@ -115,18 +114,17 @@ def compare(words: list[str]) -> None:
 
 def ablate(words: list[str]) -> None:
     """Trains variants of a finished run (a tenth of the data, no filter, p fixed) and lays them side by side."""
+    from ip2p import ablation, plan
+
     names = take_option(words, "variants")
     run = take_run_folder(words, "ablate")
-    base = read_run(run) if run else PipelineConfig()
-    base = dataclasses.replace(base, out=base.out.with_name(f"{base.out.name}-ablation"))
+    base = ablation.config_of(run) if run else PipelineConfig()
     usage = "ip2p ablate RUN [--variants full,tenth,unfiltered,fixed-p] [--out FOLDER] [--stage.knob VALUE …]"
     config = parse(PipelineConfig, words, prog="ip2p ablate RUN", description=usage, default=base)
     if run is None:
         return
-    from ip2p import ablation, plan
-
     chosen = ablation.choose_variants(names.split(",") if names else list(ablation.VARIANTS))
-    check_ablation(config, run)
+    ablation.check_run(config, run)
     enter(config)
     started, page = time.monotonic(), config.out / "index.html"
     if all(plan.is_complete(each.config, "pipeline") for each in ablation.variants_of(run, config, chosen)):
@@ -141,31 +139,19 @@ def ablate(words: list[str]) -> None:
         print(f"{'page':<13} {page}")
 
 
-def check_ablation(config: PipelineConfig, run: Path) -> None:
-    """ValueError where a run has no dataset of its own to make variants of, or would be overwritten."""
-    if (data := read_run_data(run)) is not None:
-        raise ValueError(f"{run} was trained on {data}. `ip2p ablate` takes a run that made its own dataset.")
-    if config.out.resolve() == run.resolve():
-        raise ValueError(f"--out is the run itself ({run}). Give another folder for its variants.")
-
-
 def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
     """Runs one of the three flows unless it is finished, and says where its results are."""
     from ip2p import plan
 
-    if plan.is_complete(config, use, data):
-        print(f"Everything is done already in {config.out}.")
-        print(describe_results(config))
-        return
+    def work() -> None:
+        enter(config)
+        _serve_and_run(config, use, *([data] if use == "training" else []))
+
     started = time.monotonic()
-    plan.check_inputs(config, use, data)
-    enter(config)
-    if any(config.out.glob("triplets/*.json")) or (config.out / "training").exists():
-        logger.info("going on in %s: what is finished there is kept", config.out)
-    plan.write_config(config, data)
-    _serve_and_run(config, use, *([data] if use == "training" else []))
-    plan.record_completion(config, use, data)
-    print(f"Done in {time.monotonic() - started:.0f} s.")
+    if plan.carry_out(config, use, work, data):
+        print(f"Done in {time.monotonic() - started:.0f} s.")
+    else:
+        print(f"Everything is done already in {config.out}.")
     print(describe_results(config))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from ip2p.records import PairScores
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: PipelineConfig, *, data: str | Path | None = None) -> dict[str, Any]:
+def evaluate(
+    config: PipelineConfig, *, data: str | Path | None = None, progress: Callable[[float], object] = lambda share: None
+) -> dict[str, Any]:
     """Edits the held-out cases with the trained editor and its baselines and returns the figures.
 
     Without a domain the cases are the test split of `evaluation.data`, of `data` or of the run's own dataset, the
-    first that is named, judged by CLIP alone.
+    first that is named, judged by CLIP alone. `progress` is told the share of the edits that are done.
     """
     data = config.evaluation.data or data
     domain = load_domain(config.evaluation.domain) if config.evaluation.domain else None
@@ -41,7 +43,7 @@ def evaluate(config: PipelineConfig, *, data: str | Path | None = None) -> dict[
         logger.warning("skipped the evaluation: %s", reason)
         store.write_json(store.RunFolder(config.out).evaluation / "figures.json", {"skipped": reason})
         return {"skipped": reason}
-    sidecars = _write_missing_parts(config, domain, cases)
+    sidecars = _write_missing_parts(config, domain, cases, progress)
     records = _collect(config, cases, sidecars)
     figures = _figures(records, domain.edit_types() if domain else ())
     figures["seconds"] = round(sum(sidecar.seconds for sidecar in sidecars.values()), 3)
@@ -60,7 +62,7 @@ def _figures(records: Sequence[metrics.Record], edit_types: Sequence[str]) -> di
 
 
 def _write_missing_parts(
-    config: PipelineConfig, domain: Domain | None, cases: Sequence[EditCase]
+    config: PipelineConfig, domain: Domain | None, cases: Sequence[EditCase], progress: Callable[[float], object]
 ) -> dict[Part, store.Sidecar]:
     hashes = [fingerprint_case(case) for case in cases]
     plan = plan_parts(config, cases)
@@ -72,9 +74,15 @@ def _write_missing_parts(
         logger.info("%d of %d evaluation parts were there already", len(plan) - len(todo), len(plan))
     load = functools.cache(functools.partial(load_named_editor, config))
     load_scorer = functools.cache(functools.partial(_load_scorer, config))
-    with tqdm(
-        total=sum(len(part.cases) for part in todo), desc="evaluate", unit="edit", disable=None if todo else True
-    ) as bar:
+    total, num_done = sum(len(part.cases) for part in todo), 0
+    with tqdm(total=total, desc="evaluate", unit="edit", disable=None if todo else True) as bar:
+
+        def count(num: int) -> None:
+            nonlocal num_done
+            num_done += num
+            bar.update(num)
+            progress(num_done / total)
+
         for part in todo:
             made = write_part(
                 config,
@@ -84,7 +92,7 @@ def _write_missing_parts(
                 editor=load(part.model),
                 score=load_scorer(),
                 domain=domain,
-                progress=bar.update,
+                progress=count,
             )
             logger.info("%s: %d edits in %.1f s", part.name, made.rows, made.seconds)
             sidecars[part] = made
