@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +58,9 @@ class Done:
     """Of all parts, whenever they were made."""
 
 
-def carry_out(work: Work) -> Done:
-    """Makes what is missing and gathers `scores.parquet` and `cases.parquet`."""
-    edits = _edit_missing(work)
+def carry_out(work: Work, progress: Callable[[float], object] = lambda share: None) -> Done:
+    """Makes what is missing and gathers `scores.parquet` and `cases.parquet`; `progress` hears the share of edits."""
+    edits = _edit_missing(work, progress)
     figures = _measure_missing(work, edits)
     asked = fingerprint([(part.name, sidecar.sha256) for part, sidecar in figures.items()])
     scores = work.folder / "scores.parquet"
@@ -72,7 +72,7 @@ def carry_out(work: Work) -> Done:
     return Done(pq.read_table(scores).to_pylist(), round(seconds, 3))
 
 
-def _edit_missing(work: Work) -> dict[Part, store.Sidecar]:
+def _edit_missing(work: Work, progress: Callable[[float], object]) -> dict[Part, store.Sidecar]:
     hashes = [fingerprint_case(case) for case in work.cases]
     prints = {
         part: fingerprint_edits(part, hashes, work.editors[part.model].identity, work.knobs.seed) for part in work.parts
@@ -83,8 +83,15 @@ def _edit_missing(work: Work) -> dict[Part, store.Sidecar]:
         logger.info("%d of %d parts were edited already", len(found) - len(todo), len(found))
     from ip2p.loading import unload_all
 
-    total = sum(len(part.cases) for part in todo)
+    total, num_done = sum(len(part.cases) for part in todo), 0
     with tqdm(total=total, desc="edit", unit="edit", disable=None if todo else True) as bar:
+
+        def count(num: int) -> None:
+            nonlocal num_done
+            num_done += num
+            bar.update(num)
+            progress(num_done / total)
+
         for name in dict.fromkeys(part.model for part in todo):
             editor = work.editors[name].load()
             for part in (part for part in todo if part.model == name):
@@ -96,7 +103,7 @@ def _edit_missing(work: Work) -> dict[Part, store.Sidecar]:
                     editor=editor,
                     seed=work.knobs.seed,
                     batch_size=work.knobs.batch_size,
-                    progress=bar.update,
+                    progress=count,
                 )
                 logger.info("%s: %d edits in %.1f s", part.name, made.rows, made.seconds)
                 found[part] = made

@@ -20,10 +20,16 @@ from ip2p.evaluation.report.quality import figures_table, judge_words
 from ip2p.evaluation.report.reading import UNREADABLE, Row, RunFacts, read_run
 from ip2p.evaluation.report.sidebyside import case_hashes, side_by_side
 from ip2p.evaluation.report.tradeoff import tradeoff_chart, usable
-from ip2p.evaluation.report.wording import is_number, mapping, p_value, signed
+from ip2p.evaluation.report.wording import count, is_number, mapping, p_value, percent, percents, signed
 from ip2p.store import RunFolder
 
 logger = logging.getLogger(__name__)
+
+MADE = {"pairs": "Training pairs", "accepted": "Accepted candidates", "right": "Accepted that are right"}
+"""What the editors were made from."""
+
+Cell = dict[str, str] | None
+"""A figure and what stands small beside it."""
 
 
 def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
     drawn = usable(curves)
     return {
         "names": names,
-        "table": figures_table({name: each.figures for name, each in shown.items()}),
+        "table": _table(shown),
         "judges": _judges(shown),
         "paired": _paired(names, configs),
         "curves": tradeoff_chart(curves),
@@ -50,6 +56,35 @@ def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
         "pictures": side_by_side(shown),
         "cost": _costs(shown),
         "settings": _settings(configs),
+    }
+
+
+def _table(shown: Mapping[str, RunFacts]) -> dict[str, Any]:
+    """The figures of every run, and what its editor was made from."""
+    table = figures_table({name: each.figures for name, each in shown.items()})
+    sources = [_made_from(each) for each in shown.values()]
+    told = [name for name in MADE if any(source[name] for source in sources)]
+    rows = [
+        {**row, "cells": [*row["cells"], *(source[name] for name in told)]}
+        for row, source in zip(table["rows"], sources, strict=True)
+    ]
+    return {"columns": [*table["columns"], *(MADE[name] for name in told)], "rows": rows}
+
+
+def _made_from(facts: RunFacts) -> dict[str, dict[str, str] | None]:
+    """The dataset that a run trained on, as far as its summary tells."""
+    training, rendering, dataset = (mapping(facts.summary.get(name)) for name in ("training", "rendering", "dataset"))
+    pairs, asked, accepted = training.get("samples"), rendering.get("candidates"), rendering.get("accepted")
+    right = dataset.get("oracle_precision")
+    bounds = dataset.get("oracle_precision_interval") or ()
+    return {
+        "pairs": {"value": count(int(pairs)), "interval": ""} if is_number(pairs) else None,
+        "accepted": {"value": percent(accepted / asked), "interval": f"of {count(asked)}"}
+        if asked and is_number(accepted)
+        else None,
+        "right": {"value": percent(right), "interval": percents(*bounds) if len(bounds) == 2 else ""}
+        if is_number(right)
+        else None,
     }
 
 
