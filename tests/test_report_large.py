@@ -22,19 +22,21 @@ from ip2p.evaluation.report.reading import CLIP
 NUM_SHARDS, ROWS = 200, 1000
 KINDS = ("colour", "shape", "weather", "style")
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from ip2p.config import PipelineConfig
 from ip2p.evaluation.report import write_report
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def most():  # unlike getrusage's, this peak is not inherited from the process that started this one
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+before = most()
 page = write_report(PipelineConfig(out=Path(sys.argv[1])))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(page.stat().st_size, (after - before) * 1024)
+print(page.stat().st_size, most() - before)
 """
 
 
 def write_large_run(config: PipelineConfig) -> None:
-    """200,000 candidates with pictures of 256 x 256, 12 GB of them: one shard that lies there 200 times."""
+    """200,000 candidates with pictures of 256 x 256, over 20 GB of them: one shard that lies there 200 times."""
     run, rng = store.RunFolder(config.out), random.Random(0)
     pictures = [_noisy(seed) for seed in range(8)]
     rows = [
@@ -84,6 +86,6 @@ def test_the_report_of_200_000_candidates_is_written_in_bounded_memory_and_size(
     size, memory = (float(word) for word in done.stdout.split())
     page = (config.out / "report/index.html").read_text()
     assert size <= 20e6
-    assert memory < 600e6 < NUM_SHARDS * shard
+    assert 20e6 < memory < 600e6 < NUM_SHARDS * shard
     assert "of 200\u202f000" in page and "left out to keep" in page
     assert page.count('class="card"') >= 50
