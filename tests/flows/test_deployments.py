@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
@@ -143,10 +144,10 @@ def test_a_run_folder_that_is_a_url_holds_what_was_made(
     ready_config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IP2P_SCRATCH", str(tmp_path / "scratch"))
-    url = (tmp_path / "store" / "run").as_uri()
+    url = "memory://form/run"
     state = dataset_deployment(config_file=_asked(ready_config, tmp_path), out=url, return_state=True)
     assert state.is_completed() and state.message == f"The results are in {url}."
-    stored = {path.name for path in (tmp_path / "store/run/dataset/data").iterdir()}
+    stored = {Path(name).name for name in fsspec.filesystem("memory").find("/form/run/dataset/data")}
     assert stored == {path.name for path in (tmp_path / "scratch").glob("ip2p-runs/*/dataset/data/*")} != set()
 
 
