@@ -134,10 +134,10 @@ def test_a_second_ablation_does_no_work_and_a_deleted_result_is_made_again_alone
     ablation_flow(ablated, filtered_run.out)
     changed = {path for path, time in _times(ablated.out).items() if before.get(path) != time}
     assert changed == {Path("index.html")}
-    (ablated.out / "tenth/evaluation/parts/model-1.5-00000.parquet").unlink()
+    (ablated.out / "tenth/evaluation/parts/model-edit-t7.5-i1.5-00000.parquet").unlink()
     ablation_flow(ablated, filtered_run.out)
     changed = {path for path, time in _times(ablated.out).items() if before.get(path) != time}
-    again = Path("tenth/evaluation/parts/model-1.5-00000.parquet")
+    again = Path("tenth/evaluation/parts/model-edit-t7.5-i1.5-00000.parquet")
     assert again in changed and not any(path.parts[0] in ("full", "unfiltered", "fixed-p") for path in changed)
     assert not any(path.suffix == ".safetensors" for path in changed)
 
