@@ -85,7 +85,6 @@ def test_the_report_of_200_000_candidates_is_written_in_bounded_time_memory_and_
     )
     size, memory, seconds = (float(word) for word in done.stdout.split())
     page = (config.out / "report/index.html").read_text()
-    print()
     assert size <= 20e6
     assert 20e6 < memory < 600e6 < NUM_SHARDS * shard
     assert seconds < 90
