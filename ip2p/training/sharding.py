@@ -36,7 +36,7 @@ class Parts(Protocol):
         ...
 
     def put(self, parts: Sequence[Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Copies whole weights into parts like the masters. RuntimeError where names or shapes differ."""
+        """Copies whole weights, which fit the skeleton, into parts like the masters."""
         ...
 
     def whole_states(self, *, is_main: bool) -> dict[str, Any] | None:
