@@ -31,8 +31,11 @@ lint: $(INSTALLED)
 wheel-test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_wheel.py $(ARGS)
 
+# All extras but deepspeed, which comes as source alone and is built for the machine that it runs on.
+LOCKED := app dev lpips photographs ray s3 server wandb
+
 lock: $(BIN)/python
-	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	$(UV) pip compile pyproject.toml $(LOCKED:%=--extra %) --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		$(ARGS) --output-file requirements.lock
 

@@ -5,5 +5,10 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["ip2p", "ip2p.*", "flows", "flows.*"]), "ip2p._data"],
     package_dir={"ip2p._data": "data"},
-    package_data={"ip2p": ["py.typed"], "ip2p.evaluation.report": ["*.jinja"], "ip2p._data": ["**/*"]},
+    package_data={
+        "ip2p": ["py.typed"],
+        "ip2p.evaluation.report": ["*.jinja"],
+        "ip2p.training": ["launch_configs/*.yaml"],
+        "ip2p._data": ["**/*"],
+    },
 )

@@ -8,17 +8,17 @@ from typing import Any
 
 from prefect import State, flow
 from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts, tasks
 from flows.limits import limit_server
-from flows.runners import raise_first_failure, resources
+from flows.progress import Count
+from flows.runners import one_thread, raise_first_failure, resources
 from ip2p import plan, prompts, rendering
 from ip2p.config import PipelineConfig
 from ip2p.store import update_summary
 
 
-@flow(name="dataset", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="dataset", task_runner=one_thread())
 def dataset_flow(config: PipelineConfig) -> None:
     """Regenerates the dataset and reports on it."""
     judged = build_dataset(config)
@@ -28,11 +28,12 @@ def dataset_flow(config: PipelineConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Futures:
-    """Of every shard, in order."""
+    """Of every shard, in order; `submitted` has them all, in the order in which they are worked on."""
 
     answers: list[PrefectFuture[Any]] = field(default_factory=list)
     triplets: list[PrefectFuture[Any]] = field(default_factory=list)
     pairs: list[PrefectFuture[Any]] = field(default_factory=list)
+    submitted: list[PrefectFuture[Any]] = field(default_factory=list)
 
 
 def submit_shards(config: PipelineConfig, numbers: Sequence[int]) -> Futures:
@@ -47,6 +48,7 @@ def submit_shards(config: PipelineConfig, numbers: Sequence[int]) -> Futures:
             place = number - lead
             render = tasks.retrying(tasks.render_pairs, config)
             futures.pairs.append(render.submit(config, numbers[place], futures.triplets[place]))
+            futures.submitted.append(futures.pairs[-1])
         if number < len(numbers):
             _submit_prompts(config, numbers[number], futures)
     return futures
@@ -59,6 +61,23 @@ def _submit_prompts(config: PipelineConfig, number: int, futures: Futures) -> No
         futures.answers.append(tasks.retrying(tasks.write_answers, config).submit(config, number))
         before = [futures.answers[-1], *futures.triplets[-1:]]
     futures.triplets.append(tasks.retrying(tasks.write_triplets, config).submit(config, number, wait_for=before))
+    futures.submitted.extend([*before[:1], futures.triplets[-1]])
+
+
+def _wait_for(futures: Futures) -> None:
+    """Until all shards have ended, showing how many have."""
+    num, rendered = len(futures.pairs), set(map(id, futures.pairs))
+    written = set(map(id, futures.triplets))
+    prompts_done = Count("prompts", f"Prompts, shards of {num}", num)
+    pairs_done = Count("rendering", f"Rendering, shards of {num}", num)
+
+    def ended(future: PrefectFuture[Any]) -> None:
+        if id(future) in written:
+            prompts_done.add()
+        elif id(future) in rendered:
+            pairs_done.add()
+
+    raise_first_failure(futures.submitted, ended)
 
 
 def build_dataset(config: PipelineConfig) -> State[Any]:
@@ -67,7 +86,7 @@ def build_dataset(config: PipelineConfig) -> State[Any]:
     limit_server(config.prompts)
     with resources(config.runner):
         futures = submit_shards(config, numbers)
-    raise_first_failure([*futures.answers, *futures.triplets, *futures.pairs])
+    _wait_for(futures)
     pairs = futures.pairs
     update_summary(config.out, "prompts", prompts.summarise(config))
     update_summary(config.out, "rendering", rendering.summarise(config))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dataset import build_dataset
+from flows.runners import one_thread
 from flows.training import build_editor
 from ip2p.config import PipelineConfig
 from ip2p.store import RunFolder
 
 
-@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="pipeline", task_runner=one_thread())
 def pipeline_flow(config: PipelineConfig) -> None:
     """Makes the dataset, trains on it, evaluates the editor and reports on the run."""
     judged = build_dataset(config)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
@@ -35,6 +35,12 @@ def make_task_runner(config: RunnerConfig) -> TaskRunner[Any]:
         initargs = (claims, _places(config.max_workers))
         return ProcessPoolTaskRunner(max_workers=config.max_workers, initializer=start_worker, initargs=initargs)
     return _make_ray_runner(config)
+
+
+def one_thread() -> TaskRunner[Any]:
+    """What a flow runs on where nothing else is said."""
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+    return runner
 
 
 def with_runner(flow: Flow[..., Any], config: RunnerConfig) -> Flow[..., Any]:
@@ -70,12 +76,15 @@ def _claim_place(claims: Path, places: Sequence[dict[str, str]]) -> dict[str, st
     raise RuntimeError(f"all {len(places)} places for workers are taken. Start the run again.")
 
 
-def raise_first_failure(futures: Iterable[PrefectFuture[Any]]) -> None:
-    """Waits for all shards, so that none in flight is lost, and raises the first failure."""
+def raise_first_failure(
+    futures: Iterable[PrefectFuture[Any]], ended: Callable[[PrefectFuture[Any]], object] = lambda future: None
+) -> None:
+    """Waits for all shards, so that none in flight is lost, tells of each, and raises the first failure."""
     states = []
     for future in futures:
         future.wait()
         states.append(future.state)
+        ended(future)
     for state in states:
         if state.is_failed() or state.is_crashed():
             state.result()

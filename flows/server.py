@@ -20,7 +20,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -40,12 +40,18 @@ _IDLE_SERVICES = (
 )
 """Services that a run without deployments has no use for; the task run recorder must stay, it feeds the DAG."""
 
+USUAL_PORT = 4200
+"""Prefect's own, for a server that people come back to."""
+
 
 @contextlib.contextmanager
-def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
+def prefect_server(
+    meanwhile: Callable[[], object] = lambda: None, *, schedules: bool = False, port: int | None = None
+) -> Iterator[str]:
     """Sets PREFECT_API_URL for this process and its children: the user's server, or one that lives as long as this.
 
-    `meanwhile` runs while a private server starts: a good time for slow imports.
+    `meanwhile` runs while a private server starts: a good time for slow imports. A private one that starts runs by
+    schedule has all of Prefect's services, and the usual port unless that is taken or another is named.
     """
     _set_defaults(os.environ)
     url = users_server()
@@ -57,7 +63,9 @@ def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[s
         return
     with _private_home() as home:
         os.environ["PREFECT_HOME"] = str(home)
-        with _private_server(home, meanwhile) as url:
+        idle = () if schedules else _IDLE_SERVICES
+        place = port or (_free_port(USUAL_PORT) if schedules else _free_port())
+        with _private_server(home, meanwhile, place, idle) as url:
             yield url
 
 
@@ -117,16 +125,16 @@ def _private_home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _private_server(home: Path, meanwhile: Callable[[], object]) -> Iterator[str]:
+def _private_server(home: Path, meanwhile: Callable[[], object], port: int, idle: Sequence[str]) -> Iterator[str]:
     first = not (home / "prefect.db").exists()
     logger.info(
         "starting a Prefect server%s", "; its first start here makes a database, about half a minute" if first else ""
     )
-    started, port = time.monotonic(), _free_port()
+    started = time.monotonic()
     url = f"http://127.0.0.1:{port}/api"
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("w") as log:
-        server = _start(port, log)
+        server = _start(port, log, idle)
         os.environ["PREFECT_API_URL"] = url
         try:
             meanwhile()
@@ -153,9 +161,13 @@ def _send_what_is_left() -> None:
     APILogWorker.drain_all(timeout=10)
 
 
-def _start(port: int, log: IO[str]) -> subprocess.Popen[bytes]:
-    """The server in a session of its own, so that a terminal's Ctrl-C does not end it before the run does."""
-    environment = dict(os.environ) | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES}
+def _start(port: int, log: IO[str], idle: Sequence[str]) -> subprocess.Popen[bytes]:
+    """The server in a session of its own, so that a terminal's Ctrl-C does not end it before the run does.
+
+    Its page in the browser is told where the API is; it would look for it at the usual port.
+    """
+    environment = dict(os.environ) | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api"}
+    environment |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in idle}
     command = [sys.executable, "-m", "flows.server", str(port)]
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -185,9 +197,14 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) ->
     raise RuntimeError(f"The Prefect server did not answer within {STARTUP_TIMEOUT:.0f} s. See {log}.")
 
 
-def _free_port() -> int:
+def _free_port(wanted: int = 0) -> int:
+    """The wanted port, or any where that is taken."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 

@@ -11,7 +11,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows.limits import server_slot
-from ip2p import dataset, evaluation, prompts, rendering, training
+from flows.progress import Bar
+from ip2p import ablation, dataset, evaluation, prompts, rendering, training
 from ip2p.config import PipelineConfig
 from ip2p.evaluation import report
 from ip2p.store import Sidecar
@@ -68,10 +69,17 @@ def train_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
 @task(task_run_name="evaluate", cache_policy=NO_CACHE)
 def evaluate_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
     """The editor's figures on held-out edits."""
-    return evaluation.evaluate(config, data=data)
+    bar = Bar("evaluation", "Evaluation, held-out edits")
+    return evaluation.evaluate(config, data=data, progress=bar.show)
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)
 def write_report(config: PipelineConfig) -> Path:
     """The run as one page."""
     return report.write_report(config)
+
+
+@task(task_run_name="compare", cache_policy=NO_CACHE)
+def compare_runs(configs: list[PipelineConfig], path: Path) -> Path:
+    """Several runs as one page."""
+    return ablation.write_page(configs, path)

@@ -11,6 +11,7 @@ from typing import Any
 from prefect import State, flow
 
 from flows import artifacts, tasks
+from flows.progress import training_followed
 from ip2p.config import PipelineConfig
 from ip2p.store import update_summary
 
@@ -23,7 +24,8 @@ def training_flow(config: PipelineConfig, data: str) -> None:
 
 def build_editor(config: PipelineConfig, data: str, after: Sequence[State[Any]] = ()) -> None:
     """The steps to the editor and the report, inside a flow."""
-    trained = tasks.retrying(tasks.train_editor, config)(config, data, wait_for=after, return_state=True)
+    with training_followed(config):
+        trained = tasks.retrying(tasks.train_editor, config)(config, data, wait_for=after, return_state=True)
     update_summary(config.out, "training", trained.result())
     scored = tasks.retrying(tasks.evaluate_editor, config)(config, data, wait_for=[trained], return_state=True)
     update_summary(config.out, "evaluation", scored.result())

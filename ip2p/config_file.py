@@ -28,6 +28,23 @@ def read_config(path: Path, base: PipelineConfig | None = None) -> PipelineConfi
         raise ValueError(f"{path}: {error}") from error
 
 
+def read_run(folder: Path) -> PipelineConfig:
+    """The config of a run folder, wherever it was moved to."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not a run folder: it has no config.json. Give the folder that a run printed at its end."
+        )
+    return dataclasses.replace(read_config(path), out=folder)
+
+
+def read_run_data(folder: Path) -> str | None:
+    """The data that the run of a folder was trained on, where that was not its own dataset."""
+    found = read_mapping(folder / "config.json").get("environment")
+    data = found.get("data") if isinstance(found, dict) else None
+    return data if isinstance(data, str) else None
+
+
 def evaluation_of(model: Path) -> EvaluationConfig:
     """The evaluation settings of the run that a model's folder lies in; the usual ones for a model of other origin."""
     try:

@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 from types import FrameType
 
-logger = logging.getLogger(__name__)
+from ip2p.errors import GOES_ON
 
-GOES_ON = "The same command goes on from here."
+logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30.0
 """How long child processes may take to write a checkpoint before this process ends."""

@@ -196,6 +196,20 @@ class Mirror:
         write_json(self.local / RECORD, self.known)
 
 
+@contextmanager
+def working_copy(place: str) -> Iterator[Path]:
+    """A run folder to work in: the place itself, or the local copy of a URL, which the store follows meanwhile."""
+    if not is_url(place):
+        yield Path(place).expanduser()
+        return
+    mirror = Mirror.open(place)
+    mirror.take()
+    num = mirror.pull()
+    logger.info("%s: working in %s, %d files copied from there", place, mirror.local, num)
+    with mirror.following():
+        yield mirror.local
+
+
 def _rank(path: str) -> tuple[int, str]:
     """Shards first, then their sidecars, then what speaks of them all."""
     name = path.rpartition("/")[2]

@@ -10,7 +10,7 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,20 @@ def check_inputs(config: PipelineConfig, use: Use, data: str | None = None) -> N
         open_rows(data or "", config.training)
 
 
+def carry_out(config: PipelineConfig, use: Use, work: Callable[[], None], data: str | None = None) -> bool:
+    """Does the work, what it needs before and after included, unless it is done; then False."""
+    if is_complete(config, use, data):
+        return False
+    check_inputs(config, use, data)
+    store.hold(config.out)
+    if any(config.out.glob("triplets/*.json")) or (config.out / "training").exists():
+        logger.info("going on in %s: what is finished there is kept", config.out)
+    write_config(config, data)
+    work()
+    record_completion(config, use, data)
+    return True
+
+
 def record_completion(config: PipelineConfig, use: Use, data: str | None = None) -> None:
     """Notes that a use of the software has run to its end in this folder."""
     path = config.out / "completed.json"
@@ -125,13 +139,13 @@ def _state(config: PipelineConfig, use: Use, data: str | None) -> dict[str, str]
 
 
 def _inputs(config: PipelineConfig, use: Use, data: str | None) -> Iterable[Path]:
-    named = [data or ""]
+    named: list[str | None] = [data]
     if use != "training":
         named += [config.prompts.captions, config.prompts.examples, config.prompts.model]
         named += [config.rendering.model, config.scoring.clip_model]
     if use != "dataset":
         named += [config.training.pretrained_model_name_or_path, config.scoring.clip_model]
-        named += [config.evaluation.judge_clip_model or ""]
+        named += [config.evaluation.judge_clip_model, config.evaluation.data]
     for name in filter(None, named):
         path = Path(name).expanduser()
         yield from sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -85,6 +85,8 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
         (["refilter", "nowhere"], "nowhere is not a run folder"),
         (["report", "nowhere"], "nowhere is not a run folder"),
+        (["ablate"], "needs a run folder"),
+        (["ablate", "nowhere"], "nowhere is not a run folder"),
         (["edit", "a.png", "make it red", "b.png"], "--model"),
         (["edit", "--model", "./nowhere", "a.png", "make it red", "b.png"], "./nowhere does not exist"),
     ],
@@ -160,6 +162,17 @@ def test_refilter_changes_nothing_but_filtering(
     assert "no candidates to filter" in _error(
         capsys, "refilter", str(tiny_config.out), "--filtering.thresholds.direction", "0.1"
     )
+
+
+def test_an_ablation_says_which_variants_there_are_and_what_it_cannot_vary(
+    tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tiny_config.out)
+    plan.write_config(tiny_config)
+    assert "unknown variant tneth. Did you mean tenth?" in _error(capsys, "ablate", run, "--variants", "full,tneth")
+    assert "the variants cannot go to the run itself" in _error(capsys, "ablate", run, "--out", run)
+    plan.write_config(tiny_config, "owner/pairs")
+    assert f"{run} was trained on owner/pairs" in _error(capsys, "ablate", run)
 
 
 def test_an_unreachable_prefect_server_is_said(

@@ -113,6 +113,30 @@ def test_no_triplet_and_no_caption_is_in_two_splits(config: PipelineConfig) -> N
         assert train and test and not train & test
 
 
+def test_a_share_of_the_training_triplets_grows_only_by_addition_and_leaves_the_test_split(
+    config: PipelineConfig,
+) -> None:
+    found, tests = [], []
+    for share in (0.2, 0.5, 1.0):
+        shared = replace(config, dataset=replace(config.dataset, train_share=share))
+        counts = write_dataset(shared)
+        triplets = [row["triplet_id"] for row in rows_of(shared, "train")]
+        assert counts["beyond_share"] == NUM_SHARDS * TRIPLETS * CANDIDATES * 4 // 5 - counts["pairs"]
+        assert ("- beyond_share" in (config.out / "dataset/README.md").read_text()) == (share < 1)
+        found.append(triplets)
+        tests.append(rows_of(shared, "test"))
+    assert tests[0] == tests[1] == tests[2] != []
+    assert 0 < len(found[0]) < len(found[1]) < len(found[2])
+    for small, large in zip(found, found[1:], strict=False):
+        assert small == [each for each in large if each in set(small)]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, -0.5])
+def test_a_share_of_nothing_or_of_more_than_all_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="train_share must lie above 0 and up to 1"):
+        DatasetConfig(train_share=share)
+
+
 def test_pairs_that_share_a_caption_with_the_other_split_are_left_out_and_counted(config: PipelineConfig) -> None:
     write_dataset(config)
     test_caption, train_caption = (rows_of(config, split)[0]["original_prompt"] for split in ("test", "train"))

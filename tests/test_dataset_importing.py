@@ -223,7 +223,7 @@ def test_unscored_pairs_cannot_be_judged_by_thresholds(tmp_path: Path) -> None:
     source, out = write_original(tmp_path / "original"), tmp_path / "run"
     assert main(["dataset", "import", str(source), str(out)]) == 0
     strict = FilteringConfig(thresholds=Thresholds(original=-1, edited=-1, direction=-1, image=-1))
-    from ip2p.cli.arguments import read_run
+    from ip2p.config_file import read_run
 
     counts = rendering.refilter(replace(read_run(out), filtering=strict))
     assert counts["low_original"] == 5  # a score that is not a number is no pass

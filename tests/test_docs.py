@@ -62,20 +62,10 @@ NOT_RUN = {
     "prefect deployment run 'ip2p dataset/dataset'": "wants `ip2p serve` beside it",
 }
 
-# --- On another branch: to be deleted when `ablate` and `serve` are here, their flags put into OWN_FLAGS. ---
-ELSEWHERE = {"ablate", "serve"}
-ELSEWHERE_FLAGS = {"--deployment", "--limit", "--cron", "--timezone", "--run", "--variants"}
-NOT_RUN |= {
-    command.text: "on another branch"
-    for page in PAGES
-    for command in pages.commands(page)
-    if command.words[0] == "ip2p" and command.words[1] in ELSEWHERE
-}
-# --- To here; then ELSEWHERE goes from the two tests that name it. ---
-
 OWN_FLAGS = {
     *("--help", "--debug", "--version", "--config", "--out", "--data", "--push-to-hub", "--output", "--columns"),
     *("--split", "--revision", "--score", "--rejected", "--num-rows", "--triplets", "--sample", "--devices"),
+    *("--deployment", "--limit", "--cron", "--timezone", "--run", "--variants"),
     *(f"--{short}" for short in SHORT_FORMS),
 }
 """Flags that commands take from their words themselves."""
@@ -251,7 +241,7 @@ def _known_flags() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_of_a_page_exists(page: str) -> None:
-    known = _known_flags() | ELSEWHERE_FLAGS
+    known = _known_flags()
     code = [*pages.spans(page), *(command.text for command in pages.commands(page) if not command.is_python)]
     used = {found for text in code for found in re.findall(r"(?<![\w-])--[a-z][\w.-]*", text)}
     assert {flag for flag in used if flag not in known} == set()

@@ -27,6 +27,7 @@ from ip2p.evaluation.cases import IMAGE_TYPE, encode_png
 from ip2p.evaluation.domain import Pixels
 from ip2p.evaluation.measures import largest_change
 from ip2p.evaluation.metrics import differences, paired
+from ip2p.evaluation.report import write_benchmark
 from ip2p.evaluation.sources import read_benchmark, read_mask
 from tests.test_evaluation import trained  # noqa: F401
 
@@ -271,6 +272,8 @@ def test_curve_sweeps_every_model_on_the_same_edits_and_noise(
     assert one == other and [point["image_guidance_scale"] for point in one] == [1.0, 1.5]
     assert [point["strength"] for point in found["curves"]["sdedit"]] == [0.5]
     assert found["against_first"]["second"]["clip_direction"] == 0
+    page = write_benchmark(config.out).read_text()
+    assert "second" in page and page.count('class="runs"') == 3 and "http" not in page.replace("http-equiv", "")
     written = {path: path.stat().st_mtime_ns for path in config.out.rglob("*-00000.parquet")}
     assert benchmark(config) == found
     assert {path: path.stat().st_mtime_ns for path in written} == written

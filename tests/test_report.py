@@ -2,181 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
-import json
-import random
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from ip2p import store
-from ip2p.config import EvaluationConfig, FilteringConfig, PipelineConfig, Thresholds
-from ip2p.evaluation import metrics, parts
-from ip2p.evaluation.cases import IMAGE_TYPE, cases_table, encode_png
-from ip2p.evaluation.domain import EditCase
-from ip2p.evaluation.oracle_precision import SCHEMA as ORACLE_SCHEMA
+from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation.report import write_report
-from ip2p.evaluation.report.cards import choose_edits
 from ip2p.evaluation.report.charts import ticks
-from ip2p.filtering import judge_table
-from ip2p.prompts import Generation, triplets_table
-from ip2p.prompts.parse import Reason
-from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
-from ip2p.rendering.table import candidates_table
-from ip2p.shapes.language import EDIT_TYPES, SceneEdit, draw_caption, draw_edit
-from ip2p.shapes.scene import render
-
-HOSTILE = "<script>alert('x')</script>"
-
-
-def synthetic_config(out: Path) -> PipelineConfig:
-    """A run of 120 triplets with two candidates each; its thresholds reject about half."""
-    thresholds = Thresholds(original=0.2, edited=0.2, direction=0.15, image=0.6)
-    return PipelineConfig(out=out, filtering=FilteringConfig(thresholds=thresholds, max_pairs_per_triplet=1))
-
-
-def write_synthetic_run(config: PipelineConfig) -> PipelineConfig:
-    """Writes every part of a run folder from drawn scenes and invented scores."""
-    rng, run = random.Random(0), store.RunFolder(config.out)
-    edits = [draw_edit(rng, edit_type=EDIT_TYPES[index % 7]) for index in range(120)]
-    triplets = [_triplet(rng, edit) for edit in edits]
-    triplets[0] = replace(triplets[0], edit_prompt=HOSTILE)
-    _write_triplets(run, triplets)
-    _write_candidates(config, run, rng, edits, triplets)
-    _write_training(run, rng)
-    _write_evaluation(config, run, rng)
-    stages = {"prompts": 41.2, "rendering": 184.0, "dataset": 2.1, "training": 372.5, "evaluation": 96.0}
-    store.write_json(run.root / "summary.json", {stage: {"seconds": seconds} for stage, seconds in stages.items()})
-    return config
-
-
-def _triplet(rng: random.Random, edit: SceneEdit) -> EditTriplet:
-    return EditTriplet(
-        original_prompt=draw_caption(rng, edit.original),
-        edit_prompt=edit.edit_prompt,
-        edited_prompt=draw_caption(rng, edit.edited),
-        edit_type=edit.edit_type,
-    )
-
-
-def _write_triplets(run: store.RunFolder, triplets: list[EditTriplet]) -> None:
-    rows = [Generation(each.original_prompt, "", each, "") for each in triplets]
-    lost: list[Reason] = ["unparsable"] * 5 + ["no_op"] * 3 + ["duplicate"] * 2
-    rows += [Generation(f"caption {index}", f"{HOSTILE} {index}", None, reason) for index, reason in enumerate(lost)]
-    store.write_shard(run.shard("triplets", 0), triplets_table(rows), fingerprint="x", seconds=4.0)
-
-
-def _write_candidates(
-    config: PipelineConfig,
-    run: store.RunFolder,
-    rng: random.Random,
-    edits: list[SceneEdit],
-    triplets: list[EditTriplet],
-) -> None:
-    scored, pictures = [], []
-    for edit, triplet in zip(edits, triplets, strict=True):
-        for number in range(2):
-            good = rng.random() < 0.7
-            step = rng.gauss(0.45, 0.15) if good else rng.gauss(0.12, 0.12)
-            same = rng.gauss(0.85, 0.06) if good else rng.gauss(0.65, 0.12)
-            found = PairScores(original=rng.gauss(0.3, 0.04), edited=rng.gauss(0.28, 0.05), direction=step, image=same)
-            spec = RenderSpec(triplet_id=triplet.id, candidate=number, seed=number, guidance_scale=3.0, p2p=0.5)
-            scored.append(
-                ScoredCandidate(candidate=Candidate(triplet=triplet, spec=spec), scores=found, verdict=Verdict())
-            )
-            pictures.append((render(edit.original), render(edit.edited if good else edit.original), good))
-    rows = judge_table(candidates_table(scored), config.filtering).to_pylist()
-    store.write_shard(run.shard("candidates", 0), pa.Table.from_pylist(rows), fingerprint="x", seconds=9.0)
-    table = pa.Table.from_pylist(rows)
-    for side, name in enumerate(("original_image", "edited_image")):
-        cells = [{"bytes": encode_png(some[side]), "path": None} for some in pictures]
-        table = table.append_column(name, pa.array(cells, IMAGE_TYPE))
-    store.write_shard(run.shard("pairs", 0), table, fingerprint="x", seconds=0.0)
-    verdicts = [
-        {name: row[name] for name in ("triplet_id", "candidate", "edit_type", "accepted")}
-        | {"success": good, "done": good, "kept": True, "legible": True}
-        for row, (_, _, good) in zip(rows, pictures, strict=True)
-    ]
-    judged = pa.Table.from_pylist(verdicts, schema=ORACLE_SCHEMA)
-    store.write_shard(run.evaluation / "oracle" / "part-00000.parquet", judged, fingerprint="x", seconds=0.0)
-
-
-def _write_training(run: store.RunFolder, rng: random.Random) -> None:
-    run.training.mkdir(parents=True, exist_ok=True)
-    losses = {step: 0.05 + 0.3 * 0.99 ** (step / 3) + abs(rng.gauss(0, 0.015)) for step in range(10, 1210, 10)}
-    lines = [{"step": step, "loss": loss} for step, loss in losses.items()]
-    (run.training / "loss.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12')
-
-
-def _write_evaluation(config: PipelineConfig, run: store.RunFolder, rng: random.Random) -> None:
-    edits = [draw_edit(rng, edit_type=EDIT_TYPES[index % 7]) for index in range(140)]
-    cases = [
-        EditCase(
-            original_image=render(edit.original),
-            edit_prompt=edit.edit_prompt,
-            original_prompt=draw_caption(rng, edit.original),
-            edited_prompt=draw_caption(rng, edit.edited),
-            edit_type=edit.edit_type,
-            payload=edit,
-        )
-        for edit in edits
-    ]
-    records: list[dict[str, Any]] = []
-    names = []
-    for part in parts.plan_parts(config, cases):
-        rows = [_record(config, part, cases[number], number, rng) for number in part.cases]
-        table = pa.Table.from_pylist(rows, schema=parts.SCHEMA)
-        store.write_shard(part.path(config), table, fingerprint="x", seconds=1.0)
-        records += rows
-        names.append(part.name)
-    store.write_shard(run.evaluation / "cases.parquet", cases_table(cases), fingerprint="x", seconds=0.0)
-
-    def of(model: str) -> dict[str, Any]:
-        some = [record for record in records if record["model"] == model and not record["sweep"]]
-        return metrics.summarise(some, EDIT_TYPES)
-
-    swept = metrics.curve([record for record in records if record["sweep"]])
-    figures = {**of("model"), "baselines": {name: of(name) for name in ("copy", "untrained")}, "curve": swept}
-    store.write_json(run.evaluation / "figures.json", {**figures, "parts": names, "seconds": 96.0})
-
-
-def _record(
-    config: PipelineConfig, part: parts.Part, case: EditCase, number: int, rng: random.Random
-) -> dict[str, Any]:
-    chance = {"model": 0.9, "copy": 0.0, "untrained": 0.03}[part.model] - 0.02 * EDIT_TYPES.index(case.edit_type)
-    more = part.image_guidance_scale - 1.5
-    done, kept = rng.random() < chance - 0.25 * more, part.model == "copy" or rng.random() < 0.85 + 0.15 * more
-    image = render(case.payload.edited if done else case.payload.original)
-    return {
-        "model": part.model,
-        "sweep": part.sweep,
-        "case": number,
-        "seed": number,
-        "edit_type": case.edit_type,
-        "original_prompt": case.original_prompt,
-        "edit_prompt": case.edit_prompt,
-        "edited_prompt": case.edited_prompt,
-        "guidance_scale": config.evaluation.guidance_scale,
-        "image_guidance_scale": part.image_guidance_scale,
-        "success": done and kept,
-        "done": done,
-        "kept": kept,
-        "legible": True,
-        "clip_original": 0.3,
-        "clip_edited": 0.28,
-        "clip_direction": rng.gauss(0.4 - 0.15 * more, 0.1),
-        "clip_image": rng.gauss(0.82 + 0.09 * more, 0.04),
-        "edited_image": {"bytes": encode_png(image), "path": None},
-    }
+from ip2p.shapes.language import EDIT_TYPES
+from tests.told_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
 
 
 class Page(HTMLParser):
@@ -217,6 +66,13 @@ def html(run_folder: Path) -> str:
     return (run_folder / "report" / "index.html").read_text()
 
 
+def copied(run_folder: Path, tmp_path: Path) -> PipelineConfig:
+    """A copy of the run, to be changed."""
+    config = synthetic_config(tmp_path / "run")
+    shutil.copytree(run_folder, config.out)
+    return config
+
+
 def _section(html: str, name: str) -> str:
     return html.split(f'<section id="{name}"')[1].split("</section>")[0]
 
@@ -230,12 +86,23 @@ def test_page_asks_nothing_of_the_network(html: str) -> None:
         for name in ("src", "href", "srcset", "data", "action", "xlink:href"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:", "#")), f"<{tag} {name}={value}>"
-        assert tag not in ("script", "link", "iframe", "object")
+        assert tag not in ("iframe", "object", "embed", "base")
     assert "url(" not in html and "@import" not in html and "http://" not in html and "https://" not in html
 
 
+def test_the_browser_is_told_to_run_the_pages_own_script_and_nothing_else(html: str) -> None:
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (
+        attributes["content"] or ""
+        for tag, attributes in Page(html).tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+
+
 def test_the_page_shows_what_the_prompt_stage_wrote_and_what_it_rejected(html: str) -> None:
-    section = html[html.index('id="triplets"') : html.index('id="scores"')]
+    section = _section(html, "triplets")
     for part in ("Kept, by edit type", "Words of the instruction", "Verbs", "Objects", "not parsable", "no change"):
         assert part in section
     assert all(f"<span>{kind}</span>" in section for kind in EDIT_TYPES)
@@ -243,8 +110,6 @@ def test_the_page_shows_what_the_prompt_stage_wrote_and_what_it_rejected(html: s
 
 
 def test_every_picture_says_what_it_shows_and_decodes(html: str) -> None:
-    import base64
-
     pictures = [attributes for tag, attributes in Page(html).tags if tag == "img"]
     assert len(pictures) > 100
     for attributes in pictures:
@@ -256,7 +121,7 @@ def test_every_picture_says_what_it_shows_and_decodes(html: str) -> None:
 
 def test_every_chart_has_words_for_those_who_do_not_see_it(html: str) -> None:
     charts = [attributes for tag, attributes in Page(html).tags if tag == "svg" and attributes.get("role") == "img"]
-    assert len(charts) == 9  # four similarities, precision, loss, success, curve, shares
+    assert len(charts) == 9  # four similarities, precision, loss, success, curves, shares
     assert all(len(attributes["aria-label"] or "") > 20 for attributes in charts)
 
 
@@ -267,11 +132,37 @@ def test_links_lead_to_sections_that_exist(html: str) -> None:
     assert {(attributes["href"] or "")[1:] for tag, attributes in tags if tag == "a"} <= set(ids)
 
 
-def test_sheets_show_accepted_and_rejected_pairs_with_their_reasons(html: str) -> None:
-    accepted, rejected = _section(html, "accepted"), _section(html, "rejected")
-    assert accepted.count("<figure") == rejected.count("<figure") == 24
-    assert "change unlike the text" in rejected and "change unlike the text" not in accepted
-    assert all(score in rejected for score in ("original <b>", "edited <b>", "direction <b>", "image <b>"))
+def cards_of(html: str, name: str) -> list[dict[str, str | None]]:
+    """What the cards of a sheet can be filtered by."""
+    return [attributes for tag, attributes in Page(_section(html, name)).tags if attributes.get("class") == "card"]
+
+
+def test_a_sheet_holds_pairs_of_every_type_verdict_and_outcome_with_what_it_is_filtered_by(html: str) -> None:
+    cards = cards_of(html, "pairs")
+    assert len(cards) == 240
+    assert {card["data-type"] for card in cards} == set(EDIT_TYPES)
+    assert {"accepted", "low_direction", "low_image"} <= {card["data-verdict"] for card in cards}
+    assert {card["data-oracle"] for card in cards} == {"right", "wrong"}
+    assert all(card[f"data-clip_{name}"] for card in cards for name in ("original", "edited", "direction", "image"))
+
+
+def test_every_choice_of_a_filter_has_as_many_cards_as_it_says(html: str) -> None:
+    for name in ("pairs", "edits"):
+        cards, section = cards_of(html, name), _section(html, name)
+        selects = re.findall(r'<select id="\w+-(\w+)" data-field.*?</select>', section, re.DOTALL)
+        for field in selects:
+            options = section.split(f'<select id="{name}-{field}"')[1].split("</select>")[0]
+            for value, num in re.findall(r'<option value="([^"]+)">.*?\((\d+)\)</option>', options):
+                assert sum(card.get(f"data-{field}") == value for card in cards) == int(num) > 0
+        assert "type" in selects and "verdict" in selects
+
+
+def test_ranges_reach_around_every_score(html: str) -> None:
+    cards, section = cards_of(html, "pairs"), _section(html, "pairs")
+    for name in ("clip_direction", "clip_image"):
+        scores = [float(card[f"data-{name}"] or "nan") for card in cards]
+        ((low, high),) = re.findall(rf'id="pairs-{name}-low".*?min="([^"]+)" max="([^"]+)"', section)
+        assert float(low) <= min(scores) and max(scores) <= float(high)
 
 
 def test_funnel_tells_counts_and_reasons(html: str) -> None:
@@ -280,16 +171,69 @@ def test_funnel_tells_counts_and_reasons(html: str) -> None:
     assert "not parsable <b>5</b>" in _section(html, "funnel")
 
 
-def test_before_and_after_shows_successes_and_failures_of_every_edit_type(html: str) -> None:
-    sheets = _section(html, "edits").split("<h3>")[1:]
-    assert len(sheets) == 7
-    for sheet in sheets:
-        assert "badge good" in sheet and "badge bad" in sheet
+def test_the_edits_sheet_has_every_outcome_of_every_edit_type(html: str) -> None:
+    cards = cards_of(html, "edits")
+    assert len(cards) == 140
+    assert {card["data-type"] for card in cards} == set(EDIT_TYPES)
+    assert {"success", "done", "kept"} <= {card["data-verdict"] for card in cards}
+    assert {card["data-no_op"] for card in cards} == {"yes", "no"}
+
+
+def test_the_worst_edits_fail_and_the_best_succeed(html: str) -> None:
+    worst, best = _section(html, "extremes").split("<h3>Worst</h3>")[1].split("<h3>Best</h3>")
+    assert worst.count("badge bad") == 8 and best.count("badge good") == 8
+    assert "badge good" not in worst and "badge bad" not in best
+
+
+def test_all_baselines_and_all_measures_are_told(html: str) -> None:
+    section = _section(html, "quality")
+    for words in (
+        "copy the input",
+        "untrained",
+        "sdedit 0.5",
+        "No-op",
+        "LPIPS outside mask ↓",
+        "sdedit 0.5: success",
+        "+0.210",
+    ):
+        assert words in section
+
+
+def test_the_page_says_which_clip_judges_and_when_that_flatters(run_folder: Path, html: str, tmp_path: Path) -> None:
+    assert "judged by ViT-B-32/laion2b, not by the one that filtered" in _section(html, "quality")
+    config = copied(run_folder, tmp_path)
+    figures = store.read_json(config.out / "evaluation/figures.json")
+    figures["judge"] = {"model": "ViT-L-14/openai", "same_as_filter": True, "filter": "ViT-L-14/openai"}
+    store.write_json(config.out / "evaluation/figures.json", figures)
+    assert "flatters" in _section(write_report(config).read_text(), "quality")
+
+
+def test_grids_have_a_row_per_text_guidance_and_a_column_per_image_guidance(html: str) -> None:
+    tables = [rest.split("</table>")[0] for rest in _section(html, "grids").split("<table")[1:]]
+    assert len(tables) == 3
+    for table in tables:
+        heads = re.findall(r'<th scope="(col|row)">([\d.]+)</th>', table)
+        assert [value for scope, value in heads if scope == "col"] == [f"{scale:g}" for scale in SCALES]
+        assert [value for scope, value in heads if scope == "row"] == ["1.5", "3", "7.5"]
+        assert table.count("<img") == 3 * len(SCALES)
+
+
+def test_curves_have_bands_and_say_what_their_points_stand_for(html: str) -> None:
+    section = _section(html, "guidance")
+    assert section.count('class="band s0"') == section.count('class="band s1"') == 1
+    assert "strength 0.25" in section and "image guidance 2.2" in section
+
+
+def test_cost_tells_what_an_accepted_pair_took(html: str, run_folder: Path) -> None:
+    table = pq.read_table(run_folder / "candidates" / "part-00000.parquet")
+    accepted = pc.sum(table["accepted"]).as_py()
+    figures = re.findall(r"<dd><b>(.*?)</b>", _section(html, "cost"))
+    assert figures[0] == f"{240 / accepted:.2f}"
+    assert figures[1] == f"{240 * 2 * 2 * PipelineConfig(out=run_folder).rendering.num_inference_steps / accepted:.1f}"
+    assert figures[2] == f"{184.0 / accepted:#.3g} s"
 
 
 def test_a_prompt_cannot_smuggle_markup_into_the_page(run_folder: Path, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     config = replace(synthetic_config(tmp_path / "hostile"))
     table = pq.read_table(run_folder / "pairs" / "part-00000.parquet").slice(0, 2)
     for name in ("edit_prompt", "original_prompt", "edit_type", "reason"):
@@ -298,13 +242,13 @@ def test_a_prompt_cannot_smuggle_markup_into_the_page(run_folder: Path, tmp_path
     store.write_shard(store.RunFolder(config.out).shard("pairs", 0), table, fingerprint="x", seconds=0.0)
     store.write_shard(store.RunFolder(config.out).shard("candidates", 0), table, fingerprint="x", seconds=0.0)
     page = write_report(config).read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page
+    assert HOSTILE not in page and "&lt;script&gt;alert" in page and page.count("<script") == 1
 
 
 def test_report_of_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
     page = write_report(PipelineConfig(out=tmp_path / "nothing")).read_text()
     assert Page(page).open == []
-    assert page.count('class="missing"') == 12
+    assert page.count('class="missing"') == 13
 
 
 @pytest.mark.parametrize(
@@ -318,26 +262,28 @@ def test_report_of_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
         "summary.json",
         "evaluation/cases.parquet",
         "evaluation/oracle",
+        "evaluation/grids.parquet",
     ],
 )
 def test_report_goes_on_without_any_one_part(part: str, run_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    config = synthetic_config(tmp_path / "run")
-    shutil.copytree(run_folder, config.out)
+    config = copied(run_folder, tmp_path)
     path = config.out / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert Page(write_report(config).read_text()).open == []
 
 
 @pytest.mark.parametrize(
-    "part", ["candidates/part-00000.parquet", "pairs/part-00000.parquet", "summary.json", "evaluation/figures.json"]
+    "part",
+    [
+        "candidates/part-00000.parquet",
+        "pairs/part-00000.parquet",
+        "summary.json",
+        "evaluation/figures.json",
+        "evaluation/grids.parquet",
+    ],
 )
 def test_report_goes_on_where_a_file_is_broken(part: str, run_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    config = synthetic_config(tmp_path / "run")
-    shutil.copytree(run_folder, config.out)
+    config = copied(run_folder, tmp_path)
     (config.out / part).write_bytes(b"broken")
     assert Page(write_report(config).read_text()).open == []
 
@@ -349,25 +295,13 @@ def test_pictures_for_the_readme_are_written(run_folder: Path) -> None:
 
 
 def test_report_without_rejected_images_says_how_to_keep_them(run_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    config = synthetic_config(tmp_path / "run")
-    shutil.copytree(run_folder, config.out)
+    config = copied(run_folder, tmp_path)
     path = store.RunFolder(config.out).shard("pairs", 0)
     table = pq.read_table(path)
     store.write_shard(path, table.filter(pc.field("accepted")), fingerprint="x", seconds=0.0)
-    assert "--rendering.keep-rejected-images" in _section(write_report(config).read_text(), "rejected")
-
-
-def test_chosen_edits_hold_as_many_failures_as_successes_where_there_are() -> None:
-    rows = [{"case": number, "success": number % 3 > 0} for number in range(30)]
-    chosen = choose_edits(rows, 8)
-    assert [row["success"] for row in chosen] == [True] * 4 + [False] * 4
-    assert [row["case"] for row in chosen[:4]] == [1, 2, 4, 5]
-    assert len(choose_edits(rows[1:3], 8)) == 2
+    assert "--rendering.keep-rejected-images" in _section(write_report(config).read_text(), "pairs")
 
 
 def test_ticks_are_round_and_inside() -> None:

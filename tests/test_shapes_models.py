@@ -52,3 +52,11 @@ def test_the_language_models_triplets_are_the_grammars() -> None:
 def test_the_denoiser_shows_every_attribute_of_its_caption() -> None:
     folder: Path = MODELS / "stable-diffusion"
     assert text_to_image_accuracy(folder, shapes().rendering, num=500)["scenes"] >= 0.9
+
+
+@pytest.mark.slow
+def test_the_judge_is_another_clip_that_tells_captions_apart() -> None:
+    towers = [open_clip.create_model_and_transforms(f"local-dir:{MODELS / name}")[0] for name in ("clip", "judge")]
+    assert not towers[0].token_embedding.weight.equal(towers[1].token_embedding.weight)
+    assert isinstance(towers[1].visual, open_clip.transformer.VisionTransformer)
+    assert clip_choice(MODELS / "judge", num=150, seed=7)["right"] >= 0.83

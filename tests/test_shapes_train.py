@@ -17,11 +17,13 @@ from ip2p.shapes.scene import draw_scene, render
 from ip2p.shapes.train.clip import (
     EDITS_PER_GROUP,
     GROUPS,
+    VIT,
     contrast,
     draw_batch,
     keep_layout,
     new_clip,
     text_encoder_of,
+    train_judge,
     write_clip,
 )
 from ip2p.shapes.train.distil import edit_pool, guidance_difference
@@ -228,3 +230,11 @@ def test_a_narrowed_posterior_keeps_its_means() -> None:
         after = narrow_posterior(vae).encode(pixels).latent_dist
     assert torch.equal(after.mean, before.mean)
     torch.testing.assert_close(after.logvar, before.logvar - NARROWING, atol=1e-5, rtol=1e-5)
+
+
+def test_the_judge_is_a_clip_that_open_clip_loads(tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
+    judge = train_judge(tmp_path / "work", tokenizer, seed=1, num_steps=6, device="cpu")
+    write_clip(tmp_path / "judge", judge, tokenizer, VIT)
+    loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'judge'}")
+    picture = torch.zeros(1, 3, 64, 64)
+    assert torch.equal(loaded.eval().encode_image(picture), judge.encode_image(picture))

@@ -25,7 +25,7 @@ from ip2p.store import RunFolder
 from ip2p.training import launch
 from ip2p.training.__main__ import main
 from ip2p.training.cache import load_cache
-from ip2p.training.checkpoint import find_checkpoints
+from ip2p.training.checkpoint import Progress, find_checkpoints, read_checkpoint, write_checkpoint
 from ip2p.training.flags import job_of
 from ip2p.training.launching import run_child
 from ip2p.training.losslog import read_losses
@@ -144,6 +144,16 @@ def trainer_on(data: Path, folder: Path, config: TrainingConfig) -> Trainer:
     return new_trainer(cache, config, accelerator)[0]
 
 
+def test_a_cache_that_is_built_later_leaves_the_accelerator_its_optimizer(
+    tmp_path: Path, data: Path, tiny_sd: Path
+) -> None:
+    """Without it, gradients of fp16 would be clipped at their scaled size, and DeepSpeed could not step."""
+    config = tiny_training(tiny_sd)
+    trainer = trainer_on(data, tmp_path, config)
+    load_cache(tmp_path / "held-out", open_rows(str(data), config), config, trainer.accelerator)
+    assert trainer.accelerator._optimizers == [trainer.trained.optimizer]
+
+
 def test_a_step_of_two_halves_has_the_gradient_of_their_mean(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     config = tiny_training(tiny_sd, train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-6)
     trainer = trainer_on(data, tmp_path, config)
@@ -160,6 +170,20 @@ def test_the_first_convolution_can_learn_faster_than_the_rest(tmp_path: Path, da
     first = {name for name in moved if name.startswith("conv_in.")}
     assert all(9e-3 < moved[name] < 1.2e-2 for name in first)
     assert all(moved[name] < 1.2e-5 for name in moved.keys() - first)
+
+
+def test_a_state_that_lies_otherwise_in_memory_goes_on_the_same(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    trainer = trainer_on(data, tmp_path, tiny_training(tiny_sd, lr_warmup_steps=0))
+    trainer.step(0)
+    path = write_checkpoint(tmp_path, trainer.trained, Progress(step=1), limit=None)
+    trainer.step(1)
+    expected = {name: value.clone() for name, value in trainer.trained.unet.state_dict().items()}
+    state = torch.load(path / "optimizer.bin", weights_only=True)
+    state["state"] = {n: {k: v.contiguous() for k, v in each.items()} for n, each in state["state"].items()}
+    torch.save(state, path / "optimizer.bin")  # as another launch, or diffusers' script, writes it
+    read_checkpoint(path, trainer.trained)
+    trainer.step(1)
+    assert all(torch.equal(value, expected[name]) for name, value in trainer.trained.unet.state_dict().items())
 
 
 def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:

@@ -100,6 +100,8 @@ def test_the_wheel_holds_the_data_the_licence_and_both_packages(wheel: Path) -> 
     modules = {str(path.relative_to(ROOT)) for package in ("ip2p", "flows") for path in (ROOT / package).rglob("*.py")}
     assert {name for name in content if name.endswith(".py")} == modules
     assert "ip2p/py.typed" in content
+    launches = {str(path.relative_to(ROOT)) for path in (ROOT / "ip2p").rglob("*.yaml")}
+    assert {name for name in content if name.endswith(".yaml") and not name.startswith(prefix)} == launches
     (licence,) = (read for name, read in content.items() if name.endswith(".dist-info/licenses/LICENSE"))
     assert licence == (ROOT / "LICENSE").read_bytes()
 

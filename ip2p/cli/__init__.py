@@ -5,16 +5,16 @@ Exit codes: 0 done, 1 something broke, 2 a mistake in what was asked, 130 interr
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ip2p import __version__
-from ip2p.cli import app, benchmark, commands, datasets, editing, prompts
+from ip2p.cli import app, benchmark, commands, datasets, editing, prompts, serving
 from ip2p.cli.remote import mirrored
 from ip2p.config_file import suggest
-from ip2p.console import GOES_ON, log_failure, start_logging
+from ip2p.console import log_failure, start_logging
+from ip2p.errors import GOES_ON, is_mistake, told_in_a_line
 
 COMMANDS = {
     "run": commands.run,
@@ -27,8 +27,10 @@ COMMANDS = {
     "refilter": commands.refilter,
     "report": commands.report,
     "compare": commands.compare,
+    "ablate": commands.ablate,
     "edit": editing.edit,
     "app": app.app,
+    "serve": serving.serve,
 }
 
 HELP_WORDS = ("-h", "--help", "help")
@@ -50,10 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nip2p: interrupted. {GOES_ON}", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as error:
-        return _fail(error, 2, debug)
     except Exception as error:
-        return _fail(error, 1, debug)
+        return _fail(error, debug)
 
 
 def overview() -> str:
@@ -73,18 +73,11 @@ def _run_command(name: str, words: list[str], debug: bool) -> int:
     return 0
 
 
-def _fail(error: Exception, code: int, debug: bool) -> int:
+def _fail(error: Exception, debug: bool) -> int:
     """One line on standard error; the traceback goes to the log file, or to the terminal with --debug."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        error = RuntimeError(
-            f"no space is left on the disk ({error.filename or 'while writing'}). Make some. {GOES_ON}"
-        )
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    kind = "" if isinstance(error, ValueError | FileNotFoundError | RuntimeError) else f"{type(error).__name__}: "
-    message = " ".join(line.strip() for line in lines) if code == 2 else lines[0]
-    path = log_failure(error)
+    code, path = 2 if is_mistake(error) else 1, log_failure(error)
     where = "" if code == 2 else f" The log is {path}." if path else " Add --debug to see where."
-    print(f"ip2p: error: {kind}{message}{where}", file=sys.stderr)
+    print(f"ip2p: error: {told_in_a_line(error)}{where}", file=sys.stderr)
     if debug:
         raise error
     return code

@@ -14,7 +14,7 @@ from typing import TypeVar
 import tyro
 
 from ip2p.config import PipelineConfig
-from ip2p.config_file import read_config, read_mapping, suggest
+from ip2p.config_file import read_config, read_run, suggest
 from ip2p.presets import PRESETS
 
 T = TypeVar("T")
@@ -39,6 +39,17 @@ def take_option(words: list[str], name: str) -> str | None:
             del words[index : index + 2]
             return value
     return None
+
+
+def take_whole(words: list[str], name: str) -> int | None:
+    """Removes `--name N` from the words and returns the number. ValueError where it is none."""
+    text = take_option(words, name)
+    if text is None:
+        return None
+    plain = text.replace(",", "").replace("_", "")
+    if not plain.isdigit() or int(plain) < 1:
+        raise ValueError(f"--{name} takes a whole number from 1 on, got {text}.")
+    return int(plain)
 
 
 def take_run_folder(words: list[str], command: str) -> Path | None:
@@ -84,23 +95,6 @@ def parse_existing_run(words: list[str], command: str) -> PipelineConfig:
     if folder and config.out != folder:
         raise ValueError(f"--out is not for `ip2p {command}`, which works inside {folder}. Leave it out.")
     return config
-
-
-def read_run(folder: Path) -> PipelineConfig:
-    """The config of a run folder, wherever it was moved to."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a run folder: it has no config.json. Give the folder that a run printed at its end."
-        )
-    return dataclasses.replace(read_config(path), out=folder)
-
-
-def read_run_data(folder: Path) -> str | None:
-    """The data that the run of a folder was trained on, where that was not its own dataset."""
-    found = read_mapping(folder / "config.json").get("environment")
-    data = found.get("data") if isinstance(found, dict) else None
-    return data if isinstance(data, str) else None
 
 
 def parse(kind: type[T], words: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:

@@ -23,10 +23,12 @@ def benchmark(words: list[str]) -> None:
     if config.models == ("RUN",):
         raise ValueError("`ip2p benchmark` needs editors. Write: ip2p benchmark SOURCE --models RUN RUN …")
     from ip2p.evaluation.benchmark import benchmark as run_benchmark
+    from ip2p.evaluation.report import write_benchmark
 
     figures = run_benchmark(config)
     print("\n".join(describe(figures)))
     print(f"  {'figures':<11} {config.out / 'figures.json'}")
+    print(f"  {'page':<11} {write_benchmark(config.out)}")
 
 
 def _usual(words: list[str]) -> EvaluationConfig:

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.cli.arguments import (
+    parse,
     parse_existing_run,
     parse_new_run,
-    read_run,
-    read_run_data,
     take_option,
+    take_run_folder,
     wants_help,
 )
 from ip2p.cli.datasets import enter, import_pairs, inspect
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
+from ip2p.config_file import read_run, read_run_data
 
 logger = logging.getLogger(__name__)
 
@@ -111,27 +112,50 @@ def compare(words: list[str]) -> None:
     print(write_comparison(configs, Path(output) if output else None))
 
 
+def ablate(words: list[str]) -> None:
+    """Trains variants of a finished run (a tenth of the data, no filter, p fixed) and lays them side by side."""
+    from ip2p import ablation, plan
+
+    names = take_option(words, "variants")
+    run = take_run_folder(words, "ablate")
+    base = ablation.config_of(run) if run else PipelineConfig()
+    usage = "ip2p ablate RUN [--variants full,tenth,unfiltered,fixed-p] [--out FOLDER] [--stage.knob VALUE …]"
+    config = parse(PipelineConfig, words, prog="ip2p ablate RUN", description=usage, default=base)
+    if run is None:
+        return
+    chosen = ablation.choose_variants(names.split(",") if names else list(ablation.VARIANTS))
+    ablation.check_run(config, run)
+    enter(config)
+    started, page = time.monotonic(), config.out / "index.html"
+    if all(plan.is_complete(each.config, "pipeline") for each in ablation.variants_of(run, config, chosen)):
+        ablation.write_page([each.config for each in ablation.variants_of(run, config, chosen)], page)
+        print(f"Everything is done already in {config.out}.")
+    else:
+        _serve_and_run(config, "ablation", run, chosen)
+        print(f"Done in {time.monotonic() - started:.0f} s.")
+    for name in chosen:
+        print(f"{name}\n{describe_results(dataclasses.replace(config, out=config.out / name))}")
+    if page.exists():
+        print(f"{'page':<13} {page}")
+
+
 def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
     """Runs one of the three flows unless it is finished, and says where its results are."""
     from ip2p import plan
 
-    if plan.is_complete(config, use, data):
-        print(f"Everything is done already in {config.out}.")
-        print(describe_results(config))
-        return
+    def work() -> None:
+        enter(config)
+        _serve_and_run(config, use, *([data] if use == "training" else []))
+
     started = time.monotonic()
-    plan.check_inputs(config, use, data)
-    enter(config)
-    if any(config.out.glob("triplets/*.json")) or (config.out / "training").exists():
-        logger.info("going on in %s: what is finished there is kept", config.out)
-    plan.write_config(config, data)
-    _serve_and_run(config, use, data)
-    plan.record_completion(config, use, data)
-    print(f"Done in {time.monotonic() - started:.0f} s.")
+    if plan.carry_out(config, use, work, data):
+        print(f"Done in {time.monotonic() - started:.0f} s.")
+    else:
+        print(f"Everything is done already in {config.out}.")
     print(describe_results(config))
 
 
-def _serve_and_run(config: PipelineConfig, use: str, data: str | None) -> None:
+def _serve_and_run(config: PipelineConfig, use: str, *arguments: Any) -> None:
     from flows.server import prefect_server
 
     module = f"flows.{use}"
@@ -139,7 +163,7 @@ def _serve_and_run(config: PipelineConfig, use: str, data: str | None) -> None:
         from flows.runners import with_runner
 
         flow = with_runner(getattr(importlib.import_module(module), f"{use}_flow"), config.runner)
-        flow(config, data) if use == "training" else flow(config)
+        flow(config, *arguments)
 
 
 def _report(config: PipelineConfig) -> None:

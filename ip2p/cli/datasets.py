@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from ip2p.cli.arguments import parse, parse_new_run, take_option, take_run_folder, wants_help
+from ip2p.cli.arguments import parse, parse_new_run, take_option, take_run_folder, take_whole, wants_help
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
 from ip2p.console import end_on_signals, log_to_file
@@ -90,7 +90,7 @@ def inspect(words: list[str]) -> None:
         return
     if words:
         raise ValueError(f"`ip2p dataset inspect` takes a run folder alone, got {words[0]} too.")
-    from ip2p.cli.arguments import read_run
+    from ip2p.config_file import read_run
     from ip2p.dataset.inspection import describe
 
     print(describe(read_run(folder)))
@@ -98,7 +98,7 @@ def inspect(words: list[str]) -> None:
 
 def plan_costs(words: list[str]) -> None:
     """Renders a few candidates, measures, and says what the whole dataset takes."""
-    triplets, sample, devices = (_whole(words, name) for name in ("triplets", "sample", "devices"))
+    triplets, sample, devices = (take_whole(words, name) for name in ("triplets", "sample", "devices"))
     config = parse_new_run(words, "plan", options=" [--triplets N] [--sample CAPTIONS] [--devices K]")
     from ip2p import forecast, plan
 
@@ -106,13 +106,3 @@ def plan_costs(words: list[str]) -> None:
     measured = forecast.measure_sample(config, sample or 20)
     found = forecast.forecast(measured, config, triplets)
     print(forecast.describe(measured, found, config, devices or 1))
-
-
-def _whole(words: list[str], name: str) -> int | None:
-    text = take_option(words, name)
-    if text is None:
-        return None
-    plain = text.replace(",", "").replace("_", "")
-    if not plain.isdigit() or int(plain) < 1:
-        raise ValueError(f"--{name} takes a whole number from 1 on, got {text}.")
-    return int(plain)

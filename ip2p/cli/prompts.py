@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ip2p.cli.arguments import parse, parse_new_run, read_run, take_option, take_run_folder, wants_help
+from ip2p.cli.arguments import parse, parse_new_run, take_option, take_run_folder, wants_help
 from ip2p.config import FinetuneConfig
+from ip2p.config_file import read_run
 
 USAGES = {
     "inspect": "ip2p prompts inspect RUN",

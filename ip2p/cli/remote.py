@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ip2p.mirror import Mirror, is_url
-
-logger = logging.getLogger(__name__)
+from ip2p.mirror import is_url, working_copy
 
 
 @contextmanager
@@ -20,12 +17,8 @@ def mirrored(words: list[str]) -> Iterator[list[str]]:
         return
     place = places[0]
     flag, url = words[place][: -len(_value(words[place]))], _value(words[place])
-    mirror = Mirror.open(url)
-    mirror.take()
-    num = mirror.pull()
-    logger.info("%s: working in %s, %d files copied from there", url, mirror.local, num)
-    with mirror.following():
-        yield [*words[:place], f"{flag}{mirror.local}", *words[place + 1 :]]
+    with working_copy(url) as local:
+        yield [*words[:place], f"{flag}{local}", *words[place + 1 :]]
     print(f"  {'stored in':<11} {url}")
 
 

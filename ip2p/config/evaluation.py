@@ -43,6 +43,8 @@ class EvaluationConfig:
 
     domain: str | None = None
     """`module:Class` of a domain that draws held-out edits and judges them; else the test split and CLIP alone."""
+    data: str | None = None
+    """Dataset folder whose test split holds the held-out edits where there is no domain; else what was trained on."""
     num_edits: int = 490
     """Held-out edits for the main figures."""
     num_sweep_edits: int = 70

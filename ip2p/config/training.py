@@ -153,7 +153,11 @@ class TrainingConfig:
     num_validation_pairs: int = 64
     """Pairs of the test split, if the data have one, whose loss is measured at every validation."""
     launch_args: str = ""
-    """Arguments of `accelerate launch`, such as "--config_file fsdp.yaml"; a process per GPU by default."""
+    """Arguments of `accelerate launch`; a process per GPU by default.
+
+    "--config_file fsdp --num_processes 4" splits the weights over four GPUs; multi_gpu and deepspeed are there too, or
+    give a file.
+    """
     seed: int = 0
     """Seed of sample order, noise, timesteps and dropout."""
 

@@ -179,7 +179,8 @@ def _figures(config: PipelineConfig, counts: Mapping[str, Any]) -> str:
         tally = tally_reasons(config, stage)
         funnel.append((noun, str(tally.total())))
         funnel += [(f"- {reason}", str(number)) for reason, number in sorted(tally.items()) if reason]
-    left_out = [name for name in ("near_duplicate", "split_conflict") if name == "split_conflict" or counts[name]]
+    reasons = ("near_duplicate", "split_conflict", "beyond_share")
+    left_out = [name for name in reasons if name == "split_conflict" or counts.get(name)]
     funnel += [("accepted", str(counts["accepted"])), *((f"- {name}", str(counts[name])) for name in left_out)]
     return f"## Counts\n\n{types}\n\n{_table(('from captions to pairs', 'number'), funnel)}"
 

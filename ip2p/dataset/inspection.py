@@ -52,7 +52,7 @@ def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:
     for reason, count in counts:
         yield f"{reason or 'accepted':<22} {count:>9}  {count / len(table):6.1%}"
     rows = store.read_summary(config.out).get("dataset", {})
-    for name in ("train", "test", "split_conflict", "near_duplicate"):
+    for name in ("train", "test", "split_conflict", "near_duplicate", "beyond_share"):
         if name in rows:
             yield f"{'dataset: ' + name:<22} {rows[name]:>9}"
 

@@ -28,7 +28,7 @@ from ip2p.dataset.card import describe_rejections, write_card
 from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
 from ip2p.dataset.schema import CHUNKING, COLUMNS, ROW_GROUP_BYTES, open_writer, schema
 from ip2p.dataset.split import SPLITS, Split, side_of, split_pairs
-from ip2p.records import content_hash
+from ip2p.records import content_hash, hash_to_unit
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class Place:
     captions: tuple[str, str]
     edit_type: str
     order: str
+    lot: float
+    """Of the triplet, in 0 to 1: `train_share` takes those below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,13 @@ def write_dataset(config: PipelineConfig) -> dict[str, Any]:
         raise ValueError(describe_rejections(config))
     accepted = len(places)
     places = _unlike(places, shards, config.dataset.max_duplicate_similarity)
+    unlike = len(places)
     splits = split_pairs((place.captions for place in places), config.dataset.test_fraction)
+    places, splits = _share_of_training(places, splits, config.dataset.train_share)
     outputs = plan_files(places, splits, config.dataset.rows_per_shard)
     partial = config.out / ".dataset.partial"
     rows = _write_files(partial, shards, outputs)
-    dropped = {"accepted": accepted, "near_duplicate": accepted - len(places)}
+    dropped = {"accepted": accepted, "near_duplicate": accepted - unlike, "beyond_share": unlike - len(places)}
     counts = dropped | _count(places, splits, outputs, config.dataset.test_fraction)
     write_card(config, partial, counts)
     counts["seconds"] = round(time.monotonic() - started, 3)
@@ -126,7 +130,8 @@ def index_pairs(shards: Sequence[Path], seed: int) -> list[Place]:
                 if not all(captions):  # imported pairs without captions go by the picture they come from
                     captions = pair["source"], pair["source"]
                 order = content_hash("order", seed, pair["triplet_id"], pair["candidate"])
-                places.append(Place(number, row, captions, pair["edit_type"], order))
+                lot = hash_to_unit("share", pair["triplet_id"])
+                places.append(Place(number, row, captions, pair["edit_type"], order, lot))
     return places
 
 
@@ -137,6 +142,16 @@ def _unlike(places: list[Place], shards: Sequence[Path], limit: float | None) ->
     embeddings = read_embeddings(shards, [(place.shard, place.row) for place in places])
     repeats = find_near_duplicates(embeddings, limit)
     return [place for place, is_repeat in zip(places, repeats, strict=True) if not is_repeat]
+
+
+def _share_of_training(
+    places: Sequence[Place], splits: Sequence[Split | None], share: float
+) -> tuple[list[Place], list[Split | None]]:
+    """Without the training pairs whose triplets are beyond the share; the rest stays where it was."""
+    kept = [
+        (place, split) for place, split in zip(places, splits, strict=True) if split != "train" or place.lot < share
+    ]
+    return [place for place, _ in kept], [split for _, split in kept]
 
 
 def plan_files(places: Sequence[Place], splits: Sequence[Split | None], rows_per_shard: int) -> list[OutputFile]:

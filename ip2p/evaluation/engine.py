@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,9 +58,9 @@ class Done:
     """Of all parts, whenever they were made."""
 
 
-def carry_out(work: Work) -> Done:
-    """Makes what is missing and gathers `scores.parquet` and `cases.parquet`."""
-    edits = _edit_missing(work)
+def carry_out(work: Work, progress: Callable[[float], object] = lambda share: None) -> Done:
+    """Makes what is missing and gathers `scores.parquet` and `cases.parquet`; `progress` hears the share of edits."""
+    edits = _edit_missing(work, progress)
     figures = _measure_missing(work, edits)
     asked = fingerprint([(part.name, sidecar.sha256) for part, sidecar in figures.items()])
     scores = work.folder / "scores.parquet"
@@ -73,7 +72,7 @@ def carry_out(work: Work) -> Done:
     return Done(pq.read_table(scores).to_pylist(), round(seconds, 3))
 
 
-def _edit_missing(work: Work) -> dict[Part, store.Sidecar]:
+def _edit_missing(work: Work, progress: Callable[[float], object]) -> dict[Part, store.Sidecar]:
     hashes = [fingerprint_case(case) for case in work.cases]
     prints = {
         part: fingerprint_edits(part, hashes, work.editors[part.model].identity, work.knobs.seed) for part in work.parts
@@ -82,22 +81,34 @@ def _edit_missing(work: Work) -> dict[Part, store.Sidecar]:
     todo = [part for part, sidecar in found.items() if sidecar is None]
     if len(todo) < len(found):
         logger.info("%d of %d parts were edited already", len(found) - len(todo), len(found))
-    load: Callable[[str], Callable[..., object]] = functools.cache(lambda name: work.editors[name].load())
-    total = sum(len(part.cases) for part in todo)
+    from ip2p.loading import unload_all
+
+    total, num_done = sum(len(part.cases) for part in todo), 0
     with tqdm(total=total, desc="edit", unit="edit", disable=None if todo else True) as bar:
-        for part in todo:
-            made = write_edits(
-                work.edits(part),
-                part,
-                work.cases,
-                fingerprint=prints[part],
-                editor=load(part.model),  # type: ignore[arg-type]
-                seed=work.knobs.seed,
-                batch_size=work.knobs.batch_size,
-                progress=bar.update,
-            )
-            logger.info("%s: %d edits in %.1f s", part.name, made.rows, made.seconds)
-            found[part] = made
+
+        def count(num: int) -> None:
+            nonlocal num_done
+            num_done += num
+            bar.update(num)
+            progress(num_done / total)
+
+        for name in dict.fromkeys(part.model for part in todo):
+            editor = work.editors[name].load()
+            for part in (part for part in todo if part.model == name):
+                made = write_edits(
+                    work.edits(part),
+                    part,
+                    work.cases,
+                    fingerprint=prints[part],
+                    editor=editor,
+                    seed=work.knobs.seed,
+                    batch_size=work.knobs.batch_size,
+                    progress=count,
+                )
+                logger.info("%s: %d edits in %.1f s", part.name, made.rows, made.seconds)
+                found[part] = made
+            del editor  # one model in memory at a time
+            unload_all()
     return {part: sidecar for part, sidecar in found.items() if sidecar is not None}
 
 

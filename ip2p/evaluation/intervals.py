@@ -1,4 +1,4 @@
-"""How sure a figure is: Wilson intervals of shares, percentile bootstrap of means."""
+"""How sure a figure is: Wilson intervals of shares, percentile bootstrap of means, McNemar's test of two editors."""
 
 from __future__ import annotations
 

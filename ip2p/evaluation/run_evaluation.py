@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,15 @@ MAX_UNTRAINED_EDITS = 98
 """The untrained baseline scores next to nothing whatever the number of cases."""
 
 
-def evaluate(config: PipelineConfig, *, data: str | Path | None = None) -> dict[str, Any]:
+def evaluate(
+    config: PipelineConfig, *, data: str | Path | None = None, progress: Callable[[float], object] = lambda share: None
+) -> dict[str, Any]:
     """Edits the held-out cases with the trained editor and its baselines and returns the figures.
 
-    Without a domain the cases are the test split of `data` (the run's own dataset by default), judged by CLIP alone.
+    Without a domain the cases are the test split of `evaluation.data`, of `data` or of the run's own dataset, the
+    first that is named, judged by CLIP alone. `progress` is told the share of the edits that are done.
     """
+    data = config.evaluation.data or data
     domain = load_domain(config.evaluation.domain) if config.evaluation.domain else None
     trained_model(config)
     config = fit_baselines(config)
@@ -61,7 +65,7 @@ def evaluate(config: PipelineConfig, *, data: str | Path | None = None) -> dict[
         measures=run_measures(config, domain),
         slow_measures=vlm_measures(config.evaluation.vlm, folder),
     )
-    done = carry_out(work)
+    done = carry_out(work, progress)
     figures = describe(config, done.records, domain.edit_types() if domain else ())
     figures |= {"seconds": done.seconds, "parts": [part.name for part in work.parts if part.kind == "edit"]}
     _show(work)

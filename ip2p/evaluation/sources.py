@@ -38,6 +38,12 @@ class StoredCase(EditCase):
                 object.__setattr__(self, field.name, value)
         object.__setattr__(self, "_load", load)
 
+    def placed(self, previous: int | None, is_last: bool) -> StoredCase:
+        """The same at a place of a session."""
+        names = [field.name for field in fields(EditCase) if field.name not in PICTURES]
+        texts = {name: getattr(self, name) for name in names}
+        return StoredCase(self._load, **(texts | {"previous": previous, "is_last": is_last}))
+
     @property
     def original_image(self) -> Pixels:
         """Decoded anew."""
@@ -88,25 +94,24 @@ def read_benchmark(
     return _read_table(source, split, revision, num, captions)
 
 
-def _chosen(cases: Sequence[EditCase], num: int | None) -> list[EditCase]:
+def _chosen(cases: Sequence[StoredCase], num: int | None) -> list[EditCase]:
     """Whole sessions, in turns from every edit type, up to `num` cases; `previous` counts within what is chosen."""
-    sessions: dict[str, list[EditCase]] = defaultdict(list)
+    sessions: dict[str, list[StoredCase]] = defaultdict(list)
     for number, case in enumerate(cases):
         sessions[case.session or f"case {number}"].append(case)
     turns: dict[str, int] = defaultdict(int)
-    ordered: list[tuple[int, int, list[EditCase]]] = []
+    ordered: list[tuple[int, int, list[StoredCase]]] = []
     for place, session in enumerate(sessions.values()):
         kind = session[0].edit_type
         ordered.append((turns[kind], place, session))
         turns[kind] += 1
     chosen: list[EditCase] = []
     for _, _, session in sorted(ordered, key=lambda item: item[:2]):
-        if num is None or len(chosen) + len(session) <= num:
-            start = len(chosen)
-            for turn, case in enumerate(session):
-                object.__setattr__(case, "previous", start + turn - 1 if turn else None)
-                object.__setattr__(case, "is_last", turn == len(session) - 1)
-                chosen.append(case)
+        start, last = len(chosen), len(session) - 1
+        if num is None or start + len(session) <= num:
+            chosen += [
+                case.placed(start + turn - 1 if turn else None, turn == last) for turn, case in enumerate(session)
+            ]
     if not chosen:
         raise ValueError(f"the source holds no edits, or every session is longer than {num}. Ask for more.")
     return chosen
@@ -125,7 +130,7 @@ def _read_table(source: str, split: str, revision: str | None, num: int | None, 
     pictures = [theirs for ours, theirs in columns.items() if ours in PICTURES]
     texts = dataset.remove_columns([name for name in dataset.column_names if name in pictures])
     told = _read_captions(captions)
-    cases: list[EditCase] = [
+    cases = [
         StoredCase(partial(_cell, dataset, number, columns), **_texts(row, columns, told))
         for number, row in enumerate(texts)
     ]
@@ -209,11 +214,11 @@ def _caption(told: Mapping[str, Any], session: str, name: str) -> str:
     return _as_text(of_session.get(name)) if isinstance(of_session, dict) else ""
 
 
-def _magicbrush_folder(folder: Path, captions: Path | None) -> list[EditCase]:
+def _magicbrush_folder(folder: Path, captions: Path | None) -> list[StoredCase]:
     """The unpacked test split: `edit_sessions.json` beside `images/<session>/<file>`."""
     names = ("local_descriptions.json", "local_captions.json")
     beside = next((folder / name for name in names if (folder / name).is_file()), None)
-    told, cases = _read_captions(captions or beside), list[EditCase]()
+    told, cases = _read_captions(captions or beside), list[StoredCase]()
     for session, turns in json.loads((folder / "edit_sessions.json").read_text()).items():
         for turn in turns:
             files = {"original_image": turn["input"], "target_image": turn["output"], "mask": turn.get("mask")}
@@ -224,9 +229,9 @@ def _magicbrush_folder(folder: Path, captions: Path | None) -> list[EditCase]:
     return cases
 
 
-def _listed(path: Path) -> list[EditCase]:
+def _listed(path: Path) -> list[StoredCase]:
     """Lines of `image, edit_prompt` and, where known, `target, mask, original_prompt, edited_prompt, edit_type`."""
-    cases: list[EditCase] = []
+    cases: list[StoredCase] = []
     for number, row in enumerate(_lines(path), start=1):
         if not isinstance(row, dict) or not row.get("image") or not row.get("edit_prompt"):
             raise ValueError(f"{path} line {number} must hold `image` and `edit_prompt`, got {row!r}.")
@@ -256,7 +261,7 @@ def _file(paths: Mapping[str, Path], name: str) -> Any:
     return read_mask(paths[name]) if name == "mask" else read_pixels(paths[name])
 
 
-def _photographs() -> list[EditCase]:
+def _photographs() -> list[StoredCase]:
     """Edits of the two photographs that scikit-learn ships, in words of our own."""
     from ip2p.presets import data_folder
 
@@ -266,7 +271,7 @@ def _photographs() -> list[EditCase]:
         wish = "pip install 'ip2p[photographs]'"
         raise ValueError(f"the photographs come with scikit-learn. Install it with: {wish}") from error
     images = dict(zip(("china.jpg", "flower.jpg"), load_sample_images().images, strict=True))
-    cases: list[EditCase] = []
+    cases: list[StoredCase] = []
     for row in _lines(data_folder() / "photographs.jsonl"):
         pixels = np.asarray(images[row.pop("image")])
         cases.append(StoredCase(partial(_pixels, {"original_image": pixels}), **row))

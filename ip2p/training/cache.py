@@ -25,6 +25,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -125,7 +126,7 @@ def load_cache(root: Path, rows: Rows, config: TrainingConfig, accelerator: Acce
             _write_texts(folder, rows, config, accelerator)
             _write_rows(folder, rows, config, accelerator)
         accelerator.wait_for_everyone()
-        accelerator.free_memory()
+        clear_device_cache(garbage_collection=True)  # the accelerator's own would forget what it has prepared
         _log_dropped(folder, rows)
     else:
         logger.info("the latent cache is there already: %s", folder)

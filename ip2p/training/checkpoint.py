@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ip2p.training.lora import trained_weights, write_lora
+from ip2p.training.sharding import Parts, check_fits, states_like
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,30 @@ class Trained:
     """All that a step changes."""
 
     unet: UNet2DConditionModel
-    average: UNet2DConditionModel | None
+    average: UNet2DConditionModel | nn.ParameterList | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: GradScaler | None
     is_lora: bool = False
     """Adapters and the first convolution are trained; the rest is the base's and is not saved."""
+    parts: Parts | None = None
+    """How the weights are split over the processes; the average then is a list of parts."""
+
+    def parts_of(self, network: nn.Module) -> list[Tensor]:
+        """This process's parts of the UNet or of its average."""
+        return self.parts.masters() if self.parts is not None and network is self.unet else list(network.parameters())
+
+    def whole(self, network: nn.Module, *, is_main: bool) -> UNet2DConditionModel | None:
+        """The UNet or its average in the main process, None in others; all take part where weights are split."""
+        if self.parts is None:
+            return network if is_main else None
+        return self.parts.whole(self.parts_of(network), is_main=is_main)
+
+    def states(self, *, is_main: bool) -> dict[str, Any] | None:
+        """The optimizer's state in the main process, None in others; all take part where it is split."""
+        if self.parts is None:
+            return self.optimizer.state_dict() if is_main else None
+        return self.parts.whole_states(is_main=is_main)
 
 
 def find_checkpoints(output: Path) -> list[Path]:
@@ -68,18 +87,29 @@ def _step_of(path: Path) -> int:
 
 
 def write_checkpoint(
-    output: Path, trained: Trained, progress: Progress, limit: int | None, decay: float = 0.9999
+    output: Path,
+    trained: Trained,
+    progress: Progress,
+    limit: int | None,
+    decay: float = 0.9999,
+    *,
+    is_main: bool = True,
 ) -> Path:
-    """Writes `checkpoint-<step>` and removes the oldest beyond the limit."""
+    """Writes `checkpoint-<step>` and removes the oldest beyond the limit; called in every process."""
     path = output / f"checkpoint-{progress.step}"
     temporary = output / f".partial-{path.name}"
-    _remove(temporary)
-    temporary.mkdir(parents=True)
-    _save_network(trained.unet, trained, temporary / "unet")
+    if is_main:
+        _remove(temporary)
+        temporary.mkdir(parents=True)
+    _save_network(trained.unet, trained, temporary / "unet", is_main)
     if trained.average is not None:
-        _save_network(trained.average, trained, temporary / "unet_ema")
+        _save_network(trained.average, trained, temporary / "unet_ema", is_main)
+    states = trained.states(is_main=is_main)
+    if not is_main:
+        return path
+    if trained.average is not None:
         _note_ema(temporary / "unet_ema" / "config.json", progress.step, decay)
-    torch.save(trained.optimizer.state_dict(), temporary / "optimizer.bin")
+    torch.save(states, temporary / "optimizer.bin")
     torch.save(trained.schedule.state_dict(), temporary / "scheduler.bin")
     if trained.scaler is not None:
         torch.save(trained.scaler.state_dict(), temporary / "scaler.pt")
@@ -92,14 +122,17 @@ def write_checkpoint(
     return path
 
 
-def _save_network(network: UNet2DConditionModel, trained: Trained, folder: Path) -> None:
+def _save_network(network: nn.Module, trained: Trained, folder: Path, is_main: bool) -> None:
+    whole = trained.whole(network, is_main=is_main)
+    if whole is None:
+        return
     if not trained.is_lora:
-        save_unet(network, folder)
+        save_unet(whole, folder)
         return
     folder.mkdir()
-    weights = {name: value.contiguous().cpu() for name, value in trained_weights(network, trained.unet).items()}
+    weights = {name: value.contiguous().cpu() for name, value in trained_weights(whole, trained.unet).items()}
     save_file(weights, folder / TRAINED)
-    write_lora(network, folder)
+    write_lora(whole, folder)
 
 
 def _note_ema(path: Path, step: int, decay: float) -> None:
@@ -122,13 +155,17 @@ def read_checkpoint(path: Path, trained: Trained) -> Progress:
 
     ValueError where it holds other weights than are trained.
     """
-    load_weights(trained.unet, path / "unet")
+    _load_network(trained.unet, trained, path / "unet")
     if trained.average is not None:
         has_average = (path / "unet_ema").exists()
         if not has_average:
             logger.warning("%s has no averaged weights; the average starts from its weights", path)
-        load_weights(trained.average, path / ("unet_ema" if has_average else "unet"))
-    trained.optimizer.load_state_dict(_read(path / "optimizer.bin"))
+        _load_network(trained.average, trained, path / ("unet_ema" if has_average else "unet"))
+    states = _read(path / "optimizer.bin")
+    if trained.parts is None:
+        trained.optimizer.load_state_dict(states_like(states, trained.optimizer))
+    else:
+        trained.parts.put_states(states)
     trained.schedule.load_state_dict(_read(path / "scheduler.bin"))
     if trained.scaler is not None and (path / "scaler.pt").exists():
         trained.scaler.load_state_dict(_read(path / "scaler.pt"))
@@ -143,18 +180,28 @@ def _read_progress(path: Path) -> Progress:
         return Progress(step=_step_of(path))
 
 
-def load_weights(network: nn.Module, folder: Path) -> None:
-    """Copies saved weights into a network, bit for bit."""
-    if (folder / TRAINED).exists():
-        found = network.load_state_dict(load_file(folder / TRAINED), strict=False)
-        if found.unexpected_keys:
-            raise ValueError(f"{folder} holds adapters of another shape. Give the --rank that it was trained with.")
-    elif (folder / WEIGHTS).exists():
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    elif folder.exists():  # in several files
-        network.load_state_dict(UNet2DConditionModel.from_pretrained(folder).state_dict())
+def _load_network(network: nn.Module, trained: Trained, folder: Path) -> None:
+    """Copies saved weights into the UNet or its average, bit for bit."""
+    weights = _read_weights(folder)
+    strict = not (folder / TRAINED).exists()
+    if trained.parts is None:
+        unexpected = network.load_state_dict(weights, strict=strict).unexpected_keys
     else:
+        unexpected = check_fits(trained.parts.skeleton, weights, strict=strict)
+    if unexpected:
+        raise ValueError(f"{folder} holds adapters of another shape. Give the --rank that it was trained with.")
+    if trained.parts is not None:
+        trained.parts.put(trained.parts_of(network), weights)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    for file in (folder / TRAINED, folder / WEIGHTS):
+        if file.exists():
+            return load_file(file)
+    if not folder.exists():
         raise ValueError(f"{folder} does not exist. Give a checkpoint with a UNet.")
+    several: dict[str, Tensor] = UNet2DConditionModel.from_pretrained(folder).state_dict()
+    return several
 
 
 def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, wanted: str | None = "auto") -> Progress:

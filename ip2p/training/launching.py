@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 FINISHED = "finished.json"
 STOP_AT_END_OF_INPUT = "IP2P_STOP_AT_END_OF_INPUT"
 SHOWN_LINES = 25
+LAUNCH_CONFIGS = Path(__file__).with_name("launch_configs")
+"""Of `accelerate launch`, by name."""
 
 
 def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
     job = job_of(config.training, there, output=folder.training.resolve(), export=folder.model.resolve())
     settings = folder.training / "config.json"
     write_json(settings, to_dict(job))
-    command = launch_command(settings, shlex.split(config.training.launch_args))
+    command = launch_command(settings, with_shipped_configs(shlex.split(config.training.launch_args)))
     logger.info("starting %s", " ".join(command))
     run_child(command)
     summary = finished_training(config, data)
@@ -73,6 +75,30 @@ def launch_command(settings: Path, launch_args: Sequence[str] = ()) -> list[str]
     how = list(launch_args) or [*_machine(), *fixed]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *how]
     return [*launcher, "--module", "ip2p.training", "--config", str(settings.resolve())]
+
+
+def with_shipped_configs(launch_args: Sequence[str]) -> list[str]:
+    """The same arguments with `--config_file fsdp` and its like as paths of the configs that come with the package."""
+    words = list(launch_args)
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag not in ("--config_file", "--config-file"):
+            continue
+        place = number if equals else number + 1
+        if place < len(words):
+            words[place] = f"{flag}=" * bool(equals) + _shipped(value if equals else words[place])
+    return words
+
+
+def _shipped(name: str) -> str:
+    """ValueError for a name, without a folder or an ending, that no config has."""
+    if Path(name).exists() or Path(name).name != name or Path(name).suffix not in ("", ".yaml"):
+        return name
+    path = LAUNCH_CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(path.stem for path in LAUNCH_CONFIGS.glob("*.yaml")))
+        raise ValueError(f"there is no file {name}, nor a launch config of that name. Give a path, or one of {known}.")
+    return str(path)
 
 
 def _machine() -> list[str]:

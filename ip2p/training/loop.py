@@ -72,9 +72,10 @@ def train(
                 _report(progress, num_steps, loss, first, started)
         stopping = _any_process(stop.wanted.is_set(), accelerator)
         if progress.step % config.checkpointing_steps == 0 or is_last or stopping:
-            progress.loss_sum, progress.seconds = float(since_log), time.monotonic() - started
-            if accelerator.is_main_process:
-                write_checkpoint(output, trained, progress, config.checkpoints_total_limit, config.ema_decay)
+            progress.seconds = time.monotonic() - started
+            progress.loss_sum = float(accelerator.reduce(since_log, "mean"))
+            limit, is_main = config.checkpoints_total_limit, accelerator.is_main_process
+            write_checkpoint(output, trained, progress, limit, config.ema_decay, is_main=is_main)
             accelerator.wait_for_everyone()
         if stopping and not is_last:
             raise Interrupted(f"stopped at step {progress.step} of {num_steps}; run again to go on.")

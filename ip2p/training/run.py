@@ -9,12 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 
 from ip2p.config import PipelineConfig, TrainingConfig, TrainingJob
-from ip2p.loading import resolve_device, resolve_dtype
 from ip2p.store import write_json
 from ip2p.training import components, hub
 from ip2p.training.batches import Sampling, Source
@@ -37,6 +35,7 @@ from ip2p.training.source import (
     training_fingerprint,
 )
 from ip2p.training.stopping import Stop
+from ip2p.training.strategy import check_launch, precision_of
 from ip2p.training.surgery import widen_conv_in
 from ip2p.training.trackers import start_trackers, tracker_names
 from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
@@ -44,7 +43,6 @@ from ip2p.training.validation import Validation, read_shown
 
 logger = logging.getLogger("ip2p.training")
 
-WHOLE_WEIGHTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 LOOKED_AT = 256
 """Rows whose images' shapes decide whether a random crop has any choice."""
 
@@ -57,11 +55,12 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     rows, shown = open_rows(job.data, job), read_shown(job)
     accelerator = new_accelerator(job)
     whole = PipelineConfig(training=job)
-    source = _open_source(rows, job, accelerator, output)
+    source = open_source(rows, job, accelerator, output)
     trainer, num_steps = new_trainer(source, job, accelerator)
     start_trackers(accelerator, job)
     fresh = Progress(fingerprint=resume_fingerprint(whole, job.data), num_processes=accelerator.num_processes)
-    progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
+    with accelerator.main_process_first():  # which removes the checkpoints of other settings
+        progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
     logger.info("training on %d pairs, %d steps on %s", len(source), num_steps, accelerator.device)
     per_epoch = math.ceil(len(source) / pairs_per_step(job, accelerator.num_processes))
     every = job.validation_steps or (job.validation_epochs and job.validation_epochs * per_epoch) or per_epoch
@@ -70,10 +69,11 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     progress = train(trainer, output, progress, num_steps, stop, validation)
     seconds = source.seconds if isinstance(source, LatentCache) else 0.0
     summary = _summary(progress, rows, output, seconds, len(source))
-    if accelerator.is_main_process:
+    trained = trainer.trained
+    editor = trained.whole(trained.average or trained.unet, is_main=accelerator.is_main_process)
+    if editor is not None:
         export = Path(job.export_dir or job.output_dir)
-        trained = trainer.trained
-        write_editor(trained.average or trained.unet, job, export)
+        write_editor(editor, job, export)
         hub.write_card(job, export, summary, is_xl=components.is_xl(job))
         write_json(output / FINISHED, {"fingerprint": training_fingerprint(whole, job.data), "summary": summary})
         logger.info("wrote %s", export)
@@ -109,7 +109,7 @@ def num_steps_of(config: TrainingConfig, num_pairs: int, num_processes: int) -> 
     return config.num_train_epochs * math.ceil(num_pairs / pairs_per_step(config, num_processes))
 
 
-def _open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> Source:
+def open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> Source:
     if job.cache and not _crops_differ(rows, job):
         return load_cache(output / "cache", rows, job, accelerator)
     if job.cache:
@@ -145,23 +145,14 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
 
 def new_accelerator(job: TrainingJob) -> Accelerator:
     """Precision, trackers and patience as the job says."""
-    precision = job.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if resolve_dtype("auto", resolve_device("auto")) == "bfloat16" else "no"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("mixed_precision fp16 wants a GPU, got a CPU. Set training.mixed_precision to bf16 or no.")
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the cache is built inside
     output = Path(job.output_dir)
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / job.logging_dir))
     trackers: Any = tracker_names(job.report_to)
     accelerator = Accelerator(
-        mixed_precision=precision, kwargs_handlers=[patient], log_with=trackers or None, project_config=project
+        mixed_precision=precision_of(job), kwargs_handlers=[patient], log_with=trackers or None, project_config=project
     )
-    if accelerator.distributed_type not in WHOLE_WEIGHTS:
-        raise ValueError(
-            f"the trainer keeps whole weights in every process, which {accelerator.distributed_type.value} does not. "
-            "Launch with --multi_gpu, and --gradient_checkpointing or --use_lora where memory is short."
-        )
+    check_launch(job, accelerator)
     return accelerator
 
 

@@ -6,6 +6,7 @@ import copy
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ip2p.config import TrainingConfig
+from ip2p.training import sharding
 from ip2p.training.batches import Batch, Sampling, Source
 from ip2p.training.checkpoint import Trained
 from ip2p.training.lora import add_lora
 from ip2p.training.objective import Objective, drop_conditions, drop_text
 from ip2p.training.optimizer import new_optimizer
+from ip2p.training.strategy import is_fsdp, is_zero
+from ip2p.training.zero import ZeroParts
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +47,13 @@ class Trainer:
         config, device, draws = self.config, self.accelerator.device, self.sampling.draws(micro_step)
         batch = self.source.load(self.sampling, micro_step, draws).to(device)
         posterior, noise, timesteps, dropout, offset = (
-            value.to(device) for value in (draws.posterior, draws.noise, draws.timesteps, draws.dropout, draws.offset)
+            value.to(device, non_blocking=True)
+            for value in (draws.posterior, draws.noise, draws.timesteps, draws.dropout, draws.offset)
         )
         latents = (batch.mean + batch.deviation * posterior) * self.latent_scale
         noise = noise + config.noise_offset * offset if config.noise_offset else noise
         share = config.conditioning_dropout_prob or 0.0
-        null_text = self.source.null_text.to(device)
+        null_text = self.source.null_text.to(device, non_blocking=True)
         condition, text = drop_conditions(batch.condition, batch.text, null_text, dropout, share)
         prediction = self.predict(
             self.network,
@@ -64,14 +69,17 @@ class Trainer:
         inputs = torch.cat([noised, batch.condition * scale], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         added = None
-        if batch.pooled is not None:
-            added = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+        if batch.pooled is not None and batch.time_ids is not None:
+            time_ids = batch.time_ids.long()  # whole numbers, which FSDP's precision rounds to none that are near
+            added = {"text_embeds": batch.pooled, "time_ids": time_ids}
         found: Tensor = network(inputs, timesteps, batch.text, added_cond_kwargs=added, return_dict=False)[0]
         return found
 
     def _dropped(self, pooled: Tensor | None, dropout: Tensor, share: float) -> Tensor | None:
         none = self.source.null_pooled
-        return pooled if pooled is None or none is None else drop_text(pooled, none.to(pooled.device), dropout, share)
+        if pooled is None or none is None:
+            return pooled
+        return drop_text(pooled, none.to(pooled.device, non_blocking=True), dropout, share)
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the mean loss of its micro-steps and the gradient's norm, on the device."""
@@ -87,8 +95,8 @@ class Trainer:
         self.trained.optimizer.zero_grad(set_to_none=True)
         self.trained.schedule.step()
         if self.trained.average is not None:
-            update_average(self.trained.average, self.trained.unet, ema_decay_at(step + 1, self.config.ema_decay))
-        return total, torch.as_tensor(norm)
+            update_average(self.trained, self.trained.average, ema_decay_at(step + 1, self.config.ema_decay))
+        return total, sharding.whole(torch.as_tensor(norm))
 
     def _attention(self) -> AbstractContextManager[None]:
         """Explicit maps on a CPU in bfloat16, where the backward pass of torch's fused kernel is slower than theirs."""
@@ -96,6 +104,9 @@ class Trainer:
         return sdpa_kernel(SDPBackend.MATH) if explicit else nullcontext()
 
     def _syncing(self, is_last: bool) -> AbstractContextManager[None]:
+        if is_zero(self.accelerator):  # whose backward pass steps where it is told to synchronise
+            self.accelerator.sync_gradients = is_last
+            return nullcontext()
         return nullcontext() if is_last else self.accelerator.no_sync(self.network)
 
 
@@ -105,10 +116,10 @@ def ema_decay_at(step: int, decay: float) -> float:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Moves the average towards the weights that are trained, wherever it lies."""
-    both = zip(average.parameters(), network.parameters(), strict=True)
-    pairs = [(mean, weight.to(mean.device)) for mean, weight in both if weight.requires_grad]
+def update_average(trained: Trained, average: nn.Module, decay: float) -> None:
+    """Moves the average, or this process's part of it, towards the weights that are trained, wherever it lies."""
+    both = zip(average.parameters(), trained.parts_of(trained.unet), strict=True)
+    pairs = [(mean, weight.to(mean.device)) for mean, weight in both if weight.requires_grad or trained.parts]
     means, weights = zip(*pairs, strict=True)
     torch._foreach_lerp_(list(means), list(weights), 1 - decay)
 
@@ -119,11 +130,14 @@ def new_trained(
     """The UNet on its device with its average, optimizer and schedule, and the UNet as the accelerator wraps it."""
     if config.use_lora:
         unet = add_lora(unet, config.rank, config.seed)
-    unet = unet.to(accelerator.device, memory_format=torch.channels_last).train()
-    average = copy.deepcopy(unet).eval().requires_grad_(False) if config.use_ema else None
-    if average is not None and config.offload_ema:
-        average.to("cpu")
-    _speed_up(unet, config, accelerator.device)
+    skeleton = sharding.skeleton_of(unet) if is_fsdp(accelerator) or is_zero(accelerator) else None
+    if skeleton is None:
+        unet.to(accelerator.device, memory_format=torch.channels_last)
+    elif is_zero(accelerator):
+        unet.to(accelerator.device)  # under FSDP each process takes its part alone onto its device
+    place = torch.device("cpu") if config.offload_ema else accelerator.device
+    average = copy.deepcopy(unet).to(place) if config.use_ema and skeleton is None else None
+    _speed_up(unet.train(), config, accelerator.device)
     matmul = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     settings = replace(config, learning_rate=learning_rate_of(config, accelerator.num_processes))
     optimizer = new_optimizer(unet, settings, fused=accelerator.device.type in ("cpu", "cuda"), matmul=matmul)
@@ -135,8 +149,28 @@ def new_trained(
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
     )
+    groups = [list(group["params"]) for group in optimizer.param_groups]
     network, prepared = accelerator.prepare(unet, optimizer)
-    return Trained(unet, average, prepared, schedule, accelerator.scaler, config.use_lora), network
+    parts = _parts(skeleton, unet, prepared, groups, accelerator)
+    if config.use_ema and parts is not None:
+        average = sharding.new_average(parts).to(place)
+    if average is not None:
+        average.eval().requires_grad_(False)
+    return Trained(unet, average, prepared, schedule, accelerator.scaler, config.use_lora, parts), network
+
+
+def _parts(
+    skeleton: UNet2DConditionModel | None,
+    unet: UNet2DConditionModel,
+    prepared: Any,
+    groups: list[list[nn.Parameter]],
+    accelerator: Accelerator,
+) -> sharding.Parts | None:
+    if skeleton is None:
+        return None
+    if is_zero(accelerator):
+        return ZeroParts(skeleton, unet, prepared.optimizer, groups)
+    return sharding.FsdpParts(skeleton, unet, prepared)
 
 
 def learning_rate_of(config: TrainingConfig, num_processes: int) -> float:

@@ -1,7 +1,8 @@
 """What a training shows of itself on the way: edits of given pictures, and the loss on pairs that it does not see.
 
-The main process validates and the others wait. The loss is that of fixed noise at fixed timesteps, by quarters of the
-noise schedule, so that its course is the model's and not chance's.
+The main process validates and the others wait; where weights are split, it does so on a copy put together for it. The
+loss is that of fixed noise at fixed timesteps, by quarters of the noise schedule, so that its course is the model's and
+not chance's.
 """
 
 from __future__ import annotations
@@ -66,8 +67,11 @@ class Validation:
         due = step == self.num_steps or step % self.every == 0
         if not due or not (self.shown or self.held_out is not None):
             return
-        if self.accelerator.is_main_process:
-            network = trainer.trained.average or trainer.trained.unet
+        trained = trainer.trained
+        network = trained.whole(trained.average or trained.unet, is_main=self.accelerator.is_main_process)
+        if network is not None:
+            if trained.parts is not None:
+                network.to(self.accelerator.device)
             was_training = network.training
             network.eval()
             with torch.no_grad():

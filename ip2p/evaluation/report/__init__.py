@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ip2p.config import PipelineConfig
-from ip2p.evaluation.report import comparing, sections, strips
+from ip2p.evaluation.report import (
+    benchmarks,
+    comparing,
+    cost,
+    guidance,
+    making,
+    overview,
+    quality,
+    sheets,
+    strips,
+    wording,
+)
 from ip2p.evaluation.report.reading import RunFacts, read_run
 from ip2p.store import RunFolder, write_atomic
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["write_benchmark", "write_comparison", "write_report"]
 
 
 def write_report(config: PipelineConfig) -> Path:
@@ -40,53 +53,50 @@ def _write(file: Any, content: bytes) -> None:
 def write_comparison(configs: Sequence[PipelineConfig], path: Path | None = None) -> Path:
     """Writes several runs as one page and returns its path. ValueError where there is nothing to compare."""
     place = path or comparing.default_page(configs)
-    page = _template("comparison.html.jinja").render(comparing.describe_comparison(configs)).encode()
+    page = _render("comparison.html.jinja", comparing.describe_comparison(configs)).encode()
     write_atomic(place, lambda file: _write(file, page))
     return place
 
 
-def _template(name: str) -> Template:
-    environment = Environment(
-        loader=PackageLoader(__name__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.undefined = StrictUndefined
-    environment.filters |= {"percent": percent, "score": score, "count": count}
-    return environment.get_template(name)
+def write_benchmark(folder: Path) -> Path:
+    """Writes a finished benchmark as one page and returns its path."""
+    page = _render("benchmark.html.jinja", benchmarks.describe_page(folder)).encode()
+    write_atomic(folder / "index.html", lambda file: _write(file, page))
+    return folder / "index.html"
 
 
 def render_page(facts: RunFacts) -> str:
     """The whole page as text."""
-    return _template("template.html.jinja").render(
-        name=facts.name,
-        headlines=sections.headlines(facts),
-        funnel=sections.funnel(facts),
-        triplets=sections.triplets(facts),
-        scores=sections.scores(facts),
-        acceptance=sections.acceptance(facts),
-        accepted=sections.pairs(facts, accepted=True),
-        rejected=sections.pairs(facts, accepted=False),
-        precision=sections.precision(facts),
-        loss=sections.loss(facts),
-        oracle=sections.oracle(facts),
-        edits=sections.edits(facts),
-        guidance=sections.guidance(facts),
-        times=sections.times(facts),
-        settings=sections.setting_rows(facts.config),
-        versions=facts.versions,
+    sections: dict[str, Any] = {
+        "headlines": overview.headlines(facts),
+        "glance": sheets.glance(facts),
+        "funnel": making.funnel(facts),
+        "triplets": making.triplets(facts),
+        "scores": making.scores(facts),
+        "acceptance": making.acceptance(facts),
+        "pairs": sheets.pairs(facts),
+        "precision": making.precision(facts),
+        "loss": making.loss(facts),
+        "quality": quality.quality(facts),
+        "extremes": sheets.extremes(facts),
+        "edits": sheets.edits(facts),
+        "guidance": guidance.guidance(facts),
+        "grids": guidance.grids(facts),
+        "cost": cost.cost(facts),
+        "settings": overview.setting_rows(facts.config),
+        "versions": facts.versions,
+    }
+    left_out = sum(int(sections[name].get("left_out", 0)) for name in ("pairs", "edits", "grids"))
+    return _render("template.html.jinja", {"name": facts.name, "left_out": left_out, **sections})
+
+
+def _render(template: str, values: Mapping[str, Any]) -> str:
+    """A page with its script, which the browser runs for its hash alone: whatever else slips in stays dead."""
+    environment = Environment(
+        loader=PackageLoader(__name__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-
-
-def percent(value: float) -> str:
-    """A share in whole percent, with a decimal near the ends."""
-    near_end = 0 < value < 0.01 or 0.99 < value < 1
-    return f"{100 * value:.1f} %" if near_end else f"{100 * value:.0f} %"
-
-
-def score(value: float) -> str:
-    """A similarity with three decimals and a true minus sign."""
-    return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else "–"
-
-
-def count(value: int) -> str:
-    """A number with thousands apart."""
-    return f"{value:,}".replace(",", "\u202f")
+    environment.undefined = StrictUndefined
+    environment.filters |= {"percent": wording.percent, "score": wording.score, "count": wording.count}
+    script = Markup(environment.get_template("filter.js.jinja").render())
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(values, script=script, script_hash=f"sha256-{digest}")

@@ -6,13 +6,23 @@ Colour comes from CSS classes only, so that a chart follows the page into the da
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 Range = tuple[float, float]
+
+MARKS = (
+    "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
+    "M-4 -4h8v8h-8z",
+    "M0 -5.5L5.5 0L0 5.5L-5.5 0z",
+    "M0 -5.2L5 4H-5z",
+    "M0 5.2L5 -4H-5z",
+    "M-1.8 -5h3.6v3.2h3.2v3.6h-3.2v3.2h-3.6v-3.2h-3.2v-3.6h3.2z",
+)
+"""Forms of the series, about a centre: disc, square, diamond, triangles, cross. There are as many colours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +70,17 @@ class Drawing:
         path = " ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in [*highs, *reversed(lows)])
         self.elements.append(f'<polygon class="{css}" points="{path}"/>')
 
-    def dot(self, x: float, y: float, css: str, tip: str = "", radius: float = 4.5) -> None:
-        """A point with a tooltip."""
-        place = f'cx="{self.frame.px(x):.1f}" cy="{self.frame.py(y):.1f}" r="{radius}"'
-        self.elements.append(f'<circle class="{css}" {place}><title>{escape(tip)}</title></circle>')
+    def mark(self, x: float, y: float, series: int, tip: str, css: str = "mark") -> None:
+        """A point with a tooltip, whose form and colour tell its series."""
+        place = f'transform="translate({self.frame.px(x):.1f} {self.frame.py(y):.1f})"'
+        path = f'<path d="{MARKS[series % len(MARKS)]}" {place}>'
+        self.elements.append(f'<g class="{css} s{series}">{path}<title>{escape(tip)}</title></path></g>')
 
-    def mark(self, x: float, y: float, css: str, tip: str, series: int) -> None:
-        """A point whose form tells its series: disc, square, diamond."""
-        if series == 0:
-            return self.dot(x, y, css, tip)
-        left, top = self.frame.px(x), self.frame.py(y)
-        turned = f' transform="rotate(45 {left:.1f} {top:.1f})"' if series == 2 else ""
-        place = f'x="{left - 4:.1f}" y="{top - 4:.1f}" width="8" height="8"{turned}'
-        self.elements.append(f'<rect class="{css}" {place}><title>{escape(tip)}</title></rect>')
-        return None
+    def area(self, outlines: Sequence[Sequence[Point]], css: str) -> None:
+        """The union of some outlines of data points, as one area."""
+        paths = (" ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in some) for some in outlines)
+        inside = "".join(f'<polygon points="{path}"/>' for path in paths)
+        self.elements.append(f'<g class="{css}">{inside}</g>')
 
     def bar(self, x: Range, y: Range, css: str, tip: str = "") -> None:
         """A rectangle between data corners."""
@@ -92,14 +99,23 @@ class Drawing:
         """Words at a data point, moved by a shift in pixels."""
         self._words(self.frame.px(x) + shift[0], self.frame.py(y) + shift[1], words, css, anchor)
 
-    def axes(self, x_title: str, y_title: str, *, x_ticks: Sequence[float] | None = None, y_ticks: int = 5) -> None:
+    def axes(
+        self,
+        x_title: str,
+        y_title: str,
+        *,
+        x_ticks: Sequence[float] | None = None,
+        y_ticks: int = 5,
+        x_number: Callable[[float], str] | None = None,
+        y_number: Callable[[float], str] | None = None,
+    ) -> None:
         """Grid, tick labels and titles; call first, so that the data lies on top."""
         frame, base = self.frame, self.frame.height - self.frame.bottom
         for value in ticks(frame.y, y_ticks) if y_ticks else ():
             self._rule(frame.py(value), "grid")
-            self._words(frame.left - 8, frame.py(value) + 4, number(value), "tick", "end")
+            self._words(frame.left - 8, frame.py(value) + 4, (y_number or number)(value), "tick", "end")
         for value in ticks(frame.x, 6) if x_ticks is None else x_ticks:
-            self._words(frame.px(value), base + 18, number(value), "tick", "middle")
+            self._words(frame.px(value), base + 18, (x_number or number)(value), "tick", "middle")
         self._rule(base, "axis")
         self._words((frame.left + frame.width - frame.right) / 2, frame.height - 6, x_title, "axis-title", "middle")
         if y_title:
@@ -117,9 +133,19 @@ class Drawing:
     def svg(self) -> Markup:
         """The finished chart."""
         width, height = self.frame.width, self.frame.height
-        size = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 1.3:.0f}px"'
+        size = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 1.4:.0f}px"'
         head = f'<svg class="chart" role="img" aria-label="{escape(self.title)}. {escape(self.text)}" {size}>'
         return Markup(head + "".join(self.elements) + "</svg>")
+
+
+def legend(names: Sequence[str]) -> Markup:
+    """Which form and colour is which series."""
+    keys = (
+        f'<li><svg width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">'
+        f'<g class="mark s{number}"><path d="{MARKS[number % len(MARKS)]}"/></g></svg> {escape(name)}</li>'
+        for number, name in enumerate(names)
+    )
+    return Markup('<ul class="legend">' + "".join(keys) + "</ul>")
 
 
 def ticks(bounds: Range, about: int) -> list[float]:

@@ -1,34 +1,35 @@
-"""Several runs on one page: figures, paired tests, curves, settings that differ. Never imports torch."""
+"""Several runs on one page: figures, tests, curves, pictures, cost, settings that differ. Never imports torch."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from markupsafe import Markup
 
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.evaluation.intervals import bootstrap_interval
-from ip2p.evaluation.report import figures
-from ip2p.evaluation.report.charts import Drawing, Frame, padded
-from ip2p.evaluation.report.reading import Row, RunFacts, read_run
-from ip2p.evaluation.report.sections import setting_rows
+from ip2p.evaluation.intervals import bootstrap_interval, mcnemar
+from ip2p.evaluation.report import cost, figures, guidance
+from ip2p.evaluation.report.charts import MARKS, legend
+from ip2p.evaluation.report.overview import setting_rows
+from ip2p.evaluation.report.quality import figures_table, judge_words
+from ip2p.evaluation.report.reading import UNREADABLE, Row, RunFacts, read_run
+from ip2p.evaluation.report.sidebyside import case_hashes, side_by_side
+from ip2p.evaluation.report.tradeoff import tradeoff_chart, usable
+from ip2p.evaluation.report.wording import count, is_number, mapping, p_value, percent, percents, signed
 from ip2p.store import RunFolder
 
-COLUMNS = {
-    "success": "success",
-    "done": "done",
-    "kept": "kept",
-    "clip_direction": "CLIP direction",
-    "clip_image": "CLIP image",
-}
-SHARES = ("success", "done", "kept")
-MOST_SERIES = 6
-"""A chart has so many colours."""
+logger = logging.getLogger(__name__)
+
+MADE = {"pairs": "Training pairs", "accepted": "Accepted candidates", "right": "Accepted that are right"}
+"""What the editors were made from."""
+
+Cell = dict[str, str] | None
+"""A figure and what stands small beside it."""
 
 
 def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
@@ -41,23 +42,69 @@ def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
             raise ValueError(f"{config.out} was not evaluated. Run `ip2p evaluate {config.out}` first.")
     names = _names(configs)
     shown = dict(zip(names, facts, strict=True))
-    columns = [name for name in COLUMNS if any(each.figures.get(name) is not None for each in facts)]
     curves = {name: each.figures.get("curve") or [] for name, each in shown.items()}
-    judged = {name: each for name, each in shown.items() if each.figures.get("success") is not None}
-    some = list(judged.items())[:MOST_SERIES]
-    series = {name: {**each.figures["by_type"], "all types": each.figures} for name, each in some}
-    title = "Success by edit type"
+    drawn = usable(curves)
     return {
         "names": names,
-        "columns": [COLUMNS[name] for name in columns],
-        "rows": [_figures(name, each, columns) for name, each in shown.items()],
+        "table": _table(shown),
+        "judges": _judges(shown),
         "paired": _paired(names, configs),
-        "curves": curves_chart({name: curve for name, curve in curves.items() if curve}),
-        "curve_names": [name for name, curve in curves.items() if curve][:MOST_SERIES],
-        "by_type": figures.by_type_chart(series, "success", title, "share of held-out edits that succeed"),
-        "type_names": list(series),
+        "curves": tradeoff_chart(curves),
+        "curves_legend": legend(list(drawn)),
+        "points": guidance.points_table(curves),
+        **_by_type(shown),
+        "pictures": side_by_side(shown),
+        "cost": _costs(shown),
         "settings": _settings(configs),
     }
+
+
+def _table(shown: Mapping[str, RunFacts]) -> dict[str, Any]:
+    """The figures of every run, and what its editor was made from."""
+    table = figures_table({name: each.figures for name, each in shown.items()})
+    sources = [_made_from(each) for each in shown.values()]
+    told = [name for name in MADE if any(source[name] for source in sources)]
+    rows = [
+        {**row, "cells": [*row["cells"], *(source[name] for name in told)]}
+        for row, source in zip(table["rows"], sources, strict=True)
+    ]
+    return {"columns": [*table["columns"], *(MADE[name] for name in told)], "rows": rows}
+
+
+def _made_from(facts: RunFacts) -> dict[str, dict[str, str] | None]:
+    """The dataset that a run trained on, as far as its summary tells."""
+    training, rendering, dataset = (mapping(facts.summary.get(name)) for name in ("training", "rendering", "dataset"))
+    pairs, asked, accepted = training.get("samples"), rendering.get("candidates"), rendering.get("accepted")
+    right = dataset.get("oracle_precision")
+    bounds = dataset.get("oracle_precision_interval") or ()
+    return {
+        "pairs": {"value": count(int(pairs)), "interval": ""} if is_number(pairs) else None,
+        "accepted": {"value": percent(accepted / asked), "interval": f"of {count(asked)}"}
+        if asked and is_number(accepted)
+        else None,
+        "right": {"value": percent(right), "interval": percents(*bounds) if len(bounds) == 2 else ""}
+        if is_number(right)
+        else None,
+    }
+
+
+def _by_type(shown: Mapping[str, RunFacts]) -> dict[str, Any]:
+    judged = {name: each.figures for name, each in shown.items() if is_number(each.figures.get("success"))}
+    some = dict(list(judged.items())[: len(MARKS)])
+    series = {name: {**mapping(found.get("by_type")), "all types": found} for name, found in some.items()}
+    chart = figures.by_type_chart(series, "success", "Success by edit type", "share of held-out edits that succeed")
+    return {"by_type": chart if series else None, "types_legend": legend(list(series))}
+
+
+def _judges(shown: Mapping[str, RunFacts]) -> list[tuple[str, str]]:
+    told = {name: judge_words(mapping(each.figures.get("judge"))) for name, each in shown.items()}
+    return [(name, words) for name, words in told.items() if words]
+
+
+def _costs(shown: Mapping[str, RunFacts]) -> list[tuple[str, list[str]]]:
+    told = [cost.compared(each) for each in shown.values()]
+    titles = dict.fromkeys(title for each in told for title in each)
+    return [(title, [str(each.get(title, "–")) for each in told]) for title in titles]
 
 
 def _names(configs: Sequence[PipelineConfig]) -> list[str]:
@@ -70,20 +117,8 @@ def _names(configs: Sequence[PipelineConfig]) -> list[str]:
     return [f"{path.name} ({number})" for number, path in enumerate(paths, 1)]
 
 
-def _figures(name: str, facts: RunFacts, columns: Sequence[str]) -> dict[str, Any]:
-    return {"name": name, "n": facts.figures["n"], "cells": [_cell(facts.figures, column) for column in columns]}
-
-
-def _cell(found: Row, name: str) -> dict[str, str] | None:
-    if found.get(name) is None:
-        return None
-    form = "{:.1%}" if name in SHARES else "{:.3f}"
-    low, high = found[f"{name}_interval"]
-    return {"value": form.format(found[name]), "low": form.format(low), "high": form.format(high)}
-
-
 def _paired(names: Sequence[str], configs: Sequence[PipelineConfig]) -> list[dict[str, Any]]:
-    first, *others = (_edits(config) for config in configs)
+    first, *others = (_edits_or_none(config) for config in configs)
     return [
         _against(name, [(first[key], some[key]) for key in first if key in some])
         for name, some in zip(names[1:], others, strict=True)
@@ -91,23 +126,31 @@ def _paired(names: Sequence[str], configs: Sequence[PipelineConfig]) -> list[dic
     ]
 
 
+def _edits_or_none(config: PipelineConfig) -> dict[tuple[Any, ...], Row]:
+    try:
+        return _edits(config)
+    except UNREADABLE as error:
+        logger.warning("%s is not compared edit by edit: %s", config.out, error)
+        return {}
+
+
 def _edits(config: PipelineConfig) -> dict[tuple[Any, ...], Row]:
     """The trained editor's held-out edits, by picture, words and seed."""
     folder = RunFolder(config.out).evaluation
     scores = pq.read_table(folder / "scores.parquet").to_pylist()
-    pictures = pq.read_table(folder / "cases.parquet", columns=["original_image"])["original_image"].to_pylist()
+    pictures = case_hashes(folder / "cases.parquet")
     return {
-        (pictures[row["case"]]["bytes"], row["edit_prompt"], row.get("seed")): row
+        (pictures[row["case"]], row["edit_prompt"], row.get("seed")): row
         for row in scores
-        if row["model"] == "model" and not row["sweep"]
+        if row["model"] == "model" and row["kind"] == "edit"
     }
 
 
 def _against(name: str, both: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
-    lost = sum(bool(one["success"]) and not other["success"] for one, other in both)
-    won = sum(bool(other["success"]) and not one["success"] for one, other in both)
-    judged = all(one["success"] is not None and other["success"] is not None for one, other in both)
-    steps = np.array([other["clip_direction"] - one["clip_direction"] for one, other in both], np.float64)
+    lost = sum(bool(one.get("success")) and not other.get("success") for one, other in both)
+    won = sum(bool(other.get("success")) and not one.get("success") for one, other in both)
+    judged = all(each.get("success") is not None for pair in both for each in pair)
+    steps = np.array([_direction(other) - _direction(one) for one, other in both], np.float64)
     steps = steps[np.isfinite(steps)]
     mean = float(steps.mean()) if steps.size else math.nan
     spread = dict(zip(("difference", "low", "high"), (mean, *bootstrap_interval(steps)), strict=True))
@@ -116,41 +159,14 @@ def _against(name: str, both: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
         "n": len(both),
         "lost": lost if judged else "–",
         "won": won if judged else "–",
-        "p": f"{mcnemar(lost, won):.3g}" if judged else "–",
-        **{key: f"{value:+.3f}" if math.isfinite(value) else "–" for key, value in spread.items()},
+        "p": p_value(mcnemar(lost, won)) if judged else "–",
+        **{key: signed(value) for key, value in spread.items()},
     }
 
 
-def mcnemar(lost: int, won: int) -> float:
-    """Exact two-sided p of as uneven a split or more, were both alike; 1 where they never differ."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(won, lost + won, 0.5).pvalue) if lost + won else 1.0
-
-
-def curves_chart(curves: dict[str, Sequence[Row]]) -> Markup | None:
-    """Each run's sweep of the image guidance, with intervals both ways; None where there is none."""
-    points = [point for curve in curves.values() for point in curve if point.get("clip_direction") is not None]
-    if not points:
-        return None
-    xs, ys = (
-        [each for point in points for each in point[f"{name}_interval"]] for name in ("clip_direction", "clip_image")
-    )
-    frame = Frame(padded(xs, 0.08), padded(ys, 0.1), width=560, height=320)
-    drawing = Drawing(frame, "CLIP image similarity against direction, by run", ", ".join(curves))
-    drawing.axes("CLIP direction similarity (edit follows the text) →", "CLIP image similarity →")
-    for number, (name, curve) in enumerate(list(curves.items())[:MOST_SERIES]):
-        places = [(point["clip_direction"], point["clip_image"]) for point in curve]
-        for point, (x, y) in zip(curve, places, strict=True):
-            (left, right), (low, high) = point["clip_direction_interval"], point["clip_image_interval"]
-            drawing.segment((left, y), (right, y), f"interval s{number}")
-            drawing.segment((x, low), (x, high), f"interval s{number}")
-        drawing.line(places, f"series s{number}")
-        for point, (x, y) in zip(curve, places, strict=True):
-            scale = f"{point['image_guidance_scale']:g}"
-            drawing.mark(x, y, f"mark s{number}", f"{name}, image guidance {scale}: {x:.3f}, {y:.3f}", number % 3)
-            drawing.label(x, y, scale, "point-label", shift=(8, -8))
-    return drawing.svg()
+def _direction(row: Row) -> float:
+    value = row.get("clip_direction")
+    return float(value) if is_number(value) else math.nan
 
 
 def _settings(configs: Sequence[PipelineConfig]) -> list[tuple[str, list[str]]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from markupsafe import Markup
 
-from ip2p.evaluation.report.charts import Drawing, Frame, padded
+from ip2p.evaluation.report.charts import MARKS, Drawing, Frame, padded
+from ip2p.evaluation.report.wording import is_number, percent, score
 
 Row = Mapping[str, Any]
 
@@ -22,25 +24,26 @@ SCORES = {
 """Column of a similarity: its threshold's name and its title."""
 
 NUM_BINS = 36
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def score_histogram(candidates: Sequence[Row], column: str, threshold: float | None) -> Markup | None:
+def score_histogram(candidates: pa.Table, column: str, threshold: float | None) -> Markup | None:
     """Accepted below, rejected stacked on top, the threshold as a dashed line; None where there are no scores."""
-    values = np.array([row[column] for row in candidates], np.float64)
-    accepted = np.array([bool(row["accepted"]) for row in candidates])
+    values = candidates[column].cast(pa.float64()).to_numpy()
+    accepted = candidates["accepted"].cast(pa.bool_()).fill_null(False).to_numpy()
     finite = np.isfinite(values)
     values, accepted = values[finite], accepted[finite]
     if not values.size:
         return None
     marked = threshold if threshold is not None and threshold > -1 else None
-    low, high = padded([*values, *([] if marked is None else [marked])], 0.02)
+    low, high = padded([values.min(), values.max(), *([] if marked is None else [marked])], 0.02)
     edges = np.linspace(low, high, NUM_BINS + 1)
     kept, _ = np.histogram(values[accepted], edges)
     dropped, _ = np.histogram(values[~accepted], edges)
     title = SCORES[column][1]
     text = f"{_told(values[accepted])} accepted; {_told(values[~accepted])} rejected"
     drawing = Drawing(
-        Frame((low, high), (0, max(1, (kept + dropped).max() * 1.12)), width=360, height=190, left=40), title, text
+        Frame((low, high), (0, max(1, (kept + dropped).max() * 1.12)), width=420, height=210, left=52), title, text
     )
     drawing.axes("cosine similarity", "", y_ticks=3)
     for left, right, some, rest in zip(edges[:-1], edges[1:], kept, dropped, strict=True):
@@ -69,7 +72,7 @@ def loss_chart(loss: Sequence[Row]) -> Markup | None:
     smooth = running_mean(values, max(1, len(values) // 20))
     top = float(np.quantile(values, 0.98)) * 1.15 or 1.0
     text = f"from {smooth[0]:.4f} at step {steps[0]:.0f} to {smooth[-1]:.4f} at step {steps[-1]:.0f}"
-    drawing = Drawing(Frame((0.0, float(steps[-1])), (0.0, top), width=560, height=260), "Training loss", text)
+    drawing = Drawing(Frame((0.0, float(steps[-1])), (0.0, top), width=460, height=230), "Training loss", text)
     drawing.axes("optimizer step", "loss")
     every = max(1, len(rows) // 500)
     drawing.line([(x, min(y, top)) for x, y in zip(steps[::every], values[::every], strict=True)], "raw")
@@ -86,33 +89,6 @@ def running_mean(values: Any, reach: int) -> Any:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def guidance_chart(curve: Sequence[Row]) -> Markup | None:
-    """What is kept against what is changed, one point per image guidance scale, with 95 % bands both ways."""
-    points = [
-        point for point in curve if point.get("clip_direction") is not None and point.get("clip_image") is not None
-    ]
-    if not points:
-        return None
-    xs = [bound for point in points for bound in _interval(point, "clip_direction")]
-    ys = [bound for point in points for bound in _interval(point, "clip_image")]
-    text = "; ".join(
-        f"at {p['image_guidance_scale']:g} {p['clip_direction']:.3f} and {p['clip_image']:.3f}" for p in points
-    )
-    drawing = Drawing(Frame(padded(xs, 0.08), padded(ys, 0.1)), "CLIP image similarity against direction", text)
-    drawing.axes("CLIP direction similarity (edit follows the text) →", "CLIP image similarity →")
-    for point in points:
-        (left, right), (low, high) = _interval(point, "clip_direction"), _interval(point, "clip_image")
-        drawing.segment((left, point["clip_image"]), (right, point["clip_image"]), "whisker")
-        drawing.segment((point["clip_direction"], low), (point["clip_direction"], high), "whisker")
-    drawing.line([(point["clip_direction"], point["clip_image"]) for point in points], "series")
-    for point in points:
-        scale = f"{point['image_guidance_scale']:g}"
-        tip = f"image guidance {scale}: direction {point['clip_direction']:.3f}, image {point['clip_image']:.3f}"
-        drawing.dot(point["clip_direction"], point["clip_image"], "mark", tip)
-        drawing.label(point["clip_direction"], point["clip_image"], scale, "point-label", shift=(8, -8))
-    return drawing.svg()
-
-
 RATES = {"done": "rate-done", "kept": "rate-kept", "success": "rate-success"}
 
 
@@ -125,60 +101,73 @@ def rates_chart(curve: Sequence[Row]) -> Markup | None:
     text = "; ".join(
         f"at {scale:g} success {point['success']:.0%}" for scale, point in zip(scales, points, strict=True)
     )
-    frame = Frame((scales[0], scales[-1]), (0.0, 1.0), right=62)
+    frame = Frame((scales[0], scales[-1]), (0.0, 1.0), width=460, height=320, left=72, right=70)
     drawing = Drawing(frame, "Oracle's shares over the image guidance scale", text)
-    drawing.axes("image guidance scale", "share of edits", x_ticks=scales)
-    heights: list[float] = []
+    drawing.axes("image guidance scale", "share of edits", x_ticks=scales, y_number=percent)
     for name, css in RATES.items():
-        bounds = [_interval(point, name) for point in points]
+        bounds = [interval_of(point, name) for point in points]
         lows = [(scale, low) for scale, (low, _) in zip(scales, bounds, strict=True)]
         highs = [(scale, high) for scale, (_, high) in zip(scales, bounds, strict=True)]
         drawing.band(lows, highs, f"band {css}")
+    heights: list[float] = []
     for name, css in RATES.items():
         drawing.line([(scale, point[name]) for scale, point in zip(scales, points, strict=True)], f"series {css}")
-        heights.append(_free_height(drawing.frame.py(points[-1][name]), heights))
-        drawing.label(
-            scales[-1], points[-1][name], name, shift=(7, heights[-1] - drawing.frame.py(points[-1][name]) + 4)
-        )
+        last = points[-1][name]
+        heights.append(_free_height(frame.py(last), heights))
+        drawing.label(scales[-1], last, name, shift=(7, heights[-1] - frame.py(last) + 4))
     return drawing.svg()
 
 
-def _free_height(wanted: float, taken: Sequence[float], gap: float = 14.0) -> float:
+def _free_height(wanted: float, taken: Sequence[float], gap: float = 17.0) -> float:
     while any(abs(wanted - other) < gap for other in taken):
         wanted += 2.0
     return wanted
 
 
-def by_type_chart(series: Mapping[str, Mapping[str, Row]], value: str, title: str, x_title: str) -> Markup | None:
-    """A row per edit type, a dot with its 95 % interval per series; `series` is name → edit type → figures."""
-    kinds = list(dict.fromkeys(kind for some in series.values() for kind in some))
+def by_type_chart(
+    series: Mapping[str, Mapping[str, Row]], value: str, title: str, x_title: str, *, share: bool = True
+) -> Markup | None:
+    """A row per edit type, a mark with its 95 % interval per series; `series` is name → edit type → figures."""
+    series = dict(list(series.items())[: len(MARKS)])
+    kinds = list(dict.fromkeys(kind for some in series.values() for kind in some if _has(some, kind, value)))
     if not kinds:
         return None
-    spread = 0.22 * (len(series) - 1)
-    first = next(iter(series))
-    text = "; ".join(f"{kind} {series[first][kind][value]:.0%}" for kind in kinds if _has(series[first], kind, value))
-    frame = Frame((0.0, 1.0), (0.0, float(len(kinds))), height=52 + 34 * len(kinds), left=92, top=6)
-    drawing = Drawing(frame, title, f"{first}: {text}")
-    drawing.axes(x_title, "", y_ticks=0, x_ticks=[0, 0.25, 0.5, 0.75, 1])
+    form = percent if share else score
+    name, first = next(iter(series.items()))
+    text = "; ".join(f"{kind} {form(some[value])}" for kind, some in first.items() if is_number(some.get(value)))
+    per_row = max(30.0, 12.0 * len(series) + 14)
+    left = min(150.0, 30 + 7 * max(map(len, kinds)))
+    shown = [some[kind] for some in series.values() for kind in kinds if _has(some, kind, value)]
+    across = (0.0, 1.0) if share else padded([bound for some in shown for bound in interval_of(some, value)])
+    frame = Frame(across, (0.0, float(len(kinds))), height=48 + per_row * len(kinds), left=left, right=22, top=6)
+    drawing = Drawing(frame, title, f"{name}: {text}")
+    drawing.axes(x_title, "", y_ticks=0, x_ticks=QUARTERS if share else None, x_number=percent if share else None)
     for row, kind in enumerate(kinds):
         centre = len(kinds) - row - 0.5
-        drawing.segment((0, centre), (1, centre), "grid")
-        drawing.label(0, centre, kind, "row-label", anchor="end", shift=(-10, 4))
+        drawing.segment((across[0], centre), (across[1], centre), "grid")
+        drawing.label(across[0], centre, kind, "row-label", anchor="end", shift=(-10, 4))
         for index, (name, some) in enumerate(series.items()):
-            if not _has(some, kind, value):
-                continue
-            height = centre + spread / 2 - 0.22 * index
-            low, high = _interval(some[kind], value)
-            tip = f"{kind}, {name}: {some[kind][value]:.1%} ({low:.1%} to {high:.1%}, n = {some[kind]['n']})"
-            drawing.segment((low, height), (high, height), f"interval s{index}")
-            drawing.mark(some[kind][value], height, f"mark s{index}", tip, index)
+            if _has(some, kind, value):
+                height = centre + ((len(series) - 1) / 2 - index) * 12.0 / per_row
+                _by_type_mark(drawing, f"{kind}, {name}", some[kind], value, (height, index), form)
     return drawing.svg()
 
 
+def _by_type_mark(
+    drawing: Drawing, name: str, figures: Row, value: str, place: tuple[float, int], form: Callable[[float], str]
+) -> None:
+    low, high = interval_of(figures, value)
+    height, index = place
+    tip = f"{name}: {form(figures[value])} ({form(low)} to {form(high)}, n = {figures.get('n', '–')})"
+    drawing.segment((low, height), (high, height), f"interval s{index}")
+    drawing.mark(figures[value], height, index, tip)
+
+
 def _has(some: Mapping[str, Row], kind: str, value: str) -> bool:
-    return kind in some and some[kind].get(value) is not None
+    return kind in some and is_number(some[kind].get(value))
 
 
-def _interval(figures: Row, name: str) -> tuple[float, float]:
+def interval_of(figures: Row, name: str) -> tuple[float, float]:
+    """The 95 % interval of a figure; the figure itself where there is none."""
     found = figures.get(f"{name}_interval") or figures.get("interval") or (figures[name], figures[name])
     return float(found[0]), float(found[1])

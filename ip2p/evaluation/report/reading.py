@@ -1,6 +1,7 @@
 """What a run folder has to tell: every table and figure the report shows, each left out where it is not there.
 
-A missing or unreadable part is None or empty, never an error: a report of half a run is still a report.
+A missing or unreadable part is None or empty, never an error: a report of half a run is still a report. Tables stay
+columns, and only so many rows become more than that, so that a large run is read as quickly as a small one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, to_dict
+from ip2p.evaluation.report import choosing
 from ip2p.prompts.statistics import COLUMNS as GENERATION_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,24 @@ PACKAGES = (
     "pyarrow",
     "prefect",
 )
-TEXTS = ("edit_type", "original_prompt", "edit_prompt", "edited_prompt")
-EDIT_COLUMNS = (*TEXTS, "case", "success", "done", "kept", "legible", "clip_direction", "clip_image")
+CLIP = ("clip_original", "clip_edited", "clip_direction", "clip_image")
+TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
+MOST_GENERATIONS = 20_000
+"""Answers of the language model whose words are counted."""
+MOST_EDITS = 10_000
+"""Held-out edits of one file."""
+NOT_SHOWN = ("kind", "seed", "guidance_scale", "image_guidance_scale", "strength", "session", "is_last")
+"""Columns of the edits that no card says."""
+
+_CANDIDATE = ("edit_type", "accepted", "reason", *CLIP)
+_COSTS = ("guidance_scale", "shared_steps", "first_look")
+_EXTRA_SCORES = ("ssim", "dino")
+_EDIT = ("case", "edit_type", "edit_prompt")
+_JUDGED = ("triplet_id", "candidate", "edit_type", "accepted", "success", "done", "kept", "legible")
+
+
+def _empty() -> pa.Table:
+    return pa.table({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,18 +68,22 @@ class RunFacts:
     name: str
     config: Row
     summary: Row = field(default_factory=dict)
-    triplets: list[Row] = field(default_factory=list)
-    candidates: list[Row] = field(default_factory=list)
+    triplets: pa.Table = field(default_factory=_empty)
+    """Caption and reason of every answer of the language model."""
+    generations: list[Row] = field(default_factory=list)
+    """Whole rows of the triplets, of at most MOST_GENERATIONS."""
+    candidates: pa.Table = field(default_factory=_empty)
     pairs: list[Row] = field(default_factory=list)
-    """Rows of the pairs table; `file` and `index` say where the pictures are."""
-    oracle: dict[tuple[str, int], Row] = field(default_factory=dict)
-    """The domain's verdict of a pair by (triplet id, candidate)."""
+    """Rows of the pairs table, as many as `choosing` allows; `file` and `index` say where the pictures are."""
+    oracle: pa.Table = field(default_factory=_empty)
+    """The domain's verdicts of pairs."""
     loss: list[Row] = field(default_factory=list)
     figures: Row = field(default_factory=dict)
     """The evaluation's figures."""
     edits: list[Row] = field(default_factory=list)
     """The trained editor's held-out edits; `file` and `index` say where the pictures are."""
     cases: Path | None = None
+    grids: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -75,20 +97,23 @@ def read_run(config: PipelineConfig) -> RunFacts:
         name=run.root.resolve().name,
         config=to_dict(config),
         summary=summary,
-        triplets=_table(run.shards("triplets"), GENERATION_COLUMNS),
-        candidates=_table(run.shards("candidates"), _CANDIDATE),
-        pairs=_table(run.shards("pairs"), (*_CANDIDATE, *TEXTS[1:], "triplet_id", "candidate"), where=True),
-        oracle=_read_oracle(run),
+        triplets=read_table(run.shards("triplets"), ("caption", "reason")),
+        generations=_read_some(run.shards("triplets"), GENERATION_COLUMNS, MOST_GENERATIONS),
+        candidates=read_table(run.shards("candidates"), _CANDIDATE, _COSTS),
+        pairs=_read_pairs(run),
+        oracle=read_table(run.shards("evaluation/oracle"), _JUDGED),
         loss=_or([], lambda: _read_lines(run.training / "loss.jsonl")),
         figures=figures,
         edits=_read_edits(run, figures),
-        cases=path if (path := run.evaluation / "cases.parquet").exists() else None,
+        cases=_existing(run.evaluation / "cases.parquet"),
+        grids=_existing(run.evaluation / "grids.parquet"),
         seconds=_read_seconds(run, summary, figures),
-        versions=read_versions(),
+        versions=_read_versions(run),
     )
 
 
-_CANDIDATE = ("edit_type", "accepted", "reason", "clip_original", "clip_edited", "clip_direction", "clip_image")
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
 def _or(default: T, read: Callable[[], T]) -> T:
@@ -105,29 +130,64 @@ def _mapping(value: Any) -> Row:
     return value if isinstance(value, dict) else {}
 
 
-def _table(files: Iterable[Path], columns: Sequence[str], *, where: bool = False) -> list[Row]:
+def read_table(files: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """Columns of all files as one table, without files that cannot be read; `optional` ones where they are."""
+    read = functools.partial(_read_columns, columns=columns, optional=optional)
+    tables = [table for file in files if (table := _or(None, functools.partial(read, file))) is not None]
+    if not tables:
+        return _empty()
+    return _or(_empty(), lambda: pa.concat_tables(tables, promote_options="permissive"))
+
+
+def _read_columns(
+    file: Path, columns: Sequence[str], optional: Sequence[str] = (), num_rows: int | None = None
+) -> pa.Table | None:
+    with pq.ParquetFile(file) as opened:
+        there = set(opened.schema_arrow.names)
+        if missing := [name for name in columns if name not in there]:
+            raise KeyError(f"{file.name} has no column {', '.join(missing)}")
+        wanted = [*columns, *(name for name in optional if name in there)]
+        if num_rows is None or num_rows >= opened.metadata.num_rows:
+            return opened.read(columns=wanted)
+        batches = opened.iter_batches(batch_size=num_rows, columns=wanted)
+        return pa.Table.from_batches([next(batches)])
+
+
+def _read_some(
+    files: Sequence[Path], columns: Sequence[str], most: int, optional: Sequence[str] = (), *, where: bool = False
+) -> list[Row]:
+    """The first rows of every file, at most so many in all."""
     rows: list[Row] = []
-    for file in files:
-        found: list[Row] = _or([], functools.partial(_read_rows, file, columns))
+    for number, file in enumerate(files):
+        num = -(-(most - len(rows)) // (len(files) - number))
+        read = functools.partial(_read_columns, file, columns, optional, num)
+        table: pa.Table | None = _or(None, read)
+        found: list[Row] = [] if table is None else table.to_pylist()
         rows += [row | {"file": file, "index": index} for index, row in enumerate(found)] if where else found
+    return rows[:most]
+
+
+def _read_pairs(run: store.RunFolder) -> list[Row]:
+    """Rows from all over the run, of no more shards than can be looked into."""
+    shards = choosing.spread(run.shards("pairs"), choosing.MOST_SHARDS)
+    needed = ("triplet_id", "candidate", *_CANDIDATE, *TEXTS)
+    rows: list[Row] = []
+    for shard in shards:
+        readable = _or(0, functools.partial(choosing.num_readable, shard, len(shards)))
+        rows += _read_some([shard], needed, readable, _EXTRA_SCORES, where=True) if readable else []
     return rows
 
 
-def _read_rows(file: Path, columns: Sequence[str]) -> list[Row]:
-    return list(pq.read_table(file, columns=list(columns)).to_pylist())
-
-
-def _read_oracle(run: store.RunFolder) -> dict[tuple[str, int], Row]:
-    columns = ("triplet_id", "candidate", "edit_type", "accepted", "success", "done", "kept", "legible")
-    rows = _table(run.shards("evaluation/oracle"), columns)
-    return {(row["triplet_id"], row["candidate"]): row for row in rows}
-
-
 def _read_edits(run: store.RunFolder, figures: Row) -> list[Row]:
-    names = [str(name) for name in figures.get("parts", ())]
+    names = [str(name) for name in figures.get("parts") or ()]
     files = [run.evaluation / "parts" / f"{name}.parquet" for name in names if name.startswith("model-")]
-    rows = _table(files, EDIT_COLUMNS, where=True)
-    return [row | {"file": run.evaluation / "edits" / row["file"].name} for row in rows]
+    found = [row for file in files for row in _read_some([file], _EDIT, MOST_EDITS, _other_columns(file), where=True)]
+    return [row | {"file": run.evaluation / "edits" / row["file"].name} for row in found]
+
+
+def _other_columns(file: Path) -> list[str]:
+    names: list[str] = _or([], lambda: list(pq.read_schema(file).names))
+    return [name for name in names if name not in (*_EDIT, *NOT_SHOWN)]
 
 
 def _read_lines(path: Path) -> list[Row]:
@@ -159,6 +219,13 @@ def _read_seconds(run: store.RunFolder, summary: Row, figures: Row) -> dict[str,
     return seconds
 
 
+def _read_versions(run: store.RunFolder) -> dict[str, str]:
+    """What the run says it was made with; this process's own versions where it says nothing."""
+    told = _or(dict[str, Any](), lambda: _mapping(_mapping(store.read_json(run.root / "config.json"))["environment"]))
+    libraries = {**{name: told.get(name) for name in ("commit", "ip2p", "python")}, **_mapping(told.get("libraries"))}
+    return {name: str(value) for name, value in libraries.items() if value} or read_versions()
+
+
 def read_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results, without importing them."""
     versions = {"python": platform.python_version()}
@@ -168,17 +235,3 @@ def read_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def read_images(rows: Sequence[Row], columns: Sequence[str]) -> list[list[bytes] | None]:
-    """The encoded pictures of rows that say where theirs are; None for a row whose pictures are gone."""
-    found: dict[tuple[Path, int], list[bytes]] = {}
-    for file in {row["file"] for row in rows}:
-        wanted = sorted({row["index"] for row in rows if row["file"] == file})
-        found |= _or(dict[tuple[Path, int], list[bytes]](), functools.partial(_read_cells, file, wanted, columns))
-    return [found.get((row["file"], row["index"])) for row in rows]
-
-
-def _read_cells(file: Path, wanted: list[int], columns: Sequence[str]) -> dict[tuple[Path, int], list[bytes]]:
-    table = pq.read_table(file, columns=list(columns)).take(wanted).to_pylist()
-    return {(file, index): [row[name]["bytes"] for name in columns] for index, row in zip(wanted, table, strict=True)}

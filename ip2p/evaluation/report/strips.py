@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ip2p.evaluation.cases import decode_image
 from ip2p.evaluation.metrics import types_of
-from ip2p.evaluation.report.pictures import take_turns
-from ip2p.evaluation.report.reading import Row, RunFacts, read_images
+from ip2p.evaluation.report.choosing import take_turns
+from ip2p.evaluation.report.pictures import read_images
+from ip2p.evaluation.report.reading import Row, RunFacts
+from ip2p.evaluation.report.tradeoff import band_of, usable
 from ip2p.evaluation.sheets import write_png
 from ip2p.store import write_atomic
 
@@ -42,7 +44,7 @@ def write_strip(path: Path, facts: RunFacts) -> Path | None:
 
 
 def _first_good(rows: Sequence[Row]) -> Row:
-    return min(rows, key=lambda row: (not row["success"], row["case"]))
+    return min(rows, key=lambda row: (not row.get("success"), row["case"]))
 
 
 def write_pairs(path: Path, facts: RunFacts, num: int = 14) -> Path | None:
@@ -97,7 +99,7 @@ def _enlarged(content: bytes) -> Image.Image:
 
 def write_curve(path: Path, facts: RunFacts) -> Path | None:
     """CLIP image similarity against direction over the image guidance scale, with 95 % bands."""
-    points = [point for point in facts.figures.get("curve") or [] if point.get("clip_direction") is not None]
+    points = usable({"": facts.figures.get("curve") or []}).get("")
     if not points:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -116,18 +118,17 @@ def write_curve(path: Path, facts: RunFacts) -> Path | None:
     return path
 
 
-def _draw_curve(axes: Any, points: Sequence[Row]) -> None:
+def _draw_curve(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
     xs, ys = [point["clip_direction"] for point in points], [point["clip_image"] for point in points]
-    style = {
-        "color": "#2766d8",
-        "linewidth": 2,
-        "marker": "o",
-        "markersize": 5,
-        "capsize": 0,
-        "ecolor": "#2766d880",
-        "elinewidth": 1.2,
-    }
-    axes.errorbar(xs, ys, xerr=_reach(points, "clip_direction"), yerr=_reach(points, "clip_image"), **style)
+    outlines = [Outline([*some, some[0]], closed=True) for some in band_of(points)]
+    shade = PathPatch(Outline.make_compound_path(*outlines))
+    shade.set(facecolor="#2766d8", alpha=0.16, linewidth=0)
+    axes.add_patch(shade)
+    axes.plot(xs, ys, color="#2766d8", linewidth=2, marker="o", markersize=5)
+    axes.autoscale_view()
     for point, x, y in zip(points, xs, ys, strict=True):
         axes.annotate(
             f"{point['image_guidance_scale']:g}", (x, y), xytext=(7, 6), textcoords="offset points", fontsize=9
@@ -138,10 +139,3 @@ def _draw_curve(axes: Any, points: Sequence[Row]) -> None:
     axes.grid(color="#e2e3e0")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _reach(points: Sequence[Row], name: str) -> Any:
-    bounds = [
-        (point[name] - point[f"{name}_interval"][0], point[f"{name}_interval"][1] - point[name]) for point in points
-    ]
-    return np.maximum(np.array(bounds).T, 0.0)

@@ -138,5 +138,6 @@ def all_figures(models: Path, config: PipelineConfig) -> dict[str, Any]:
         "oracle": oracle_accuracy(),
         "language_model": triplet_validity(models / "language-model", temperature=config.prompts.temperature),
         "clip": clip_choice(models / "clip"),
+        "judge": clip_choice(models / "judge"),
         "text_to_image": text_to_image_accuracy(models / "stable-diffusion", config.rendering),
     }

@@ -1,0 +1,190 @@
+"""The paper's ablations (figure 10): what each variant of a run is told, and what it takes over from the run's folder.
+
+A variant is a run like any other, in a folder of its own. It starts with what the run has made already, and
+fingerprints decide what of it still holds, as they do where a run goes on under other settings.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ip2p.config import EditTypeRendering, PipelineConfig, RenderingConfig, Thresholds
+from ip2p.config_file import read_run, read_run_data, suggest
+from ip2p.store import RunFolder, read_summary
+
+SHARE = 0.1
+"""Of the training pairs, in the variant of a tenth."""
+FIXED = ("p2p", "cross_p2p", "shared_steps")
+"""Draws that are fixed where the paper's share p is."""
+TAKEN_OVER = ("captions", "answers", "triplets", "candidates", "pairs", "evaluation")
+"""Parts of a run folder that are looked at piece by piece, so that a part of them may hold."""
+EDITORS_OWN = ("dataset", "model", "training")
+"""What is taken over by the variant that changes nothing."""
+LINKED = (".parquet", ".safetensors")
+"""Never written in place, so that a hard link to them cannot change the run's own."""
+
+Rendering = TypeVar("Rendering", RenderingConfig, EditTypeRendering)
+
+
+def full(config: PipelineConfig) -> PipelineConfig:
+    """The run as it is."""
+    return config
+
+
+def tenth(config: PipelineConfig) -> PipelineConfig:
+    """A tenth of the training pairs, by the hash of their triplets, for as many steps."""
+    share = SHARE * config.dataset.train_share
+    return replace(config, dataset=replace(config.dataset, train_share=share))
+
+
+def unfiltered(config: PipelineConfig) -> PipelineConfig:
+    """No similarity decides: the first candidates of every triplet are its pairs, as many as before at most."""
+    limits = _open(config.filtering.thresholds)
+    of_types = {kind: _open(each) for kind, each in config.filtering.per_edit_type.items()}
+    own = {kind: each for kind, each in of_types.items() if each != limits}
+    filtering = replace(config.filtering, thresholds=limits, per_edit_type=own, selection="first")
+    return replace(config, filtering=filtering)
+
+
+def fixed_p(config: PipelineConfig) -> PipelineConfig:
+    """The shares of the steps that a pair has in common are in the middle of their ranges, not drawn from them."""
+    per_edit_type = {kind: _fixed(each) for kind, each in config.rendering.per_edit_type.items()}
+    return replace(config, rendering=replace(_fixed(config.rendering), per_edit_type=per_edit_type))
+
+
+VARIANTS: dict[str, Callable[[PipelineConfig], PipelineConfig]] = {
+    "full": full,
+    "tenth": tenth,
+    "unfiltered": unfiltered,
+    "fixed-p": fixed_p,
+}
+
+
+def choose_variants(names: Sequence[str]) -> tuple[str, ...]:
+    """The named variants, each once, the whole first. ValueError for a name that is none."""
+    for name in names:
+        if name not in VARIANTS:
+            raise ValueError(f"unknown variant {name}. {suggest(name, list(VARIANTS))}")
+    chosen = tuple(name for name in VARIANTS if name in names)
+    if not chosen:
+        raise ValueError(f"no variant was named. Known are: {', '.join(VARIANTS)}.")
+    return chosen
+
+
+def config_of(run: Path) -> PipelineConfig:
+    """The settings of a run, with the folder beside it that its variants go to."""
+    return replace(read_run(run), out=run.with_name(f"{run.name}-ablation"))
+
+
+def check_run(config: PipelineConfig, run: Path) -> None:
+    """ValueError where a run has no dataset of its own to make variants of, or would be overwritten."""
+    if (data := read_run_data(run)) is not None:
+        raise ValueError(f"{run} was trained on {data}. Variants are made of a run that made its own dataset.")
+    if config.out.resolve() == run.resolve():
+        raise ValueError(f"the variants cannot go to the run itself ({run}). Give another folder for them.")
+
+
+class Variant(NamedTuple):
+    """What is trained where, and the run folder that it starts from."""
+
+    name: str
+    config: PipelineConfig
+    source: Path
+
+
+def variants_of(run: Path, config: PipelineConfig, names: Sequence[str]) -> Iterator[Variant]:
+    """The variants below `config.out`, one by one, since the others start from `full` as it came out.
+
+    Where `full` is not among them they start from the run.
+    """
+    source = run
+    for name in choose_variants(names):
+        variant = Variant(name, vary(config, name, source), source)
+        yield variant
+        if name == "full":
+            source = variant.config.out
+
+
+def vary(config: PipelineConfig, name: str, source: Path) -> PipelineConfig:
+    """The settings of a variant in its folder below `config.out`; `source` is the run that it is a variant of.
+
+    All take as many steps and edit the same held-out cases: those of `source` where no domain draws any.
+    """
+    varied = replace(VARIANTS[name](config), out=config.out / name)
+    if name == "full":
+        return varied
+    if varied.training.max_train_steps is None:
+        varied = replace(varied, training=replace(varied.training, max_train_steps=_steps_of(source)))
+    if varied.evaluation.domain is None and varied.evaluation.data is None:
+        cases = str(RunFolder(source.resolve()).dataset)
+        varied = replace(varied, evaluation=replace(varied.evaluation, data=cases))
+    return varied
+
+
+def _steps_of(source: Path) -> int:
+    steps = read_summary(source).get("training", {}).get("steps")
+    if not isinstance(steps, int):
+        raise ValueError(
+            f"{source} was not trained to its end, so its variants do not know for how many steps. "
+            "Name the variant full too, or set --training.max-train-steps."
+        )
+    return steps
+
+
+def write_page(configs: Sequence[PipelineConfig], page: Path) -> Path:
+    """Lays variants side by side; a single one has its own report alone."""
+    from ip2p.evaluation import report
+
+    return report.write_comparison(configs, page) if len(configs) > 1 else report.write_report(configs[0])
+
+
+def take_over(source: Path, target: Path, *, editor: bool) -> None:
+    """Puts what a run has made into another's folder, unless something lies there; large files as hard links.
+
+    With `editor` also the dataset, the trained editor and the summary, which only the same settings can use.
+    """
+    for path in _files(source, editor=editor):
+        place = target / path.relative_to(source)
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _put(path, place)
+
+
+def _files(source: Path, *, editor: bool) -> Iterator[Path]:
+    """What a folder gives; of the training its results, not its checkpoints and its cache."""
+    for name in (*TAKEN_OVER, *(EDITORS_OWN if editor else ())):
+        found = (source / name).glob("*") if name == "training" else (source / name).rglob("*")
+        yield from (path for path in sorted(found) if path.is_file() and not path.name.startswith((".", "journal-")))
+    if editor and (source / "summary.json").is_file():
+        yield source / "summary.json"
+
+
+def _put(path: Path, place: Path) -> None:
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        if path.suffix not in LINKED:
+            raise OSError
+        os.link(path, temporary)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(path, temporary)
+    os.replace(temporary, place)
+
+
+def _open(limits: Thresholds) -> Thresholds:
+    """Without bounds on similarities; those on a flat or unwanted picture stay."""
+    least: dict[str, Any] = dict.fromkeys(("original", "edited", "direction", "image"), -1.0)
+    none: dict[str, Any] = dict.fromkeys(("max_image", "ssim", "max_ssim", "dino", "max_dino"))
+    return replace(limits, **least, **none)
+
+
+def _fixed(settings: Rendering) -> Rendering:
+    ranges = {name: getattr(settings, name) for name in FIXED}
+    middles = {name: sum(bounds) / 2 for name, bounds in ranges.items() if bounds is not None}
+    fixed: dict[str, Any] = {name: (middle, middle) for name, middle in middles.items()}
+    return replace(settings, **fixed)

@@ -1,0 +1,163 @@
+"""How the report says things: names of reasons, figures and editors, and numbers as people write them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+Row = Mapping[str, Any]
+
+REASONS = {
+    "": "accepted",
+    "unparsable": "not parsable",
+    "no_op": "no change",
+    "too_long": "too long",
+    "duplicate": "duplicate",
+    "near_duplicate": "much like an earlier one",
+    "wrong_types": "fields of the wrong kind",
+    "refused": "refused by the server",
+    "language": "not English",
+    "banned": "banned word",
+    "moderated": "refused by moderation",
+    "disagreement": "caption and instruction disagree",
+    "low_original": "original image unlike its prompt",
+    "low_edited": "edited image unlike its prompt",
+    "low_direction": "change unlike the text's",
+    "low_image": "images too unlike",
+    "over_limit": "enough of this triplet",
+    "first_look": "given up after a first look",
+}
+
+SCORES = {
+    "clip_original": "original",
+    "clip_edited": "edited",
+    "clip_direction": "direction",
+    "clip_image": "image",
+    "ssim": "SSIM",
+    "dino": "DINO",
+}
+"""Short names of what a pair is scored by."""
+
+SHARES = {"success": "Success", "done": "Done", "kept": "Kept", "legible": "Legible", "no_op": "No-op"}
+"""Figures that are shares of edits."""
+
+MEASURES = {
+    "clip_direction": "CLIP direction ↑",
+    "clip_image": "CLIP image ↑",
+    "clip_target": "CLIP image ↔ target ↑",
+    "clip_edited": "CLIP edited ↔ caption ↑",
+    "dino_input": "DINO ↔ input ↑",
+    "dino_target": "DINO ↔ target ↑",
+    "l1_input": "L1 ↔ input ↓",
+    "l1": "L1 ↔ target ↓",
+    "l2": "L2 ↔ target ↓",
+    "ssim_kept": "SSIM outside mask ↑",
+    "lpips_kept": "LPIPS outside mask ↓",
+    "change": "Largest change",
+    "vlm_followed": "VLM: followed ↑",
+    "vlm_kept": "VLM: kept ↑",
+    "vlm_quality": "VLM: quality ↑",
+    "vlm": "VLM: whole ↑",
+}
+"""Titles of figures that are means; an arrow says which way is better. Others go by their own name."""
+
+SAYING_LITTLE = ("clip_original", "change")
+"""What the input is worth by its own caption is the same for every editor; `no_op` says what the change is for."""
+
+EDITOR = "trained editor"
+EDITORS = {"model": EDITOR, "copy": "copy the input"}
+MOST_LETTERS = 300
+
+
+def editor_name(name: str) -> str:
+    """A baseline by the name that readers know."""
+    return EDITORS.get(name, name)
+
+
+def reason_name(reason: str | None) -> str:
+    """A verdict in words."""
+    return REASONS.get(reason or "", reason or "")
+
+
+def measures_of(*figures: Row) -> dict[str, str]:
+    """Title of every mean that one of the figures has: the known ones first, then all else with an interval."""
+    names = {name.removesuffix("_interval") for some in figures for name in some if name.endswith("_interval")}
+    names -= {*SHARES, *SAYING_LITTLE}
+    there = [name for name in (*MEASURES, *sorted(names - MEASURES.keys())) if name in names]
+    return {name: MEASURES.get(name, name) for name in there if any(is_number(some.get(name)) for some in figures)}
+
+
+def shares_of(*figures: Row) -> dict[str, str]:
+    """Title of every share that one of the figures has."""
+    return {name: title for name, title in SHARES.items() if any(is_number(some.get(name)) for some in figures)}
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """True for what can be printed as a figure."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def clipped(text: Any) -> str:
+    """Words of a card or a table, not longer than it bears."""
+    words = " ".join(str(text or "").split())
+    return words if len(words) <= MOST_LETTERS else words[: MOST_LETTERS - 1] + "…"
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """What should be a dict, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def percent(value: float) -> str:
+    """A share in whole percent, with a decimal near the ends."""
+    near_end = 0 < value < 0.01 or 0.99 < value < 1
+    return f"{100 * value:.1f}\u00a0%" if near_end else f"{100 * value:.0f}\u00a0%"
+
+
+def percents(low: float, high: float) -> str:
+    """A range of shares, both ends as exact as the more exact one."""
+    exact = any(0 < bound < 0.01 or 0.99 < bound < 1 for bound in (low, high))
+    return f"{100 * low:.1f}–{100 * high:.1f}\u00a0%" if exact else f"{100 * low:.0f}–{100 * high:.0f}\u00a0%"
+
+
+def scores(low: float, high: float) -> str:
+    """A range of similarities."""
+    return f"{score(low)} to {score(high)}" if low < 0 else f"{score(low)}–{score(high)}"
+
+
+def score(value: float) -> str:
+    """A similarity with three decimals and a true minus sign."""
+    return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return f"{value:+.3f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def count(value: int) -> str:
+    """A number with thousands apart."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def p_value(value: float) -> str:
+    """A p, as exact as anyone reads it."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def cell(figures: Row | None, name: str) -> Row | None:
+    """A figure and its interval as text; None where there is none."""
+    if not figures or not is_number(figures.get(name)):
+        return None
+    bounds = figures.get(f"{name}_interval") or ()
+    form, spread = (percent, percents) if name in SHARES else (score, scores)
+    return {"value": form(figures[name]), "interval": spread(*bounds) if len(bounds) == 2 else ""}

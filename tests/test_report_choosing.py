@@ -1,0 +1,135 @@
+"""Who is shown of many, in how many bytes, and with which band."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy.spatial import ConvexHull
+
+from ip2p.evaluation.report import choosing
+from ip2p.evaluation.report.pictures import LARGEST_SIDE, Album, inline, read_pictures
+from ip2p.evaluation.report.tradeoff import band_of, convex_hull, tradeoff_chart
+
+
+def edit(case: int, success: bool | None, direction: float | None, image: float | None) -> dict[str, Any]:
+    """A held-out edit with its scores."""
+    judged = {"success": success, "done": success, "kept": success}
+    return {"case": case, "edit_type": f"{case % 2}", "clip_direction": direction, "clip_image": image, **judged}
+
+
+def test_the_oracle_ranks_before_clip() -> None:
+    rows = [edit(0, False, 0.9, 0.9), edit(1, True, 0.1, 0.1), edit(2, True, 0.5, 0.5), edit(3, False, 0.2, 0.2)]
+    assert [row["case"] for row in choosing.rank_edits(rows)] == [2, 1, 0, 3]
+
+
+def test_without_an_oracle_copying_the_input_and_drawing_another_picture_both_rank_below_an_edit() -> None:
+    rows = [edit(number, None, 0.3, 0.8) for number in range(4)]
+    copied, other, good = edit(4, None, 0.0, 1.0), edit(5, None, 0.6, 0.1), edit(6, None, 0.5, 0.9)
+    order = [row["case"] for row in choosing.rank_edits([*rows, copied, other, good])]
+    assert order[0] == 6 and {4, 5} <= set(order[1:])
+
+
+def test_edits_that_nothing_tells_apart_have_no_best() -> None:
+    assert choosing.rank_edits([edit(number, None, None, None) for number in range(3)]) == []
+    assert len(choosing.rank_edits([edit(0, None, None, 0.5), edit(1, None, math.nan, 0.4)])) == 2
+
+
+def test_the_easiest_type_does_not_fill_every_place() -> None:
+    rows = [{"edit_type": "easy"}] * 5 + [{"edit_type": "hard"}]
+    assert [row["edit_type"] for row in choosing.first_of_each(rows, 8, 2)] == ["easy", "easy", "hard"]
+
+
+def test_turns_take_from_every_group_before_any_has_a_second() -> None:
+    rows = [{"triplet_id": f"{number}", "group": number % 5 if number < 50 else 9} for number in range(51)]
+    chosen = choosing.take_turns(rows, lambda row: row["group"], 11)
+    assert sorted(row["group"] for row in chosen[:6]) == [0, 1, 2, 3, 4, 9]
+    assert sorted(row["group"] for row in chosen[6:]) == [0, 1, 2, 3, 4]
+    assert choosing.take_turns(rows[::-1], lambda row: row["group"], 11) == chosen
+
+
+def test_shards_are_taken_from_all_over_the_run() -> None:
+    assert choosing.spread(range(100), 4) == [0, 25, 50, 75]
+    assert choosing.spread([1, 2], 4) == [1, 2]
+
+
+def test_fewer_rows_are_looked_into_where_pictures_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    pq.write_table(pa.table({"image": [rng.randbytes(1000) for _ in range(200)]}), tmp_path / "part.parquet")
+    assert choosing.num_readable(tmp_path / "part.parquet", 1) == 200
+    monkeypatch.setattr(choosing, "MOST_BYTES", 100_000)
+    assert 80 <= choosing.num_readable(tmp_path / "part.parquet", 1) <= 100
+    assert 40 <= choosing.num_readable(tmp_path / "part.parquet", 2) <= 50
+
+
+def encoded(pixels: Any, form: str = "PNG") -> bytes:
+    """A picture as a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def noise(side: int, seed: int = 0) -> Any:
+    """A picture that no codec makes small."""
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+
+
+def test_small_pictures_keep_every_pixel_and_large_ones_become_thumbnails() -> None:
+    import base64
+
+    small, large = inline(encoded(noise(64))), inline(encoded(noise(800)))
+    assert small and large
+    shown = Image.open(io.BytesIO(base64.b64decode(small.uri.split(",")[1])))
+    np.testing.assert_array_equal(np.asarray(shown), noise(64))
+    assert (small.width, small.pixelated, large.width, large.pixelated) == (128, True, LARGEST_SIDE, False)
+    assert inline(b"no picture") is None
+
+
+def test_an_album_holds_no_more_bytes_than_it_may_and_counts_the_rest() -> None:
+    picture = inline(encoded(noise(64)))
+    assert picture
+    album = Album(5 * len(picture.uri))
+    assert [album.takes(picture, picture) for _ in range(4)] == [True, True, False, False]
+    assert album.num_left_out == 2 and album.bytes_left == len(picture.uri)
+
+
+def test_pictures_are_read_from_their_rows_across_row_groups(tmp_path: Path) -> None:
+    cells = [{"bytes": encoded(noise(8, number)), "path": None} for number in range(100)]
+    cells[41] = {"bytes": b"broken", "path": None}
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet", row_group_size=30)
+    rows = [{"file": tmp_path / "a.parquet", "index": index} for index in (99, 0, 41, 30, 29)]
+    found = read_pictures(rows, ("image",))
+    assert found[2] is None
+    for row, pictures in zip(rows, found, strict=True):
+        if row["index"] != 41:
+            assert pictures == [inline(cells[row["index"]]["bytes"])]
+    assert read_pictures([{"file": tmp_path / "gone.parquet", "index": 0}], ("image",)) == [None]
+
+
+def test_the_hull_is_the_one_of_a_geometry_library() -> None:
+    points = [tuple(point) for point in np.random.default_rng(1).normal(size=(60, 2)).tolist()]
+    hull = convex_hull(points)  # type: ignore[arg-type]
+    assert set(hull) == {points[index] for index in ConvexHull(np.array(points)).vertices}
+
+
+def test_a_band_reaches_exactly_as_far_as_the_intervals() -> None:
+    point = {"clip_direction": 0.5, "clip_direction_interval": [0.4, 0.65]}
+    point |= {"clip_image": 0.8, "clip_image_interval": [0.7, 0.95]}
+    (outline,) = band_of([point])
+    xs, ys = zip(*outline, strict=True)
+    assert (min(xs), max(xs), min(ys), max(ys)) == pytest.approx((0.4, 0.65, 0.7, 0.95))
+
+
+def test_points_that_lack_a_figure_are_not_drawn() -> None:
+    whole = {"clip_direction": 0.5, "clip_image": 0.8, "strength": 0.5}
+    chart = tradeoff_chart({"a": [whole, {**whole, "clip_image": None}], "b": [{**whole, "clip_direction": math.nan}]})
+    assert chart is not None and chart.count("<title>") == 1 and "at strength 0.5" in chart
+    assert tradeoff_chart({"b": []}) is None
