@@ -115,8 +115,8 @@ class Workplace:
     """What every page starts with."""
     models: Models
     hub: Mapping[str, Path]
-    chat: str
-    """Address of a language model's server."""
+    servers: Mapping[str, str]
+    """Addresses of a language model, `chat`, and of a vision-language `judge`."""
 
     def enter(self, page: str) -> Path:
         """The folder of a page."""
@@ -139,13 +139,13 @@ class Workplace:
         }
         return {name: str(path) for name, path in elsewhere.items()} | {"s3://bucket/run": "memory://bucket/run"}
 
-    def words(self, command: Command, *, judge: str) -> list[str]:
-        """A command at tiny size, with what is there; `judge` is the address of a vision-language model's server."""
+    def words(self, command: Command) -> list[str]:
+        """A command at tiny size, with what is there."""
         found: list[str] = []
         for word in _apart(command.words):
             before = found[-1] if found else ""
             if before.endswith("base-url"):
-                found.append(judge if "vlm" in before else self.chat)
+                found.append(self.servers["judge" if "vlm" in before else "chat"])
                 continue
             found.append(SMALLER.get(f"{before} {word}") or SMALLER.get(before) or self.names.get(word, word))
         start = next((key for key in MORE if command.text.startswith(key)), "")

@@ -15,10 +15,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,9 +31,10 @@ from ip2p.cli.prompts import USAGES
 from ip2p.config import BenchmarkConfig, FinetuneConfig, PipelineConfig, TrainingJob
 from tests import pages
 from tests.chat_server import serving
-from tests.docs_workplace import Models, Workplace, tiny_presets, write_dino, write_files, write_hub
+from tests.docs_files import write_files, write_hub
+from tests.docs_workplace import Models, Workplace, tiny_presets, write_dino
 from tests.pages import PAGES, ROOT, Command
-from tests.test_evaluation_vlm import judge  # noqa: F401
+from tests.test_evaluation_vlm import Judge
 
 NEEDS_A_HUB = "uploads: tests/test_dataset_push.py and tests/test_training_hub.py do, to a hub of their own"
 NEEDS_A_CLUSTER = "needs other machines: tests/flows/test_ray.py has a cluster on this one"
@@ -100,17 +101,20 @@ def workplace(
     finished = root / "finished"
     write_files(finished)
     shutil.copytree(hub["my-parquet-folder"], finished / "my-parquet-folder")
-    with pytest.MonkeyPatch.context() as patch, serving() as chat:
+    with pytest.MonkeyPatch.context() as patch, serving() as chat, Judge() as judge:
+        threading.Thread(target=judge.serve_forever, daemon=True).start()
         for name, preset in tiny_presets(models, finished / "captions.txt").items():
             patch.setitem(presets.PRESETS, name, preset)
         patch.setattr("ip2p.training.launching.run_child", _train_here)
         patch.setenv("IP2P_SCRATCH", str(root / "scratch"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        place = Workplace(root=root, finished=finished, models=models, hub=hub, chat=chat.url)
+        servers = {"chat": chat.url, "judge": judge.config.server.base_url}
+        place = Workplace(root=root, finished=finished, models=models, hub=hub, servers=servers)
         with _in(finished):
             assert main(["run", "shapes"]) == 0
             shutil.copytree("runs/shapes", "runs/slower")
         yield place
+        judge.shutdown()
 
 
 def _train_here(command: list[str]) -> None:
@@ -152,18 +156,12 @@ def _name_of(command: Command) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUN, ids=_name_of)
-def test_a_command_of_the_docs_does_what_its_page_says(
-    command: Command,
-    workplace: Workplace,
-    judge: Any,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    url = judge.config.server.base_url
+def test_a_command_of_the_docs_does_what_its_page_says(command: Command, workplace: Workplace) -> None:
     with _in(workplace.enter(command.page)):
         if command.is_python:
             exec(compile(workplace.snippet(command.text), command.page, "exec"), {})
             return
-        words = workplace.words(command, judge=url)
+        words = workplace.words(command)
         started = time.time()
         assert _run(words) == 0
         for promised in workplace.promised(words):
@@ -190,7 +188,8 @@ def _exit_code(call: Callable[[], int]) -> int:
 
 def _run_until_stopped(words: list[str]) -> int:
     """Starts, waits until it is ready, presses Ctrl-C; 0 where that ends it as it should."""
-    code = "import sys; from ip2p.cli import main; sys.exit(main())"
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background is born deaf to it
+    code = f"import signal, sys; from ip2p.cli import main; {heard}; sys.exit(main())"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     started = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True, env=environment)
     with started:
