@@ -48,8 +48,10 @@ MORE: Mapping[str, Sequence[str]] = {
     "ip2p benchmark": ("--evaluation.num-inference-steps", "2", "--num", "2", "--evaluation.batch-size", "4"),
     "ip2p dataset import": tuple(word for name in LIMITS for word in (f"--filtering.thresholds.{name}", "-1")),
     "ip2p prompts finetune": ("--num-epochs", "1", "--batch-size", "4"),
+    "-m ip2p.training": ("--resolution", "64", "--train_batch_size", "2"),
+    "ip2p ablate": ("--variants", "full,unfiltered,fixed-p"),  # a tenth of a dozen pairs may be none
 }
-"""Flags that commands get besides, by how they begin."""
+"""Flags that commands get besides, by what they have in them, unless they have them already."""
 
 SNIPPETS = {"(512, 512)": "(64, 64)", "num_inference_steps=20": "num_inference_steps=2"}
 """The same in Python."""
@@ -148,8 +150,10 @@ class Workplace:
                 found.append(self.servers["judge" if "vlm" in before else "chat"])
                 continue
             found.append(SMALLER.get(f"{before} {word}") or SMALLER.get(before) or self.names.get(word, word))
-        start = next((key for key in MORE if command.text.startswith(key)), "")
-        return [*found, *MORE.get(start, ()), *self._judges(start)]
+        kind = next((key for key in MORE if key in command.text), "")
+        more = MORE.get(kind, ())
+        pairs = zip(more[::2], more[1::2], strict=True)
+        return [*found, *(word for pair in pairs if pair[0] not in found for word in pair), *self._judges(kind)]
 
     def _judges(self, start: str) -> list[str]:
         clip = {"ip2p benchmark": "--clip-", "ip2p dataset import": "--scoring.clip-"}.get(start)
@@ -169,7 +173,7 @@ class Workplace:
         flags = dict(zip(words, words[1:], strict=False))
         out = Path(flags.get("--out", ""))
         kind = " ".join(words[1:3])
-        if "--help" in words or "://" in flags.get("--out", ""):
+        if "--help" in words or "://" in flags.get("--out", "") or words[1] in ("app", "serve"):
             return []
         if "ip2p.training" in words:
             return [Path(flags.get("--output_dir", "instruct-pix2pix-model")) / "model_index.json"]
@@ -190,7 +194,7 @@ class Workplace:
             "refilter": [Path(words[2]) / "dataset" / "README.md"],
             "compare": [Path(flags.get("--output", ""))],
             "benchmark": [out / "figures.json"],
-            "ablate": [Path(flags.get("--out", f"{words[-1]}-ablation")) / "index.html"],
+            "ablate": [Path(flags.get("--out", f"{words[2]}-ablation")) / "index.html"],
         }
         if kind in ("dataset inspect", "prompts inspect", "prompts try"):
             return []
