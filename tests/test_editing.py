@@ -77,19 +77,39 @@ def test_an_edit_is_what_diffusers_own_pipeline_gives(
         assert distance(our, np.asarray(their)) <= 1
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_an_edit_of_an_xl_is_what_diffusers_own_pipeline_gives(tiny_xl: Path, tmp_path: Path, scaled: bool) -> None:
-    parts = StableDiffusionXLPipeline.from_pretrained(tiny_xl).components
+def write_xl_editor(base: Path, folder: Path, *, scaled: bool = False, overflows: bool = False) -> str:
+    """An XL that sees its input; with `overflows` what its decoder computes is too large for float16."""
+    parts = StableDiffusionXLPipeline.from_pretrained(base).components
     torch.manual_seed(0)
     parts["unet"] = widen_conv_in(parts["unet"], 8)
     torch.nn.init.normal_(parts["unet"].conv_in.weight, std=0.2)
+    if overflows:
+        parts["vae"].decoder.conv_in.weight.data *= 3e5
     parts |= {"image_encoder": None, "feature_extractor": None}
     names = inspect.signature(StableDiffusionXLInstructPix2PixPipeline.__init__).parameters
     wanted = {name: part for name, part in parts.items() if name in names}
     made = StableDiffusionXLInstructPix2PixPipeline(**wanted, add_watermarker=False, is_cosxl_edit=scaled)
     made.register_to_config(is_cosxl_edit=scaled)
-    made.save_pretrained(tmp_path)
-    pipeline = load_editor(str(tmp_path), "cpu")
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_xl_in_float16_does_not_turn_black(tiny_xl: Path, tmp_path: Path) -> None:
+    folder = write_xl_editor(tiny_xl, tmp_path, overflows=True)
+    picture = Image.fromarray(pictures((64, 64))[0])
+    whole, half = (
+        np.asarray(
+            Editor(folder, device="cpu", dtype=dtype, knobs=Knobs(num_inference_steps=2))(picture, "make it red")
+        )
+        for dtype in ("float32", "float16")
+    )
+    assert half.std() > 1
+    assert np.abs(whole.astype(float) - half).mean() < 3
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_edit_of_an_xl_is_what_diffusers_own_pipeline_gives(tiny_xl: Path, tmp_path: Path, scaled: bool) -> None:
+    pipeline = load_editor(write_xl_editor(tiny_xl, tmp_path, scaled=scaled), "cpu")
     images = pictures((64, 64), (64, 64))
     knobs = {"num_inference_steps": 5, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
     ours = edit_images(pipeline, images, INSTRUCTIONS[:2], seeds=[5, 6], **knobs)

@@ -446,3 +446,12 @@ def test_oracle_precision_is_not_judged_twice_but_again_for_new_pairs(tiny_confi
 def test_oracle_precision_without_a_domain_is_none(tiny_config: PipelineConfig) -> None:
     write_pairs(tiny_config, rejected=True)
     assert oracle_precision(tiny_config) == {"oracle_precision": None, "oracle_precision_all": None}
+
+
+def test_a_run_that_started_from_an_editor_is_evaluated_without_sdedit(trained: PipelineConfig) -> None:
+    base = store.RunFolder(trained.out).model.rename(trained.out / "earlier")
+    shutil.copytree(base, store.RunFolder(trained.out).model)
+    training = replace(trained.training, pretrained_model_name_or_path=str(base))
+    figures = evaluate(with_domain(replace(trained, training=training), sdedit_strengths=(0.5,)))
+    assert set(figures["baselines"]) == {"copy", "untrained"} and figures["n"] == trained.evaluation.num_edits
+    assert "sdedit" not in figures["curves"]

@@ -38,6 +38,8 @@ def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> A
         options: dict[str, Any] = {"revision": revision, "use_safetensors": True, "dtype": dtype}
         if "text_encoder_2" in DiffusionPipeline.load_config(source, revision=revision):
             pipeline = StableDiffusionXLInstructPix2PixPipeline.from_pretrained(source, **options)
+            if dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
+                pipeline.vae.to(torch.float32)  # it overflows in float16, and pictures come out black
         else:
             options |= {"safety_checker": None, "requires_safety_checker": False}
             pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(source, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def evaluate(
     data = config.evaluation.data or data
     domain = load_domain(config.evaluation.domain) if config.evaluation.domain else None
     trained_model(config)
+    config = fit_baselines(config)
     cases = hold_out_cases(config, domain, Path(data).expanduser() if data else None)
     folder = store.RunFolder(config.out).evaluation
     if not cases:
@@ -69,6 +71,18 @@ def evaluate(
     _show(work)
     store.write_json(folder / "figures.json", figures)
     return figures
+
+
+def fit_baselines(config: PipelineConfig) -> PipelineConfig:
+    """Without SDEdit where the run started from an editor: that draws nothing by itself."""
+    from ip2p.training.components import model_index
+
+    if not config.evaluation.sdedit_strengths:
+        return config
+    if "InstructPix2Pix" not in str(model_index(config.training).get("_class_name")):
+        return config
+    logger.info("the training started from an editor, so SDEdit is left out: it takes a text-to-image model")
+    return replace(config, evaluation=replace(config.evaluation, sdedit_strengths=()))
 
 
 def run_editors(config: PipelineConfig) -> dict[str, EditorSource]:

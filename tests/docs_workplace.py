@@ -1,0 +1,207 @@
+"""Where the commands of the docs run: their files and hub ids in miniature, their presets and numbers cut down.
+
+What a page names stands in one of the tables here, so that a new name in a page is a new line here or a failing test.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+from ip2p.config import PipelineConfig, Thresholds
+from ip2p.presets import PRESETS, data_folder
+from tests import tiny
+from tests.pages import Command
+
+EVERYTHING = Thresholds(original=-1.0, edited=-1.0, direction=-1.0, image=-1.0)
+
+SMALLER: Mapping[str, str] = {
+    "--rendering.num-inference-steps": "2",
+    "--evaluation.num-inference-steps": "2",
+    "--training.train-batch-size": "2",
+    "--training.gradient-accumulation-steps": "1",
+    "--training.rank": "2",
+    "--training.resolution": "64",
+    "--filtering.thresholds.direction": "-0.9",
+    "--filtering.thresholds.image": "-0.9",
+    "--filtering.thresholds.contrast": "-1",
+    "--workers": "2",
+    "--lora-rank": "2",
+    "--resolution": "64",
+    "--rank": "2",
+    "--train_batch_size": "2",
+    "--gradient_accumulation_steps": "1",
+    "--validation_steps": "2",
+    "--max_train_steps": "2",
+    "--mixed_precision": "no",
+    "--max_train_steps 20000": "3",
+}
+"""Values of flags at this size."""
+
+LIMITS = ("original", "edited", "direction", "image")
+MORE: Mapping[str, Sequence[str]] = {
+    "ip2p plan": ("--sample", "2"),
+    "ip2p benchmark": ("--evaluation.num-inference-steps", "2", "--num", "2", "--evaluation.batch-size", "4"),
+    "ip2p dataset import": tuple(word for name in LIMITS for word in (f"--filtering.thresholds.{name}", "-1")),
+    "ip2p prompts finetune": ("--num-epochs", "1", "--batch-size", "4"),
+}
+"""Flags that commands get besides, by how they begin."""
+
+SNIPPETS = {"(512, 512)": "(64, 64)", "num_inference_steps=20": "num_inference_steps=2"}
+"""The same in Python."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """Folders of tiny models."""
+
+    sd: Path
+    xl: Path
+    clip: Path
+    dino: Path
+
+
+def write_dino(folder: Path) -> Path:
+    """A ViT of DINO's class."""
+    shape = ViTConfig(
+        image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    ViTModel(shape, add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def tiny_presets(models: Models, captions: Path) -> dict[str, Callable[[], PipelineConfig]]:
+    """The presets, each as it is but for models and sizes."""
+
+    def smaller(preset: Callable[[], PipelineConfig]) -> Callable[[], PipelineConfig]:
+        return lambda: shrink(preset(), models, captions)
+
+    return {name: smaller(preset) for name, preset in PRESETS.items()}
+
+
+def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineConfig:
+    """A preset in seconds: tiny models, rules in place of a language model, a filter that takes everything."""
+    sizes = tiny.write_tiny_config(captions.parent / "unused", sd=models.sd, clip=models.clip, lm=models.sd)
+    model = str(models.xl if "xl" in config.rendering.model else models.sd)
+    own = {"model": model, "revision": None, "variant": None, "dtype": "float32", "per_edit_type": {}}
+    few = {"num_inference_steps": 2, "num_candidates": 2, "batch_size": 4, "scheduler": None}
+    base = {"pretrained_model_name_or_path": model, "revision": None, "mixed_precision": "no", "random_flip": False}
+    short = {"resolution": 64, "train_batch_size": 2, "gradient_accumulation_steps": 1, "max_train_steps": 2}
+    judge = {"domain": config.evaluation.domain, "guidance_scale": config.evaluation.guidance_scale}
+    written = {"backend": "template", "model": "", "num_triplets_per_caption": 1, "shard_size": 4}
+    return replace(
+        config,
+        prompts=replace(config.prompts, captions=config.prompts.captions and str(captions), **written),
+        rendering=replace(config.rendering, **own, **few),
+        scoring=sizes.scoring,
+        filtering=replace(config.filtering, thresholds=EVERYTHING, per_edit_type={}),
+        dataset=sizes.dataset,
+        training=replace(config.training, **base, **short, checkpointing_steps=1, lr_warmup_steps=0),
+        evaluation=replace(sizes.evaluation, **judge, num_edits=4),
+    )
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Folders of pages, and what the names in them stand for."""
+
+    root: Path
+    finished: Path
+    """What every page starts with."""
+    models: Models
+    hub: Mapping[str, Path]
+    chat: str
+    """Address of a language model's server."""
+
+    def enter(self, page: str) -> Path:
+        """The folder of a page."""
+        place = self.root / "pages" / Path(page).stem
+        if not place.exists():
+            shutil.copytree(self.finished, place)
+        return place
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What stands for what is elsewhere."""
+        elsewhere = {
+            "stable-diffusion-v1-5/stable-diffusion-v1-5": self.models.sd,
+            "stabilityai/stable-diffusion-xl-base-1.0": self.models.xl,
+            "madebyollin/sdxl-vae-fp16-fix": self.models.xl / "vae",
+            "timbrooks/instruct-pix2pix": self.finished / "runs" / "shapes" / "model",
+            "Qwen/Qwen2.5-1.5B": data_folder() / "shapes" / "language-model",
+            "owner/captions": Path("captions.parquet"),
+            **self.hub,
+        }
+        return {name: str(path) for name, path in elsewhere.items()} | {"s3://bucket/run": "memory://bucket/run"}
+
+    def words(self, command: Command, *, judge: str) -> list[str]:
+        """A command at tiny size, with what is there; `judge` is the address of a vision-language model's server."""
+        found: list[str] = []
+        for word in _apart(command.words):
+            before = found[-1] if found else ""
+            if before.endswith("base-url"):
+                found.append(judge if "vlm" in before else self.chat)
+                continue
+            found.append(SMALLER.get(f"{before} {word}") or SMALLER.get(before) or self.names.get(word, word))
+        start = next((key for key in MORE if command.text.startswith(key)), "")
+        return [*found, *MORE.get(start, ()), *self._judges(start)]
+
+    def _judges(self, start: str) -> list[str]:
+        clip = {"ip2p benchmark": "--clip-", "ip2p dataset import": "--scoring.clip-"}.get(start)
+        if clip is None:
+            return []
+        words = [f"{clip}model", str(self.models.clip), f"{clip}pretrained", "None"]
+        return [*words, *(["--dino-model", str(self.models.dino)] if start == "ip2p benchmark" else [])]
+
+    def snippet(self, text: str) -> str:
+        """A Python snippet at tiny size."""
+        for name, value in {**self.names, **SNIPPETS}.items():
+            text = text.replace(name, value)
+        return text
+
+    def promised(self, words: Sequence[str]) -> list[Path]:
+        """What a command leaves behind."""
+        flags = dict(zip(words, words[1:], strict=False))
+        out = Path(flags.get("--out", ""))
+        kind = " ".join(words[1:3])
+        if "--help" in words or "://" in flags.get("--out", ""):
+            return []
+        if "ip2p.training" in words:
+            return [Path(flags.get("--output_dir", "instruct-pix2pix-model")) / "model_index.json"]
+        if words[1] == "edit":
+            return [Path(words[6])]
+        by_kind = {
+            "dataset import": [Path(words[4]) / "dataset" / "README.md"] if len(words) > 4 else [],
+            "prompts export": [Path(words[4])] if len(words) > 4 else [],
+            "prompts import": [Path(words[4])] if len(words) > 4 else [],
+            "prompts finetune": [Path(flags.get("--output", "")) / "config.json"],
+        }
+        by_word = {
+            "run": [_out_of(words) / "report" / "index.html", _out_of(words) / "model" / "model_index.json"],
+            "train": [out / "report" / "index.html", out / "model" / "model_index.json"],
+            "dataset": [out / "dataset" / "README.md"],
+            "evaluate": [Path(words[2]) / "evaluation" / "figures.json"],
+            "report": [Path(words[2]) / "report" / "index.html"],
+            "refilter": [Path(words[2]) / "dataset" / "README.md"],
+            "compare": [Path(flags.get("--output", ""))],
+            "benchmark": [out / "figures.json"],
+            "ablate": [Path(flags.get("--out", f"{words[-1]}-ablation")) / "index.html"],
+        }
+        if kind in ("dataset inspect", "prompts inspect", "prompts try"):
+            return []
+        return by_kind.get(kind) or by_word.get(words[1], [])
+
+
+def _apart(words: Sequence[str]) -> list[str]:
+    """`--flag=value` as two words."""
+    return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+
+
+def _out_of(words: Sequence[str]) -> Path:
+    """The folder of a new run: what is named, or its preset's."""
+    return Path(words[words.index("--out") + 1] if "--out" in words else f"runs/{words[2]}")
