@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
+import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ip2p import store
@@ -21,7 +23,7 @@ from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation import EditCase, EditJudgement, evaluate, load_domain, oracle_precision
 from ip2p.evaluation.cases import IMAGE_TYPE, balanced_subset, decode_image, encode_png, hold_out_cases
 from ip2p.evaluation.domain import Pixels
-from ip2p.evaluation.editors import Setting
+from ip2p.evaluation.editors import Setting, sdedit_source
 from ip2p.evaluation.intervals import bootstrap_interval, wilson_interval
 from ip2p.evaluation.metrics import curve, summarise
 from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
@@ -455,3 +457,23 @@ def test_a_run_that_started_from_an_editor_is_evaluated_without_sdedit(trained: 
     figures = evaluate(with_domain(replace(trained, training=training), sdedit_strengths=(0.5,)))
     assert set(figures["baselines"]) == {"copy", "untrained"} and figures["n"] == trained.evaluation.num_edits
     assert "sdedit" not in figures["curves"]
+
+
+def test_sdedit_is_diffusers_own_pipeline_and_does_not_depend_on_the_batch(tiny_config: PipelineConfig) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    base, knobs = tiny_config.training, replace(tiny_config.evaluation, num_inference_steps=4)
+    cases, setting = GreyDomain().draw_cases(3, 0), Setting(guidance_scale=3.0, image_guidance_scale=1.0, strength=0.5)
+    edit = sdedit_source(base, knobs, 3.0).load()
+    made = edit([case.original_image for case in cases], cases, [5, 6, 7], setting)
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(base.pretrained_model_name_or_path, safety_checker=None)
+    for number, case in enumerate(cases):
+        (image,) = pipeline(
+            prompt=case.edited_prompt,
+            image=Image.fromarray(case.original_image),
+            strength=0.5,
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(5 + number),
+        ).images
+        assert np.abs(np.asarray(image).astype(int) - made[number]).max() <= 1

@@ -190,10 +190,10 @@ def test_all_baselines_and_all_measures_are_told(html: str) -> None:
     for words in (
         "copy the input",
         "untrained",
-        "sdedit 0.5",
+        "SDEdit 0.5",
         "No-op",
         "LPIPS outside mask ↓",
-        "sdedit 0.5: success",
+        "SDEdit 0.5: success",
         "+0.210",
     ):
         assert words in section

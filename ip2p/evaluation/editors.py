@@ -149,10 +149,9 @@ def _from_noised_picture(base: TrainingConfig, knobs: EvaluationConfig, guidance
     from ip2p import loading
     from ip2p.editing import fitting_size
 
-    place = loading.resolve_device(knobs.device)
-    options: dict[str, Any] = {"revision": base.revision, "variant": base.variant, "use_safetensors": True}
-    source = loading.check_model_source(base.pretrained_model_name_or_path, what="the base", marker="model_index.json")
-    pipeline = AutoPipelineForImage2Image.from_pretrained(source, **options).to(place)
+    name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
+    drawing = loading.load_text_to_image(name, **options, dtype="float32", device=knobs.device)
+    pipeline = AutoPipelineForImage2Image.from_pipe(drawing)
     pipeline.set_progress_bar_config(disable=True)
 
     def edit_alike(images: Any, texts: list[str], seeds: list[int], strength: float) -> Sequence[Pixels]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.evaluation.intervals import bootstrap_interval, mcnemar
+from ip2p.evaluation.metrics import paired
 from ip2p.evaluation.report import cost, figures, guidance
 from ip2p.evaluation.report.charts import MARKS, legend
 from ip2p.evaluation.report.overview import setting_rows
-from ip2p.evaluation.report.quality import figures_table, judge_words
+from ip2p.evaluation.report.quality import figures_table, judge_words, paired_rows
 from ip2p.evaluation.report.reading import UNREADABLE, Row, RunFacts, read_run
 from ip2p.evaluation.report.sidebyside import case_hashes, side_by_side
 from ip2p.evaluation.report.tradeoff import tradeoff_chart, usable
-from ip2p.evaluation.report.wording import count, is_number, mapping, p_value, percent, percents, signed
+from ip2p.evaluation.report.wording import count, is_number, mapping, percent, percents
 from ip2p.store import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -119,54 +117,26 @@ def _names(configs: Sequence[PipelineConfig]) -> list[str]:
 
 def _paired(names: Sequence[str], configs: Sequence[PipelineConfig]) -> list[dict[str, Any]]:
     first, *others = (_edits_or_none(config) for config in configs)
-    return [
-        _against(name, [(first[key], some[key]) for key in first if key in some])
-        for name, some in zip(names[1:], others, strict=True)
-        if first.keys() & some.keys()
-    ]
+    return paired_rows({name: paired(first, some) for name, some in zip(names[1:], others, strict=True)})
 
 
-def _edits_or_none(config: PipelineConfig) -> dict[tuple[Any, ...], Row]:
+def _edits_or_none(config: PipelineConfig) -> list[Row]:
     try:
         return _edits(config)
     except UNREADABLE as error:
         logger.warning("%s is not compared edit by edit: %s", config.out, error)
-        return {}
+        return []
 
 
-def _edits(config: PipelineConfig) -> dict[tuple[Any, ...], Row]:
-    """The trained editor's held-out edits, by picture, words and seed."""
+def _edits(config: PipelineConfig) -> list[Row]:
+    """The trained editor's held-out edits; `case` is their picture, words and seed."""
     folder = RunFolder(config.out).evaluation
-    scores = pq.read_table(folder / "scores.parquet").to_pylist()
     pictures = case_hashes(folder / "cases.parquet")
-    return {
-        (pictures[row["case"]], row["edit_prompt"], row.get("seed")): row
-        for row in scores
+    return [
+        row | {"case": (pictures[row["case"]], row["edit_prompt"], row.get("seed"))}
+        for row in pq.read_table(folder / "scores.parquet").to_pylist()
         if row["model"] == "model" and row["kind"] == "edit"
-    }
-
-
-def _against(name: str, both: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
-    lost = sum(bool(one.get("success")) and not other.get("success") for one, other in both)
-    won = sum(bool(other.get("success")) and not one.get("success") for one, other in both)
-    judged = all(each.get("success") is not None for pair in both for each in pair)
-    steps = np.array([_direction(other) - _direction(one) for one, other in both], np.float64)
-    steps = steps[np.isfinite(steps)]
-    mean = float(steps.mean()) if steps.size else math.nan
-    spread = dict(zip(("difference", "low", "high"), (mean, *bootstrap_interval(steps)), strict=True))
-    return {
-        "name": name,
-        "n": len(both),
-        "lost": lost if judged else "–",
-        "won": won if judged else "–",
-        "p": p_value(mcnemar(lost, won)) if judged else "–",
-        **{key: signed(value) for key, value in spread.items()},
-    }
-
-
-def _direction(row: Row) -> float:
-    value = row.get("clip_direction")
-    return float(value) if is_number(value) else math.nan
+    ]
 
 
 def _settings(configs: Sequence[PipelineConfig]) -> list[tuple[str, list[str]]]:

@@ -72,7 +72,7 @@ MOST_LETTERS = 300
 
 def editor_name(name: str) -> str:
     """A baseline by the name that readers know."""
-    return EDITORS.get(name, name)
+    return EDITORS.get(name, name).replace("sdedit", "SDEdit")
 
 
 def reason_name(reason: str | None) -> str:
