@@ -38,7 +38,7 @@ from tests.test_evaluation_vlm import Judge
 
 NEEDS_A_HUB = "uploads: tests/test_dataset_push.py and tests/test_training_hub.py do, to a hub of their own"
 NEEDS_A_CLUSTER = "needs other machines: tests/flows/test_ray.py has a cluster on this one"
-NEEDS_GPUS = "needs several GPUs: tests/test_training_run.py trains in two processes"
+NEEDS_GPUS = "needs several GPUs: tests/test_training_run.py and tests/test_training_sharding.py have two processes"
 NOT_RUN = {
     "make run": "installs and takes a quarter of an hour; what it calls is run here",
     "make test": "is what runs this",
@@ -59,6 +59,8 @@ NOT_RUN = {
     "--max_train_steps=15000 --conditioning_dropout_prob=0.05 --mixed_precision=bf16 --use_ema": NEEDS_GPUS,
     "ip2p train sd15 --data timbrooks/instructpix2pix-clip-filtered --out runs/four "
     "'--training.launch-args=--multi_gpu --num_processes 4'": NEEDS_GPUS,
+    "ip2p train sdxl --data timbrooks/instructpix2pix-clip-filtered --out runs/split "
+    "'--training.launch-args=--config_file fsdp --num_processes 4'": NEEDS_GPUS,
     "ip2p evaluate runs/shapes --evaluation.lpips alex": "fetches weights; tests/test_evaluation_measures.py has some",
     "prefect deployment run 'ip2p dataset/dataset'": "wants `ip2p serve` beside it",
 }
@@ -70,7 +72,7 @@ OWN_FLAGS = {
     *(f"--{short}" for short in SHORT_FORMS),
 }
 """Flags that commands take from their words themselves."""
-OTHER_PROGRAMS = {"--multi_gpu", "--num_processes", "--head", "--address", "--host", "--script"}
+OTHER_PROGRAMS = {"--multi_gpu", "--config_file", "--num_processes", "--head", "--address", "--host", "--script"}
 """Flags of accelerate, ray, prefect and a benchmark."""
 READY = {"app": "The page is at", "serve": "Ctrl-C ends them"}
 """Commands that run until Ctrl-C, and what they say when they are ready for it."""
