@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.cli.arguments import parse, wants_help
-from ip2p.config import BenchmarkConfig, EvaluationConfig
+from ip2p.config import BenchmarkConfig, EvaluationConfig, VlmConfig
 from ip2p.config_file import evaluation_of
 
 
@@ -32,11 +32,14 @@ def benchmark(words: list[str]) -> None:
 
 
 def _usual(words: list[str]) -> EvaluationConfig:
-    """The evaluation settings of the first model's run, so that its guidances need not be said again."""
+    """The evaluation settings of the first model's run, so that its guidances need not be said again.
+
+    Its vision-language judge is not among them: that server may be gone.
+    """
     place = words.index("--models") + 1 if "--models" in words else len(words)
     first = Path(words[place]) if place < len(words) else Path()
     found = evaluation_of(first / "model" if (first / "model").is_dir() else first)
-    return dataclasses.replace(found, resolution=0)
+    return dataclasses.replace(found, resolution=0, vlm=VlmConfig())
 
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:

@@ -80,6 +80,11 @@ def write_dataset(config: PipelineConfig) -> dict[str, Any]:
     unlike = len(places)
     splits = split_pairs((place.captions for place in places), config.dataset.test_fraction)
     places, splits = _share_of_training(places, splits, config.dataset.train_share)
+    if config.dataset.train_share < 1 and "train" not in splits:
+        share = config.dataset.train_share
+        raise ValueError(
+            f"dataset.train_share {share:g} leaves none of {unlike} pairs to train on. Take a larger share."
+        )
     outputs = plan_files(places, splits, config.dataset.rows_per_shard)
     partial = config.out / ".dataset.partial"
     rows = _write_files(partial, shards, outputs)

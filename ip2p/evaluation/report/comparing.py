@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,11 @@ def _by_type(shown: Mapping[str, RunFacts]) -> dict[str, Any]:
 
 
 def _judges(shown: Mapping[str, RunFacts]) -> list[tuple[str, str]]:
-    told = {name: judge_words(mapping(each.figures.get("judge"))) for name, each in shown.items()}
-    return [(name, words) for name, words in told.items() if words]
+    """Who judged which runs; those that say the same together."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, each in shown.items():
+        names[judge_words(mapping(each.figures.get("judge"))) or ""].append(name)
+    return [(", ".join(some), words) for words, some in names.items() if words]
 
 
 def _costs(shown: Mapping[str, RunFacts]) -> list[tuple[str, list[str]]]:
