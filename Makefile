@@ -19,9 +19,9 @@ install: $(INSTALLED)
 run: $(INSTALLED)
 	$(BIN)/ip2p run shapes $(ARGS)
 
-# Two workers of one thread each: most of the time goes to processes that start, wait and end.
+# Three workers of one thread each, also on two cores: much of the time goes to processes that start, wait and end.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -137,6 +137,11 @@ def test_a_share_of_nothing_or_of_more_than_all_is_refused(share: float) -> None
         DatasetConfig(train_share=share)
 
 
+def test_a_share_too_small_for_the_pairs_at_hand_says_so(config: PipelineConfig) -> None:
+    with pytest.raises(ValueError, match=r"train_share 1e-09 leaves none of \d+ pairs"):
+        write_dataset(replace(config, dataset=replace(config.dataset, train_share=1e-9)))
+
+
 def test_pairs_that_share_a_caption_with_the_other_split_are_left_out_and_counted(config: PipelineConfig) -> None:
     write_dataset(config)
     test_caption, train_caption = (rows_of(config, split)[0]["original_prompt"] for split in ("test", "train"))
