@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,7 +40,7 @@ FLOWS: dict[plan.Use, Flow[..., Any]] = {
 
 PresetName = Literal["shapes", "sd15", "sd21", "sdxl", "paper"]
 VariantName = Literal["full", "tenth", "unfiltered", "fixed-p"]
-ALL_VARIANTS: list[VariantName] = ["full", "tenth", "unfiltered", "fixed-p"]
+ALL_VARIANTS: list[VariantName] = list(typing.get_args(VariantName))
 if TYPE_CHECKING:
     Form = BaseModel
 else:

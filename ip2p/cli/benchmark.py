@@ -44,17 +44,11 @@ def _usual(words: list[str]) -> EvaluationConfig:
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:
     """A table: a line per editor, a column per figure."""
-    from ip2p.evaluation.protocols import COLUMNS
+    from ip2p.evaluation.protocols import known_columns
 
-    columns = [
-        column
-        for column in COLUMNS[figures["protocol"]]
-        if any(each["single"].get(column.name) is not None for each in figures["editors"].values())
-    ]
+    columns = known_columns(figures["protocol"], figures["editors"])
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
-    arrows = {True: " ↑", False: " ↓", None: ""}
-    titles = [column.title + arrows[column.more_is_better] for column in columns]
-    yield "  " + " ".join([f"{'':<22}", *(f"{title:>16}" for title in titles)])
+    yield "  " + " ".join([f"{'':<22}", *(f"{column.heading:>16}" for column in columns)])
     for name, found in figures["editors"].items():
         for part, words in (("single", ""), ("final", ", last of session")):
             if found[part]:

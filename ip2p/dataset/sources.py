@@ -107,20 +107,21 @@ def _read_table(dataset: Dataset) -> Iterator[SourceRow]:
     dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
     for row in dataset:
         original, edited, instruction, kind, group = (
-            _text(row.get(name)) for name in ("original_prompt", "edited_prompt", "edit_prompt", "edit_type", "group")
+            as_text(row.get(name)) for name in ("original_prompt", "edited_prompt", "edit_prompt", "edit_type", "group")
         )
-        images = _content(row["original_image"]), _content(row["edited_image"])
+        images = content_of(row["original_image"]), content_of(row["edited_image"])
         yield SourceRow(*images, original, instruction, edited, kind, group)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A column may hold several wordings; the first is taken."""
     if isinstance(value, list):
         value = value[0] if value else ""
     return "" if value is None else str(value).strip()
 
 
-def _content(cell: Any) -> bytes | None:
+def content_of(cell: Any) -> bytes | None:
+    """The file behind a cell of an image column that is not decoded."""
     if not isinstance(cell, dict):
         return None
     if cell.get("bytes"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ def _model_in(model: str) -> str:
 
 
 def plan_benchmark(
-    config: BenchmarkConfig, protocol: str, names: Sequence[str] | dict[str, str], cases: Sequence[EditCase]
+    config: BenchmarkConfig, protocol: str, names: Iterable[str], cases: Sequence[EditCase]
 ) -> list[Part]:
     """Every editor on every case; sessions as chains for MagicBrush; the sweeps for the curve."""
-    knobs, everything = config.evaluation, list(range(len(cases)))
+    knobs, names, everything = config.evaluation, list(names), list(range(len(cases)))
     usual = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=knobs.image_guidance_scale)
     parts: list[Part] = []
     for name in (*names, "copy"):

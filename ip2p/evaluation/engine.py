@@ -58,14 +58,22 @@ class Done:
     """Of all parts, whenever they were made."""
 
 
-def carry_out(work: Work, progress: Callable[[float], object] = lambda share: None) -> Done:
-    """Makes what is missing and gathers `scores.parquet` and `cases.parquet`; `progress` hears the share of edits."""
+def carry_out(
+    work: Work,
+    progress: Callable[[float], object] = lambda share: None,
+    show: Callable[[Work], object] = lambda work: None,
+) -> Done:
+    """Makes what is missing and gathers `scores.parquet` and `cases.parquet`.
+
+    `progress` hears the share of edits; `show` makes what goes by all of them, where one has changed.
+    """
     edits = _edit_missing(work, progress)
     figures = _measure_missing(work, edits)
     asked = fingerprint([(part.name, sidecar.sha256) for part, sidecar in figures.items()])
     scores = work.folder / "scores.parquet"
     if store.finished(scores, asked) is None:
         store.write_shard(work.folder / "cases.parquet", cases_table(work.cases), fingerprint=asked, seconds=0.0)
+        show(work)
         tables = [pq.read_table(work.figures(part)) for part in figures]
         store.write_shard(scores, pa.concat_tables(tables, promote_options="default"), fingerprint=asked, seconds=0.0)
     seconds = sum(sidecar.seconds for some in (edits, figures) for sidecar in some.values())

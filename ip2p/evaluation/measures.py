@@ -89,7 +89,7 @@ def _change(before: Pixels, after: Pixels) -> Row:
 
 def mean_distance(one: Pixels, other: Pixels, power: int = 1) -> float:
     """Mean absolute (or, with power 2, squared) difference of a range of 1."""
-    return float((np.abs(one.astype(np.float64) - other.astype(np.float64)) / 255).__pow__(power).mean())
+    return float(((np.abs(one.astype(np.float64) - other) / 255) ** power).mean())
 
 
 def largest_change(before: Pixels, after: Pixels) -> float:
@@ -135,13 +135,14 @@ def fit_to(image: Pixels, target: Pixels) -> Pixels:
 
 
 def kept_ssim(before: Pixels, after: Pixels, mask: npt.NDArray[np.bool_]) -> float | None:
-    """Mean structural similarity outside a mask, set as in Wang et al. (2004); None for pictures under 11 pixels."""
+    """Mean structural similarity outside a mask, as the filter has it; None for pictures under 11 pixels."""
     from skimage.metrics import structural_similarity
 
-    if min(before.shape[:2]) < 11:
+    from ip2p.filtering.image_scores import SMALLEST_SIDE, SSIM
+
+    if min(before.shape[:2]) < SMALLEST_SIDE:
         return None
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    _, similar = structural_similarity(before, after, channel_axis=-1, full=True, **options)  # type: ignore[no-untyped-call]
+    _, similar = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)  # type: ignore[no-untyped-call]
     return float(similar[~mask].mean())
 
 

@@ -7,7 +7,9 @@ handed back stands beside every model, and the share of edits that change nothin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ip2p.config import BenchmarkConfig, ScoringConfig
 from ip2p.evaluation.measures import ChangeMeasure, Measure, TruthMeasure
@@ -22,6 +24,11 @@ class Column:
     name: str
     title: str
     more_is_better: bool | None
+
+    @property
+    def heading(self) -> str:
+        """The title with an arrow that says which way is better."""
+        return self.title + {True: " ↑", False: " ↓", None: ""}[self.more_is_better]
 
 
 _NO_OP = Column("no_op", "no change", False)
@@ -63,6 +70,14 @@ _USUAL: dict[Layout, str] = {
     "pairs": "curve",
     "pictures": "pictures",
 }
+
+
+def known_columns(protocol: str, editors: Mapping[str, Mapping[str, Any]]) -> list[Column]:
+    """The protocol's columns that one of the editors has a figure for."""
+    columns = COLUMNS[protocol]
+    return [
+        column for column in columns if any(each["single"].get(column.name) is not None for each in editors.values())
+    ]
 
 
 def protocol_of(config: BenchmarkConfig, layout: Layout) -> str:

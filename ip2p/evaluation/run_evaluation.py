@@ -65,10 +65,9 @@ def evaluate(
         measures=run_measures(config, domain),
         slow_measures=vlm_measures(config.evaluation.vlm, folder),
     )
-    done = carry_out(work, progress)
+    done = carry_out(work, progress, _show)
     figures = describe(config, done.records, domain.edit_types() if domain else ())
     figures |= {"seconds": done.seconds, "parts": [part.name for part in work.parts if part.kind == "edit"]}
-    _show(work)
     store.write_json(folder / "figures.json", figures)
     return figures
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from ip2p.dataset.sources import as_text, content_of
 from ip2p.evaluation.domain import EditCase, Mask, Pixels
 
 Layout = Literal["magicbrush", "emu_edit", "pairs", "pictures"]
@@ -173,25 +174,18 @@ def _layout_of(names: Sequence[str], source: str) -> tuple[Layout, dict[str, str
 
 def _texts(row: Mapping[str, Any], columns: Mapping[str, str], told: Mapping[str, Any]) -> dict[str, str]:
     names = ("edit_prompt", "original_prompt", "edited_prompt", "edit_type", "session")
-    found = {name: _as_text(row[columns[name]]) for name in names if name in columns}
+    found = {name: as_text(row[columns[name]]) for name in names if name in columns}
     turn = row.get(columns.get("turn", ""))
     if turn is not None and told:
         found["edited_prompt"] = _caption(told, found["session"], f"{found['session']}-output{turn}.png")
     return {"edit_type": "other", **{name: text for name, text in found.items() if text}}
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, list):
-        value = value[0] if value else ""
-    return "" if value is None else str(value).strip()
-
-
 def _cell(dataset: Any, number: int, columns: Mapping[str, str], name: str) -> Any:
     """One picture of a row."""
     if name not in columns:
         return None
-    cell = dataset[number][columns[name]]
-    content = (cell or {}).get("bytes") or (Path(cell["path"]).read_bytes() if cell and cell.get("path") else None)
+    content = content_of(dataset[number][columns[name]])
     if content is None:
         return None
     return read_mask(io.BytesIO(content)) if name == "mask" else read_pixels(io.BytesIO(content))
@@ -211,7 +205,7 @@ def _read_captions(path: Path | None) -> dict[str, Any]:
 
 def _caption(told: Mapping[str, Any], session: str, name: str) -> str:
     of_session = told.get(session)
-    return _as_text(of_session.get(name)) if isinstance(of_session, dict) else ""
+    return as_text(of_session.get(name)) if isinstance(of_session, dict) else ""
 
 
 def _magicbrush_folder(folder: Path, captions: Path | None) -> list[StoredCase]:
@@ -240,8 +234,8 @@ def _listed(path: Path) -> list[StoredCase]:
         missing = next((each for each in paths.values() if not each.is_file()), None)
         if missing is not None:
             raise ValueError(f"{path} line {number} names {missing}, which is no file. Paths count from the .jsonl.")
-        texts = {name: _as_text(row.get(name)) for name in ("original_prompt", "edited_prompt", "session")}
-        kind = _as_text(row.get("edit_type")) or "other"
+        texts = {name: as_text(row.get(name)) for name in ("original_prompt", "edited_prompt", "session")}
+        kind = as_text(row.get("edit_type")) or "other"
         cases.append(StoredCase(partial(_file, paths), edit_prompt=str(row["edit_prompt"]), edit_type=kind, **texts))
     return cases
 

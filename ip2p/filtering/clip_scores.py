@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,9 +15,8 @@ from torch import Tensor
 from ip2p.filtering.nsfw import NsfwHead
 from ip2p.loading import ClipModel
 from ip2p.records import EditTriplet, PairScores
+from ip2p.texts import tokenizer_lock
 
-_tokenizer_lock = threading.Lock()
-"""Fast tokenizers hold their padding and truncation, so threads that share one take turns."""
 SMALLEST_STEP = 1e-6
 """Steps between embeddings shorter than this have no direction: their similarity is (close to) zero."""
 
@@ -69,7 +67,7 @@ class PairScorer:
         with torch.inference_mode():
             for start in range(0, len(new), self.batch_size):
                 some = new[start : start + self.batch_size]
-                with _tokenizer_lock:
+                with tokenizer_lock:
                     tokens = self.clip.tokenize(some)
                 embedded = self.clip.model.encode_text(tokens.to(self.clip.device), normalize=True).float().cpu()
                 self._captions.update(zip(some, embedded, strict=True))

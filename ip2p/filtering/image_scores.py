@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,11 @@ from PIL import Image
 
 from ip2p.loading import ImageModel
 
+SSIM: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+"""As in Wang et al. (2004)."""
+SMALLEST_SIDE = 11
+"""Pixels of the window."""
+
 
 def contrast(image: Image.Image) -> float:
     """Standard deviation of the brightness, in [0, 0.5]; 0 of a flat image."""
@@ -18,14 +24,13 @@ def contrast(image: Image.Image) -> float:
 
 
 def ssim(original: Image.Image, edited: Image.Image) -> float:
-    """Structural similarity over the colours, set as in Wang et al. (2004); NaN for images under 11 pixels."""
+    """Structural similarity over the colours, by `SSIM`; NaN for images under 11 pixels."""
     from skimage.metrics import structural_similarity
 
     one, other = np.asarray(original), np.asarray(edited)
-    if one.shape != other.shape or min(one.shape[:2]) < 11:
+    if one.shape != other.shape or min(one.shape[:2]) < SMALLEST_SIDE:
         return float("nan")
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    return float(structural_similarity(one, other, channel_axis=-1, **options))  # type: ignore[no-untyped-call]
+    return float(structural_similarity(one, other, channel_axis=-1, **SSIM))  # type: ignore[no-untyped-call]
 
 
 def image_similarities(

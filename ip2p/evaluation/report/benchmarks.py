@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ip2p import store
-from ip2p.evaluation.protocols import COLUMNS, Column
+from ip2p.evaluation.protocols import Column, known_columns
 from ip2p.evaluation.report import choosing
 from ip2p.evaluation.report.charts import legend
 from ip2p.evaluation.report.guidance import points_table
@@ -30,7 +30,6 @@ PROTOCOLS = {
     "curve": "the paper's curve: what is kept against what is changed, over the image guidance",
     "pictures": "pictures with instructions, by all that they have a truth for",
 }
-ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
 def describe_page(folder: Path) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def describe_page(folder: Path) -> dict[str, Any]:
         protocol, editors = found["protocol"], mapping(found["editors"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no finished benchmark. Run `ip2p benchmark` with --out {folder}.") from error
-    columns = [column for column in COLUMNS[protocol] if _is_known(column, editors)]
+    columns = known_columns(protocol, editors)
     curves = mapping(found.get("curves"))
     drawn = usable(curves)
     return {
@@ -52,7 +51,7 @@ def describe_page(folder: Path) -> dict[str, Any]:
         "single": _table(editors, "single", columns),
         "final": _table(editors, "final", columns),
         "against": _against(mapping(found.get("against_first")), columns),
-        "columns": [_title(column) for column in columns],
+        "columns": [column.heading for column in columns],
         "by_type": _by_type(editors, mapping(found.get("models")), columns),
         "curves": tradeoff_chart(curves),
         "curves_legend": legend(list(drawn)),
@@ -62,14 +61,6 @@ def describe_page(folder: Path) -> dict[str, Any]:
     }
 
 
-def _is_known(column: Column, editors: Mapping[str, Row]) -> bool:
-    return any(is_number(mapping(found["single"]).get(column.name)) for found in editors.values())
-
-
-def _title(column: Column) -> str:
-    return column.title + ARROWS[column.more_is_better]
-
-
 def _table(editors: Mapping[str, Row], part: str, columns: Sequence[Column]) -> Section | None:
     """A row per editor; None where no editor has such figures."""
     there = {name: mapping(found.get(part)) for name, found in editors.items() if mapping(found.get(part)).get("n")}
@@ -77,7 +68,7 @@ def _table(editors: Mapping[str, Row], part: str, columns: Sequence[Column]) -> 
         {"name": editor_name(name), "n": some["n"], "cells": [cell(some, column.name) for column in columns]}
         for name, some in there.items()
     ]
-    return {"columns": [_title(column) for column in columns], "rows": rows} if rows else None
+    return {"columns": [column.heading for column in columns], "rows": rows} if rows else None
 
 
 def _by_type(editors: Mapping[str, Row], models: Mapping[str, str], columns: Sequence[Column]) -> list[Section]:
@@ -90,24 +81,23 @@ def _by_type(editors: Mapping[str, Row], models: Mapping[str, str], columns: Seq
                 {"name": kind, "n": some["n"], "cells": [cell(some, column.name) for column in columns]}
                 for kind, some in kinds.items()
             ]
-            tables.append({"name": name, "table": {"columns": [_title(column) for column in columns], "rows": rows}})
+            tables.append({"name": name, "table": {"columns": [column.heading for column in columns], "rows": rows}})
     return tables
 
 
 def _against(found: Mapping[str, Row], columns: Sequence[Column]) -> list[Section]:
     """The others' mean gains over the first, on the same edits, with their intervals."""
-    rows = []
-    for name, gains in found.items():
-        cells = []
-        for column in columns:
-            bounds = list(gains.get(f"{column.name}_interval") or ())
-            known = is_number(gains.get(column.name)) and len(bounds) == 2
-            spread = f"{signed(bounds[0])} to {signed(bounds[1])}" if known else ""
-            low, high = (signed(bound) for bound in bounds) if known else ("", "")
-            shown = {"value": signed(gains[column.name]), "interval": spread, "low": low, "high": high}
-            cells.append(shown if known else None)
-        rows.append({"name": name, "n": gains["n"], "cells": cells})
-    return rows
+    return [
+        {"name": name, "n": gains["n"], "cells": [_gain(gains, column.name) for column in columns]}
+        for name, gains in found.items()
+    ]
+
+
+def _gain(gains: Row, name: str) -> Section | None:
+    bounds = list(gains.get(f"{name}_interval") or ())
+    if not is_number(gains.get(name)) or len(bounds) != 2:
+        return None
+    return {"value": signed(gains[name]), "interval": f"{signed(bounds[0])} to {signed(bounds[1])}"}
 
 
 def _strongest(editors: Mapping[str, Row]) -> list[str]:
