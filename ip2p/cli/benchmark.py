@@ -9,7 +9,7 @@ from typing import Any
 
 from ip2p.cli.arguments import parse, wants_help
 from ip2p.config import BenchmarkConfig, EvaluationConfig, VlmConfig
-from ip2p.config_file import evaluation_of
+from ip2p.config.files import evaluation_of
 
 
 def benchmark(words: list[str]) -> None:
@@ -23,7 +23,7 @@ def benchmark(words: list[str]) -> None:
     if config.models == ("RUN",):
         raise ValueError("`ip2p benchmark` needs editors. Write: ip2p benchmark SOURCE --models RUN RUN …")
     from ip2p.evaluation.benchmark import benchmark as run_benchmark
-    from ip2p.evaluation.report import write_benchmark
+    from ip2p.report import write_benchmark
 
     figures = run_benchmark(config)
     print("\n".join(describe(figures)))
@@ -44,7 +44,7 @@ def _usual(words: list[str]) -> EvaluationConfig:
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:
     """A table: a line per editor, a column per figure."""
-    from ip2p.evaluation.protocols import known_columns
+    from ip2p.evaluation.benchmark import known_columns
 
     columns = known_columns(figures["protocol"], figures["editors"])
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
