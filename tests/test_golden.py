@@ -39,10 +39,10 @@ from ip2p.config import (
 )
 
 # The only inner places that golden values are read through; whoever moves one changes it here.
-from ip2p.config_file import read_config
+from ip2p.config.files import read_config
 from ip2p.presets import PRESETS
 from ip2p.prompts.answers import _fingerprint as answers_fingerprint
-from ip2p.prompts.write import _fingerprint as triplets_fingerprint
+from ip2p.prompts.shards import _fingerprint as triplets_fingerprint
 from ip2p.records import content_hash
 from ip2p.training import training_fingerprint
 from ip2p.training.flags import parse as parse_training
