@@ -192,18 +192,19 @@ def test_counts_and_seconds_of_shards_are_added_up(tmp_path: Path) -> None:
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from ip2p.store import hold
 hold(Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
 def test_a_run_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True) as other:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=rf"run is in use by process {other.pid} on .*--out"):
             hold(root)

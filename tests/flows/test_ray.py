@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +69,7 @@ def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: An
 
     def kill_midway() -> None:
         while len(RunFolder(apart.out).shards("candidates")) < 2:
-            time.sleep(0.05)
+            killed.wait(0.05)
         cluster.remove_node(node, allow_graceful=False)
         killed.set()
 
