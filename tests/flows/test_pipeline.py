@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import TaskRunSort
 
@@ -19,6 +20,8 @@ from ip2p.store import RunFolder, read_json, read_summary, sidecar_path
 from tests import processes
 from tests.chat_server import serving
 from tests.tiny import CAPTIONS
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows")]
 
 
 def _times(root: Path) -> dict[Path, int]:

@@ -19,6 +19,7 @@ from ip2p.store import RunFolder
 from tests.flows.conftest import one_thread
 
 pytest.importorskip("prefect_ray")
+pytestmark = pytest.mark.slow
 
 
 def test_shards_ask_ray_for_what_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +57,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.shutdown()
 
 
-@pytest.mark.slow
 def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: Any) -> None:
     prompts = dataclasses.replace(ready_config.prompts, shard_size=2)
     alone = dataclasses.replace(ready_config, prompts=prompts)
