@@ -61,6 +61,22 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_language_model(tmp_path_factory.mktemp("tiny") / "language-model")
 
 
+@pytest.fixture(scope="session")
+def trained_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a language model that was trained on a few answers."""
+    from tests.trained_models import write_trained_language_model
+
+    return write_trained_language_model(tmp_path_factory.mktemp("trained") / "language-model")
+
+
+@pytest.fixture(scope="session")
+def trained_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a chat model that was trained on a few conversations."""
+    from tests.trained_models import write_trained_chat_model
+
+    return write_trained_chat_model(tmp_path_factory.mktemp("trained") / "chat-model")
+
+
 @pytest.fixture
 def tiny_config(tmp_path: Path, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) -> PipelineConfig:
     """A run in an empty folder at tiny size."""

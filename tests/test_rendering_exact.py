@@ -15,7 +15,7 @@ from ip2p.loading import load_text_to_image
 from ip2p.records import Candidate, EditTriplet, RenderSpec
 from ip2p.rendering.conditions import fits_text_encoder
 from ip2p.rendering.sampler import render_pairs, sample_latents
-from tests.explicit import ExplicitPair
+from tests.explicit_attention import ExplicitPair
 
 CIRCLE, SQUARE, BOTH = (
     "a small red circle on a white background",

@@ -148,7 +148,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 def test_a_write_makes_its_folders_and_returns_the_checksum(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
-    digest = write_atomic(path, lambda file: file.write(b"content") and None)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"content")
+
+    digest = write_atomic(path, write)
     assert digest == sha256_of(path)
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
