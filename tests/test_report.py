@@ -25,7 +25,7 @@ from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.report import write_report
 from ip2p.report.svg import ticks
 from ip2p.shapes.language import EDIT_TYPES
-from tests.told_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
+from tests.example_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
 
 
 class Page(HTMLParser):

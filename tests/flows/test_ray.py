@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from ip2p.store import RunFolder
 from tests.flows.conftest import one_thread
 
 pytest.importorskip("prefect_ray")
+pytestmark = pytest.mark.slow
 
 
 def test_shards_ask_ray_for_what_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.shutdown()
 
 
-@pytest.mark.slow
 def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: Any) -> None:
     prompts = dataclasses.replace(ready_config.prompts, shard_size=2)
     alone = dataclasses.replace(ready_config, prompts=prompts)
@@ -70,7 +69,7 @@ def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: An
 
     def kill_midway() -> None:
         while len(RunFolder(apart.out).shards("candidates")) < 2:
-            time.sleep(0.05)
+            killed.wait(0.05)
         cluster.remove_node(node, allow_graceful=False)
         killed.set()
 
