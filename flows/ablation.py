@@ -8,10 +8,10 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows import artifacts, tasks
+from flows import tasks
 from flows.pipeline import pipeline_flow
 from flows.runners import with_runner
-from ip2p import ablation, plan, store
+from ip2p import ablation, store, uses
 from ip2p.config import PipelineConfig
 
 logger = logging.getLogger("ip2p.ablation")
@@ -24,7 +24,7 @@ def ablation_flow(config: PipelineConfig, run: Path, variants: Sequence[str] = t
     for variant in ablation.variants_of(run, config, variants):
         build_variant(variant)
         made.append(variant.config)
-    artifacts.publish_report(tasks.compare_runs(made, config.out / "index.html"))
+    tasks.publish_report(tasks.compare_runs(made, config.out / "index.html"))
 
 
 def build_variant(variant: ablation.Variant) -> None:
@@ -38,5 +38,5 @@ def build_variant(variant: ablation.Variant) -> None:
     store.hold(config.out)
     if not (config.out / "config.json").exists():
         ablation.take_over(variant.source, config.out, editor=name == "full")
-    if not plan.carry_out(config, "pipeline", work):
+    if not uses.carry_out(config, "pipeline", work):
         logger.info("%s is done already", name)

@@ -9,11 +9,10 @@ from typing import Any
 from prefect import State, flow
 from prefect.futures import PrefectFuture
 
-from flows import artifacts, tasks
-from flows.limits import limit_server
-from flows.progress import Count
+from flows import tasks
 from flows.runners import one_thread, raise_first_failure, resources
-from ip2p import plan, prompts, rendering
+from flows.tasks import Count, limit_server
+from ip2p import prompts, rendering, uses
 from ip2p.config import PipelineConfig
 from ip2p.store import update_summary
 
@@ -22,8 +21,8 @@ from ip2p.store import update_summary
 def dataset_flow(config: PipelineConfig) -> None:
     """Regenerates the dataset and reports on it."""
     judged = build_dataset(config)
-    artifacts.publish_counts(config)
-    artifacts.publish_report(tasks.write_report(config, wait_for=[judged]))
+    tasks.publish_counts(config)
+    tasks.publish_report(tasks.write_report(config, wait_for=[judged]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def _wait_for(futures: Futures) -> None:
 
 def build_dataset(config: PipelineConfig) -> State[Any]:
     """The steps to the dataset, inside a flow. Only shards go to the task runner; the rest runs where the flow does."""
-    numbers = plan.shard_numbers(config)
+    numbers = uses.shard_numbers(config)
     limit_server(config.prompts)
     with resources(config.runner):
         futures = submit_shards(config, numbers)

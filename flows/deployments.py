@@ -1,37 +1,108 @@
-"""What can be started from Prefect's UI: the commands as flows whose parameters are a form.
+"""The knobs of a config as a form: every one of them may be left empty, and what is filled in goes over a preset.
 
-Such a run does what the command does, in a process of its own: it says first what is missing, keeps others out of the
-run folder and notes its end. Its state carries the one line that the command would end with.
+The form is made from the dataclasses, with their types and the lines under their fields, so that no knob is told twice.
 """
 
 from __future__ import annotations
 
+import ast
+import asyncio
+import contextlib
 import dataclasses
+import inspect
 import logging
+import signal
+import types
+import typing
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import Flow, State, flow
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.runner import Runner
+from prefect.schedules import Cron
+from prefect.settings import PREFECT_UI_URL
 from prefect.states import Completed, Failed
-from pydantic import BaseModel
+from prefect.types.entrypoint import EntrypointType
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic_core import to_jsonable_python
 
 from flows.ablation import ablation_flow
 from flows.dataset import dataset_flow
-from flows.forms import fill_in, form_of
 from flows.pipeline import pipeline_flow
 from flows.runners import with_runner
 from flows.training import training_flow
-from ip2p import ablation, console, plan, store
+from ip2p import ablation, console, store, uses
 from ip2p.config import PipelineConfig
-from ip2p.config_file import read_config
-from ip2p.errors import told_in_a_line
-from ip2p.mirror import working_copy
+from ip2p.config.files import overlay, read_config
+from ip2p.console import told_in_a_line
 from ip2p.presets import PRESETS
+from ip2p.store.mirror import working_copy
+
+
+@lru_cache
+def form_of(kind: type, name: str = "", without: tuple[str, ...] = ()) -> type[BaseModel]:
+    """A model in which every field of a dataclass may be left empty; unknown ones are refused."""
+    hints, told = typing.get_type_hints(kind), describe_fields(kind)
+    fields: dict[str, Any] = {
+        field.name: (
+            _optional(hints[field.name]),
+            Field(default=None, description=told.get(field.name) or inspect.getdoc(hints[field.name])),
+        )
+        for field in dataclasses.fields(kind)
+        if field.name not in without
+    }
+    title = name or kind.__name__.removesuffix("Config")
+    return create_model(title, __config__=ConfigDict(extra="forbid"), __doc__=inspect.getdoc(kind), **fields)
+
+
+def describe_fields(kind: type) -> dict[str, str]:
+    """The text under each field of a dataclass and of those that it inherits from."""
+    told: dict[str, str] = {}
+    for each in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        body = typing.cast(ast.ClassDef, ast.parse(inspect.cleandoc(inspect.getsource(each))).body[0]).body
+        for field, text in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                told[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
+    return told
+
+
+def fill_in(base: PipelineConfig, form: BaseModel | None) -> PipelineConfig:
+    """The config with the fields of the form that are not empty. ValueError with the knob's name for a wrong value."""
+    values = form.model_dump(mode="json", exclude_none=True) if form is not None else {}
+    return typing.cast(PipelineConfig, overlay(base, values))
+
+
+def differences(config: Any, base: Any) -> dict[str, Any]:
+    """What a form must hold so that the base becomes the config. ValueError for a knob that is to become empty."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, before = getattr(config, field.name), getattr(base, field.name)
+        if value == before or field.name == "out":
+            continue
+        if value is None:
+            raise ValueError(f"{field.name} is set in the preset and cannot be emptied in a form. Leave it as it is.")
+        is_section = dataclasses.is_dataclass(value) and dataclasses.is_dataclass(before)
+        found[field.name] = differences(value, before) if is_section else to_jsonable_python(value)
+    return found
+
+
+def _optional(hint: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return form_of(typing.cast(type, hint)) | None
+    if typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
+        return dict[str, form_of(typing.get_args(hint)[1])] | None  # type: ignore[misc]
+    if isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint):
+        return hint
+    return (str if hint is Path else hint) | None
+
 
 logger = logging.getLogger("ip2p.deployments")
 
-FLOWS: dict[plan.Use, Flow[..., Any]] = {
+FLOWS: dict[uses.Use, Flow[..., Any]] = {
     "pipeline": pipeline_flow,
     "dataset": dataset_flow,
     "training": training_flow,
@@ -39,7 +110,7 @@ FLOWS: dict[plan.Use, Flow[..., Any]] = {
 
 PresetName = Literal["shapes", "sd15", "sd21", "sdxl", "paper"]
 VariantName = Literal["full", "tenth", "unfiltered", "fixed-p"]
-ALL_VARIANTS: list[VariantName] = ["full", "tenth", "unfiltered", "fixed-p"]
+ALL_VARIANTS: list[VariantName] = list(typing.get_args(VariantName))
 if TYPE_CHECKING:
     Form = BaseModel
 else:
@@ -127,7 +198,7 @@ def _told(work: Callable[[], str]) -> State[Any]:
         return Failed(message=line)
 
 
-def _carry_out(use: plan.Use, asked: tuple[PipelineConfig, str], data: str | None = None) -> str:
+def _carry_out(use: uses.Use, asked: tuple[PipelineConfig, str], data: str | None = None) -> str:
     with working_copy(asked[1]) as folder:
         config = dataclasses.replace(asked[0], out=folder)
 
@@ -135,7 +206,7 @@ def _carry_out(use: plan.Use, asked: tuple[PipelineConfig, str], data: str | Non
             _enter(config)
             with_runner(FLOWS[use], config.runner)(config, *([data] if use == "training" else []))
 
-        was_done = not plan.carry_out(config, use, work, data)
+        was_done = not uses.carry_out(config, use, work, data)
     return f"Everything is done already in {asked[1]}." if was_done else f"The results are in {asked[1]}."
 
 
@@ -154,3 +225,73 @@ def _enter(config: PipelineConfig) -> None:
     """As the command does; only its signals are Prefect's here."""
     store.hold(config.out)
     console.log_to_file(config.out / "run.log")
+
+
+SECONDS_BETWEEN_LOOKS = 3.0
+"""After which new runs are looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What is offered, and how."""
+
+    names: Sequence[str]
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the forms are filled in with, and scheduled runs are given."""
+    cron: str | None = None
+    timezone: str = "UTC"
+    limit: int = 1
+    """Runs at a time; the others wait."""
+
+
+def offer_deployments(offer: Offer, ready: Callable[[str], object]) -> None:
+    """Registers the deployments and works until it is interrupted; then their schedules pause and its runs end.
+
+    `ready` is called with the address of Prefect's page once they are registered.
+
+    ValueError for a schedule that is none.
+    """
+    schedule = _schedule(offer)
+    logging.getLogger("prefect.runner").setLevel(logging.ERROR)  # it warns every few seconds of runs that wait
+    runner = Runner(name="ip2p", limit=offer.limit, query_seconds=SECONDS_BETWEEN_LOOKS)
+    for name in offer.names:
+        flow = DEPLOYMENTS[name]
+        deployment: Any = flow.to_deployment(
+            name,
+            schedule=schedule,
+            parameters=_those_of(name, offer.parameters),
+            description=flow.description,
+            tags=["ip2p"],
+            paused=False,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        runner.add_deployment(deployment)
+    ready(PREFECT_UI_URL.value() or "")
+    asyncio.run(_work_until_interrupted(runner))
+
+
+async def _work_until_interrupted(runner: Runner) -> None:
+    """Ctrl-C and SIGTERM end it alike: by cancelling, so that the runner puts everything in order on its way out."""
+    working, loop = asyncio.ensure_future(runner.start()), asyncio.get_running_loop()
+    await asyncio.sleep(0)  # the runner sets a handler of its own as it starts, which raises in the middle of anything
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, working.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
+
+
+def _schedule(offer: Offer) -> Any:
+    if offer.cron is None:
+        return None
+    try:
+        CronSchedule(cron=offer.cron, timezone=offer.timezone)
+    except ValueError as error:
+        raise ValueError(
+            f"--cron {offer.cron!r} in {offer.timezone} is no schedule: {error}. Write one such as '0 3 * * *'."
+        ) from error
+    return Cron(offer.cron, timezone=offer.timezone)
+
+
+def _those_of(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    known = DEPLOYMENTS[name].parameters.properties
+    return {key: value for key, value in parameters.items() if key in known}

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from prefect import Task, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
 
-from flows.limits import server_slot
-from flows.progress import Bar
-from ip2p import ablation, dataset, evaluation, prompts, rendering, training
-from ip2p.config import PipelineConfig
-from ip2p.evaluation import report
-from ip2p.store import Sidecar
+from ip2p import ablation, dataset, evaluation, prompts, rendering, report, training
+from ip2p.config import PipelineConfig, PromptsConfig
+from ip2p.records import content_hash
+from ip2p.store import RunFolder, Sidecar, read_summary
+from ip2p.training.losses import read_losses
 
 
 def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -83,3 +94,129 @@ def write_report(config: PipelineConfig) -> Path:
 def compare_runs(configs: list[PipelineConfig], path: Path) -> Path:
     """Several runs as one page."""
     return ablation.write_page(configs, path)
+
+
+SHARDS_AT_A_TIME = 1
+"""A shard alone keeps `prompts.server.concurrency` requests under way, so that is the limit of them all."""
+
+
+def limit_server(config: PromptsConfig) -> None:
+    """Tells Prefect's server of the limit, where the config asks a language-model server."""
+    if config.backend == "server":
+        with get_client(sync_client=True) as client:
+            client.upsert_global_concurrency_limit_by_name(limit_name(config), SHARDS_AT_A_TIME)
+
+
+def server_slot(config: PromptsConfig) -> AbstractContextManager[Any]:
+    """Around the work that asks the server; a worker that dies gives its slot back when its lease ends."""
+    if config.backend != "server":
+        return nullcontext()
+    return concurrency(limit_name(config), occupy=1)
+
+
+def limit_name(config: PromptsConfig) -> str:
+    """One limit for each server."""
+    return f"ip2p-server-{content_hash(config.server.base_url)}"
+
+
+logger = logging.getLogger("ip2p.progress")
+
+SECONDS_BETWEEN_UPDATES = 2.0
+
+
+class Bar:
+    """A progress artifact; made when there is something to show."""
+
+    def __init__(self, key: str, description: str) -> None:
+        self._key, self._description = key, description
+        self._id: Any = None
+        self._shown, self._at = -1.0, 0.0
+
+    def show(self, share: float) -> None:
+        """Shows a share of the work, in 0 to 1; not more often than is worth while."""
+        percent, now = round(100 * min(max(share, 0.0), 1.0), 1), time.monotonic()
+        if percent == self._shown or (percent < 100 and now - self._at < SECONDS_BETWEEN_UPDATES):
+            return
+        try:
+            if self._id is None:
+                self._id = create_progress_artifact(percent, key=f"progress-{self._key}", description=self._description)
+            else:
+                update_progress_artifact(self._id, percent)
+        except Exception as error:  # of the client's many kinds; progress is for looking at only
+            logger.debug("the progress of %s was not told: %s", self._key, error)
+        self._shown, self._at = percent, now
+
+
+class Count:
+    """A bar of so many things, one after another."""
+
+    def __init__(self, key: str, description: str, total: int) -> None:
+        self._bar, self._done, self._total = Bar(key, description), 0, total
+
+    def add(self) -> None:
+        """One more is done."""
+        self._done += 1
+        self._bar.show(self._done / self._total)
+
+
+@contextmanager
+def training_followed(config: PipelineConfig) -> Iterator[None]:
+    """Shows the steps of the training that the body runs, where their number is known beforehand."""
+    steps = config.training.max_train_steps
+    if steps is None:
+        yield
+        return
+    bar, done = Bar("training", f"Training, {steps} steps"), threading.Event()
+    bar.show(0.0)
+    follow = threading.Thread(target=_follow, args=(config, steps, bar.show, done), daemon=True)
+    follow.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follow.join()
+    bar.show(1.0)
+
+
+def _follow(config: PipelineConfig, steps: int, show: Callable[[float], object], done: threading.Event) -> None:
+    """Looks at the log from time to time; one that an earlier training left is not this one's."""
+    path, started = RunFolder(config.out).training / "loss.jsonl", time.time()
+    while not done.wait(SECONDS_BETWEEN_UPDATES):
+        if path.exists() and path.stat().st_mtime >= started:
+            show((read_losses(path) or [{"step": 0}])[-1]["step"] / steps)
+
+
+STAGES = ("prompts", "rendering", "dataset", "training")
+
+
+def publish_counts(config: PipelineConfig) -> None:
+    """A table of every stage's counts and seconds."""
+    summary = read_summary(config.out)
+    rows = [row for stage in STAGES for row in _numbers(stage, summary.get(stage, {}))]
+    create_table_artifact(key="counts", table=rows, description="Counts and seconds per stage")
+
+
+def publish_scores(config: PipelineConfig) -> None:
+    """A table of the editor's scores beside the baselines'."""
+    scores = read_summary(config.out).get("evaluation", {})
+    editors = {"model": scores, **scores.get("baselines", {})}
+    rows = [{"editor": name, **_plain(figures)} for name, figures in editors.items()]
+    create_table_artifact(key="scores", table=rows, description="Scores on held-out edits")
+
+
+def publish_report(path: Path) -> None:
+    """A link to the report."""
+    create_link_artifact(
+        key="report", link=path.resolve().as_uri(), link_text=str(path), description="The run as one page"
+    )
+
+
+def _numbers(stage: str, counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, value in _plain(counts).items():
+        yield {"stage": stage, "what": name, "number": value}
+
+
+def _plain(figures: dict[str, Any]) -> dict[str, int | float]:
+    return {
+        name: value for name, value in figures.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -10,8 +10,8 @@ from typing import Any
 
 from prefect import State, flow
 
-from flows import artifacts, tasks
-from flows.progress import training_followed
+from flows import tasks
+from flows.tasks import training_followed
 from ip2p.config import PipelineConfig
 from ip2p.store import update_summary
 
@@ -29,6 +29,6 @@ def build_editor(config: PipelineConfig, data: str, after: Sequence[State[Any]] 
     update_summary(config.out, "training", trained.result())
     scored = tasks.retrying(tasks.evaluate_editor, config)(config, data, wait_for=[trained], return_state=True)
     update_summary(config.out, "evaluation", scored.result())
-    artifacts.publish_counts(config)
-    artifacts.publish_scores(config)
-    artifacts.publish_report(tasks.write_report(config, wait_for=[scored]))
+    tasks.publish_counts(config)
+    tasks.publish_scores(config)
+    tasks.publish_report(tasks.write_report(config, wait_for=[scored]))

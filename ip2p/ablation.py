@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ip2p.config import EditTypeRendering, PipelineConfig, RenderingConfig, Thresholds
-from ip2p.config_file import read_run, read_run_data, suggest
+from ip2p.config.files import read_run, read_run_data, suggest
 from ip2p.store import RunFolder, read_summary
 
 SHARE = 0.1
@@ -138,7 +138,7 @@ def _steps_of(source: Path) -> int:
 
 def write_page(configs: Sequence[PipelineConfig], page: Path) -> Path:
     """Lays variants side by side; a single one has its own report alone."""
-    from ip2p.evaluation import report
+    from ip2p import report
 
     return report.write_comparison(configs, page) if len(configs) > 1 else report.write_report(configs[0])
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from ip2p.prompts.parse import format_json
+from ip2p.prompts.format import format_json
 
 Fault = str
 """`429`, `500`, `400`, `401`, `hang`, `half` (a body cut short), `reset`, `empty` (no choice), `garbage` (no JSON)."""

@@ -11,9 +11,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ip2p.config import RenderingConfig
+from ip2p.p2p.alignment import map_tokens
+from ip2p.p2p.sampler import new_scheduler
 from ip2p.records import Candidate
-from ip2p.rendering.alignment import map_tokens
-from ip2p.rendering.schedulers import new_scheduler
 
 
 class ExplicitAttention:

@@ -18,10 +18,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from ip2p.training.__main__ import main
+from ip2p.training.data import open_rows
 from ip2p.training.flags import parse
 from ip2p.training.run import new_accelerator, new_trainer, open_source
 from ip2p.training.sharding import local
-from ip2p.training.source import open_rows
 
 SIZES = "IP2P_TEST_SIZES"
 """Names a folder into which each process writes the bytes that it holds, instead of a whole training."""

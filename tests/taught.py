@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ip2p.config import PromptsConfig
-from ip2p.loading import LanguageModel
+from ip2p.models.loading import LanguageModel
 from ip2p.prompts.asking import Request, draw_edit_type, messages_for, repair_messages
-from ip2p.prompts.parse import format_answer, format_json, format_prompt
+from ip2p.prompts.format import format_answer, format_json, format_prompt
 
 TAUGHT_CAPTIONS = (
     "a red circle",

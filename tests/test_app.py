@@ -15,13 +15,13 @@ from PIL import Image
 
 from ip2p import rendering
 from ip2p.app.browsing import Wanted, find, open_pairs, side_by_side
-from ip2p.app.runs import describe_runs, find_models, find_runs
-from ip2p.app.writing import HEAD, find_configs, write_rows
+from ip2p.app.tables import PROMPT_COLUMNS as HEAD
+from ip2p.app.tables import describe_runs, find_configs, find_models, find_runs, write_rows
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.dataset import write_dataset
+from ip2p.models.components import widen_conv_in
 from ip2p.store import RunFolder, write_json
 from ip2p.training.export import write_editor
-from ip2p.training.surgery import widen_conv_in
 from tests.test_rendering_candidates import write_triplets
 from tests.tiny import tiny_unet
 

@@ -8,16 +8,28 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("prompts", "filtering", "rendering", "dataset", "training", "editing", "evaluation")
-"""Downward order: a stage may import those before it."""
-SHARED = ("records", "config", "presets", "store", "loading")
+LAYERS = (
+    ("ip2p.records", "ip2p.console"),
+    ("ip2p.config", "ip2p.store"),
+    ("ip2p.presets", "ip2p.images", "ip2p.hub", "ip2p.chat_client", "ip2p.sources", "ip2p.models"),
+    ("ip2p.prompts", "ip2p.p2p", "ip2p.scoring", "ip2p.filtering", "ip2p.editing"),
+    ("ip2p.rendering", "ip2p.training"),
+    ("ip2p.dataset", "ip2p.evaluation"),
+    ("ip2p.report", "ip2p.app", "ip2p.uses", "ip2p.plan"),
+    ("ip2p.ablation",),
+    ("ip2p.shapes", "flows"),
+    ("ip2p.cli",),
+)
+"""From the ground up: a module imports from its own package and from the layers below it."""
+PARTS = tuple(part for layer in LAYERS for part in layer)
+STAGES = ("prompts", "rendering", "scoring", "filtering", "dataset", "training", "editing", "evaluation")
 SPEAKING = ("ip2p.cli", "ip2p.console", "ip2p.shapes.train")
 """What may print: the command, its terminal and the recipe of the base models; `__main__` modules too."""
 TORCH_FREE = (
@@ -25,23 +37,10 @@ TORCH_FREE = (
     "ip2p.config",
     "ip2p.presets",
     "ip2p.store",
-    "ip2p.filtering.judge",
+    "ip2p.filtering",
     "ip2p.dataset.schema",
-    "ip2p.evaluation.report",
+    "ip2p.report",
     "ip2p.cli",
-)
-TENSOR_MATHS = (
-    "ip2p.rendering.attention",
-    "ip2p.rendering.blend",
-    "ip2p.rendering.conditions",
-    "ip2p.rendering.kernels",
-    "ip2p.rendering.sampler",
-    "ip2p.rendering.steps",
-    "ip2p.rendering.words",
-    "ip2p.training.surgery",
-    "ip2p.training.objective",
-    "ip2p.editing.guidance",
-    "ip2p.evaluation.metrics",
 )
 HEAVY = {"torch", "diffusers", "transformers", "datasets", "prefect"}
 SAYING_NOTHING = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
@@ -116,10 +115,15 @@ def imports(package: str) -> Iterator[Import]:
                 yield from (Import(module, source, alias.name, id(node) in inside) for alias in node.names)
 
 
-def stage_of(module: str) -> str | None:
-    """The stage that a dotted path lies in."""
+def part_of(module: str) -> str:
+    """The entry of `LAYERS` that a dotted path lies in: `ip2p.<package>` or `flows`; empty for anything else."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[0] == "ip2p" and parts[1] in STAGES else None
+    return "flows" if parts[0] == "flows" else ".".join(parts[:2]) if parts[0] == "ip2p" and len(parts) > 1 else ""
+
+
+def floor_of(part: str) -> int:
+    """The number of the layer that holds a part."""
+    return next(number for number, layer in enumerate(LAYERS) if part in layer)
 
 
 def length(function: Function) -> int:
@@ -150,9 +154,17 @@ def project_files() -> tuple[Path, ...]:
     return tuple(path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file())
 
 
-def test_every_stage_is_there() -> None:
-    for stage in STAGES:
-        assert any(module.startswith(f"ip2p.{stage}") for module in trees("ip2p")), stage
+def test_every_module_stands_in_one_layer() -> None:
+    parts = {part_of(module) for package in ("ip2p", "flows") for module in trees(package) if module != "ip2p"}
+    assert sorted(parts) == sorted(PARTS)
+
+
+def test_every_stage_is_a_section_of_the_config_or_edits() -> None:
+    from ip2p.config import PipelineConfig
+
+    sections = {field.name for field in fields(PipelineConfig)}
+    assert [stage for stage in STAGES if f"ip2p.{stage}" not in trees("ip2p")] == []
+    assert set(STAGES) - sections == {"editing"}
 
 
 def test_only_flows_imports_prefect() -> None:
@@ -166,25 +178,18 @@ def test_only_the_command_imports_flows_and_only_inside_a_function() -> None:
     assert found
 
 
-def test_stages_import_only_those_before_them() -> None:
+def test_modules_import_only_their_own_package_and_lower_layers() -> None:
     wrong = []
-    for entry in imports("ip2p"):
-        stage, target = stage_of(entry.where), stage_of(entry.target)
-        if stage and target and STAGES.index(target) > STAGES.index(stage):
+    for entry in (*imports("ip2p"), *imports("flows")):
+        here, there = part_of(entry.where), part_of(entry.target)
+        if here and there in PARTS and here != there and floor_of(there) >= floor_of(here):
             wrong.append(entry)
-    assert wrong == []
+    assert [entry for entry in wrong if not (part_of(entry.target) == "flows" and entry.lazy)] == []
 
 
-def test_shared_modules_import_no_stage() -> None:
-    shared = [entry for entry in imports("ip2p") if entry.where.split(".")[1:2] and entry.where.split(".")[1] in SHARED]
-    assert shared
-    assert [entry for entry in shared if stage_of(entry.target)] == []
-
-
-def test_no_stage_and_no_shared_module_imports_the_shapes() -> None:
-    pipeline = (*STAGES, *SHARED)
-    found = [entry for entry in imports("ip2p") if entry.is_of("ip2p.shapes") and entry.where.split(".")[1] in pipeline]
-    assert found == []
+def test_nothing_but_the_command_imports_the_shapes() -> None:
+    found = [entry for entry in imports("ip2p") if entry.is_of("ip2p.shapes")]
+    assert [entry for entry in found if part_of(entry.where) not in ("ip2p.shapes", "ip2p.cli")] == []
 
 
 def test_no_module_takes_a_private_name_of_another_package() -> None:
@@ -198,10 +203,10 @@ def test_no_module_takes_a_private_name_of_another_package() -> None:
     assert [entry for entry in (*imports("ip2p"), *imports("flows")) if is_private(entry) and is_foreign(entry)] == []
 
 
-@pytest.mark.parametrize("module", TENSOR_MATHS)
-def test_tensor_maths_loads_no_model(module: str) -> None:
-    assert [entry for entry in imports("ip2p") if entry.where == module and entry.is_of("ip2p.loading")] == []
-    assert module in trees("ip2p")
+def test_the_maths_of_paired_rendering_loads_no_model() -> None:
+    found = [entry for entry in imports("ip2p") if part_of(entry.where) == "ip2p.p2p"]
+    assert [entry for entry in found if entry.is_of("ip2p.models.loading")] == []
+    assert found
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ip2p import plan
+from ip2p import uses
 from ip2p.cli import main
 from ip2p.cli.arguments import parse_new_run
 from ip2p.config import PipelineConfig, to_dict
@@ -156,7 +156,7 @@ def test_a_parquet_without_a_needed_column_names_the_columns_it_has(
 def test_refilter_changes_nothing_but_filtering(
     tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan.write_config(tiny_config)
+    uses.write_config(tiny_config)
     line = _error(capsys, "refilter", str(tiny_config.out), "--rendering.seed", "5")
     assert "changes filtering and dataset, got rendering" in line
     assert "no candidates to filter" in _error(
@@ -168,10 +168,10 @@ def test_an_ablation_says_which_variants_there_are_and_what_it_cannot_vary(
     tiny_config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tiny_config.out)
-    plan.write_config(tiny_config)
+    uses.write_config(tiny_config)
     assert "unknown variant tneth. Did you mean tenth?" in _error(capsys, "ablate", run, "--variants", "full,tneth")
     assert "the variants cannot go to the run itself" in _error(capsys, "ablate", run, "--out", run)
-    plan.write_config(tiny_config, "owner/pairs")
+    uses.write_config(tiny_config, "owner/pairs")
     assert f"{run} was trained on owner/pairs" in _error(capsys, "ablate", run)
 
 
@@ -257,7 +257,7 @@ def test_a_full_disk_is_one_line_with_the_way_on(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part-00000.parquet")
 
-    monkeypatch.setattr("ip2p.cli.commands._serve_and_run", full)
+    monkeypatch.setattr("ip2p.cli.runs._serve_and_run", full)
     assert main(["dataset", "--config", _save(tiny_config, tmp_path)]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert "no space is left on the disk (part-00000.parquet)" in said

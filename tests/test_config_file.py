@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ip2p.config import PipelineConfig, Thresholds, to_dict
-from ip2p.config_file import overlay, read_config
+from ip2p.config.files import overlay, read_config
 from ip2p.presets import shapes
 
 

@@ -40,7 +40,7 @@ def test_a_log_line_names_the_stage_and_prefects_tracebacks_stay_off_the_termina
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     start_logging()
-    logging.getLogger("ip2p.rendering.candidates").info("12 candidates")
+    logging.getLogger("ip2p.rendering.shards").info("12 candidates")
     logging.getLogger("prefect.task_runs").error("Task run failed")
     logging.getLogger("elsewhere").warning("beware")
     lines = capsys.readouterr().err.splitlines()

@@ -16,10 +16,10 @@ from PIL import Image
 
 from ip2p import rendering
 from ip2p.cli import main
-from ip2p.cli.datasets import read_mapping
+from ip2p.cli.data import read_mapping
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
 from ip2p.dataset.importing import clean_image
-from ip2p.dataset.sources import read_source
+from ip2p.sources.rows import read_source
 from ip2p.store import RunFolder, read_summary
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -209,8 +209,7 @@ def test_scored_pairs_are_filtered_and_judged_again_like_our_own(
 
 
 def test_an_import_can_be_trained_on(tmp_path: Path, tiny_config: PipelineConfig) -> None:
-    from ip2p.training.geometry import decode_pair
-    from ip2p.training.source import open_rows
+    from ip2p.training.data import decode_pair, open_rows
 
     source, out = write_original(tmp_path / "original"), tmp_path / "imported"
     assert main(["dataset", "import", str(source), str(out), "--dataset.test-fraction", "0"]) == 0
@@ -223,7 +222,7 @@ def test_unscored_pairs_cannot_be_judged_by_thresholds(tmp_path: Path) -> None:
     source, out = write_original(tmp_path / "original"), tmp_path / "run"
     assert main(["dataset", "import", str(source), str(out)]) == 0
     strict = FilteringConfig(thresholds=Thresholds(original=-1, edited=-1, direction=-1, image=-1))
-    from ip2p.config_file import read_run
+    from ip2p.config.files import read_run
 
     counts = rendering.refilter(replace(read_run(out), filtering=strict))
     assert counts["low_original"] == 5  # a score that is not a number is no pass

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from ip2p.dataset.push import push_dataset
+from ip2p.hub import push_dataset
 
 PAGE = "https://huggingface.co/datasets/me/pairs"
 EARLIER = ["README.md", "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "other.txt"]

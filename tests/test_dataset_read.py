@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Image
 
-from ip2p.dataset.read import KNOWN_SCHEMAS, guess_columns, open_dataset, parquet_files, read_columns
-from ip2p.rendering.images import encode_image
+from ip2p.images import encode_image
+from ip2p.sources.columns import KNOWN_SCHEMAS, guess_columns, open_dataset, parquet_files, read_columns
 
 
 def write_files(folder: Path, columns: dict[str, str], *, names: tuple[str, ...] = ("train-0.parquet",)) -> Path:

@@ -24,10 +24,9 @@ import pytest
 
 from ip2p import presets
 from ip2p.cli import COMMANDS, main
-from ip2p.cli.app import AppArguments
 from ip2p.cli.arguments import SHORT_FORMS, _flags
-from ip2p.cli.editing import EditArguments
-from ip2p.cli.prompts import USAGES
+from ip2p.cli.data import USAGES
+from ip2p.cli.editing import AppArguments, EditArguments
 from ip2p.config import BenchmarkConfig, FinetuneConfig, PipelineConfig, TrainingJob
 from tests import pages
 from tests.chat_server import serving
@@ -107,7 +106,7 @@ def workplace(
         threading.Thread(target=judge.serve_forever, daemon=True).start()
         for name, preset in tiny_presets(models, finished / "captions.txt").items():
             patch.setitem(presets.PRESETS, name, preset)
-        patch.setattr("ip2p.training.launching.run_child", _train_here)
+        patch.setattr("ip2p.training.launch.run_child", _train_here)
         patch.setenv("IP2P_SCRATCH", str(root / "scratch"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         servers = {"chat": chat.url, "judge": judge.config.server.base_url}

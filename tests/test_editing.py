@@ -21,8 +21,8 @@ from PIL import Image
 
 from ip2p.cli import main
 from ip2p.editing import Editor, Knobs, edit_images, guidance_terms, load_editor, write_image
-from ip2p.editing.guidance import Texts, guided, stack_conditions
-from ip2p.training.surgery import widen_conv_in
+from ip2p.editing.apply import Texts, guided, stack_conditions
+from ip2p.models.components import widen_conv_in
 
 INSTRUCTIONS = ["make the circle green", "remove the square", "make the background white"]
 

@@ -21,13 +21,11 @@ from safetensors.torch import load_file, save_file
 from ip2p import store
 from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation import EditCase, EditJudgement, evaluate, load_domain, oracle_precision
-from ip2p.evaluation.cases import IMAGE_TYPE, balanced_subset, decode_image, encode_png, hold_out_cases
-from ip2p.evaluation.domain import Pixels
+from ip2p.evaluation.cases import IMAGE_TYPE, Pixels, balanced_subset, decode_image, encode_png, hold_out_cases
 from ip2p.evaluation.editors import Setting, sdedit_source
-from ip2p.evaluation.intervals import bootstrap_interval, wilson_interval
-from ip2p.evaluation.metrics import curve, summarise
+from ip2p.evaluation.evaluate import plan_parts, run_editors
+from ip2p.evaluation.metrics import bootstrap_interval, curve, summarise, wilson_interval
 from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
-from ip2p.evaluation.run_evaluation import plan_parts, run_editors
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, as_row
 
 GREYS = {"black": 20, "white": 230}
@@ -77,7 +75,7 @@ def trained(tiny_config: PipelineConfig) -> PipelineConfig:
     import torch
     from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 
-    from ip2p.training.surgery import widen_conv_in
+    from ip2p.models.components import widen_conv_in
 
     base = StableDiffusionPipeline.from_pretrained(tiny_config.rendering.model)
     unet = widen_conv_in(base.unet, 8)
@@ -329,8 +327,8 @@ def test_untrained_editor_cannot_see_the_picture_and_the_trained_one_can(trained
 
 
 def test_untrained_baseline_leaves_the_text_to_image_model_as_it_was(trained: PipelineConfig) -> None:
-    from ip2p import loading
     from ip2p.evaluation.editors import load_untrained
+    from ip2p.models import loading
 
     base = trained.training
     load_untrained(base, "cpu")

@@ -23,12 +23,11 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from ip2p.cli import main
 from ip2p.config import BenchmarkConfig, EvaluationConfig, PipelineConfig
 from ip2p.evaluation.benchmark import benchmark, tell_apart
-from ip2p.evaluation.cases import IMAGE_TYPE, encode_png
-from ip2p.evaluation.domain import Pixels
+from ip2p.evaluation.benchmark_cases import read_benchmark, read_mask
+from ip2p.evaluation.cases import IMAGE_TYPE, Pixels, encode_png
 from ip2p.evaluation.measures import largest_change
 from ip2p.evaluation.metrics import differences, paired
-from ip2p.evaluation.report import write_benchmark
-from ip2p.evaluation.sources import read_benchmark, read_mask
+from ip2p.report import write_benchmark
 from tests.test_evaluation import trained  # noqa: F401
 
 SESSIONS = {"11": 1, "12": 3, "13": 2}

@@ -12,9 +12,9 @@ import torch
 import torchvision
 from skimage.metrics import structural_similarity
 
-from ip2p.evaluation.domain import EditCase, Pixels
+from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import ChangeMeasure, TruthMeasure
-from ip2p.evaluation.similarities import LpipsMeasure
+from ip2p.evaluation.measures.models import LpipsMeasure
 from ip2p.shapes.domain import ShapesDomain
 
 SIDE = 96

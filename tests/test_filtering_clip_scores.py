@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p.filtering.clip_scores import PairScorer, similarities
-from ip2p.loading import ClipModel, load_clip
+from ip2p.models.loading import ClipModel, load_clip
 from ip2p.records import EditTriplet
+from ip2p.scoring.clip import PairScorer, similarities
 
 TRIPLETS = [
     EditTriplet(

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.filtering import judge, judge_table
-from ip2p.filtering.judge import SCORES, count_verdicts, judge_candidate, num_accepted_by_triplet
+from ip2p.filtering import SCORES, count_verdicts, judge, judge_candidate, judge_table, num_accepted_by_triplet
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import candidates_table, read_rows
 
@@ -108,7 +107,7 @@ def test_counts_add_up_to_the_candidates() -> None:
 
 
 def test_judging_does_not_load_torch() -> None:
-    code = "import sys, ip2p.filtering.judge; sys.exit('torch' in sys.modules)"
+    code = "import sys, ip2p.filtering; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

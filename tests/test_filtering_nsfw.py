@@ -16,7 +16,7 @@ from transformers import CLIPConfig
 
 from ip2p import rendering
 from ip2p.config import PipelineConfig
-from ip2p.filtering.nsfw import load_nsfw_head
+from ip2p.scoring.nsfw import load_nsfw_head
 from ip2p.store import RunFolder
 from tests.test_rendering_candidates import write_triplets
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from ip2p import forecast, prompts, rendering
+from ip2p import plan, prompts, rendering
 from ip2p.cli import main
 from ip2p.config import PipelineConfig
-from ip2p.forecast import Sample
+from ip2p.plan import Sample
 
 SAMPLE = Sample(
     captions=10,
@@ -24,20 +24,20 @@ SAMPLE = Sample(
 
 
 def test_a_plan_scales_what_was_measured(tiny_config: PipelineConfig) -> None:
-    found = forecast.forecast(SAMPLE, tiny_config, 450_000)
+    found = plan.forecast(SAMPLE, tiny_config, 450_000)
     assert (found.captions, found.renders, found.accepted) == (180_000, 1_800_000, 540_000)
     assert found.render_hours == pytest.approx(1_800_000 * 0.5 / 3600)
     assert found.prompt_hours == pytest.approx(180_000 * 0.5 / 3600)
     assert found.run_bytes == 1_080_000 * 100_000
     assert found.dataset_bytes == 540_000 * 100_000
     assert found.shards == 90_000
-    told = forecast.describe(SAMPLE, found, tiny_config, 8)
+    told = plan.describe(SAMPLE, found, tiny_config, 8)
     assert "450,000" in told and "34.38 hours on 8 devices" in told and "Assumed" in told
 
 
 def test_a_sample_is_made_by_the_real_stages_and_leaves_nothing_behind(tiny_config: PipelineConfig) -> None:
     config = replace(tiny_config, prompts=replace(tiny_config.prompts, shard_size=2))
-    sample = forecast.measure_sample(config, 2)
+    sample = plan.measure_sample(config, 2)
     assert not list(config.out.iterdir())
     counts = [
         (prompts.write_shard(config, number).counts, rendering.write_shard(config, number).counts) for number in (0, 1)
@@ -50,8 +50,8 @@ def test_too_few_captions_and_empty_samples_are_said(
     tiny_config: PipelineConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match="has 4. Give --sample 2 or less"):
-        forecast.measure_sample(tiny_config, 3)
+        plan.measure_sample(tiny_config, 3)
     with pytest.raises(ValueError, match="no triplet of the sample"):
-        forecast.forecast(replace(SAMPLE, triplets=0), tiny_config)
+        plan.forecast(replace(SAMPLE, triplets=0), tiny_config)
     assert main(["plan", "shapes", "--sample", "many"]) == 2
     assert "--sample takes a whole number" in capsys.readouterr().err

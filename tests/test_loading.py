@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ip2p.loading import resolve_dtype
+from ip2p.models.loading import resolve_dtype
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import fsspec
 import pytest
 
 from ip2p.cli import main
-from ip2p.cli.remote import mirrored
-from ip2p.mirror import OWNER, Mirror, scratch_for
+from ip2p.cli.runs import mirrored
+from ip2p.store.mirror import OWNER, Mirror, scratch_for
 from tests.test_dataset_importing import dataset_rows, write_original
 
 BUCKET = "pairs"
@@ -140,7 +140,7 @@ def test_what_another_machine_did_meanwhile_is_copied_over(machine: Any) -> None
 
 
 def test_files_are_copied_while_the_command_works(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ip2p.mirror.SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr("ip2p.store.mirror.SECONDS_BETWEEN_LOOKS", 0.02)
     url = "memory://while/run"
     with mirrored(["dataset", "--out", url]) as words:
         assert words[:2] == ["dataset", "--out"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.config_file import overlay
+from ip2p.config.files import overlay
 from ip2p.presets import PRESETS, data_folder, paper, shapes
 
 

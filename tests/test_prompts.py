@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ip2p import loading, store
+from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig
+from ip2p.models import loading
 from ip2p.prompts import num_shards, read_triplets, write_shard
 from ip2p.prompts.answers import FIRST_KNOBS, RESULT_FREE, knobs_that_decide
-from ip2p.prompts.parse import is_no_op, parse_answer
+from ip2p.prompts.format import is_no_op, parse_answer
 from tests.taught import TAUGHT_CAPTIONS, write_taught_language_model
 
 

@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
-from ip2p.loading import LanguageModel
-from ip2p.prompts.causal_lm import Request, Sampling, draw_tokens, generate
-from ip2p.prompts.parse import STOP, format_prompt, parse_answer
+from ip2p.models.loading import LanguageModel
+from ip2p.prompts.backends.transformers import Request, Sampling, draw_tokens, generate
+from ip2p.prompts.format import STOP, format_prompt, parse_answer
 from tests.taught import TAUGHT_CAPTIONS, teach_language_model
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=60, seed=3, batch_size=5)

@@ -10,18 +10,10 @@ import pytest
 
 from ip2p.config import PipelineConfig, PromptsConfig
 from ip2p.prompts import read_triplets, write_shard
-from ip2p.prompts.asking import (
-    Answer,
-    Request,
-    draw_edit_type,
-    draw_examples,
-    messages_for,
-    read_answer,
-    read_examples,
-)
+from ip2p.prompts.asking import Answer, Request, draw_edit_type, draw_examples, messages_for, read_answer, read_examples
 from ip2p.prompts.backends import open_backend
-from ip2p.prompts.parse import format_json, parse_json
-from ip2p.prompts.trying import try_caption
+from ip2p.prompts.format import format_json, parse_json
+from ip2p.prompts.shards import try_caption
 from ip2p.records import EditTriplet
 from ip2p.store import RunFolder
 from tests.taught import TAUGHT_CAPTIONS, chat_config, write_taught_chat_model

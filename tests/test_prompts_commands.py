@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ip2p import plan
+from ip2p import uses
 from ip2p.cli import main
 from ip2p.config import PipelineConfig
 from ip2p.presets import data_folder
 from ip2p.prompts import num_shards, read_triplets, write_shard
 from ip2p.prompts.captions import ReadyLine, read_entries
-from ip2p.prompts.statistics import measure, objects_of, verb_of
+from ip2p.prompts.inspection import measure, objects_of, verb_of
 from ip2p.store import RunFolder
 
 SEEDS = data_folder() / "prompts" / "photo.jsonl"
@@ -37,7 +37,7 @@ def config(tiny_config: PipelineConfig, tmp_path: Path) -> PipelineConfig:
     path.write_text("".join([*SEEDS.open().readlines()[:40], json.dumps({**OURS, "edited_prompt": "A cat!"}), "\n{"]))
     prompts = replace(tiny_config.prompts, captions=str(path), shard_size=30, max_prompt_tokens=10_000)
     made = replace(tiny_config, prompts=prompts)
-    plan.write_config(made)
+    uses.write_config(made)
     for number in range(num_shards(made)):
         write_shard(made, number)
     return made
@@ -58,7 +58,7 @@ def test_inspect_tells_counts_words_lengths_and_samples(
 def test_inspect_of_a_folder_without_triplets_is_a_mistake(
     tiny_config: PipelineConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan.write_config(tiny_config)
+    uses.write_config(tiny_config)
     assert run("inspect", str(tiny_config.out)) == 2
     assert "has no triplets. Run `ip2p dataset`" in capsys.readouterr().err
 
@@ -148,7 +148,7 @@ def test_verbs_leave_politeness_out_and_objects_are_what_a_caption_has_too() -> 
 
 
 def test_the_counts_are_of_what_there_is_and_samples_are_always_the_same(config: PipelineConfig) -> None:
-    from ip2p.prompts.statistics import read_generations
+    from ip2p.prompts.inspection import read_generations
 
     rows = read_generations(RunFolder(config.out).shards("triplets"))
     found = measure(rows)

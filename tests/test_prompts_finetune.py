@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ip2p import loading
 from ip2p.config import FinetuneConfig
+from ip2p.models import loading
 from ip2p.prompts.asking import Request
-from ip2p.prompts.causal_lm import Sampling, generate
+from ip2p.prompts.backends.transformers import Sampling, generate
 from ip2p.prompts.finetune import IGNORED, encode, finetune, held_out_loss, split_triplets
-from ip2p.prompts.parse import format_answer, format_prompt, parse_answer
+from ip2p.prompts.format import format_answer, format_prompt, parse_answer
 from ip2p.records import EditTriplet
 
 COLOURS = ("red", "green", "blue", "gold", "pink", "gray")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ip2p.config import DEFAULT_EDIT_TYPE_RULES
-from ip2p.prompts.parse import format_answer, format_prompt, is_no_op, judge_triplet, name_edit_type, parse_answer
+from ip2p.prompts.format import format_answer, format_prompt, is_no_op, judge_triplet, name_edit_type, parse_answer
 from ip2p.records import EditTriplet
 
 

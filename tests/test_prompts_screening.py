@@ -15,9 +15,8 @@ from ip2p import store
 from ip2p.config import PipelineConfig, ScreeningConfig
 from ip2p.prompts import num_shards, write_shard
 from ip2p.prompts.asking import read_examples
-from ip2p.prompts.language import reads_as_english
-from ip2p.prompts.near_duplicates import WordIndex, likeness, words_of
-from ip2p.prompts.screening import Screen, agrees
+from ip2p.prompts.captions import reads_as_english
+from ip2p.prompts.screening import Screen, WordIndex, agrees, likeness, words_of
 from ip2p.records import EditTriplet
 from tests.test_prompts import path_of, rows_of, with_prompts, write_all
 

@@ -20,7 +20,7 @@ from ip2p import store
 from ip2p.config import PipelineConfig, ServerConfig, to_dict
 from ip2p.prompts import write_shard
 from ip2p.prompts.answers import journal_path
-from ip2p.prompts.parse import JSON_FIELDS
+from ip2p.prompts.format import JSON_FIELDS
 from tests.chat_server import ChatServer, question_of, serving, well_behaved
 
 CAPTIONS = tuple(f"a photo of house number {number} by the sea" for number in range(24))
@@ -195,7 +195,7 @@ def test_a_killed_process_costs_the_requests_in_flight(config: PipelineConfig, s
     slow = with_server(config, concurrency=2, timeout=5.0)
     saved = slow.out / "config.json"
     store.write_json(saved, to_dict(slow))
-    code = "import sys; from pathlib import Path; from ip2p.config_file import read_config; "
+    code = "import sys; from pathlib import Path; from ip2p.config.files import read_config; "
     code += "from ip2p.prompts import write_shard; write_shard(read_config(Path(sys.argv[1])), 0)"
     process = subprocess.Popen([sys.executable, "-c", code, str(saved)], cwd=Path(__file__).parent.parent)
     deadline = time.monotonic() + 60

@@ -19,8 +19,7 @@ import pytest
 
 from ip2p.config import CleaningConfig, PipelineConfig, PromptsConfig
 from ip2p.prompts import num_shards, summarise
-from ip2p.prompts.captions import ReadyLine, read_captions, read_entries
-from ip2p.prompts.cleaning import clean_caption
+from ip2p.prompts.captions import ReadyLine, clean_caption, read_captions, read_entries
 
 TEXTS = ("a cat on a mat", "a dog, running", "ein Hund im Park", "a cat on a mat", "")
 CLEAN = ("a cat on a mat", "a dog, running", "ein Hund im Park")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ip2p.config import EditTypeRendering, RenderingConfig
-from ip2p.rendering.acceptance import measure_acceptance
+from ip2p.filtering import measure_acceptance
 
 CONFIG = RenderingConfig(
     guidance_scale=(3.0, 3.0), p2p=(0.2, 0.6), per_edit_type={"add": EditTypeRendering(p2p=(0.0, 0.0))}

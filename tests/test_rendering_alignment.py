@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from ip2p.p2p.alignment import map_tokens, match_tokens, match_words, split_words
 from ip2p.presets import data_folder
-from ip2p.rendering.alignment import map_tokens, match_tokens, match_words, split_words
 
 CAPTION = "a small red circle on a white background"
 

@@ -7,8 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ip2p.rendering.attention import CrossSharing, SelfSharing, cross_attentions, self_attentions, shared_attention
-from ip2p.rendering.steps import plan_step
+from ip2p.p2p.attention import CrossSharing, SelfSharing, cross_attentions, self_attentions, shared_attention
+from ip2p.p2p.steps import plan_step
 from tests.explicit import ExplicitAttention
 from tests.tiny import specs, tiny_unet
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from ip2p.config import EditTypeRendering, RenderingConfig
 from ip2p.records import EditTriplet
-from ip2p.rendering.draws import draw_candidates, draw_spec
+from ip2p.rendering.candidates import draw_candidates, draw_spec
 
 CONFIG = RenderingConfig(guidance_scale=(7.5, 15.0), p2p=(0.1, 0.9), shared_steps=(0.2, 0.6))
 

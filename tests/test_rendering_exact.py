@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ip2p.config import RenderingConfig
-from ip2p.loading import load_text_to_image
+from ip2p.models.loading import load_text_to_image
+from ip2p.p2p.sampler import fits_text_encoder, render_pairs, sample_latents
 from ip2p.records import Candidate, EditTriplet, RenderSpec
-from ip2p.rendering.conditions import fits_text_encoder
-from ip2p.rendering.sampler import render_pairs, sample_latents
 from tests.explicit import ExplicitPair
 
 CIRCLE, SQUARE, BOTH = (

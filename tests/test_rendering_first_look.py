@@ -12,7 +12,7 @@ import pytest
 
 from ip2p import rendering
 from ip2p.config import PipelineConfig, RenderingConfig, Thresholds
-from ip2p.rendering import work
+from ip2p.rendering import render as rendering_loop
 from ip2p.store import RunFolder
 from tests.test_rendering_candidates import write_triplets
 
@@ -29,13 +29,13 @@ def config(tiny_config: PipelineConfig) -> PipelineConfig:
 def steps(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     """Pairs rendered in so many steps."""
     counts: Counter[int] = Counter()
-    plain = work.render_pairs
+    plain = rendering_loop.render_pairs
 
     def counted(pipeline: Any, candidates: Any, settings: RenderingConfig) -> Any:
         counts[settings.num_inference_steps] += len(candidates)
         return plain(pipeline, candidates, settings)
 
-    monkeypatch.setattr(work, "render_pairs", counted)
+    monkeypatch.setattr(rendering_loop, "render_pairs", counted)
     return counts
 
 

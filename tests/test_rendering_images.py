@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ip2p.config import ImageFormat
-from ip2p.rendering.images import decode_image, encode_image
+from ip2p.images import decode_image, encode_image
 
 
 def gradient() -> np.ndarray:

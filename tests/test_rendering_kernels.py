@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ip2p.config import AttentionBackend
-from ip2p.rendering import kernels
+from ip2p.p2p import attention
 
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    kernels._xformers_runs.cache_clear()
+    attention._xformers_runs.cache_clear()
 
 
 def explicit_maps(
@@ -34,9 +34,9 @@ def test_xformers_is_given_its_own_layout(monkeypatch: pytest.MonkeyPatch, maske
     monkeypatch.setattr(ops, "memory_efficient_attention", explicit_maps)
     query, key, value = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
     mask = torch.randn(2, 1, 1, 5) if masked else None
-    kernel = kernels.choose_kernel("xformers", torch.device("cpu"), torch.float32)
-    assert kernel is kernels.xformers
-    expected = kernels.sdpa(query, key, value, mask, 0.3)
+    kernel = attention.choose_kernel("xformers", torch.device("cpu"), torch.float32)
+    assert kernel is attention.xformers
+    expected = attention.sdpa(query, key, value, mask, 0.3)
     torch.testing.assert_close(kernel(query, key, value, mask, 0.3), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -50,8 +50,8 @@ def test_where_xformers_cannot_run_torchs_kernel_is_used_and_said_once(
 
     monkeypatch.setattr(ops, "memory_efficient_attention", refuse)
     with caplog.at_level(logging.WARNING):
-        chosen = [kernels.choose_kernel("xformers", torch.device("cpu"), torch.float32) for _ in range(3)]
-    assert chosen == [kernels.sdpa] * 3
+        chosen = [attention.choose_kernel("xformers", torch.device("cpu"), torch.float32) for _ in range(3)]
+    assert chosen == [attention.sdpa] * 3
     (record,) = caplog.records
     assert "xformers cannot attend on cpu in torch.float32" in record.message
     assert "No operator found" in record.message
@@ -59,4 +59,4 @@ def test_where_xformers_cannot_run_torchs_kernel_is_used_and_said_once(
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa"])
 def test_torchs_kernel_is_the_usual_one(backend: AttentionBackend) -> None:
-    assert kernels.choose_kernel(backend, torch.device("cpu"), torch.float32) is kernels.sdpa
+    assert attention.choose_kernel(backend, torch.device("cpu"), torch.float32) is attention.sdpa

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.filtering.judge import judge
+from ip2p.filtering import judge
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate
-from ip2p.rendering.needed import CandidateQueue, Key, key_of
+from ip2p.rendering.candidates import CandidateQueue, Key, key_of
 
 THRESHOLDS = Thresholds(original=0, edited=0, direction=0.5, image=0)
 

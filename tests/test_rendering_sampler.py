@@ -13,15 +13,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ip2p.config import CrossAlignment, RenderingConfig
-from ip2p.loading import load_text_to_image
+from ip2p.models.loading import load_text_to_image
+from ip2p.p2p.alignment import map_tokens, stack_maps
+from ip2p.p2p.attention import cross_attentions, self_attentions
+from ip2p.p2p.sampler import (
+    check_renderable,
+    encode_texts,
+    fits_text_encoder,
+    new_scheduler,
+    sample_latents,
+    usable_schedulers,
+)
+from ip2p.p2p.steps import is_shared, plan_step
 from ip2p.records import Candidate, EditTriplet, RenderSpec
 from ip2p.rendering import render_pairs
-from ip2p.rendering.alignment import map_tokens, stack_maps
-from ip2p.rendering.attention import cross_attentions, self_attentions
-from ip2p.rendering.conditions import encode_texts, fits_text_encoder
-from ip2p.rendering.sampler import check_renderable, sample_latents
-from ip2p.rendering.schedulers import new_scheduler, usable_schedulers
-from ip2p.rendering.steps import is_shared, plan_step
 
 CIRCLE, SQUARE, EMPTY = (
     "a small red circle on a white background",

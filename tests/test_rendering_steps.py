@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from ip2p.rendering.alignment import TokenMap
-from ip2p.rendering.steps import StepRows, is_shared, plan_step
+from ip2p.p2p.alignment import TokenMap
+from ip2p.p2p.steps import StepRows, is_shared, plan_step
 from tests.tiny import specs
 
 

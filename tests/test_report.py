@@ -22,8 +22,8 @@ from PIL import Image
 
 from ip2p import store
 from ip2p.config import EvaluationConfig, PipelineConfig
-from ip2p.evaluation.report import write_report
-from ip2p.evaluation.report.charts import ticks
+from ip2p.report import write_report
+from ip2p.report.svg import ticks
 from ip2p.shapes.language import EDIT_TYPES
 from tests.told_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
 
@@ -310,7 +310,7 @@ def test_ticks_are_round_and_inside() -> None:
 
 
 def test_report_never_imports_torch() -> None:
-    code = "import ip2p.evaluation.report, ip2p.evaluation, sys; sys.exit('torch' in sys.modules)"
+    code = "import ip2p.report, ip2p.evaluation, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from scipy.spatial import ConvexHull
 
-from ip2p.evaluation.report import choosing
-from ip2p.evaluation.report.pictures import LARGEST_SIDE, Album, inline, read_pictures
-from ip2p.evaluation.report.tradeoff import band_of, convex_hull, tradeoff_chart
+from ip2p.report import facts
+from ip2p.report.charts import band_of, convex_hull, tradeoff_chart
+from ip2p.report.pictures import LARGEST_SIDE, Album, inline, read_pictures
 
 
 def edit(case: int, success: bool | None, direction: float | None, image: float | None) -> dict[str, Any]:
@@ -28,46 +28,46 @@ def edit(case: int, success: bool | None, direction: float | None, image: float 
 
 def test_the_oracle_ranks_before_clip() -> None:
     rows = [edit(0, False, 0.9, 0.9), edit(1, True, 0.1, 0.1), edit(2, True, 0.5, 0.5), edit(3, False, 0.2, 0.2)]
-    assert [row["case"] for row in choosing.rank_edits(rows)] == [2, 1, 0, 3]
+    assert [row["case"] for row in facts.rank_edits(rows)] == [2, 1, 0, 3]
 
 
 def test_without_an_oracle_copying_the_input_and_drawing_another_picture_both_rank_below_an_edit() -> None:
     rows = [edit(number, None, 0.3, 0.8) for number in range(4)]
     copied, other, good = edit(4, None, 0.0, 1.0), edit(5, None, 0.6, 0.1), edit(6, None, 0.5, 0.9)
-    order = [row["case"] for row in choosing.rank_edits([*rows, copied, other, good])]
+    order = [row["case"] for row in facts.rank_edits([*rows, copied, other, good])]
     assert order[0] == 6 and {4, 5} <= set(order[1:])
 
 
 def test_edits_that_nothing_tells_apart_have_no_best() -> None:
-    assert choosing.rank_edits([edit(number, None, None, None) for number in range(3)]) == []
-    assert len(choosing.rank_edits([edit(0, None, None, 0.5), edit(1, None, math.nan, 0.4)])) == 2
+    assert facts.rank_edits([edit(number, None, None, None) for number in range(3)]) == []
+    assert len(facts.rank_edits([edit(0, None, None, 0.5), edit(1, None, math.nan, 0.4)])) == 2
 
 
 def test_the_easiest_type_does_not_fill_every_place() -> None:
     rows = [{"edit_type": "easy"}] * 5 + [{"edit_type": "hard"}]
-    assert [row["edit_type"] for row in choosing.first_of_each(rows, 8, 2)] == ["easy", "easy", "hard"]
+    assert [row["edit_type"] for row in facts.first_of_each(rows, 8, 2)] == ["easy", "easy", "hard"]
 
 
 def test_turns_take_from_every_group_before_any_has_a_second() -> None:
     rows = [{"triplet_id": f"{number}", "group": number % 5 if number < 50 else 9} for number in range(51)]
-    chosen = choosing.take_turns(rows, lambda row: row["group"], 11)
+    chosen = facts.take_turns(rows, lambda row: row["group"], 11)
     assert sorted(row["group"] for row in chosen[:6]) == [0, 1, 2, 3, 4, 9]
     assert sorted(row["group"] for row in chosen[6:]) == [0, 1, 2, 3, 4]
-    assert choosing.take_turns(rows[::-1], lambda row: row["group"], 11) == chosen
+    assert facts.take_turns(rows[::-1], lambda row: row["group"], 11) == chosen
 
 
 def test_shards_are_taken_from_all_over_the_run() -> None:
-    assert choosing.spread(range(100), 4) == [0, 25, 50, 75]
-    assert choosing.spread([1, 2], 4) == [1, 2]
+    assert facts.spread(range(100), 4) == [0, 25, 50, 75]
+    assert facts.spread([1, 2], 4) == [1, 2]
 
 
 def test_fewer_rows_are_looked_into_where_pictures_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     pq.write_table(pa.table({"image": [rng.randbytes(1000) for _ in range(200)]}), tmp_path / "part.parquet")
-    assert choosing.num_readable(tmp_path / "part.parquet", 1) == 200
-    monkeypatch.setattr(choosing, "MOST_BYTES", 100_000)
-    assert 80 <= choosing.num_readable(tmp_path / "part.parquet", 1) <= 100
-    assert 40 <= choosing.num_readable(tmp_path / "part.parquet", 2) <= 50
+    assert facts.num_readable(tmp_path / "part.parquet", 1) == 200
+    monkeypatch.setattr(facts, "MOST_BYTES", 100_000)
+    assert 80 <= facts.num_readable(tmp_path / "part.parquet", 1) <= 100
+    assert 40 <= facts.num_readable(tmp_path / "part.parquet", 2) <= 50
 
 
 def encoded(pixels: Any, form: str = "PNG") -> bytes:

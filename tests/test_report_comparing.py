@@ -15,8 +15,8 @@ import pytest
 from ip2p.cli import main
 from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation import metrics
-from ip2p.evaluation.intervals import mcnemar
-from ip2p.evaluation.report.comparing import describe_comparison
+from ip2p.evaluation.metrics import mcnemar
+from ip2p.report.compare import describe_comparison
 
 
 def write_run(folder: Path, successes: list[bool], *, lift: float = 0.0, **knobs: Any) -> PipelineConfig:

@@ -17,7 +17,7 @@ from PIL import Image
 from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.evaluation.cases import IMAGE_TYPE
-from ip2p.evaluation.report.reading import CLIP
+from ip2p.report.facts import CLIP
 
 NUM_SHARDS, ROWS = 200, 1000
 KINDS = ("colour", "shape", "weather", "style")
@@ -25,7 +25,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from ip2p.config import PipelineConfig
-from ip2p.evaluation.report import write_report
+from ip2p.report import write_report
 def most():  # unlike getrusage's, this peak is not inherited from the process that started this one
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

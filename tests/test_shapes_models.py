@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import AutoModelForCausalLM
 
 from ip2p.presets import data_folder, shapes
-from ip2p.shapes.train.figures import clip_choice, text_to_image_accuracy, triplet_validity
+from ip2p.shapes.train.measure import clip_choice, text_to_image_accuracy, triplet_validity
 
 MODELS = data_folder() / "shapes"
 

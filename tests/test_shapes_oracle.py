@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ip2p.evaluation.domain import Pixels
+from ip2p.evaluation.cases import Pixels
 from ip2p.shapes.domain import ShapesDomain
 from ip2p.shapes.language import EDIT_TYPES, describe, draw_moved
 from ip2p.shapes.oracle import REACH, judge_edit, move_outline, read_scene
 from ip2p.shapes.scene import SIZES, Scene, SceneObject, coverage, draw_scene, render
-from ip2p.shapes.train.figures import oracle_accuracy, says
+from ip2p.shapes.train.measure import oracle_accuracy, says
 
 CIRCLE = SceneObject(shape="circle", colour="red", size="large", x=20, y=22)
 STAR = SceneObject(shape="star", colour="blue", size="small", x=48, y=46)

@@ -26,15 +26,21 @@ from ip2p.shapes.train.clip import (
     train_judge,
     write_clip,
 )
-from ip2p.shapes.train.distil import edit_pool, guidance_difference
 from ip2p.shapes.train.export import write_captions
-from ip2p.shapes.train.figures import one_attribute_apart, says
 from ip2p.shapes.train.language_model import draw_text
 from ip2p.shapes.train.loop import LoopConfig, learning_rate_at, train
+from ip2p.shapes.train.measure import one_attribute_apart, says
 from ip2p.shapes.train.spoil import spoil
-from ip2p.shapes.train.text import CAPTION_CLASSES, EDIT_CLASSES, caption_answers, edit_answers
-from ip2p.shapes.train.tokenizer import CONTEXT_LENGTH, domain_words, write_tokenizer
-from ip2p.shapes.train.unet import draw_timesteps, new_scheduler
+from ip2p.shapes.train.text import (
+    CAPTION_CLASSES,
+    CONTEXT_LENGTH,
+    EDIT_CLASSES,
+    caption_answers,
+    domain_words,
+    edit_answers,
+    write_tokenizer,
+)
+from ip2p.shapes.train.unet import draw_timesteps, edit_pool, guidance_difference, new_scheduler
 from ip2p.shapes.train.vae import NARROWING, narrow_posterior, scene_pixels, to_pixels
 from tests.tiny import tiny_unet, tiny_vae
 

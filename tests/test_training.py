@@ -18,15 +18,13 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ip2p.config import PipelineConfig, TrainingConfig
-from ip2p.texts import hidden_states
+from ip2p.models.components import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, widen_conv_in
+from ip2p.models.noise import drop_conditions, objective_of
+from ip2p.models.texts import hidden_states
 from ip2p.training.cache import load_cache
-from ip2p.training.components import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae
+from ip2p.training.data import decode_pair, open_rows, training_fingerprint
 from ip2p.training.draws import draw_samples, draw_step, weigh_timesteps
-from ip2p.training.geometry import decode_pair
-from ip2p.training.losslog import LossLog, mean_of_last, read_losses
-from ip2p.training.objective import drop_conditions, objective_of
-from ip2p.training.source import open_rows, training_fingerprint
-from ip2p.training.surgery import widen_conv_in
+from ip2p.training.losses import LossLog, mean_of_last, read_losses
 from tests.tiny import tiny_unet
 
 CPU = torch.device("cpu")

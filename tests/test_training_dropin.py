@@ -27,10 +27,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ip2p.models.components import widen_conv_in
 from ip2p.training.__main__ import main
 from ip2p.training.lora import CONV_IN_FILE, LORA_FILE, load_lora
-from ip2p.training.losslog import read_losses
-from ip2p.training.surgery import widen_conv_in
+from ip2p.training.losses import read_losses
 from tests.test_training import pair, png, write_pairs
 from tests.test_training_run import same_weights
 

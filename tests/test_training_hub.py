@@ -37,7 +37,7 @@ def test_without_a_token_nothing_is_trained(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("ip2p.training.hub.get_token", lambda: None)
+    monkeypatch.setattr("ip2p.training.export.get_token", lambda: None)
     assert train(tiny_sd, data, tmp_path / "out", "--push_to_hub") == 2
     assert "Set the environment variable HF_TOKEN" in capsys.readouterr().out
     assert not (tmp_path / "out/cache").exists()

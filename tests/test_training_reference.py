@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig
 from ip2p.training.cache import load_cache
-from ip2p.training.geometry import DecodedPair, decode_pair
+from ip2p.training.data import DecodedPair, decode_pair, open_rows, open_table
 from ip2p.training.online import OnlinePairs
 from ip2p.training.run import new_trainer
-from ip2p.training.source import open_rows, open_table
 from ip2p.training.trainer import Trainer
 from tests.test_training import pair, png, tiny_training, write_pairs
 

@@ -26,13 +26,13 @@ from ip2p.training import launch
 from ip2p.training.__main__ import main
 from ip2p.training.cache import load_cache
 from ip2p.training.checkpoint import Progress, find_checkpoints, read_checkpoint, write_checkpoint
+from ip2p.training.data import open_rows
 from ip2p.training.flags import job_of
-from ip2p.training.launching import run_child
-from ip2p.training.losslog import read_losses
+from ip2p.training.launch import run_child
+from ip2p.training.loop import Interrupted, Stop
+from ip2p.training.losses import read_losses
 from ip2p.training.run import new_trainer
 from ip2p.training.run import run as run_job
-from ip2p.training.source import open_rows
-from ip2p.training.stopping import Interrupted, Stop
 from ip2p.training.trainer import Trainer
 from tests.test_training import pair, tiny_training, write_pairs
 

@@ -26,10 +26,10 @@ from torch.distributed.tensor import DTensor
 
 from ip2p.config import TrainingJob
 from ip2p.training.__main__ import main
-from ip2p.training.launching import LAUNCH_CONFIGS
-from ip2p.training.losslog import read_losses
+from ip2p.training.data import open_rows
+from ip2p.training.launch import LAUNCH_CONFIGS
+from ip2p.training.losses import read_losses
 from ip2p.training.run import new_accelerator, new_trainer, open_source
-from ip2p.training.source import open_rows
 from ip2p.training.trainer import Trainer
 from tests import fsdp_on_cpu
 from tests.test_training import pair, write_pairs

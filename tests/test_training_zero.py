@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
-from ip2p.training.losslog import read_losses
+from ip2p.training.losses import read_losses
 from tests.test_training_run import same_weights
 from tests.test_training_sharding import FILE, assert_close, assert_same_training, data, run_split, whole, words
 

@@ -37,7 +37,7 @@ from ip2p.config import (
 )
 from ip2p.records import RenderSpec
 from ip2p.shapes.train.clip import TEXT_WIDTH, new_clip, text_encoder_of, write_clip
-from ip2p.shapes.train.tokenizer import write_tokenizer
+from ip2p.shapes.train.text import write_tokenizer
 
 CAPTIONS = (
     "a small red circle on a white background",

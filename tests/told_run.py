@@ -17,7 +17,7 @@ from ip2p.evaluation import metrics
 from ip2p.evaluation.cases import IMAGE_TYPE, encode_png
 from ip2p.filtering import judge_table
 from ip2p.prompts import Generation, triplets_table
-from ip2p.prompts.parse import Reason
+from ip2p.prompts.format import Reason
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import candidates_table
 from ip2p.shapes.language import EDIT_TYPES, SceneEdit, draw_caption, draw_edit

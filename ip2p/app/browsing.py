@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ip2p.dataset.read import KNOWN_SCHEMAS
-from ip2p.errors import first_line
+from ip2p.console import first_line
+from ip2p.images import decode_image
 from ip2p.records import SCORE_COLUMNS
-from ip2p.rendering.images import decode_image
+from ip2p.sources.columns import KNOWN_SCHEMAS
 from ip2p.store import RunFolder, visible_parquet
 
 TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type")

@@ -13,12 +13,11 @@ from typing import Any
 import gradio as gr
 
 from ip2p.app.browsing import ACCEPTED, Pairs, Wanted, find, open_pairs, side_by_side
-from ip2p.app.runs import HEAD, describe_runs, find_models, find_runs
-from ip2p.app.writing import HEAD as TRIPLET_HEAD
-from ip2p.app.writing import find_configs, write_rows
-from ip2p.config_file import evaluation_of
+from ip2p.app.tables import HEAD, describe_runs, find_configs, find_models, find_runs, write_rows
+from ip2p.app.tables import PROMPT_COLUMNS as TRIPLET_HEAD
+from ip2p.config.files import evaluation_of
+from ip2p.console import first_line
 from ip2p.editing.editor import Editor, Knobs, read_image
-from ip2p.errors import first_line
 from ip2p.records import content_hash
 from ip2p.store import write_atomic
 

@@ -10,26 +10,25 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ip2p import __version__
-from ip2p.cli import app, benchmark, commands, datasets, editing, prompts, serving
-from ip2p.cli.remote import mirrored
-from ip2p.config_file import suggest
-from ip2p.console import log_failure, start_logging
-from ip2p.errors import GOES_ON, is_mistake, told_in_a_line
+from ip2p.cli import benchmark, data, editing, runs, serving
+from ip2p.cli.runs import mirrored
+from ip2p.config.files import suggest
+from ip2p.console import GOES_ON, is_mistake, log_failure, start_logging, told_in_a_line
 
 COMMANDS = {
-    "run": commands.run,
-    "dataset": commands.dataset,
-    "prompts": prompts.prompts,
-    "plan": datasets.plan_costs,
-    "train": commands.train,
-    "evaluate": commands.evaluate,
+    "run": runs.run,
+    "dataset": runs.dataset,
+    "prompts": data.prompts,
+    "plan": data.plan_costs,
+    "train": runs.train,
+    "evaluate": runs.evaluate,
     "benchmark": benchmark.benchmark,
-    "refilter": commands.refilter,
-    "report": commands.report,
-    "compare": commands.compare,
-    "ablate": commands.ablate,
+    "refilter": runs.refilter,
+    "report": runs.report,
+    "compare": runs.compare,
+    "ablate": runs.ablate,
     "edit": editing.edit,
-    "app": app.app,
+    "app": editing.app,
     "serve": serving.serve,
 }
 

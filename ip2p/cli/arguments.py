@@ -14,7 +14,7 @@ from typing import TypeVar
 import tyro
 
 from ip2p.config import PipelineConfig
-from ip2p.config_file import read_config, read_run, suggest
+from ip2p.config.files import read_config, read_run, suggest
 from ip2p.presets import PRESETS
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ip2p.cli.arguments import parse, wants_help
 from ip2p.config import BenchmarkConfig, EvaluationConfig, VlmConfig
-from ip2p.config_file import evaluation_of
+from ip2p.config.files import evaluation_of
 
 
 def benchmark(words: list[str]) -> None:
@@ -23,7 +23,7 @@ def benchmark(words: list[str]) -> None:
     if config.models == ("RUN",):
         raise ValueError("`ip2p benchmark` needs editors. Write: ip2p benchmark SOURCE --models RUN RUN …")
     from ip2p.evaluation.benchmark import benchmark as run_benchmark
-    from ip2p.evaluation.report import write_benchmark
+    from ip2p.report import write_benchmark
 
     figures = run_benchmark(config)
     print("\n".join(describe(figures)))
@@ -44,17 +44,11 @@ def _usual(words: list[str]) -> EvaluationConfig:
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:
     """A table: a line per editor, a column per figure."""
-    from ip2p.evaluation.protocols import COLUMNS
+    from ip2p.evaluation.benchmark import known_columns
 
-    columns = [
-        column
-        for column in COLUMNS[figures["protocol"]]
-        if any(each["single"].get(column.name) is not None for each in figures["editors"].values())
-    ]
+    columns = known_columns(figures["protocol"], figures["editors"])
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
-    arrows = {True: " ↑", False: " ↓", None: ""}
-    titles = [column.title + arrows[column.more_is_better] for column in columns]
-    yield "  " + " ".join([f"{'':<22}", *(f"{title:>16}" for title in titles)])
+    yield "  " + " ".join([f"{'':<22}", *(f"{column.heading:>16}" for column in columns)])
     for name, found in figures["editors"].items():
         for part, words in (("single", ""), ("final", ", last of session")):
             if found[part]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ip2p.cli.arguments import parse_new_run, take_option, take_whole
-from ip2p.config_file import suggest
+from ip2p.config.files import suggest
 from ip2p.presets import PRESETS
 
 NAMES = ("run", "dataset", "train", "ablate")
@@ -32,8 +32,8 @@ def serve(words: list[str]) -> None:
         _check_schedule(chosen, filled_in)
     from flows.server import prefect_server
 
-    with prefect_server(lambda: importlib.import_module("flows.serving"), schedules=True, port=port):
-        from flows.serving import Offer, offer_deployments
+    with prefect_server(lambda: importlib.import_module("flows.deployments"), schedules=True, port=port):
+        from flows.deployments import Offer, offer_deployments
 
         offer = Offer(names=chosen, parameters=filled_in, cron=cron, timezone=zone or "UTC", limit=limit or 1)
         offer_deployments(offer, lambda url: _say(url, offer.names, cron))
@@ -54,7 +54,7 @@ def _parameters(words: list[str]) -> dict[str, Any]:
     config = parse_new_run(words, "serve", options=OPTIONS)
     if preset is None:
         raise ValueError(f"`ip2p serve` fills in forms that start from a preset. Name one: {', '.join(PRESETS)}.")
-    from flows.forms import differences
+    from flows.deployments import differences
 
     return {"preset": preset, "out": str(config.out), "settings": differences(config, PRESETS[preset]()) or None}
 

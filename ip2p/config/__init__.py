@@ -5,13 +5,10 @@ Checks live in `__post_init__` and say the rule, what was got and the way out. `
 
 from __future__ import annotations
 
-from ip2p.config.benchmark import BenchmarkConfig
-from ip2p.config.dataset import DatasetConfig
-from ip2p.config.evaluation import EvaluationConfig, VlmConfig
+from ip2p.config.evaluation import BenchmarkConfig, EvaluationConfig, VlmConfig
+from ip2p.config.fields import RESULT_FREE, fingerprint, to_dict
 from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
-from ip2p.config.hashing import RESULT_FREE, fingerprint, to_dict
-from ip2p.config.job import DIFFUSERS_DEFAULTS, TrainingJob
-from ip2p.config.pipeline import PipelineConfig, RunnerConfig
+from ip2p.config.pipeline import DatasetConfig, PipelineConfig, RunnerConfig
 from ip2p.config.prompts import (
     DEFAULT_EDIT_TYPE_RULES,
     DEFAULT_EDIT_TYPES,
@@ -29,7 +26,7 @@ from ip2p.config.rendering import (
     Precision,
     RenderingConfig,
 )
-from ip2p.config.training import TrainingConfig
+from ip2p.config.training import DIFFUSERS_DEFAULTS, TrainingConfig, TrainingJob
 
 __all__ = [
     "AttentionBackend",

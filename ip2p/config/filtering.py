@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.checks import check_positive
+from ip2p.config.fields import check_positive
 
 Selection = Literal["best", "first"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.checks import check, check_positive
+from ip2p.config.fields import check, check_positive
 from ip2p.config.rendering import Precision
 
 Backend = Literal["causal_lm", "chat", "server", "template"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.checks import check, check_positive, check_range, check_unit
+from ip2p.config.fields import check, check_positive, check_range, check_unit
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 

@@ -22,21 +22,13 @@ from tqdm import tqdm
 
 from ip2p import store
 from ip2p.config import PipelineConfig
-from ip2p.dataset.sources import SourceRow
-from ip2p.filtering.scorer import Scorer
+from ip2p.images import decode_image
 from ip2p.prompts import Generation, name_edit_type, triplets_table
-from ip2p.records import (
-    Candidate,
-    EditTriplet,
-    PairScores,
-    RenderSpec,
-    ScoredCandidate,
-    Verdict,
-    content_hash,
-)
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, content_hash
 from ip2p.rendering import keep_shard
-from ip2p.rendering.images import decode_image
 from ip2p.rendering.table import EncodedPair
+from ip2p.scoring import Scorer
+from ip2p.sources.rows import SourceRow
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
-from ip2p.rendering.acceptance import measure_acceptance
+from ip2p.filtering import measure_acceptance
 
 SCORES = ("clip_original", "clip_edited", "clip_direction", "clip_image")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ip2p.editing.guidance import Conditions, Texts, guidance_terms, guided, stack_conditions
-from ip2p.texts import hidden_states, none_and_texts_for_xl
+from ip2p.models.texts import hidden_states, none_and_texts_for_xl
 
 Picture = Image.Image | NDArray[np.uint8]
 Resample = Image.Resampling.LANCZOS
@@ -130,3 +130,77 @@ def _resize_all(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
     if images.shape[2:0:-1] == size:
         return images
     return np.stack([np.asarray(Image.fromarray(image).resize(size, Resample)) for image in images])
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One evaluation of the UNet and its weight in the sum."""
+
+    weight: float
+    with_image: bool
+    with_text: bool
+
+
+def guidance_terms(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+    """The evaluations that the scales call for: one to three."""
+    terms = [
+        Term(guidance_scale, with_image=True, with_text=True),
+        Term(image_guidance_scale - guidance_scale, with_image=True, with_text=False),
+        Term(1 - image_guidance_scale, with_image=False, with_text=False),
+    ]
+    return [term for term in terms if term.weight != 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What the text encoders say of N instructions, and of none."""
+
+    hidden: Tensor
+    """(N, L, D)."""
+    none: Tensor
+    """(1, L, D)."""
+    pooled: Tensor | None = None
+    """(N, P), of a Stable Diffusion XL; so is the next."""
+    pooled_none: Tensor | None = None
+    """(1, P)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the edits of a batch are conditioned on, once per term, stacked."""
+
+    terms: list[Term]
+    image: Tensor
+    """(terms * N, C, H, W)."""
+    text: Tensor
+    """(terms * N, L, D)."""
+    added: dict[str, Tensor] | None = None
+    """A Stable Diffusion XL's pooled texts and sizes, as its UNet takes them."""
+
+
+def stack_conditions(terms: list[Term], image: Tensor, texts: Texts, size: Sequence[int]) -> Conditions:
+    """Repeats the conditions for each term; a missing image is zero, a missing text what the pipeline takes for none.
+
+    `size` is the images' (height, width), which a Stable Diffusion XL is told.
+    """
+    images = [image if term.with_image else torch.zeros_like(image) for term in terms]
+    hidden = _stacked(terms, texts.hidden, texts.none)
+    if texts.pooled is None or texts.pooled_none is None:
+        return Conditions(terms, torch.cat(images), hidden)
+    pooled = _stacked(terms, texts.pooled, texts.pooled_none)
+    time_ids = torch.tensor([*size, 0, 0, *size], device=pooled.device).expand(len(pooled), -1)
+    return Conditions(terms, torch.cat(images), hidden, {"text_embeds": pooled, "time_ids": time_ids})
+
+
+def _stacked(terms: list[Term], text: Tensor, none: Tensor) -> Tensor:
+    return torch.cat([text if term.with_text else none.expand_as(text) for term in terms])
+
+
+def guided(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, conditions: Conditions) -> Tensor:
+    """The weighted sum of the predictions. `predict` takes the UNet's input and the text."""
+    repeated = torch.cat([latents] * len(conditions.terms))
+    predictions = predict(torch.cat([repeated, conditions.image], dim=1), conditions.text).chunk(len(conditions.terms))
+    total = torch.zeros_like(latents)
+    for term, prediction in zip(conditions.terms, predictions, strict=True):
+        total += term.weight * prediction
+    return total

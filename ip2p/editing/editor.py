@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from ip2p.editing.apply import Resample, edit_images
-from ip2p.editing.model import load_editor
+from ip2p.models.editor import load_editor
 
 Source = Image.Image | Path | str
 MOST_PIXELS = 2**26

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ip2p.config import EvaluationConfig, PipelineConfig, TrainingConfig, fingerprint
-from ip2p.evaluation.domain import EditCase, Pixels
+from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.store import RunFolder
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def editor_source(model: str, knobs: EvaluationConfig, revision: str | None = No
 
 def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
     """The base model as an editor before its first step."""
-    from ip2p.training.source import model_fingerprint
+    from ip2p.training.data import model_fingerprint
 
     identity = fingerprint("untrained", model_fingerprint(base), _sampling(knobs))
     return EditorSource(identity, lambda: _guided(load_untrained(base, knobs.device), knobs))
@@ -79,7 +79,7 @@ def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSou
 
 def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig, guidance_scale: float) -> EditorSource:
     """The base model by itself, from the noised picture towards the edited caption, by diffusers' own pipeline."""
-    from ip2p.training.source import model_fingerprint
+    from ip2p.training.data import model_fingerprint
 
     identity = fingerprint("sdedit", model_fingerprint(base), guidance_scale, _sampling(knobs))
     return EditorSource(identity, lambda: _from_noised_picture(base, knobs, guidance_scale))
@@ -90,7 +90,7 @@ def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
 
 
 def _identity(model: str, revision: str | None) -> str:
-    from ip2p.training.source import fingerprint_files
+    from ip2p.training.data import fingerprint_files
 
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -121,16 +121,15 @@ def _guided(pipeline: Any, knobs: EvaluationConfig) -> Editor:
 
 def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
     """The base model, widened: its new input channels are zero, so that it cannot see the picture."""
-    from ip2p import loading
+    from ip2p.models import loading
 
     place = loading.resolve_device(device)
 
     def load() -> DiffusionPipeline:
         import torch
 
-        from ip2p.training.components import latent_shape, load_unet
+        from ip2p.models.components import latent_shape, load_unet, widen_conv_in
         from ip2p.training.export import build_pipeline
-        from ip2p.training.surgery import widen_conv_in
 
         unet = widen_conv_in(load_unet(base), 2 * latent_shape(base)[0])
         pipeline = build_pipeline(unet, base, torch.device(place))
@@ -146,8 +145,8 @@ def _from_noised_picture(base: TrainingConfig, knobs: EvaluationConfig, guidance
     import torch
     from diffusers import AutoPipelineForImage2Image
 
-    from ip2p import loading
     from ip2p.editing import fitting_size
+    from ip2p.models import loading
 
     name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
     drawing = loading.load_text_to_image(name, **options, dtype="float32", device=knobs.device)

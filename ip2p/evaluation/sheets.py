@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ip2p.evaluation.cases import decode_image
-from ip2p.evaluation.domain import EditCase, Pixels
+from ip2p.evaluation.cases import EditCase, Pixels, decode_image
 from ip2p.store import write_atomic
 
 EDITS_PER_SHEET = 16

@@ -2,9 +2,8 @@
 
 from ip2p.prompts.answers import write_answers
 from ip2p.prompts.backends import check_backend
-from ip2p.prompts.parse import name_edit_type
-from ip2p.prompts.trying import try_caption
-from ip2p.prompts.write import (
+from ip2p.prompts.format import name_edit_type
+from ip2p.prompts.shards import (
     Generation,
     asks_a_model,
     depends_on_earlier_shards,
@@ -12,6 +11,7 @@ from ip2p.prompts.write import (
     read_triplets,
     summarise,
     triplets_table,
+    try_caption,
     write_shard,
 )
 

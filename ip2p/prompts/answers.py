@@ -69,7 +69,7 @@ def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> 
 
 def write_answers(config: PipelineConfig, number: int) -> store.Sidecar | None:
     """Writes `answers/part-<number>.parquet` unless it is done; None where no caption is to be asked about."""
-    from ip2p.prompts.lengths import length_check
+    from ip2p.prompts.screening import length_check
 
     captions = [entry for entry in entries_of(config, number) if not isinstance(entry, ReadyLine)]
     if not captions:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from ip2p.config import PromptsConfig
 from ip2p.prompts.captions import ReadyLine, read_entries
-from ip2p.prompts.parse import Reason, format_json, name_edit_type, parse_answer, parse_json
+from ip2p.prompts.format import Reason, format_json, name_edit_type, parse_answer, parse_json
 from ip2p.records import EditTriplet, hash_to_unit
 
 Message = dict[str, str]

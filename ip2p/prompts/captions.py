@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import json
 import logging
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ip2p import store
-from ip2p.config import PromptsConfig
-from ip2p.prompts.cleaning import clean_caption, normalise
-from ip2p.prompts.sources import WAY_OUT, Row, caption_of, is_hub_id, is_remote, read_rows, suffix_of
+from ip2p.config import CleaningConfig, PromptsConfig
 from ip2p.records import EditTriplet, content_hash
+from ip2p.sources.captions import WAY_OUT, Row, caption_of, is_hub_id, is_remote, read_rows, suffix_of
 
 logger = logging.getLogger(__name__)
 
@@ -198,3 +200,81 @@ def _text_of(record: dict[str, object], name: str) -> str:
 
 def _present(record: dict[str, object], name: str) -> Iterator[str]:
     return (alias for alias in ALIASES[name] if alias in record)
+
+
+Dropped = Literal["", "empty", "markup", "too_short", "too_long", "language"]
+
+TAG = re.compile(r"<[^<>]{1,200}>")
+ADDRESS = re.compile(r"(https?://|www\.)\S+|\S+@\S+\.\w+", re.IGNORECASE)
+FILE_NAME = re.compile(r"\b[\w-]+\.(jpe?g|png|gif|webp|tiff?|bmp|svg|pdf)\b", re.IGNORECASE)
+LITTLE_ELSE = 0.25
+"""A caption of which less than this share is left was no caption."""
+
+
+def normalise(text: str) -> str:
+    """One space between words, none around."""
+    return " ".join(text.split())
+
+
+def clean_caption(text: str, config: CleaningConfig) -> tuple[str, Dropped]:
+    """The caption as it is used, and the reason against it where there is one."""
+    plain = normalise(text)
+    if config.strip_markup:
+        stripped = strip_markup(plain)
+        if len(stripped) < LITTLE_ELSE * len(plain):
+            return stripped, "markup"
+        plain = stripped
+    if not plain:
+        return plain, "empty"
+    num_words = len(plain.split())
+    if num_words < config.min_words:
+        return plain, "too_short"
+    if config.max_words is not None and num_words > config.max_words:
+        return plain, "too_long"
+    return plain, "" if reads_as(plain, config.language) else "language"
+
+
+def strip_markup(text: str) -> str:
+    """Without tags, entities, addresses and names of picture files."""
+    plain = TAG.sub(" ", html.unescape(text))
+    for pattern in (ADDRESS, FILE_NAME):
+        plain = pattern.sub(" ", plain)
+    return normalise(plain).strip(" |-–—:;,")
+
+
+LATIN_SHARE = 0.9
+_ENGLISH = (
+    "the of and with in on at by for from to is are an its his her their this that as over under near beside into a "
+    "some between behind through up down out one two it he she who while during after before make turn add remove"
+)
+_FOREIGN = (
+    "der das und ein eine einen einem mit auf im von zu den dem des ist für bei aus nach nicht sich wie zum zur "
+    "le la les un une et du dans sur avec pour par au aux est en sous chez ce cette qui que "
+    "el los las una y con del al para por es su sus como este esta "
+    "il lo gli uno di da nel nella sul sulla che della dei delle degli al alla "
+    "os um uma das na nas nos com em ao pela pelo "
+    "de het een van met op naar voor uit bij aan zijn niet "
+    "og på med til av för och ett som är w z się nie ve bir ile için"
+)
+ENGLISH, FOREIGN = frozenset(_ENGLISH.split()), frozenset(_FOREIGN.split())
+"""Function words of English, and of German, French, Spanish, Italian, Portuguese, Dutch and others what it has not."""
+WORD = re.compile(r"[^\W\d_]+")
+
+
+def reads_as(text: str, language: str) -> bool:
+    """True for any text where the language is `any`."""
+    return language == "any" or reads_as_english(text)
+
+
+def reads_as_english(text: str) -> bool:
+    """Mostly Latin letters, and at least as many English as foreign function words."""
+    letters = [letter for letter in text if letter.isalpha()]
+    if not letters or sum(map(_is_latin, letters)) < LATIN_SHARE * len(letters):
+        return False
+    words = WORD.findall(text)
+    foreign = sum(word in FOREIGN for word in words)  # names in capitals do not count
+    return foreign <= sum(word.lower() in ENGLISH for word in words)
+
+
+def _is_latin(letter: str) -> bool:
+    return letter.isascii() or unicodedata.name(letter, "").startswith("LATIN")

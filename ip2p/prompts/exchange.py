@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig
 from ip2p.prompts.captions import ALIASES, to_triplet
-from ip2p.prompts.sources import Row, read_rows
 from ip2p.records import EditTriplet
+from ip2p.sources.captions import Row, read_rows
 
 logger = logging.getLogger(__name__)
 

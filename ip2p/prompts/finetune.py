@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ip2p import loading, store
+from ip2p import store
 from ip2p.config import FinetuneConfig, PromptsConfig
-from ip2p.loading import LanguageModel
+from ip2p.models import loading
+from ip2p.models.loading import LanguageModel
 from ip2p.prompts.captions import ReadyLine, read_entries
-from ip2p.prompts.parse import format_answer, format_prompt
+from ip2p.prompts.format import format_answer, format_prompt
 from ip2p.records import EditTriplet, hash_to_unit
 
 if TYPE_CHECKING:

@@ -6,16 +6,18 @@ was made first.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
+import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ip2p.config import ScreeningConfig
-from ip2p.prompts.language import reads_as
-from ip2p.prompts.near_duplicates import WordIndex
-from ip2p.prompts.parse import Reason, judge_triplet
+from ip2p.config import PipelineConfig, ScreeningConfig
+from ip2p.prompts.captions import reads_as
+from ip2p.prompts.format import Reason, judge_triplet
 from ip2p.records import EditTriplet
 
 WORD = re.compile(r"\w+")
@@ -96,3 +98,65 @@ def load_moderation(name: str) -> Callable[[str], bool]:
             f"screening.moderation {name} cannot be imported ({error}). Name a function as module:function."
         ) from error
     return found
+
+
+Words = frozenset[str]
+
+
+def words_of(triplet: EditTriplet) -> Words:
+    """Words in lower case, marked with the text that they stand in."""
+    texts = (triplet.original_prompt, triplet.edit_prompt, triplet.edited_prompt)
+    return frozenset(f"{mark}{word}" for mark, text in zip("oie", texts, strict=True) for word in _words(text))
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.casefold())
+
+
+def likeness(one: Words, other: Words) -> float:
+    """Jaccard index, in [0, 1]."""
+    union = len(one | other)
+    return len(one & other) / union if union else 1.0
+
+
+class WordIndex:
+    """Triplets that are kept, findable by likeness."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._sets: list[Words] = []
+        self._places: defaultdict[str, list[int]] = defaultdict(list)
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    def add(self, triplet: EditTriplet) -> None:
+        """From here on triplets like this one are found."""
+        words = words_of(triplet)
+        for word in self._prefix(words):
+            self._places[word].append(len(self._sets))
+        self._sets.append(words)
+
+    def holds_one_like(self, triplet: EditTriplet) -> bool:
+        """Whether one of those added is at least `limit` alike."""
+        words = words_of(triplet)
+        places = {place for word in self._prefix(words) for place in self._places.get(word, ())}
+        return any(likeness(words, self._sets[place]) >= self.limit for place in places)
+
+    def _prefix(self, words: Words) -> list[str]:
+        size = len(words) - math.ceil(self.limit * len(words) - 1e-9) + 1
+        return sorted(words, key=lambda word: (-len(word), word))[:size]
+
+
+def length_check(config: PipelineConfig) -> Callable[[str], bool]:
+    """Says of a text whether the renderer's text encoder takes it whole."""
+    from ip2p.models import loading
+
+    tokenizer = loading.load_tokenizer(config.rendering.model, revision=config.rendering.revision)
+    limit = config.prompts.max_prompt_tokens or tokenizer.model_max_length
+
+    @functools.cache
+    def fits(text: str) -> bool:
+        return len(tokenizer(text, verbose=False)["input_ids"]) <= limit
+
+    return fits

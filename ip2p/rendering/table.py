@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ip2p.images import format_of
 from ip2p.records import DRAWN_COLUMNS, EMBEDDINGS_COLUMN, SCORE_COLUMNS, ScoredCandidate, as_row, from_row
-from ip2p.rendering.images import format_of
-from ip2p.rendering.needed import Key
+from ip2p.rendering.candidates import Key
 
 
 @dataclass(frozen=True, slots=True)

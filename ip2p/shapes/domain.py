@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from ip2p.evaluation.domain import EditCase, EditJudgement, Pixels
+from ip2p.evaluation.cases import EditCase, EditJudgement, Pixels
 from ip2p.records import EditTriplet
 from ip2p.shapes.language import (
     EDIT_TYPES,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ip2p.evaluation.domain import EditJudgement, Pixels
+from ip2p.evaluation.cases import EditJudgement, Pixels
 from ip2p.shapes.scene import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, SIZES, Rgb, Scene, SceneObject, coverage
 
 MAX_COLOUR_DISTANCE = 60.0

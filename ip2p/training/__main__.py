@@ -15,11 +15,11 @@ from pathlib import Path
 import diffusers
 import transformers
 
-from ip2p.loading import keep_freed_memory
+from ip2p.models.loading import keep_freed_memory
 from ip2p.training.flags import parse
-from ip2p.training.launching import STOP_AT_END_OF_INPUT
+from ip2p.training.launch import STOP_AT_END_OF_INPUT
+from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.run import run
-from ip2p.training.stopping import Interrupted, Stop
 
 logger = logging.getLogger("ip2p.training")
 

@@ -33,13 +33,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ip2p.config import TrainingConfig, fingerprint
+from ip2p.models.components import load_vae
+from ip2p.models.texts import TextEncoders
 from ip2p.store import write_json
-from ip2p.training.batches import Batch, Sampling
-from ip2p.training.components import load_vae
-from ip2p.training.draws import StepDraws
-from ip2p.training.geometry import DecodedPair, RawPair, decode_pair
-from ip2p.training.source import Rows, model_fingerprint
-from ip2p.training.text import TextEncoders
+from ip2p.training.data import DecodedPair, RawPair, Rows, decode_pair, model_fingerprint
+from ip2p.training.draws import Batch, Sampling, StepDraws
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from ip2p.config import DIFFUSERS_DEFAULTS, TrainingConfig, TrainingJob
-from ip2p.config_file import overlay
+from ip2p.config.files import overlay
 
 logger = logging.getLogger(__name__)
 

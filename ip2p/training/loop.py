@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 import torch
@@ -14,8 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ip2p.training.checkpoint import Progress, write_checkpoint
-from ip2p.training.losslog import LossLog
-from ip2p.training.stopping import Interrupted, Stop
+from ip2p.training.losses import LossLog
 from ip2p.training.trainer import Trainer, pairs_per_step
 
 logger = logging.getLogger(__name__)
@@ -125,3 +129,33 @@ def _report(progress: Progress, max_steps: int, loss: float, first: int, started
         "step %d of %d: loss %.4f, %.2f steps/s, %.0f s left%s",
         *(progress.step, max_steps, loss, rate, left, f" (from step {first})" if first else ""),
     )
+
+
+@dataclass(slots=True)
+class Stop:
+    """Set by a signal or by the end of the process that started this one; the loop then saves and ends."""
+
+    wanted: threading.Event = field(default_factory=threading.Event)
+
+    def on_signals(self) -> Stop:
+        """Listens to SIGINT and SIGTERM."""
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._on_signal)
+        return self
+
+    def on_end_of_input(self) -> Stop:
+        """Listens to the end of standard input, which the starting process holds open as long as it lives."""
+        threading.Thread(target=self._read_to_end, daemon=True).start()
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.wanted.set()
+
+    def _read_to_end(self) -> None:
+        while os.read(0, 4096):  # unbuffered, so that the thread holds no lock when the process ends
+            pass
+        self.wanted.set()
+
+
+class Interrupted(RuntimeError):
+    """The training was asked to stop and saved its state."""

@@ -16,7 +16,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ip2p.training.surgery import widen_conv_in
+from ip2p.models.components import widen_conv_in
 
 LAYERS = ("to_k", "to_q", "to_v", "to_out.0")
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ip2p.config import TrainingConfig
-from ip2p.training.batches import Batch, SampleKey, Sampling
+from ip2p.models.components import latent_shape, load_vae
+from ip2p.models.texts import TextEncoders
 from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, time_ids_of
-from ip2p.training.components import latent_shape, load_vae
-from ip2p.training.draws import StepDraws
-from ip2p.training.geometry import DecodedPair, decode_pair
-from ip2p.training.source import DatasetRows
-from ip2p.training.text import TextEncoders
+from ip2p.training.data import DatasetRows, DecodedPair, decode_pair
+from ip2p.training.draws import Batch, SampleKey, Sampling, StepDraws
 
 logger = logging.getLogger(__name__)
 

@@ -13,33 +13,32 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
 from ip2p.config import PipelineConfig, TrainingConfig, TrainingJob
+from ip2p.models import components
+from ip2p.models.components import widen_conv_in
+from ip2p.models.noise import objective_of
 from ip2p.store import write_json
-from ip2p.training import components, hub
-from ip2p.training.batches import Sampling, Source
+from ip2p.training import export
 from ip2p.training.cache import LatentCache, load_cache
 from ip2p.training.checkpoint import Progress, resume
-from ip2p.training.export import write_editor
-from ip2p.training.geometry import is_square
-from ip2p.training.launching import FINISHED
-from ip2p.training.loop import train
-from ip2p.training.losslog import mean_of_last, read_losses
-from ip2p.training.objective import objective_of
-from ip2p.training.online import OnlinePairs
-from ip2p.training.source import (
+from ip2p.training.data import (
     ParquetRows,
     Rows,
     find_test_files,
+    is_square,
     open_rows,
     open_table,
     resume_fingerprint,
     training_fingerprint,
 )
-from ip2p.training.stopping import Stop
-from ip2p.training.strategy import check_launch, precision_of
-from ip2p.training.surgery import widen_conv_in
-from ip2p.training.trackers import start_trackers, tracker_names
+from ip2p.training.draws import Sampling, Source
+from ip2p.training.export import write_editor
+from ip2p.training.launch import FINISHED
+from ip2p.training.loop import Stop, train
+from ip2p.training.losses import mean_of_last, read_losses
+from ip2p.training.online import OnlinePairs
+from ip2p.training.sharding import check_launch, precision_of
 from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
-from ip2p.training.validation import Validation, read_shown
+from ip2p.training.validation import Validation, read_shown, start_trackers, tracker_names
 
 logger = logging.getLogger("ip2p.training")
 
@@ -51,7 +50,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     """Caches, trains, exports; returns what happened, which also lies in `output_dir/finished.json`."""
     output = Path(job.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    hub.check_may_upload(job)
+    export.check_may_upload(job)
     rows, shown = open_rows(job.data, job), read_shown(job)
     accelerator = new_accelerator(job)
     whole = PipelineConfig(training=job)
@@ -72,13 +71,13 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     trained = trainer.trained
     editor = trained.whole(trained.average or trained.unet, is_main=accelerator.is_main_process)
     if editor is not None:
-        export = Path(job.export_dir or job.output_dir)
-        write_editor(editor, job, export)
-        hub.write_card(job, export, summary, is_xl=components.is_xl(job))
+        folder = Path(job.export_dir or job.output_dir)
+        write_editor(editor, job, folder)
+        export.write_card(job, folder, summary, is_xl=components.is_xl(job))
         write_json(output / FINISHED, {"fingerprint": training_fingerprint(whole, job.data), "summary": summary})
-        logger.info("wrote %s", export)
+        logger.info("wrote %s", folder)
         if job.push_to_hub:
-            hub.upload(job, export)
+            export.upload(job, folder)
     accelerator.end_training()
     return summary
 

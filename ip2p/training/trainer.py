@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ip2p.config import TrainingConfig
+from ip2p.models.noise import Objective, drop_conditions, drop_text
 from ip2p.training import sharding
-from ip2p.training.batches import Batch, Sampling, Source
 from ip2p.training.checkpoint import Trained
+from ip2p.training.draws import Batch, Sampling, Source
 from ip2p.training.lora import add_lora
-from ip2p.training.objective import Objective, drop_conditions, drop_text
 from ip2p.training.optimizer import new_optimizer
-from ip2p.training.strategy import is_fsdp, is_zero
+from ip2p.training.sharding import is_fsdp, is_zero
 from ip2p.training.zero import ZeroParts
 
 logger = logging.getLogger(__name__)

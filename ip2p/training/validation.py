@@ -7,25 +7,26 @@ not chance's.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.utils import load_image
 from PIL import Image
 from torch import Tensor, nn
 
-from ip2p.config import TrainingConfig
+from ip2p.config import TrainingConfig, to_dict
+from ip2p.models.noise import Objective
 from ip2p.training.cache import LatentCache
 from ip2p.training.draws import draw_step
 from ip2p.training.export import build_pipeline
-from ip2p.training.objective import Objective
-from ip2p.training.trackers import show_images
 from ip2p.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -200,3 +201,50 @@ def _losses(
         prediction = trainer.predict(network, objective.noised(latents, noise, timesteps), timesteps, batch)
     target = objective.target(latents, noise, timesteps)
     return (prediction.float() - target).square().mean(dim=(1, 2, 3)).cpu()
+
+
+MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "trackio": "trackio"}
+PROJECT = "instruct-pix2pix"
+
+
+def tracker_names(report_to: str) -> list[str]:
+    """The trackers that are asked for. ValueError for one that is unknown or not installed."""
+    names = [name.strip() for name in report_to.split(",") if name.strip()]
+    if names == ["all"]:
+        return [name for name in MODULES if _is_installed(name)]
+    if names in ([], ["none"]):
+        return []
+    for name in names:
+        if name not in MODULES:
+            raise ValueError(f"report_to must be of {', '.join(MODULES)}, all or none, got {name}.")
+        if not _is_installed(name):
+            raise ValueError(f"report_to asks for {name}, which is not installed. Run: pip install {MODULES[name]}")
+    return names
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(MODULES[name]) is not None
+
+
+def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """Tells the trackers the settings; there is no secret among them."""
+    values = to_dict(config).items()
+    plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values}
+    accelerator.init_trackers(PROJECT, config=plain)
+
+
+def show_images(accelerator: Accelerator, name: str, images: Mapping[str, Any], step: int) -> None:
+    """Pictures by caption, to tensorboard, wandb and comet."""
+    if not images:
+        return
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            for caption, image in images.items():
+                tracker.writer.add_image(f"{name}/{caption}", np.asarray(image), step, dataformats="HWC")
+        elif tracker.name == "wandb":
+            import wandb
+
+            tracker.log({name: [wandb.Image(image, caption=caption) for caption, image in images.items()]}, step=step)
+        elif tracker.name == "comet_ml":
+            for caption, image in images.items():
+                tracker.writer.log_image(image, name=f"{name}/{caption}", step=step)

@@ -1,7 +1,7 @@
 """How much faster a training step is on a CPU when freed memory is kept: `python tests/benchmarks/allocator.py`.
 
 Runs the shapes domain's denoiser for some steps in two fresh processes, one with glibc's defaults and one after
-`ip2p.loading.keep_freed_memory`, in turns, and prints both medians and their ratio.
+`ip2p.models.loading.keep_freed_memory`, in turns, and prints both medians and their ratio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def measure(keep: bool) -> float:
     """Median seconds of a forward and backward pass in this process."""
     import torch
 
-    from ip2p.loading import keep_freed_memory
+    from ip2p.models.loading import keep_freed_memory
     from ip2p.shapes.train.unet import new_unet
 
     if keep:

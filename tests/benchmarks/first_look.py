@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from ip2p import loading
 from ip2p.config import FilteringConfig, PipelineConfig
+from ip2p.models import loading
 from ip2p.presets import shapes
 from ip2p.store import RunFolder
 from tests.benchmarks.rendering import make_run

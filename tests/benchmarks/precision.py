@@ -15,14 +15,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ip2p.loading import keep_freed_memory, load_text_to_image, resolve_dtype
+from ip2p.models.loading import keep_freed_memory, load_text_to_image, resolve_dtype
 from ip2p.presets import data_folder, shapes
 from ip2p.rendering import draw_candidates, render_pairs
 from ip2p.shapes.domain import ShapesDomain
 from ip2p.training.cache import load_cache
+from ip2p.training.data import open_rows
 from ip2p.training.flags import job_of
 from ip2p.training.run import new_accelerator, new_trainer
-from ip2p.training.source import open_rows
 
 ROUNDS, PAIRS, STEPS = 3, 64, 30
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}

@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ip2p import loading
 from ip2p.config import PipelineConfig, ScreeningConfig
+from ip2p.models import loading
 from ip2p.presets import shapes
 from ip2p.prompts import write_shard
 from ip2p.prompts.asking import Request
+from ip2p.prompts.backends.transformers import Sampling, generate
 from ip2p.prompts.captions import read_entries
-from ip2p.prompts.causal_lm import Sampling, generate
-from ip2p.prompts.parse import REASONS
+from ip2p.prompts.format import REASONS
 
 NUM_TIMED, ROUNDS = 60, 3
 NUM_JUDGED = 200

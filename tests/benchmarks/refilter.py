@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from ip2p import dataset, rendering, store
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
-from ip2p.filtering.judge import count_verdicts, judge_table
+from ip2p.filtering import count_verdicts, judge_table
+from ip2p.images import encode_image
 from ip2p.presets import shapes
 from ip2p.records import EditTriplet
-from ip2p.rendering.candidates import _shard
-from ip2p.rendering.images import encode_image
+from ip2p.rendering.shards import _shard
 from ip2p.rendering.table import SCHEMA, EncodedPair, images_table, with_images
 from ip2p.store import RunFolder
 

@@ -58,7 +58,7 @@ def explicit_maps(pipeline: Any, candidates: list[Candidate], config: RenderingC
     """One pair at a time, every map made."""
     import torch
 
-    from ip2p.rendering.sampler import decode_latents
+    from ip2p.p2p.sampler import decode_latents
     from tests.explicit import ExplicitPair
 
     with torch.inference_mode():
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
     from diffusers import DiffusionPipeline
 
-    from ip2p.loading import load_text_to_image, resolve_device
+    from ip2p.models.loading import load_text_to_image, resolve_device
     from ip2p.rendering import draw_candidates
 
     config, device = compared(options), resolve_device("auto")

@@ -52,12 +52,12 @@ def finished_run(
 ) -> PipelineConfig:
     """A run whose whole pipeline has been through its flow once; tests leave it as they found it."""
     from flows.pipeline import pipeline_flow
-    from ip2p import plan
+    from ip2p import uses
 
     config = write_ready_config(tmp_path_factory.mktemp("flows") / "run", sd=tiny_sd, clip=tiny_clip, lm=tiny_lm)
-    plan.write_config(config)
+    uses.write_config(config)
     pipeline_flow(config)
-    plan.record_completion(config, "pipeline")
+    uses.record_completion(config, "pipeline")
     return config
 
 

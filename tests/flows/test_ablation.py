@@ -13,9 +13,9 @@ import pytest
 
 from flows.ablation import ablation_flow
 from flows.pipeline import pipeline_flow
-from ip2p import ablation, plan
+from ip2p import ablation, uses
 from ip2p.config import EditTypeRendering, PipelineConfig, Thresholds
-from ip2p.config_file import read_config
+from ip2p.config.files import read_config
 from ip2p.records import hash_to_unit
 from ip2p.store import RunFolder, read_json, read_summary
 
@@ -30,9 +30,9 @@ def filtered_run(finished_run: PipelineConfig, tmp_path_factory: pytest.TempPath
     )
     config = dataclasses.replace(finished_run, out=tmp_path_factory.mktemp("ablation") / "run", filtering=filtering)
     ablation.take_over(finished_run.out, config.out, editor=False)
-    plan.write_config(config)
+    uses.write_config(config)
     pipeline_flow(config)
-    plan.record_completion(config, "pipeline")
+    uses.record_completion(config, "pipeline")
     return config
 
 
@@ -124,7 +124,7 @@ def test_one_page_shows_all_with_their_pairs_and_what_differs(ablated: PipelineC
 def test_every_variant_is_a_run_that_can_be_gone_on_with(ablated: PipelineConfig) -> None:
     for name in ablation.VARIANTS:
         saved = read_config(ablated.out / name / "config.json")
-        assert plan.is_complete(saved, "pipeline")
+        assert uses.is_complete(saved, "pipeline")
 
 
 def test_a_second_ablation_does_no_work_and_a_deleted_result_is_made_again_alone(

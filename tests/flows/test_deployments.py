@@ -13,14 +13,23 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from flows.deployments import ALL_VARIANTS, DEPLOYMENTS, Form, PresetName, VariantName
+from flows.deployments import (
+    ALL_VARIANTS,
+    DEPLOYMENTS,
+    Form,
+    PresetName,
+    VariantName,
+    describe_fields,
+    differences,
+    fill_in,
+    form_of,
+)
 from flows.deployments import dataset as dataset_deployment
-from flows.forms import describe_fields, differences, fill_in, form_of
-from flows.progress import Bar
-from ip2p import ablation, plan
+from flows.tasks import Bar
+from ip2p import ablation, uses
 from ip2p.cli.serving import NAMES
 from ip2p.config import EditTypeRendering, EvaluationConfig, PipelineConfig, RenderingConfig, TrainingJob, to_dict
-from ip2p.config_file import read_run
+from ip2p.config.files import read_run
 from ip2p.presets import PRESETS, sdxl, shapes
 from ip2p.store import RunFolder
 
@@ -121,7 +130,7 @@ def test_a_run_from_the_form_is_the_command_s_and_is_not_done_twice(
     state = dataset_deployment(**asked, settings={"dataset": {"seed": 5}}, return_state=True)
     assert state.is_completed() and state.message == f"The results are in {tmp_path / 'out'}."
     made = read_run(tmp_path / "out")
-    assert made.dataset.seed == 5 and plan.is_complete(made, "dataset")
+    assert made.dataset.seed == 5 and uses.is_complete(made, "dataset")
     assert list(RunFolder(made.out).dataset.glob("data/*.parquet")) and (made.out / "run.log").exists()
     again = dataset_deployment(**asked, settings={"dataset": {"seed": 5}}, return_state=True)
     assert again.message == f"Everything is done already in {tmp_path / 'out'}."

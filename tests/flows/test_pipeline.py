@@ -11,10 +11,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import TaskRunSort
 
 from flows.dataset import dataset_flow
-from flows.limits import limit_name
 from flows.pipeline import pipeline_flow
 from flows.runners import with_runner
-from ip2p import plan
+from flows.tasks import limit_name
+from ip2p import uses
 from ip2p.config import PipelineConfig, ScreeningConfig, ServerConfig
 from ip2p.store import RunFolder, read_json, read_summary, sidecar_path
 from tests.chat_server import serving
@@ -97,19 +97,19 @@ def test_a_deleted_shard_is_made_again_and_no_other(ready_config: PipelineConfig
 
 
 def test_a_run_counts_as_complete_until_a_result_an_input_or_a_setting_changes(finished_run: PipelineConfig) -> None:
-    plan.record_completion(finished_run, "pipeline")
-    assert plan.is_complete(finished_run, "pipeline")
-    assert not plan.is_complete(finished_run, "dataset")
+    uses.record_completion(finished_run, "pipeline")
+    assert uses.is_complete(finished_run, "pipeline")
+    assert not uses.is_complete(finished_run, "dataset")
     faster = dataclasses.replace(finished_run, rendering=dataclasses.replace(finished_run.rendering, batch_size=1))
-    assert plan.is_complete(faster, "pipeline")
+    assert uses.is_complete(faster, "pipeline")
     other = dataclasses.replace(
         finished_run, filtering=dataclasses.replace(finished_run.filtering, max_pairs_per_triplet=1)
     )
-    assert not plan.is_complete(other, "pipeline")
+    assert not uses.is_complete(other, "pipeline")
     shard = RunFolder(finished_run.out).shard("triplets", 0)
     content = shard.read_bytes()
     shard.unlink()
-    assert not plan.is_complete(finished_run, "pipeline")
+    assert not uses.is_complete(finished_run, "pipeline")
     shard.write_bytes(content)
 
 

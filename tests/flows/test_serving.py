@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.server import _free_port
-from ip2p import plan
+from ip2p import uses
 from ip2p.cli import main
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.config_file import read_run
+from ip2p.config.files import read_run
 
 pytestmark = pytest.mark.slow
 TOO_LONG = 400.0
@@ -136,7 +136,7 @@ def test_a_run_from_the_page_completes_with_progress_and_a_bad_one_says_why(
     shown = {f"progress-{stage}": 100.0 for stage in ("prompts", "rendering", "training", "evaluation")}
     assert shown.items() <= artifacts.items() and {"counts", "scores", "report"} <= set(artifacts)
     made = read_run(Path("made"))
-    assert made.dataset.license == "mit" and plan.is_complete(made, "pipeline")
+    assert made.dataset.license == "mit" and uses.is_complete(made, "pipeline")
     files = (tmp_path / "made/dataset/data").glob("*.parquet")
     assert sum(pq.read_metadata(path).num_rows for path in files) == 32
 
@@ -166,7 +166,7 @@ def test_a_schedule_fires_by_itself_on_a_server_of_its_own_that_ends_with_it(
         _interrupt(serving, log)
     with pytest.raises(urllib.error.URLError):
         _ask(url, "/health")
-    assert plan.is_complete(read_run(Path("nightly")), "dataset")
+    assert uses.is_complete(read_run(Path("nightly")), "dataset")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from ip2p.training.launching import LAUNCH_CONFIGS
-from ip2p.training.losslog import read_losses
+from ip2p.training.launch import LAUNCH_CONFIGS
+from ip2p.training.losses import read_losses
 from tests.test_training_sharding import trainer_of, words
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fresh_accelerator")]

@@ -13,16 +13,14 @@ import tyro
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ip2p.loading import keep_freed_memory, resolve_device
+from ip2p.models.loading import keep_freed_memory, resolve_device
 from ip2p.presets import shapes
 from ip2p.shapes.train import clip as clip_recipe
-from ip2p.shapes.train.distil import distil_guidance
 from ip2p.shapes.train.export import write_captions, write_stable_diffusion
-from ip2p.shapes.train.figures import all_figures
 from ip2p.shapes.train.language_model import train_language_model, write_language_tokenizer
-from ip2p.shapes.train.text import train_text_tower
-from ip2p.shapes.train.tokenizer import write_tokenizer
-from ip2p.shapes.train.unet import train_unet
+from ip2p.shapes.train.measure import all_figures
+from ip2p.shapes.train.text import train_text_tower, write_tokenizer
+from ip2p.shapes.train.unet import distil_guidance, train_unet
 from ip2p.shapes.train.vae import narrow_posterior, train_vae, tune_decoder
 
 

@@ -24,13 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ip2p.evaluation.domain import Pixels
+from ip2p.evaluation.cases import Pixels
 from ip2p.shapes.language import EDIT_TYPES, Described, caption, describe, draw_edit_of, draw_moved
 from ip2p.shapes.scene import Scene, draw_scene, render
 from ip2p.shapes.train.loop import LoopConfig, train
 from ip2p.shapes.train.spoil import spoil
-from ip2p.shapes.train.text import CAPTION_CLASSES, caption_answers, train_text_tower
-from ip2p.shapes.train.tokenizer import CONTEXT_LENGTH
+from ip2p.shapes.train.text import CAPTION_CLASSES, CONTEXT_LENGTH, caption_answers, train_text_tower
 from ip2p.shapes.train.vae import to_pixels
 
 EMBED_DIM, TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 128, 3, 4

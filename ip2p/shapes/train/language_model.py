@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ip2p.prompts.parse import format_answer, format_prompt
+from ip2p.prompts.format import format_answer, format_prompt
 from ip2p.shapes.language import caption, describe, draw_edit
 from ip2p.shapes.train.loop import LoopConfig, train
 

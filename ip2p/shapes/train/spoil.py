@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ip2p.evaluation.domain import Pixels
+from ip2p.evaluation.cases import Pixels
 from ip2p.shapes.scene import (
     BACKGROUNDS,
     COLOURS,

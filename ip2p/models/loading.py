@@ -1,0 +1,240 @@
+"""Every heavy model, loaded once per process under a key of plain values.
+
+A lock guards the table (`lru_cache` is none: four threads would load four times). Model folders are checked here, so
+that a wrong path is a one-line error and never a search on the hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from ip2p.console import first_line
+
+if TYPE_CHECKING:
+    import open_clip
+    from diffusers import DiffusionPipeline
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_models: dict[Hashable, Any] = {}
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A causal language model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class ClipModel:
+    """An open_clip model with its own image transform and tokenizer."""
+
+    model: open_clip.CLIP
+    preprocess: Callable[[Any], torch.Tensor]
+    tokenize: Callable[[list[str]], torch.Tensor]
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageModel:
+    """A transformers image encoder with its own preprocessing."""
+
+    model: PreTrainedModel
+    processor: Callable[..., Any]
+    device: str
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what tensors free: handing pages back after every operation is slow.
+
+    On two CPU cores a training step took 1.8 times as long without this (`tests/benchmarks/allocator.py`). Does nothing
+    under another C library.
+    """
+    mmap_max, trim_threshold, top_pad = -4, -1, -2
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 2**28)
+
+
+def load_once(key: Hashable, load: Callable[[], T]) -> T:
+    """Returns the model under `key`, loading it the first time, also when several threads ask at once."""
+    with _lock:
+        if key not in _models:
+            keep_freed_memory()
+            started = time.monotonic()
+            _models[key] = load()
+            logger.info("loaded %s in %.1f s", key, time.monotonic() - started)
+        return _models[key]  # type: ignore[no-any-return]
+
+
+def unload_all() -> None:
+    """Drops every model and gives its memory back."""
+    with _lock:
+        _models.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def resolve_device(name: str) -> str:
+    """`auto` becomes cuda, mps or cpu; anything else stays."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(name: str, device: str) -> str:
+    """`auto` becomes bfloat16 where `device` multiplies it in hardware, else float32; anything else stays.
+
+    A CPU without such instructions computes bfloat16 too, but slower than float32.
+    """
+    if name != "auto":
+        return name
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bfloat16" if native else "float32"
+
+
+def check_model_source(name: str, *, what: str, marker: str) -> str:
+    """Returns `name` where it is a folder that holds `marker` or can be a hub id; otherwise says what is wrong."""
+    if not name:
+        raise ValueError(f"{what} is not set. Give a model folder or a hub id.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / marker).exists():
+            raise ValueError(f"{what} {name} has no {marker}. Give a folder in the standard format or a hub id.")
+        return str(path)
+    looks_like_hub_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+    if path.is_absolute() or not looks_like_hub_id:
+        raise ValueError(f"{what} {name} does not exist. Give an existing model folder or a hub id (owner/name).")
+    return name
+
+
+def load_text_to_image(
+    model: str, *, revision: str | None, variant: str | None, dtype: str, device: str
+) -> DiffusionPipeline:
+    """The text-to-image pipeline of a folder or hub id, without safety checker and progress bar."""
+
+    place = resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+
+    def load() -> DiffusionPipeline:
+        from diffusers import DiffusionPipeline
+
+        source = check_model_source(model, what="rendering.model", marker="model_index.json")
+        options: dict[str, Any] = {"revision": revision, "variant": variant, "torch_dtype": getattr(torch, precision)}
+        pipeline = _from_source(DiffusionPipeline.from_pretrained, source, **options, use_safetensors=True)
+        if getattr(pipeline, "safety_checker", None) is not None:
+            pipeline.safety_checker = None
+        pipeline.set_progress_bar_config(disable=True)
+        for part in (pipeline.unet, pipeline.vae):
+            part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
+        return pipeline.to(place)
+
+    return load_once(("text-to-image", model, revision, variant, precision, place), load)
+
+
+def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:
+    """An open_clip model in float32, from a local folder or by architecture and weights."""
+
+    def load() -> ClipModel:
+        import open_clip
+
+        place = resolve_device(device)
+        if Path(model).is_dir():
+            check_model_source(model, what="scoring.clip_model", marker="open_clip_config.json")
+            name, weights = f"local-dir:{model}", None
+        else:
+            name, weights = model, pretrained
+            known = open_clip.list_models()
+            if name not in known and not name.startswith(("hf-hub:", "local-dir:")):
+                raise ValueError(
+                    f"scoring.clip_model {name} is neither a folder nor one of open_clip's {len(known)} models."
+                )
+        clip, _, preprocess = _from_source(
+            open_clip.create_model_and_transforms, name, pretrained=weights, device=place
+        )
+        return ClipModel(clip.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(name), place)
+
+    return load_once(("clip", model, pretrained, resolve_device(device)), load)
+
+
+def load_image_model(model: str, *, device: str) -> ImageModel:
+    """An image encoder such as DINOv2 in float32, with the preprocessing that it was trained with."""
+
+    def load() -> ImageModel:
+        from transformers import AutoImageProcessor, AutoModel
+
+        source = check_model_source(model, what="scoring.dino_model", marker="preprocessor_config.json")
+        network = _from_source(AutoModel.from_pretrained, source)
+        processor = _from_source(AutoImageProcessor.from_pretrained, source)
+        place = resolve_device(device)
+        return ImageModel(network.to(place).eval().requires_grad_(False), processor, place)
+
+    return load_once(("image-model", model, resolve_device(device)), load)
+
+
+def load_language_model(model: str, *, revision: str | None, device: str, dtype: str = "float32") -> LanguageModel:
+    """A causal language model, padded on the left for batched generation."""
+
+    place = resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+
+    def load() -> LanguageModel:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        source = check_model_source(model, what="prompts.model", marker="config.json")
+        tokenizer = _from_source(AutoTokenizer.from_pretrained, source, revision=revision, padding_side="left")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        options: dict[str, Any] = {"revision": revision, "dtype": getattr(torch, precision)}
+        network = _from_source(AutoModelForCausalLM.from_pretrained, source, **options)
+        return LanguageModel(network.to(place).eval(), tokenizer)
+
+    return load_once(("language-model", model, revision, precision, place), load)
+
+
+def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The text tokenizer of a diffusers model folder or hub id."""
+
+    def load() -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        source = check_model_source(model, what="rendering.model", marker="model_index.json")
+        found: PreTrainedTokenizerBase = _from_source(
+            AutoTokenizer.from_pretrained, source, revision=revision, subfolder="tokenizer"
+        )
+        return found
+
+    return load_once(("tokenizer", model, revision), load)
+
+
+def _from_source(load: Callable[..., Any], source: str, **options: Any) -> Any:
+    try:
+        return load(source, **options)
+    except (OSError, RuntimeError) as error:
+        first = first_line(error)
+        raise ValueError(f"could not load {source}: {first}. Give an existing model folder or a hub id.") from error

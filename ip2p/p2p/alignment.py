@@ -1,0 +1,118 @@
+"""Which token of the original caption each token of the edited one goes by, for cross-attention prompt-to-prompt.
+
+Two ways, after Hertz et al. (2022): *refine* matches equal tokens and leaves new ones to themselves; *replace* matches
+word by word, so a word that was swapped goes where the one stood that it stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ip2p.config import CrossAlignment
+from ip2p.models.texts import tokenizer_lock
+from ip2p.records import Candidate
+
+Words = Sequence[Sequence[int]]
+"""The token ids of each word."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMap:
+    """How maps of the original caption's tokens become those of the edited one's, of one pair or stacked of many."""
+
+    matrix: Tensor
+    """([N,] L, L) float32: [i, j] is the share of the original token i's map in that of the edited token j."""
+    own: Tensor
+    """([N,] L) float32: 1 where an edited token keeps its own map, else 0."""
+    gone: Tensor
+    """([N,] L) float32: 1 at words of the original that the edited caption lacks, else 0."""
+    new: Tensor
+    """([N,] L) float32: 1 at words of the edited caption that the original lacks, else 0."""
+
+
+def stack_maps(maps: Sequence[TokenMap], device: torch.device) -> TokenMap:
+    """Those of N pairs in one."""
+    columns = zip(*((one.matrix, one.own, one.gone, one.new) for one in maps), strict=True)
+    return TokenMap(*(torch.stack(column).to(device) for column in columns))
+
+
+def map_tokens(tokenizer: Any, original: str, edited: str, way: str) -> TokenMap:
+    """Aligns two captions that fit the tokenizer; `way` is "refine" or "replace".
+
+    Captions of different numbers of words cannot be matched word by word; they are refined whatever the way.
+    """
+    one, other = split_words(tokenizer, original), split_words(tokenizer, edited)
+    equal = match_tokens(one, other)
+    matched = match_words(one, other) if way == "replace" and len(one) == len(other) else equal
+    length = tokenizer.model_max_length
+    matrix = torch.zeros(length, length)
+    for i, j, share in matched:
+        matrix[i + 1, j + 1] = share  # the start token is not in the words
+    ends = [1 + sum(len(word) for word in words) for words in (one, other)]
+    matrix[0, 0] = matrix[ends[0], ends[1]] = 1.0
+    padding = torch.arange(max(ends) + 1, length)
+    matrix[padding, padding] = 1.0
+    gone, new = torch.zeros(2, length)
+    gone[1 : ends[0]] = new[1 : ends[1]] = 1.0
+    for i, j, _ in equal:
+        gone[i + 1] = new[j + 1] = 0.0
+    return TokenMap(matrix, (matrix.sum(0) == 0).float(), gone, new)
+
+
+def split_words(tokenizer: Any, text: str) -> list[list[int]]:
+    """Token ids of each word; CLIP's tokenizer splits at white space before anything else."""
+    words: list[list[int]] = [tokenizer(word, add_special_tokens=False).input_ids for word in text.split()]
+    return words
+
+
+def match_words(original: Words, edited: Words) -> list[tuple[int, int, float]]:
+    """(place, place, share) word k for word k: token by token, or evenly where a word has more tokens on one side."""
+    matched, i, j = [], 0, 0
+    for one, other in zip(original, edited, strict=True):
+        if len(one) == len(other):
+            matched += [(i + k, j + k, 1.0) for k in range(len(one))]
+        else:
+            matched += [(i + k, j + n, 1.0 / len(other)) for k, n in product(range(len(one)), range(len(other)))]
+        i, j = i + len(one), j + len(other)
+    return matched
+
+
+def match_tokens(original: Words, edited: Words) -> list[tuple[int, int, float]]:
+    """(place, place, 1) of equal tokens, by Needleman-Wunsch with match 1, mismatch -1 and gap 0."""
+    one, other = ([token for word in words for token in word] for words in (original, edited))
+    scores = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for i, j in product(range(len(one)), range(len(other))):
+        matched = scores[i][j] + (1 if one[i] == other[j] else -1)
+        scores[i + 1][j + 1] = max(matched, scores[i][j + 1], scores[i + 1][j])
+    pairs, i, j = [], len(one), len(other)
+    while i and j:
+        if one[i - 1] == other[j - 1] and scores[i][j] == scores[i - 1][j - 1] + 1:
+            i, j = i - 1, j - 1
+            pairs.append((i, j, 1.0))
+        elif scores[i][j] == scores[i - 1][j]:
+            i -= 1
+        else:
+            j -= 1
+    return pairs[::-1]
+
+
+def tokenizers_of(pipeline: Any) -> list[Any]:
+    """The model's tokenizers; Stable Diffusion XL has two, of one vocabulary."""
+    names = ("tokenizer", "tokenizer_2")
+    return [found for name in names if (found := getattr(pipeline, name, None)) is not None]
+
+
+def align_captions(pipeline: Any, batch: Sequence[Candidate], alignment: CrossAlignment) -> TokenMap:
+    """How each pair's captions are aligned."""
+    triplets = [candidate.triplet for candidate in batch]
+    with tokenizer_lock:
+        maps = [
+            map_tokens(pipeline.tokenizer, each.original_prompt, each.edited_prompt, alignment) for each in triplets
+        ]
+    return stack_maps(maps, pipeline.unet.device)

@@ -1,0 +1,264 @@
+"""The fused attention kernels to choose from: torch's own, and xformers' where it can run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from ip2p.config import AttentionBackend
+from ip2p.console import first_line
+
+logger = logging.getLogger(__name__)
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+"""(query, key, value, additive mask, scale), each (B, heads, N, D), to (B, heads, N, D)."""
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """torch's scaled dot-product attention."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+def xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """xformers' memory-efficient attention, which wants (B, N, heads, D)."""
+    from xformers.ops import memory_efficient_attention
+
+    query, key, value = (each.transpose(1, 2).contiguous() for each in (query, key, value))
+    if mask is not None:
+        mask = mask.expand(query.shape[0], query.shape[2], query.shape[1], key.shape[1]).to(query.dtype)
+    found: Tensor = memory_efficient_attention(query, key, value, attn_bias=mask, scale=scale)
+    return found.transpose(1, 2)
+
+
+def choose_kernel(backend: AttentionBackend, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The kernel of a backend; torch's, with one log line, where xformers is asked for and cannot run."""
+    if backend != "xformers":
+        return sdpa
+    return xformers if _xformers_runs(device.type, dtype) else sdpa
+
+
+@cache
+def _xformers_runs(device: str, dtype: torch.dtype) -> bool:
+    """Tries it on a few numbers; the answer, logged once where it is no, holds for the process."""
+    try:
+        sample = torch.zeros(1, 1, 16, 16, device=device, dtype=dtype)
+        xformers(sample, sample, sample, None, 1.0)
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+        reason = first_line(error)
+        logger.warning("xformers cannot attend on %s in %s, torch's kernel is used: %s", device, dtype, reason)
+        return False
+    return True
+
+
+_processors_lock = threading.RLock()
+"""A UNet holds one set of processors, so threads that render with it take turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfSharing:
+    """Whose queries and keys each row of a batch takes in self-attention."""
+
+    distinct: Tensor
+    """(D,) the rows whose queries and keys are taken by any; nobody needs the others'."""
+    place: Tensor
+    """(B,) for each row the place among `distinct` of the one that it takes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossSharing:
+    """The K rows of a batch that take cross-attention maps of other rows, and for which tokens."""
+
+    rows: Tensor
+    """(K,) the rows that take."""
+    sources: Tensor
+    """(K,) the rows that they take from."""
+    token_maps: Tensor
+    """(K, original's tokens, edited tokens) as `alignment.TokenMap.matrix`."""
+    own: Tensor
+    """(K, edited tokens) as `alignment.TokenMap.own`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emphasis:
+    """The K rows of a batch whose cross-attention maps are weighted by token (Hertz et al., re-weighting)."""
+
+    rows: Tensor
+    """(K,)."""
+    factors: Tensor
+    """(K, tokens)."""
+
+
+@dataclass(slots=True)
+class WatchedWords:
+    """Sums up how the positions of K rows attend to given words, over the heads and layers of a resolution."""
+
+    rows: Tensor
+    """(K,) rows of the batch."""
+    words: Tensor
+    """(K, tokens): the weight of each token's map."""
+    slots: Tensor
+    """(K,) what each is summed up under: `blend.PlacesOfWords`."""
+    max_positions: int
+    """Layers with more positions are not watched: their maps would be large."""
+    seen: dict[int, Tensor] = field(default_factory=dict)
+    """By number of positions, (K, positions) float32: the sum over layers of the mean over heads."""
+
+    def look(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
+        """Takes the (B, heads, N, D) queries and keys of a layer."""
+        positions = query.shape[2]
+        if positions > self.max_positions:
+            return
+        logits = (query[self.rows] @ key[self.rows].mT).float() * scale
+        if mask is not None:
+            logits = logits + mask[self.rows]
+        found = torch.einsum("khnl,kl->kn", logits.softmax(-1), self.words) / query.shape[1]
+        self.seen[positions] = self.seen.get(positions, 0) + found
+
+
+class SharedAttention:
+    """What the installed processors read: whose queries and keys each row of the batch takes."""
+
+    def __init__(self, kernel: Kernel = sdpa) -> None:
+        self.kernel = kernel
+        self.itself: SelfSharing | None = None
+        """None where every row takes its own."""
+        self.max_positions: int | None = None
+        """Self-attention is shared in layers of at most so many positions; None for all."""
+        self.cross: CrossSharing | None = None
+        """None where every row takes its own."""
+        self.emphasis: Emphasis | None = None
+        self.watched: WatchedWords | None = None
+
+    def attend_to_itself(self, attn: Attention, states: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, N, C) to (B, heads, N, D)."""
+        shared = self.itself
+        if shared is None or (self.max_positions is not None and states.shape[1] > self.max_positions):
+            return self.kernel(*_projected(attn, states, states), mask, attn.scale)
+        givers = states[shared.distinct]
+        query, key = _query(attn, givers)[shared.place], _key(attn, givers)[shared.place]
+        return self.kernel(query, key, _heads(attn, attn.to_v(states)), mask, attn.scale)
+
+    def attend_to_text(self, attn: Attention, states: Tensor, texts: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, N, C) and (B, L, C') to (B, heads, N, D); some maps' columns are moved by moving the values."""
+        query, key, value = _projected(attn, states, texts)
+        scale, cross = attn.scale, self.cross
+        if self.watched is not None:
+            self.watched.look(query, key, mask, scale)
+        if self.emphasis is not None:
+            rows, factors = self.emphasis.rows, self.emphasis.factors.to(value.dtype)
+            value = value.index_copy(0, rows, value[rows] * factors[:, None, :, None])
+        if cross is None:
+            return self.kernel(query, key, value, mask, scale)
+        taken = cross.token_maps.to(value.dtype)[:, None] @ value[cross.rows]
+        own = value.index_copy(0, cross.rows, value[cross.rows] * cross.own.to(value.dtype)[:, None, :, None])
+        source_mask = None if mask is None else mask[cross.sources]
+        borrowed = self.kernel(query[cross.sources], key[cross.sources], taken, source_mask, scale)
+        return self.kernel(query, key, own, mask, scale).index_add(0, cross.rows, borrowed)
+
+
+class SharedAttentionProcessor:
+    """Attention in which a row may take the query and key, so the map, of another row."""
+
+    def __init__(self, shared: SharedAttention) -> None:
+        self.shared = shared
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """(B, N, C) or (B, C, H, W) in and out, as diffusers' `AttnProcessor2_0`."""
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        if residual.ndim == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        texts = encoder_hidden_states
+        if texts is not None and attn.norm_cross:
+            texts = attn.norm_encoder_hidden_states(texts)
+        mask = _mask_of(attn, attention_mask, hidden_states if texts is None else texts)
+        if texts is None:
+            attended = self.shared.attend_to_itself(attn, hidden_states, mask)
+        else:
+            attended = self.shared.attend_to_text(attn, hidden_states, texts, mask)
+        hidden_states = attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        for layer in attn.to_out:  # projection, dropout
+            hidden_states = layer(hidden_states)
+        if residual.ndim == 4:
+            hidden_states = hidden_states.transpose(1, 2).reshape(residual.shape)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        out: Tensor = hidden_states / attn.rescale_output_factor
+        return out
+
+
+def _projected(attn: Attention, states: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _query(attn, states), _key(attn, context), _heads(attn, attn.to_v(context))
+
+
+def _query(attn: Attention, states: Tensor) -> Tensor:
+    query = _heads(attn, attn.to_q(states))
+    return query if attn.norm_q is None else attn.norm_q(query)
+
+
+def _key(attn: Attention, context: Tensor) -> Tensor:
+    key = _heads(attn, attn.to_k(context))
+    return key if attn.norm_k is None else attn.norm_k(key)
+
+
+def _heads(attn: Attention, states: Tensor) -> Tensor:
+    """(B, N, C) to (B, heads, N, D)."""
+    heads: Tensor = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+    return heads
+
+
+def _mask_of(attn: Attention, attention_mask: Tensor | None, context: Tensor) -> Tensor | None:
+    if attention_mask is None:
+        return None
+    size, length, _ = context.shape
+    mask: Tensor = attn.prepare_attention_mask(attention_mask, length, size)
+    return mask.view(size, attn.heads, -1, mask.shape[-1])
+
+
+@contextmanager
+def shared_attention(unet: nn.Module, *, cross: bool = False, kernel: Kernel = sdpa) -> Iterator[SharedAttention]:
+    """Installs the processors on every self-attention of a UNet, with `cross` on every cross-attention too.
+
+    Puts the old ones back at the end, also on error.
+    """
+    shared = SharedAttention(kernel)
+    with _processors_lock:
+        chosen = [*self_attentions(unet), *(cross_attentions(unet) if cross else ())]
+        layers = [(layer, layer.processor) for layer in chosen]
+        try:
+            for layer, _ in layers:
+                layer.set_processor(SharedAttentionProcessor(shared))
+            yield shared
+        finally:
+            for layer, processor in layers:
+                layer.set_processor(processor)
+
+
+def self_attentions(unet: nn.Module) -> list[Any]:
+    """The self-attention layers of a UNet (`attn1` of its transformer blocks)."""
+    return [layer for layer in unet.modules() if isinstance(layer, Attention) and not layer.is_cross_attention]
+
+
+def cross_attentions(unet: nn.Module) -> list[Any]:
+    """The layers of a UNet that attend to the text (`attn2` of its transformer blocks)."""
+    return [layer for layer in unet.modules() if isinstance(layer, Attention) and layer.is_cross_attention]

@@ -1,0 +1,208 @@
+"""What the two sides of a pair share in a step: the whole step, self-attention maps, cross-attention maps, or nothing.
+
+Rows of a batch are laid out [originals, edited] in each guidance half. A pair that shares the whole step has one
+trajectory, so only its original is computed. What concerns the captions' words is done in the last half alone, for in
+the unconditional one both sides read the empty text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ip2p.config import RenderingConfig
+from ip2p.p2p.alignment import TokenMap, align_captions
+from ip2p.p2p.attention import CrossSharing, Emphasis, SelfSharing, SharedAttention, WatchedWords
+from ip2p.records import Candidate, RenderSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """Which rows of [originals, edited], 2 N in all, the UNet computes in a step, and what they share."""
+
+    num_halves: int
+    computed: Tensor
+    """(R,) rows: the N originals, then the edited sides that go their own way."""
+    result_of: Tensor
+    """(2 N,) for each row the place among `computed` of the prediction that it takes."""
+    itself: SelfSharing | None
+    """Self-attention of the halves * R computed rows; None where every row takes its own."""
+    crossing: Tensor
+    """(N,) bool: pairs whose edited sides take cross-attention maps of their originals."""
+    emphasised: Tensor
+    """(N,) bool: pairs whose new words are weighted."""
+    watched: Tensor
+    """(N,) bool: pairs whose changed words are looked for."""
+    is_blended: Tensor
+    """(N,) bool: pairs whose sides are blended after the step."""
+
+    def to(self, device: torch.device) -> StepRows:
+        """The same on another device."""
+        names = ("computed", "result_of", "crossing", "emphasised", "watched", "is_blended")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        itself = self.itself and SelfSharing(self.itself.distinct.to(device), self.itself.place.to(device))
+        return replace(self, **moved, itself=itself)
+
+    def cross_sharing(self, token_maps: TokenMap) -> CrossSharing | None:
+        """What cross-attention shares."""
+        pairs = self.crossing.nonzero().flatten()
+        if not len(pairs):
+            return None
+        originals, edited = self._rows_of(pairs)
+        return CrossSharing(edited, originals, token_maps.matrix[pairs], token_maps.own[pairs])
+
+    def emphasis(self, token_maps: TokenMap, factors: Tensor) -> Emphasis | None:
+        """The weights of new words; `factors` (N,)."""
+        pairs = self.emphasised.nonzero().flatten()
+        if not len(pairs):
+            return None
+        return Emphasis(self._rows_of(pairs)[1], 1 + (factors[pairs, None] - 1) * token_maps.new[pairs])
+
+    def watched_words(self, token_maps: TokenMap, max_positions: int) -> WatchedWords | None:
+        """Words that are gone in the original rows; new ones in the edited rows and in those they take maps from."""
+        pairs = self.watched.nonzero().flatten()
+        if not len(pairs):
+            return None
+        originals, edited = self._rows_of(pairs)
+        new, crossing = token_maps.new[pairs], self.crossing[pairs]
+        own = torch.where(crossing[:, None], new * token_maps.own[pairs], new)
+        taken = torch.einsum("pij,pj->pi", token_maps.matrix[pairs[crossing]], new[crossing])
+        edited_slots = pairs + len(self.crossing)
+        return WatchedWords(
+            rows=torch.cat([originals, edited, originals[crossing]]),
+            words=torch.cat([token_maps.gone[pairs], own, taken]),
+            slots=torch.cat([pairs, edited_slots, edited_slots[crossing]]),
+            max_positions=max_positions,
+        )
+
+    def _rows_of(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the batch of both sides of pairs, in the last half."""
+        first = len(self.computed) * (self.num_halves - 1)
+        return pairs + first, self.result_of[len(self.crossing) + pairs] + first
+
+
+def plan_step(specs: Sequence[RenderSpec], step: int, num_steps: int, *, num_halves: int) -> StepRows:
+    """The rows of step `step` of 0 … num_steps - 1."""
+    num = len(specs)
+    apart = [index for index, spec in enumerate(specs) if not is_shared(spec.shared_steps, step, num_steps)]
+    result_of = torch.arange(num).repeat(2)
+    result_of[[num + index for index in apart]] = torch.arange(num, num + len(apart))
+
+    def pairs_that(rule: Callable[[RenderSpec], bool]) -> Tensor:
+        return torch.tensor([index in apart and rule(spec) for index, spec in enumerate(specs)])
+
+    return StepRows(
+        num_halves=num_halves,
+        computed=torch.cat([torch.arange(num), torch.tensor(apart, dtype=torch.long) + num]),
+        result_of=result_of,
+        itself=_share_itself([is_shared(specs[index].p2p, step, num_steps) for index in apart], apart, num, num_halves),
+        crossing=pairs_that(lambda spec: is_shared(spec.cross_p2p, step, num_steps)),
+        emphasised=pairs_that(lambda spec: spec.reweight != 1 and is_shared(spec.reweight_steps, step, num_steps)),
+        watched=pairs_that(lambda spec: spec.local_blend > 0),
+        is_blended=pairs_that(lambda spec: is_shared(spec.local_blend, num_steps - 1 - step, num_steps)),
+    )
+
+
+def _share_itself(attending: Sequence[bool], apart: Sequence[int], num: int, num_halves: int) -> SelfSharing | None:
+    """Edited rows that attend take from their originals, all others from themselves."""
+    if not any(attending):
+        return None
+    own = torch.arange(num, num + len(apart))
+    half = torch.cat([torch.arange(num), torch.where(torch.tensor(attending), torch.tensor(apart), own)])
+    source = torch.cat([half + len(half) * number for number in range(num_halves)])
+    return SelfSharing(*torch.unique(source, return_inverse=True))
+
+
+def is_shared(fraction: float, step: int, num_steps: int) -> bool:
+    """Whether a share of the first `fraction` of the steps still holds in step `step` of 0 … num_steps - 1."""
+    return fraction > step / max(1, num_steps - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class WordSharing:
+    """What goes by single words, of the N pairs of a batch."""
+
+    token_maps: TokenMap
+    factors: Tensor
+    """(N,) on the maps of new words."""
+    places: PlacesOfWords
+    config: RenderingConfig
+
+    @classmethod
+    def of(cls, pipeline: Any, batch: Sequence[Candidate], config: RenderingConfig) -> WordSharing | None:
+        """That of a batch; None where no pair goes by words."""
+        specs = [candidate.spec for candidate in batch]
+        if not any(goes_by_words(spec) for spec in specs):
+            return None
+        factors = torch.tensor([spec.reweight for spec in specs], device=pipeline.unet.device)
+        token_maps = align_captions(pipeline, batch, config.cross_alignment)
+        return cls(token_maps, factors, PlacesOfWords(len(batch)), config)
+
+    def before_step(self, plan: StepRows, shared: SharedAttention) -> None:
+        """Tells the attention processors what the step shares."""
+        shared.cross = plan.cross_sharing(self.token_maps)
+        shared.emphasis = plan.emphasis(self.token_maps, self.factors)
+        shared.watched = plan.watched_words(self.token_maps, self.config.blend_max_positions)
+
+    def after_step(self, plan: StepRows, shared: SharedAttention, latents: Tensor) -> Tensor:
+        """(2 N, C, h, w) latents; where a pair is blended its edited side keeps the original's away from the words."""
+        if shared.watched is not None:
+            self.places.add(shared.watched)
+        if not plan.is_blended.any():
+            return latents
+        originals, edited = latents.chunk(2)
+        may_differ = self.places.mask((latents.shape[2], latents.shape[3]), self.config.blend_threshold)
+        may_differ |= ~plan.is_blended.view(-1, 1, 1, 1)
+        return torch.cat([originals, torch.where(may_differ, edited, originals)])
+
+
+def goes_by_words(spec: RenderSpec) -> bool:
+    """Whether anything that goes by single words is on."""
+    return spec.cross_p2p > 0 or spec.local_blend > 0 or (spec.reweight != 1 and spec.reweight_steps > 0)
+
+
+NEIGHBOURHOOD = 3
+"""A place takes the largest value around it."""
+
+
+class PlacesOfWords:
+    """The sums of maps of N pairs: rows 0 … N - 1 for the originals' words that are gone, then for the edited's new."""
+
+    def __init__(self, num_pairs: int) -> None:
+        self._num = num_pairs
+        self._sums: dict[int, Tensor] = {}
+
+    def add(self, watched: WatchedWords) -> None:
+        """Adds a step's maps."""
+        for positions, found in watched.seen.items():
+            sums = self._sums.setdefault(positions, found.new_zeros(2 * self._num, positions))
+            sums.index_add_(0, watched.slots, found)
+
+    def mask(self, size: tuple[int, int], threshold: float) -> Tensor:
+        """(N, 1, h, w) bool at the latents' size: where a pair's sides may differ."""
+        if not self._sums:
+            raise ValueError(
+                "local blend finds no layer with few enough positions. Raise rendering.blend_max_positions."
+            )
+        positions = max(self._sums)
+        height, width = grid_of(positions, size)
+        maps = self._sums[positions].view(-1, 1, height, width)
+        maps = F.max_pool2d(maps, NEIGHBOURHOOD, stride=1, padding=NEIGHBOURHOOD // 2)
+        maps = F.interpolate(maps, size=size)
+        highest = maps.amax(dim=(2, 3), keepdim=True)
+        found = (maps > threshold * highest) & (highest > 0)
+        return found[: self._num] | found[self._num :]
+
+
+def grid_of(positions: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a layer with so many positions, halved as often as need be from latents of `size`."""
+    height, width = size
+    while height * width > positions:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    return height, width

@@ -1,0 +1,87 @@
+"""The `server` backend: any OpenAI-compatible endpoint, many requests at once, and again after faults that may pass.
+
+Every answer is in the journal before it is used, so a kill costs the requests in flight and no answer is paid twice.
+What a server refuses for its content is an answer too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+from ip2p.chat_client import ChatClient
+from ip2p.config import PromptsConfig
+from ip2p.prompts.asking import Answer, Message, Request, messages_for, needs_repair, repair_messages
+from ip2p.prompts.format import JSON_FIELDS
+from ip2p.records import content_hash, hash_to_seed
+from ip2p.store.journal import Journal
+
+
+class ServerBackend:
+    """Requests of a shard go out together, as many at a time as the config says for the whole process."""
+
+    def __init__(self, config: PromptsConfig, journal: Journal) -> None:
+        self.config, self.journal = config, journal
+
+    def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
+        """One answer per request, in order. RuntimeError where the server stays away; what came before it is kept."""
+        with closing(ChatClient(self.config.server)) as client:
+            answers = client.ask_together(requests, partial(self._converse, client), on_answer)
+        self._check_not_all_refused(answers)
+        return answers
+
+    def _converse(self, client: ChatClient, request: Request) -> Answer:
+        talk, earlier = messages_for(self.config, request), list[str]()
+        while True:
+            found = self._ask(client, request, talk)
+            if "refused" in found:
+                return Answer(str(found["refused"]), tuple(earlier), "refused")
+            text = str(found["text"])
+            reason = needs_repair(self.config, text)
+            if not reason or len(earlier) >= self.config.num_repairs:
+                return Answer(text, tuple(earlier))
+            earlier.append(text)
+            talk = repair_messages(talk, text, reason)
+
+    def _ask(self, client: ChatClient, request: Request, talk: Sequence[Message]) -> dict[str, Any]:
+        """From the journal where it is there, else from the server."""
+        asked = self._settings(request, talk)
+        key = content_hash(json.dumps(asked, sort_keys=True), request.attempt)
+        known = self.journal.get(key)
+        if known is not None:
+            return known
+        found = client.ask(asked)
+        self.journal.add(key, found)
+        return found
+
+    def _settings(self, request: Request, talk: Sequence[Message]) -> dict[str, Any]:
+        config = self.config
+        more = {"response_format": form} if (form := _response_format(config)) else {}
+        return {
+            "model": config.model,
+            "messages": list(talk),
+            "temperature": config.temperature,
+            "max_tokens": config.max_new_tokens,
+            "seed": hash_to_seed(config.seed, request.caption, request.attempt) % 2**31,
+            **more,
+        }
+
+    def _check_not_all_refused(self, answers: Sequence[Answer]) -> None:
+        if len(answers) > 1 and all(answer.reason == "refused" for answer in answers):
+            self.journal.path.unlink(missing_ok=True)
+            raise ValueError(
+                f"{self.config.server.base_url} refused every request: {answers[0].text}. Check prompts.model, "
+                "prompts.max_new_tokens and prompts.server.response_format."
+            )
+
+
+def _response_format(config: PromptsConfig) -> dict[str, Any] | None:
+    if config.server.response_format == "json_schema":
+        types = [name for name, _ in config.edit_types]
+        kinds = {name: {"type": "string"} for name in JSON_FIELDS} | {"edit_type": {"type": "string", "enum": types}}
+        schema = {"type": "object", "properties": kinds, "required": list(kinds), "additionalProperties": False}
+        return {"type": "json_schema", "json_schema": {"name": "edit", "schema": schema, "strict": True}}
+    return {"type": "json_object"} if config.server.response_format == "json_object" else None

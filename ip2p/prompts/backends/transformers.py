@@ -1,0 +1,228 @@
+"""How a causal language model continues many prompts at once, with each answer independent of its batch.
+
+Every draw is a hash of (seed, caption, attempt, position), so neither batch size, order nor resume changes an answer.
+Prompts of similar length share a batch, padded on the left; rows that have stopped leave it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ip2p.config import PromptsConfig
+from ip2p.models.loading import LanguageModel
+from ip2p.prompts.asking import Answer, Message, Request, messages_for, needs_repair, repair_messages
+from ip2p.prompts.format import STOP, format_prompt
+from ip2p.records import hash_to_unit
+
+STOP_WINDOW = 16
+"""Tokens at the end of an answer in which the stop string is looked for; no tokenizer needs more for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The tokens to be continued, and what the draws of the continuation are hashed from."""
+
+    tokens: Sequence[int]
+    draws: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    batch_size: int
+
+
+@dataclass(slots=True)
+class _Row:
+    """An answer in the making: its place in the requests, its prompt's tokens and what came so far."""
+
+    index: int
+    prompt: Prompt
+    room: int
+    answer: list[int] = field(default_factory=list)
+    open: bool = True
+
+
+def generate(
+    language_model: LanguageModel,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    on_answer: Callable[[int], object],
+) -> list[str]:
+    """One raw answer per request, in order, of a model that was fine-tuned in the original's format."""
+    prompts = [
+        Prompt(
+            list(language_model.tokenizer(format_prompt(request.caption))["input_ids"]),
+            (request.caption, request.attempt),
+        )
+        for request in requests
+    ]
+    return continue_prompts(language_model, prompts, sampling, stop=STOP, on_answer=on_answer)
+
+
+def continue_prompts(
+    language_model: LanguageModel,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    stop: str | None,
+    on_answer: Callable[[int], object],
+) -> list[str]:
+    """One text per prompt, in order, up to the end token or `stop`; nothing where a prompt fills the context."""
+    answers = [""] * len(prompts)
+    rows = [row for row in _rows(language_model, prompts, sampling) if row.room > 0]
+    on_answer(len(prompts) - len(rows))
+    rows.sort(key=lambda row: len(row.prompt.tokens))
+    for batch in _batches(rows, sampling.batch_size):
+        _continue_batch(language_model, batch, sampling, stop)
+        for row in batch:
+            answers[row.index] = _decode(language_model, row.answer)
+        on_answer(len(batch))
+    return answers
+
+
+def _rows(language_model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[_Row]:
+    context = getattr(language_model.model.config, "max_position_embeddings", None)
+    for index, prompt in enumerate(prompts):
+        room = sampling.max_new_tokens
+        yield _Row(index, prompt, room if context is None else min(room, context - len(prompt.tokens)))
+
+
+def _batches(rows: list[_Row], size: int) -> Iterator[list[_Row]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _decode(language_model: LanguageModel, tokens: list[int]) -> str:
+    return str(language_model.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@torch.inference_mode()
+def _continue_batch(language_model: LanguageModel, batch: list[_Row], sampling: Sampling, stop: str | None) -> None:
+    """Extends the rows token by token until each has stopped."""
+    model, device = language_model.model, language_model.model.device
+    ids, mask = _pad_left([row.prompt.tokens for row in batch], int(language_model.tokenizer.pad_token_id or 0))
+    ids, mask = ids.to(device), mask.to(device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    rows, cache, known = batch, None, inspect.signature(model.forward).parameters
+    ends = _end_tokens(language_model)
+    while True:
+        optional = {"position_ids": positions, "logits_to_keep": 1}
+        inputs = {name: value for name, value in optional.items() if name in known}
+        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs)
+        cache = output.past_key_values
+        tokens = draw_tokens(output.logits[:, -1].float(), _uniforms(rows, sampling), sampling.temperature)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            _extend(language_model, row, token, ends, stop)
+        kept = [place for place, row in enumerate(rows) if row.open]
+        if not kept:
+            return
+        if len(kept) < len(rows):
+            places = torch.tensor(kept, device=device)
+            cache.batch_select_indices(places)
+            rows, mask, tokens, positions = (
+                [rows[place] for place in kept],
+                mask[places],
+                tokens[places],
+                positions[places],
+            )
+        ids, positions = tokens[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both (rows, longest prompt)."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def _uniforms(rows: Sequence[_Row], sampling: Sampling) -> list[float]:
+    return [hash_to_unit(sampling.seed, *row.prompt.draws, len(row.answer)) for row in rows]
+
+
+def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float) -> Tensor:
+    """One token per row of (rows, vocabulary) logits: the distribution's quantile at the row's number in [0, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def _end_tokens(language_model: LanguageModel) -> set[int]:
+    """The tokenizer's end of text, and what else the model was trained to end an answer with."""
+    settings = getattr(language_model.model, "generation_config", None)
+    told = getattr(settings, "eos_token_id", None)
+    more = told if isinstance(told, list) else [told]
+    return {int(token) for token in [language_model.tokenizer.eos_token_id, *more] if token is not None}
+
+
+def _extend(language_model: LanguageModel, row: _Row, token: int, ends: set[int], stop: str | None) -> None:
+    if token in ends:
+        row.open = False
+        return
+    row.answer.append(token)
+    stopped = stop is not None and stop in _decode(language_model, row.answer[-STOP_WINDOW:])
+    row.open = not stopped and len(row.answer) < row.room
+
+
+class ChatBackend:
+    """Answers independent of the batch; answers that are not as asked are mended together."""
+
+    def __init__(self, config: PromptsConfig, language_model: LanguageModel, sampling: Sampling) -> None:
+        """ValueError where the model has no chat template."""
+        if not getattr(language_model.tokenizer, "chat_template", None):
+            raise ValueError(
+                f"prompts.model {config.model} has no chat template. Give an instruction-tuned model, or set "
+                "prompts.backend to causal_lm for one that was fine-tuned in the original's format."
+            )
+        self.config, self.language_model, self.sampling = config, language_model, sampling
+
+    def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
+        """One answer per request, in order."""
+        talks = [messages_for(self.config, request) for request in requests]
+        texts = self._continue(requests, talks, 0, on_answer)
+        answers = [Answer(text) for text in texts]
+        for repair in range(1, self.config.num_repairs + 1):
+            self._mend(requests, talks, answers, repair)
+        return answers
+
+    def _mend(
+        self, requests: Sequence[Request], talks: list[list[Message]], answers: list[Answer], repair: int
+    ) -> None:
+        """Replaces, in place, the answers that are not as asked."""
+        wrong = {
+            index: reason for index, each in enumerate(answers) if (reason := needs_repair(self.config, each.text))
+        }
+        for index, reason in wrong.items():
+            talks[index] = repair_messages(talks[index], answers[index].text, reason)
+        again = self._continue([requests[i] for i in wrong], [talks[i] for i in wrong], repair, lambda num: None)
+        for index, text in zip(wrong, again, strict=True):
+            answers[index] = Answer(text, (*answers[index].earlier, answers[index].text))
+
+    def _continue(
+        self,
+        requests: Sequence[Request],
+        talks: Sequence[list[Message]],
+        repair: int,
+        on_answer: Callable[[int], object],
+    ) -> list[str]:
+        draws = [(each.caption, each.attempt, *([repair] if repair else [])) for each in requests]
+        prompts = [Prompt(self._encode(talk), draw) for talk, draw in zip(talks, draws, strict=True)]
+        return continue_prompts(self.language_model, prompts, self.sampling, stop=None, on_answer=on_answer)
+
+    def _encode(self, talk: list[Message]) -> list[int]:
+        tokenizer = self.language_model.tokenizer
+        text = str(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,41 @@
+"""What lies on disk: shards with sidecars, run folders, journals of lines and the mirror of an object store."""
+
+from __future__ import annotations
+
+from ip2p.store.shards import (
+    RunFolder,
+    Sidecar,
+    finished,
+    hold,
+    read_json,
+    read_sidecar,
+    read_summary,
+    sha256_of,
+    sidecar_path,
+    summarise_shards,
+    update_summary,
+    visible_parquet,
+    write_atomic,
+    write_json,
+    write_run_config,
+    write_shard,
+)
+
+__all__ = [
+    "RunFolder",
+    "Sidecar",
+    "finished",
+    "hold",
+    "read_json",
+    "read_sidecar",
+    "read_summary",
+    "sha256_of",
+    "sidecar_path",
+    "summarise_shards",
+    "update_summary",
+    "visible_parquet",
+    "write_atomic",
+    "write_json",
+    "write_run_config",
+    "write_shard",
+]
