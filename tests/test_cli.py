@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -18,7 +19,8 @@ import pytest
 
 from ip2p import uses
 from ip2p.cli import main
-from ip2p.cli.arguments import parse_new_run
+from ip2p.cli.arguments import NewRun
+from ip2p.cli.parsing import parse_over_base
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.store import read_sidecar
 
@@ -81,11 +83,11 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
         (["run", "--config", "nowhere.json"], "config file nowhere.json does not exist"),
         (["train", "shapes"], "needs --data"),
         (["train", "sd15", "--data", "/nowhere/data"], "/nowhere/data does not exist"),
-        (["evaluate"], "needs a run folder"),
+        (["evaluate"], "needs RUN. A run folder"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
         (["refilter", "nowhere"], "nowhere is not a run folder"),
         (["report", "nowhere"], "nowhere is not a run folder"),
-        (["ablate"], "needs a run folder"),
+        (["ablate"], "needs RUN. A run folder"),
         (["ablate", "nowhere"], "nowhere is not a run folder"),
         (["edit", "a.png", "make it red", "b.png"], "--model"),
         (["edit", "--model", "./nowhere", "a.png", "make it red", "b.png"], "./nowhere does not exist"),
@@ -101,7 +103,8 @@ def test_flags_go_over_a_file_and_a_file_goes_over_a_preset(tmp_path: Path) -> N
     file = tmp_path / "config.yaml"
     file.write_text("rendering: {num_inference_steps: 7, num_candidates: 9}\n")
     words = ["shapes", "--config", str(file), "--rendering.num-inference-steps", "8", "--out", str(tmp_path)]
-    config = parse_new_run(words, "run")
+    with contextlib.ExitStack() as stack:
+        _, config = parse_over_base(NewRun, words, "ip2p run", stack)
     assert (config.rendering.num_inference_steps, config.rendering.num_candidates, config.out) == (8, 9, tmp_path)
     assert config.evaluation.domain == "ip2p.shapes.domain:ShapesDomain"
 
@@ -247,7 +250,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tiny_config: PipelineConfig, tmp_p
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert said.rstrip().splitlines()[-1] == "ip2p: interrupted. The same command goes on from here."
+    assert said.rstrip().splitlines()[-1] == "ip2p: interrupted. Run the same command again to resume."
     assert "Traceback" not in said
 
 
@@ -260,5 +263,5 @@ def test_a_full_disk_is_one_line_with_the_way_on(
     monkeypatch.setattr("ip2p.cli.runs._serve_and_run", full)
     assert main(["dataset", "--config", _save(tiny_config, tmp_path)]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "no space is left on the disk (part-00000.parquet)" in said
-    assert "The same command goes on from here" in said
+    assert "no space left on the disk (part-00000.parquet)" in said
+    assert "Run the same command again to resume" in said
