@@ -5,8 +5,8 @@ Exit codes: 0 done, 1 something broke, 2 a mistake in what was asked, 130 interr
 
 from __future__ import annotations
 
-import contextlib
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -45,16 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        _run_command([word for word in words if word != "--debug"], debug)
+        code = _run_command([word for word in words if word != "--debug"], debug)
         sys.stdout.flush()
-    except SystemExit as end:
-        return int(end.code or 0)
+        return code
     except KeyboardInterrupt:
         print(f"\nip2p: interrupted. {RESUME_HINT}", file=sys.stderr)
         return 130
     except Exception as error:
         return 0 if isinstance(error, BrokenPipeError) and _nobody_reads() else _fail(error, debug)
-    return 0
 
 
 def overview(group: str = "") -> str:
@@ -69,19 +67,23 @@ def overview(group: str = "") -> str:
     return "\n".join([usage, "", *rows, "", hint])
 
 
-def _run_command(words: list[str], debug: bool) -> None:
+def _run_command(words: list[str], debug: bool) -> int:
     if not words or words[0] in (*HELP_WORDS, "help"):
         print(overview())
-        return
+        return 0
     if words[0] == "--version":
         print(f"ip2p {__version__}")
-        return
+        return 0
     start_logging(debug)
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
-    if name in COMMANDS:
-        call(COMMANDS[name], words[len(name.split()) :], f"ip2p {name}")
-    else:
+    if name not in COMMANDS:
         _show_group(name, words[1:])
+        return 0
+    try:
+        call(COMMANDS[name], words[len(name.split()) :], f"ip2p {name}")
+    except SystemExit as end:  # tyro ends so after help
+        return int(end.code or 0)
+    return 0
 
 
 def _show_group(group: str, words: list[str]) -> None:
@@ -97,12 +99,14 @@ def _show_group(group: str, words: list[str]) -> None:
 def _nobody_reads() -> bool:
     """Returns True if standard output was closed, as by `head`; what is left to write then goes nowhere."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        is_closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+        if is_closed:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    except (OSError, ValueError):
+        return False
+    return is_closed
 
 
 def _fail(error: Exception, debug: bool) -> int:
