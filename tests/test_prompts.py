@@ -13,9 +13,10 @@ import pytest
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig
+from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, names_with
 from ip2p.models import loading
 from ip2p.prompts import num_shards, read_triplets, write_shard
-from ip2p.prompts.answers import FIRST_KNOBS, RESULT_FREE, knobs_that_decide
+from ip2p.prompts.answers import FIRST_KNOBS, knobs_that_decide
 from ip2p.prompts.format import is_no_op, parse_answer
 from tests.trained_models import TRAINED_CAPTIONS
 
@@ -148,9 +149,10 @@ def test_ready_triplets_need_no_language_model_and_a_malformed_line_loses_no_oth
 
 
 def test_knobs_that_came_later_change_no_fingerprint_as_long_as_they_are_as_by_default() -> None:
-    assert set(knobs_that_decide(PromptsConfig())) == set(FIRST_KNOBS) - set(RESULT_FREE)
+    first = set(FIRST_KNOBS) - names_with(PromptsConfig, RESULT_FREE, ANSWERS_FREE)
+    assert set(knobs_that_decide(PromptsConfig())) == first
     asked = knobs_that_decide(PromptsConfig(backend="template", num_repairs=3, captions_column="x"))
-    assert set(asked) == set(FIRST_KNOBS) - set(RESULT_FREE) | {"backend", "num_repairs"}
+    assert set(asked) == first | {"backend", "num_repairs"}
 
 
 def test_the_template_backend_writes_other_triplets_at_each_attempt_and_the_same_again(config: PipelineConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.fields import check_positive
+from ip2p.config.fields import RESULT_FREE, check_positive
 
 Selection = Literal["best", "first"]
 
@@ -25,9 +25,9 @@ class ScoringConfig:
     nsfw_head: str | None = None
     """A head on the embeddings of `clip_model`, for one more score: the folder of a Stable Diffusion safety checker
     (its CLIP is ViT-L-14 by openai), or a .safetensors file of linear layers that end in one number."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=RESULT_FREE)
     """Where to score."""
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=RESULT_FREE)
     """Images per batch."""
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.dataset import dataset_flow
 from flows.runners import resources, with_runner
-from ip2p.cli.arguments import parse_new_run
+from ip2p.cli.arguments import NewRun
+from ip2p.cli.parsing import parse_over_base
 from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.store import RunFolder
 from tests.flows.conftest import one_thread
@@ -39,7 +41,9 @@ def test_shards_ask_ray_for_what_the_config_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_runner_has_short_flags() -> None:
-    config = parse_new_run(["shapes", "--runner", "ray", "--ray-address=10.0.0.1:6379", "--workers", "8"], "dataset")
+    words = ["shapes", "--runner", "ray", "--ray-address=10.0.0.1:6379", "--workers", "8"]
+    with ExitStack() as stack:
+        _, config = parse_over_base(NewRun, words, "ip2p dataset", stack)
     assert config.runner == RunnerConfig(kind="ray", address="10.0.0.1:6379", max_workers=8)
 
 
