@@ -191,7 +191,7 @@ def test_all_baselines_and_all_measures_are_told(html: str) -> None:
         "copy the input",
         "untrained",
         "SDEdit 0.5",
-        "No-op",
+        "No change ↓",
         "LPIPS outside mask ↓",
         "SDEdit 0.5: success",
         "+0.210",

@@ -19,9 +19,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from ip2p.evaluation.cases import decode_image
+from ip2p.evaluation.cases import Pixels, decode_image
 from ip2p.evaluation.metrics import types_of
-from ip2p.evaluation.sheets import write_png
 from ip2p.report.charts import band_of, usable
 from ip2p.report.facts import UNREADABLE, Row, RunFacts, take_turns
 from ip2p.store import write_atomic
@@ -261,3 +260,82 @@ def _draw_curve(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(color="#e2e3e0")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+EDITS_PER_SHEET = 16
+
+
+def write_edit_sheets(folder: Path, figures: Row) -> list[Path]:
+    """Writes `images/<model>-<edit type>.png` into an evaluation's folder, for whoever opens it, and returns the paths.
+
+    A sheet has the first edits of its type, each with the picture before at the left; newer sheets are left alone.
+    """
+    paths = []
+    for (model, kind), rows in _first_edits(folder, figures).items():
+        path = folder / "images" / f"{model}-{kind.replace('/', '-').replace(' ', '-')}.png"
+        paths.append(path)
+        if path.exists() and path.stat().st_mtime_ns >= max(row["file"].stat().st_mtime_ns for row in rows):
+            continue
+        inputs = [{"file": folder / "cases.parquet", "index": row["case"]} for row in rows]
+        sides = zip(read_images(inputs, ("original_image",)), read_images(rows, ("edited_image",)), strict=True)
+        pairs = [
+            _side_by_side(decode_image(before[0]), decode_image(after[0]))
+            for before, after in sides
+            if before and after
+        ]
+        if pairs:
+            write_png(path, tile(pairs, 4))
+    return [path for path in paths if path.exists()]
+
+
+def _first_edits(folder: Path, figures: Row) -> dict[tuple[str, str], list[Row]]:
+    """Rows of the first edits of every editor and edit type, with the places of their pictures."""
+    chosen: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for name in figures.get("parts") or ():
+        file = folder / "edits" / f"{name}.parquet"
+        try:
+            table = pq.read_table(folder / "parts" / file.name, columns=["model", "case", "edit_type"])
+        except UNREADABLE as error:
+            logger.warning("left out the sheets of %s: %s", name, error)
+            continue
+        for index, row in enumerate(table.to_pylist()):
+            rows = chosen[row["model"], str(row["edit_type"])]
+            if len(rows) < EDITS_PER_SHEET:
+                rows.append({"case": row["case"], "file": file, "index": index})
+    return chosen
+
+
+def _side_by_side(before: Pixels, after: Pixels) -> Pixels:
+    height, width = before.shape[:2]
+    scale = min(1.0, LARGEST_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.hstack([_resized(before, size), _resized(after, size)])
+
+
+def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    if (pixels.shape[1], pixels.shape[0]) == size:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def tile(images: Sequence[Pixels], columns: int, gap: int = 6) -> Pixels:
+    """Lays images out on white in rows of `columns`, each in a cell of the largest one's size."""
+    height = max(image.shape[0] for image in images) + gap
+    width = max(image.shape[1] for image in images) + gap
+    rows = -(-len(images) // columns)
+    page = np.full((rows * height + gap, min(columns, len(images)) * width + gap, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        top, left = gap + number // columns * height, gap + number % columns * width
+        page[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return page
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Writes an image atomically."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+
+    def write(file: Any) -> None:
+        file.write(buffer.getvalue())
+
+    write_atomic(path, write)
