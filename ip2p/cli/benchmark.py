@@ -1,4 +1,4 @@
-"""`ip2p benchmark`: editors beside each other on MagicBrush, Emu Edit's test set, a dataset or anybody's pictures."""
+"""`ip2p benchmark`: compares editors on MagicBrush, Emu Edit's test set, a dataset or your own pictures."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def benchmark(words: list[str]) -> None:
 
 
 def _usual(words: list[str]) -> EvaluationConfig:
-    """The evaluation settings of the first model's run, so that its guidances need not be said again.
+    """Returns the evaluation settings of the first model's run, so that its guidances need not be repeated.
 
-    Its vision-language judge is not among them: that server may be gone.
+    Its vision-language judge is left out, because that server may be gone.
     """
     place = words.index("--models") + 1 if "--models" in words else len(words)
     first = Path(words[place]) if place < len(words) else Path()
@@ -43,16 +43,16 @@ def _usual(words: list[str]) -> EvaluationConfig:
 
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:
-    """A table: a line per editor, a column per figure."""
+    """Yields a table: a line per editor, a column per figure."""
     from ip2p.evaluation.benchmark import known_columns
 
     columns = known_columns(figures["protocol"], figures["editors"])
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
     yield "  " + " ".join([f"{'':<22}", *(f"{column.heading:>16}" for column in columns)])
-    for name, found in figures["editors"].items():
+    for name, parts in figures["editors"].items():
         for part, words in (("single", ""), ("final", ", last of session")):
-            if found[part]:
-                cells = [_cell(found[part].get(column.name)) for column in columns]
+            if parts[part]:
+                cells = [_cell(parts[part].get(column.name)) for column in columns]
                 yield "  " + " ".join([f"{name + words:<22}", *(f"{cell:>16}" for cell in cells)])
 
 

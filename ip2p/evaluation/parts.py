@@ -63,8 +63,7 @@ def session_slices(model: str, setting: Setting, cases: Sequence[EditCase]) -> I
     sessions: dict[str, list[int]] = defaultdict(list)
     for number, case in enumerate(cases):
         sessions[case.session or f"case {number}"].append(number)
-    numbers: list[int] = []
-    index = 0
+    numbers, index = list[int](), 0
     for count, session in enumerate(sessions.values(), start=1):
         numbers += session
         if len(numbers) >= CASES_PER_PART or count == len(sessions):
@@ -73,7 +72,7 @@ def session_slices(model: str, setting: Setting, cases: Sequence[EditCase]) -> I
 
 
 def noise_seed(seed: int, number: int) -> int:
-    """Seed of a case's noise: the same for every editor and every setting."""
+    """Seed of a case's noise, the same for every editor and setting."""
     return hash_to_seed(seed, "case", number)
 
 
@@ -146,15 +145,14 @@ def _input_of(number: int, part: Part, cases: Sequence[EditCase], rows: Mapping[
 
 def _edit_row(part: Part, number: int, seed: int, image: Pixels) -> dict[str, Any]:
     keys = {"model": part.model, "kind": part.kind, "case": number, "seed": seed}
-    setting = {name: getattr(part.setting, name) for name, _ in _SETTING}
-    return keys | setting | {"edited_image": {"bytes": encode_png(image), "path": None}}
+    keys |= {name: getattr(part.setting, name) for name, _ in _SETTING}
+    return keys | {"edited_image": {"bytes": encode_png(image), "path": None}}
 
 
 def measured_schema(measures: Sequence[Measure]) -> pa.Schema:
     """The columns of a part's measures."""
-    columns = [(column.name, column.type) for measure in measures for column in measure.columns]
-    texts = [(name, pa.string()) for name in _TEXTS]
-    return pa.schema([*_KEYS, *_SETTING, *texts, ("is_last", pa.bool_()), *columns])
+    values = [(column.name, column.type) for measure in measures for column in measure.columns]
+    return pa.schema([*_KEYS, *_SETTING, *((name, pa.string()) for name in _TEXTS), ("is_last", pa.bool_()), *values])
 
 
 def write_measures(
@@ -209,11 +207,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The rows of all parts, and the time that they took."""
+    """The rows of all parts, and the seconds that those took, whenever they were made."""
 
     records: list[Record]
     seconds: float
-    """Sum over all parts, whenever they were made."""
 
 
 def edit_and_measure(plan: Plan, progress: Callable[[float], object] = lambda share: None) -> Results:
@@ -226,11 +223,9 @@ def edit_and_measure(plan: Plan, progress: Callable[[float], object] = lambda sh
     parts_hash = fingerprint([(part.name, sidecar.sha256) for part, sidecar in values.items()])
     scores = plan.folder / "scores.parquet"
     if store.finished(scores, parts_hash) is None:
-        cases = plan.folder / "cases.parquet"
-        store.write_shard(cases, cases_table(plan.cases), fingerprint=parts_hash, seconds=0.0)
+        store.write_shard(plan.folder / "cases.parquet", cases_table(plan.cases), fingerprint=parts_hash, seconds=0.0)
         _gather_grids(plan)
-        tables = [pq.read_table(plan.values(part)) for part in values]
-        table = pa.concat_tables(tables, promote_options="default")
+        table = pa.concat_tables([pq.read_table(plan.values(part)) for part in values], promote_options="default")
         store.write_shard(scores, table, fingerprint=parts_hash, seconds=0.0)
     seconds = sum(sidecar.seconds for sidecars in (edits, values) for sidecar in sidecars.values())
     return Results(pq.read_table(scores).to_pylist(), round(seconds, 3))
@@ -238,23 +233,21 @@ def edit_and_measure(plan: Plan, progress: Callable[[float], object] = lambda sh
 
 def _gather_grids(plan: Plan) -> None:
     """Writes a row per case and pair of guidances, with the pictures before and after."""
-    parts = [part for part in plan.parts if part.kind == "grid"]
-    if not parts:
-        return
     columns = ["case", "guidance_scale", "image_guidance_scale", "edited_image"]
-    grid = pa.concat_tables([pq.read_table(plan.edits(part), columns=columns) for part in parts])
+    tables = [pq.read_table(plan.edits(part), columns=columns) for part in plan.parts if part.kind == "grid"]
+    if not tables:
+        return
+    grid = pa.concat_tables(tables)
     cases = [plan.cases[number] for number in grid["case"].to_pylist()]
     before = [{"bytes": encode_png(case.original_image), "path": None} for case in cases]
-    table = grid.drop_columns(["edited_image"])
-    table = table.append_column("edit_prompt", pa.array([case.edit_prompt for case in cases], pa.string()))
-    table = table.append_column("original_image", pa.array(before, IMAGE_TYPE))
-    table = table.append_column("edited_image", grid["edited_image"])
-    store.write_shard(plan.folder / "grids.parquet", table, fingerprint="", seconds=0.0)
+    grid = grid.add_column(3, "edit_prompt", pa.array([case.edit_prompt for case in cases], pa.string()))
+    grid = grid.add_column(4, "original_image", pa.array(before, IMAGE_TYPE))
+    store.write_shard(plan.folder / "grids.parquet", grid, fingerprint="", seconds=0.0)
 
 
 @dataclass(slots=True)
 class _EditCount:
-    """How many of the missing edits are done; a hidden bar does not count."""
+    """Counts the missing edits that are done, because a hidden bar does not count."""
 
     total: int
     bar: tqdm[Any]
@@ -262,7 +255,6 @@ class _EditCount:
     done: int = 0
 
     def add(self, num: int) -> None:
-        """Counts a batch."""
         self.done += num
         self.bar.update(num)
         self.progress(self.done / self.total)
@@ -276,8 +268,8 @@ def _edit_missing(plan: Plan, progress: Callable[[float], object]) -> dict[Part,
     fingerprints = {
         part: fingerprint_edits(part, hashes, plan.editors[part.model].identity, plan.knobs.seed) for part in plan.parts
     }
-    finished = {part: store.finished(plan.edits(part), fingerprints[part]) for part in plan.parts}
-    sidecars = {part: sidecar for part, sidecar in finished.items() if sidecar is not None}
+    finished = ((part, store.finished(plan.edits(part), fingerprints[part])) for part in plan.parts)
+    sidecars = {part: sidecar for part, sidecar in finished if sidecar is not None}
     missing = [part for part in plan.parts if part not in sidecars]
     if sidecars:
         logger.info("%d of %d parts were edited already", len(sidecars), len(plan.parts))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from ip2p.config import fingerprint
-from ip2p.evaluation.cases import Domain, EditCase, Pixels
+from ip2p.evaluation.cases import Domain, EditCase, EditJudgement, Pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
 
 
@@ -38,5 +38,9 @@ class OracleMeasure(Measure):
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns a verdict per edit."""
         fitted = map(fit_to, after, before)
-        verdicts = [self.domain.judge_case(case, image) for case, image in zip(cases, fitted, strict=True)]
-        return [{column.name: getattr(verdict, column.name) for column in self.columns} for verdict in verdicts]
+        return [verdict_of(self.domain.judge_case(case, image)) for case, image in zip(cases, fitted, strict=True)]
+
+
+def verdict_of(judgement: EditJudgement) -> Values:
+    """The columns of a judgement."""
+    return {column.name: getattr(judgement, column.name) for column in OracleMeasure.columns}
