@@ -1,4 +1,4 @@
-"""`ip2p benchmark`: editors side by side on MagicBrush, Emu Edit's test set, a dataset or any pictures."""
+"""`ip2p benchmark`: compares editors on MagicBrush, Emu Edit's test set, a dataset or your own pictures."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def benchmark(config: Benchmark) -> None:
 
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:
-    """A table: a line per editor, a column per figure."""
+    """Yields a table: a line per editor, a column per figure."""
     from ip2p.evaluation.benchmark import known_columns
 
     columns = known_columns(figures["protocol"], figures["editors"])
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
     yield "  " + " ".join([f"{'':<22}", *(f"{column.heading:>16}" for column in columns)])
-    for name, found in figures["editors"].items():
+    for name, parts in figures["editors"].items():
         for part, words in (("single", ""), ("final", ", last of session")):
-            if found[part]:
-                cells = [_cell(found[part].get(column.name)) for column in columns]
+            if parts[part]:
+                cells = [_cell(parts[part].get(column.name)) for column in columns]
                 yield "  " + " ".join([f"{name + words:<22}", *(f"{cell:>16}" for cell in cells)])
 
 
