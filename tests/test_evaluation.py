@@ -26,7 +26,8 @@ from ip2p.evaluation.editors import Setting, sdedit_source
 from ip2p.evaluation.evaluate import plan_parts, run_editors
 from ip2p.evaluation.metrics import bootstrap_interval, curve, summarise, wilson_interval
 from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
-from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, as_row
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
+from ip2p.rendering.table import as_row
 from ip2p.report import write_report
 
 GREYS = {"black": 20, "white": 230}

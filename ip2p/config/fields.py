@@ -54,9 +54,23 @@ def check_unit(name: str, *values: float) -> None:
         check(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}. Give a fraction.")
 
 
+OMIT_IF_EMPTY = {"omit_if_empty": True}
+"""Metadata of a field that came later: while it is empty, saved configs and fingerprints are as they were before it."""
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns a config as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(_plain(config), default=str))  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    """Turns dataclasses into dicts, however deep they lie."""
+    if dataclasses.is_dataclass(value):
+        items = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {field.name: _plain(item) for field, item in items if item or "omit_if_empty" not in field.metadata}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def names_with(kind: type, *marks: Mapping[str, str]) -> frozenset[str]:
