@@ -31,7 +31,7 @@ class Benchmark(BenchmarkConfig):
         first = Path(named.models[0]) if named.models else Path()
         evaluation = evaluation_of(first / "model" if (first / "model").is_dir() else first)
         evaluation = dataclasses.replace(evaluation, resolution=0, vlm=VlmConfig())
-        return cls(source=tyro.MISSING_NONPROP, models=tyro.MISSING_NONPROP, evaluation=evaluation)  # type: ignore[arg-type]
+        return cls(source=tyro.MISSING_NONPROP, models=tyro.MISSING_NONPROP, evaluation=evaluation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -32,7 +32,6 @@ SHORT_FORMS = {"kind": "--runner", "address": "--ray-address", "max_workers": "-
 IGNORED = "yes"
 """Value that `--score` and `--rejected` took before they were switches."""
 Stage = Literal["prompts", "rendering", "scoring", "filtering", "dataset", "training", "evaluation", "runner"]
-Settings = Annotated[PipelineConfig, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +103,13 @@ def local_copy(place: str) -> Iterator[Path]:
         print(f"  {'stored in':<11} {place}")
 
 
-def flags_of(kind: Any, prefix: str = "") -> list[str]:
+def flags_of(config: Any, prefix: str = "") -> list[str]:
     """Lists the flags of a dataclass or an instance, sections included, in their spelling on the command line."""
+    is_type = isinstance(config, type)
+    hints = typing.get_type_hints(config if is_type else type(config))
     flags: list[str] = []
-    hints = typing.get_type_hints(kind if isinstance(kind, type) else type(kind))
-    for field in dataclasses.fields(kind):
-        section = getattr(kind, field.name, None) or hints[field.name]
+    for field in dataclasses.fields(config):
+        section = hints[field.name] if is_type else getattr(config, field.name)
         name = f"{prefix}{field.name.replace('_', '-')}"
         flags += flags_of(section, f"{name}.") if dataclasses.is_dataclass(section) else [f"--{name}"]
     return flags
@@ -120,7 +120,7 @@ def _read(
 ) -> tuple[T, list[str]]:
     """Parses what a dataclass knows and returns the other words too; mistakes become a ValueError of one line."""
     start = tyro.MISSING_NONPROP if default is None else default
-    with _errors.on_parse_error(partial(_raise, names or kind, command)):
+    with _errors.on_parse_error(functools.partial(_raise, names or kind, command)):
         parsed = tyro.cli(
             kind, args=list(words), prog=command, default=start, return_unknown_args=True, add_help=False, **options
         )
@@ -165,9 +165,17 @@ def _at_hand(arguments: T, stack: contextlib.ExitStack, copies: dict[str, str]) 
     return dataclasses.replace(arguments, run=copies[arguments.run])
 
 
-def _with_settings(kind: type, **more: Any) -> type[Any]:
-    own = tyro.conf.FlagCreatePairsOff[Annotated[kind, tyro.conf.arg(name="")]]  # type: ignore[valid-type]
-    return dataclasses.make_dataclass("Words", [("own", own), *more.items(), ("settings", Settings)], kw_only=True)
+def _with_settings(kind: type) -> type[Any]:
+    return dataclasses.make_dataclass("Words", [("own", _own(kind)), ("settings", _unprefixed(PipelineConfig))])
+
+
+def _unprefixed(kind: Any) -> Any:
+    return Annotated[kind, tyro.conf.arg(name="")]
+
+
+def _own(kind: type) -> Any:
+    """Takes a command's switches as `--score` alone; settings have `--no-…` too."""
+    return Annotated[kind, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
 
 
 def _plain_sections() -> ConstructorRegistry:
@@ -227,15 +235,13 @@ def _overview(kind: type[OverSettings], base: PipelineConfig) -> type[Any]:
     fields: list[Any] = []
     for path in kind.common:
         *sections, name = path.split(".")
-        section: Any = base
-        for step in sections:
-            section = getattr(section, step)
-        flag, text = path.replace("_", "-"), describe_fields(type(section))[name]
-        alias = [SHORT_FORMS[name]] if isinstance(section, RunnerConfig) and name in SHORT_FORMS else None
-        hint = Annotated[typing.get_type_hints(type(section))[name], tyro.conf.arg(name=flag, help=text, aliases=alias)]
+        section: Any = functools.reduce(getattr, sections, base)
+        stage: Any = type(section)
+        flag, text = path.replace("_", "-"), describe_fields(stage)[name]
+        aliases = [SHORT_FORMS[name]] if isinstance(section, RunnerConfig) and name in SHORT_FORMS else None
+        about = tyro.conf.arg(name=flag, help=text, aliases=aliases)
+        hint: Any = Annotated[typing.get_type_hints(stage)[name], about]
         fields.append((path.replace(".", "_"), hint, dataclasses.field(default=getattr(section, name))))
-    own = tyro.conf.FlagCreatePairsOff[Annotated[kind, tyro.conf.arg(name="")]]  # type: ignore[valid-type]
     common = dataclasses.make_dataclass("Common", fields)
-    here = tyro.conf.arg(name="")
-    parts = [("own", own), ("common", Annotated[common, here]), ("more", Annotated[MoreHelp, here])]  # type: ignore[valid-type]
+    parts = [("own", _own(kind)), ("common", _unprefixed(common)), ("more", _unprefixed(MoreHelp))]
     return dataclasses.make_dataclass("Words", parts)

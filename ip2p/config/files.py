@@ -6,9 +6,8 @@ import dataclasses
 import functools
 import json
 import math
-import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ def read_config(path: Path, base: PipelineConfig | None = None) -> PipelineConfi
     for name in NOT_SETTINGS:
         values.pop(name, None)
     try:
-        return typing.cast(PipelineConfig, overlay(base or PipelineConfig(), values))
+        return overlay(base or PipelineConfig(), values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -100,22 +99,27 @@ def overlay(base: Config, values: Mapping[str, Any]) -> Config:
 
 def _validate(kind: type[Config], plain: dict[str, Any]) -> Config:
     """Reads plain values strictly, so that no bool passes for a number; YAML's `1e-4`, a text, still does."""
-    adapter = _adapter(kind)
+    adapter = _adapter(typing.cast(Any, kind))
     try:
-        return adapter.validate_json(json.dumps(plain, default=str), strict=True)
+        config: Config = adapter.validate_json(json.dumps(plain, default=str), strict=True)
     except ValidationError as error:
         numbers = [each for each in error.errors() if each["type"] == "float_type" and _is_number(each["input"])]
         if not numbers:
             raise
         for number in numbers:
             *path, last = number["loc"]
-            functools.reduce(operator.getitem, path, plain)[last] = float(number["input"])
-        return adapter.validate_json(json.dumps(plain, default=str), strict=True)
+            _at(plain, path)[last] = float(number["input"])
+        config = adapter.validate_json(json.dumps(plain, default=str), strict=True)
+    return config
 
 
-@functools.lru_cache
-def _adapter(kind: type[Config]) -> TypeAdapter[Config]:
+@functools.cache
+def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
+
+
+def _at(values: Any, path: Sequence[int | str]) -> Any:
+    return functools.reduce(lambda inner, key: inner[key], path, values)
 
 
 def _is_number(value: object) -> bool:
