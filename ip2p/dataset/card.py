@@ -1,6 +1,6 @@
-"""What a reader of the dataset is told: front matter that `datasets` and the hub read, how it was made, the counts.
+"""The dataset card: front matter that `datasets` and the hub read, how the dataset was made, the counts.
 
-Also what a user is told where no pair was accepted, since it rests on the same tallies.
+Also the advice to a user whose run accepted no pair, since it rests on the same tallies.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ import yaml
 from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, Thresholds
 from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
+from ip2p.filtering import FIRST_LOOK, REASONS, thresholds_for
 from ip2p.hub import public_name
+from ip2p.scoring import BOUNDS
 from ip2p.store import RunFolder
-
-KNOBS = {
-    **{f"low_{each.name}": f"filtering.thresholds.{each.name}" for each in fields(Thresholds)},
-    **{f"high_{name}": f"filtering.thresholds.max_{name}" for name in ("image", "ssim", "dino", "nsfw")},
-    "over_limit": "filtering.max_pairs_per_triplet",
-}
-"""The setting behind each reason of the filter."""
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
 
 
+MOST_ADVICE = 4
+"""Settings that an error about rejected candidates proposes at most."""
+
+
 def tally_reasons(config: PipelineConfig, stage: str) -> Counter[str]:
-    """Rows per reason over all shards of a stage; those without a reason count under the empty string."""
+    """Counts rows per reason over all shards of a stage; rows without a reason count under the empty string."""
     tally: Counter[str] = Counter()
     for path in RunFolder(config.out).shards(stage):
         tally.update(pq.read_table(path, columns=["reason"]).column("reason").to_pylist())
@@ -39,7 +38,7 @@ def tally_reasons(config: PipelineConfig, stage: str) -> Counter[str]:
 
 
 def describe_rejections(config: PipelineConfig) -> str:
-    """Why no pair was accepted, and what to loosen, in one line."""
+    """Says in one line why no pair was accepted, and which setting to move in which direction."""
     verdicts = tally_reasons(config, "candidates")
     if not verdicts:
         written = tally_reasons(config, "triplets")
@@ -47,25 +46,44 @@ def describe_rejections(config: PipelineConfig) -> str:
             f"no pair was accepted: nothing was rendered, for {written['']} triplets were kept of {written.total()} "
             f"({_list(written)}). Check prompts.model and prompts.captions."
         )
-    knobs = [_knob(config, reason) for reason, _ in verdicts.most_common() if reason in KNOBS]
-    return (
-        f"no pair was accepted of {verdicts.total()} candidates ({_list(verdicts)}). "
-        f"Lower {' or '.join(knobs) or 'the thresholds'}, or raise rendering.num_candidates."
-    )
+    advice = [*_advice(config), "raise rendering.num_candidates"]
+    steps = f"{', '.join(advice[:-1])}, or {advice[-1]}" if advice[1:] else advice[0]
+    return f"no pair was accepted of {verdicts.total()} candidates ({_list(verdicts)}). {steps[0].upper()}{steps[1:]}."
 
 
 def _list(tally: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {number}" for reason, number in sorted(tally.items()) if reason) or "none rejected"
 
 
-def _knob(config: PipelineConfig, reason: str) -> str:
-    name = KNOBS[reason].rsplit(".", 1)[1]
-    value = getattr(config.filtering.thresholds, name, None)
-    return KNOBS[reason] if value is None else f"{KNOBS[reason]} (now {value:g})"
+def _advice(config: PipelineConfig) -> list[str]:
+    """Returns the changes that would accept more, of the settings that rejected most first."""
+    tally: Counter[str] = Counter()
+    for path in RunFolder(config.out).shards("candidates"):
+        columns = pq.read_table(path, columns=["reason", "edit_type"])
+        pairs = Counter(zip(columns["reason"].to_pylist(), columns["edit_type"].to_pylist(), strict=True))
+        for (reason, edit_type), number in pairs.items():
+            tally[_loosening(config, reason, edit_type)] += number
+    return [change for change, _ in tally.most_common() if change][:MOST_ADVICE]
+
+
+def _loosening(config: PipelineConfig, reason: str, edit_type: str) -> str:
+    """Says how to move the setting that gave a reason; empty if none did."""
+    if reason == FIRST_LOOK:
+        return f"raise filtering.first_look_slack (now {config.filtering.first_look_slack:g})"
+    bound = BOUNDS.get(reason)
+    if bound is None:
+        return ""
+    own = edit_type in config.filtering.per_edit_type
+    section = f"filtering.per_edit_type.{edit_type}" if own else "filtering.thresholds"
+    value = thresholds_for(config.filtering, edit_type).bounds.get(bound.threshold)
+    now = "" if value is None else f" (now {value:g})"
+    change = f"{bound.loosening} {section}.{bound.threshold}{now}"
+    measured = bound.score.is_wanted(config.scoring)
+    return change if measured else f"{change} or set scoring.{bound.score.setting}, without which it is not measured"
 
 
 def write_card(config: PipelineConfig, folder: Path, counts: Mapping[str, Any]) -> None:
-    """Writes `README.md` into a dataset folder whose parquet files lie there already."""
+    """Writes `README.md` into a dataset folder that holds the parquet files already."""
     front = yaml.safe_dump(_front_matter(config, folder, counts), sort_keys=False, allow_unicode=True)
     (folder / "README.md").write_text(f"---\n{front}---\n\n{_body(config, counts)}", encoding="utf-8")
 
@@ -134,7 +152,7 @@ def _making(config: PipelineConfig) -> str:
 
 
 def _writer(prompts: PromptsConfig) -> str:
-    """The file that triplets come from, or what wrote them."""
+    """Names the file that triplets come from, or what wrote them."""
     if prompts.captions.endswith(".jsonl") and prompts.captions_column is None:
         return public_name(prompts.captions)
     return "rules" if prompts.backend == "template" else public_name(prompts.model)
@@ -149,8 +167,8 @@ def _differences(own: EditTypeRendering) -> str:
         "factor on new words": own.reweight,
         "local blend": own.local_blend,
     }
-    told = [f"{name} {_range(bounds)}" for name, bounds in ranges.items() if bounds is not None]
-    return "; ".join([*([f"{own.num_candidates} candidates"] if own.num_candidates else []), *told])
+    drawn = [f"{name} {_range(bounds)}" for name, bounds in ranges.items() if bounds is not None]
+    return "; ".join([*([f"{own.num_candidates} candidates"] if own.num_candidates else []), *drawn])
 
 
 def _range(bounds: tuple[float, float]) -> str:
@@ -159,10 +177,12 @@ def _range(bounds: tuple[float, float]) -> str:
 
 
 def _thresholds(config: PipelineConfig) -> str:
-    kinds = {"all others": config.filtering.thresholds} | dict(sorted(config.filtering.per_edit_type.items()))
-    names = [each.name for each in fields(Thresholds)]
-    names = [name for name in names if any(getattr(limits, name) is not None for limits in kinds.values())]
-    rows = [(kind, *(_bound(getattr(limits, name)) for name in names)) for kind, limits in kinds.items()]
+    sections = {"all others": config.filtering.thresholds} | dict(sorted(config.filtering.per_edit_type.items()))
+    bounds = {kind: limits.bounds for kind, limits in sections.items()}
+    own = [field.name for field in fields(Thresholds)]
+    further = sorted({name for limits in sections.values() for name in limits.further})
+    names = [name for name in (*own, *further) if any(name in limits for limits in bounds.values())]
+    rows = [(kind, *(_bound(limits.get(name)) for name in names)) for kind, limits in bounds.items()]
     return f"## Thresholds of the scores\n\n{_table(('edit type', *names), rows)}"
 
 
@@ -174,15 +194,17 @@ def _figures(config: PipelineConfig, counts: Mapping[str, Any]) -> str:
     types = _table(
         ("edit type", "pairs"), [(name or "(none)", str(number)) for name, number in counts["edit_types"].items()]
     )
-    funnel = []
+    funnel, meanings = [], []
     for stage, noun in (("triplets", "generations"), ("candidates", "candidates")):
         tally = tally_reasons(config, stage)
         funnel.append((noun, str(tally.total())))
         funnel += [(f"- {reason}", str(number)) for reason, number in sorted(tally.items()) if reason]
+        meanings += [f"`{reason}`: {REASONS[reason]}" for reason in sorted(tally) if reason in REASONS]
     reasons = ("near_duplicate", "split_conflict", "beyond_share")
     left_out = [name for name in reasons if name == "split_conflict" or counts.get(name)]
     funnel += [("accepted", str(counts["accepted"])), *((f"- {name}", str(counts[name])) for name in left_out)]
-    return f"## Counts\n\n{types}\n\n{_table(('from captions to pairs', 'number'), funnel)}"
+    parts = ["## Counts", types, _table(("from captions to pairs", "number"), funnel)]
+    return "\n\n".join([*parts, f"{'; '.join(meanings)}."] if meanings else parts)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -1,10 +1,9 @@
-"""What a run's candidates look like, as plain text: funnel, scores, draws, duplicates, examples of every reason."""
+"""Describes a run's candidates as plain text: funnel, scores, draws, duplicates, examples of every reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,32 +13,48 @@ import pyarrow.parquet as pq
 from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
-from ip2p.filtering import measure_acceptance
+from ip2p.filtering import REASONS, measure_acceptance
+from ip2p.scoring import SCORE_COLUMNS, SCORES, Score
 
-SCORES = ("clip_original", "clip_edited", "clip_direction", "clip_image")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_EXAMPLES = 3
 SIMILARITIES = (0.999, 0.99, 0.98, 0.95)
 MOST_COMPARED = 20_000
-_COLUMNS = ("triplet_id", "candidate", "original_prompt", "edit_prompt", "edited_prompt", "accepted", "reason", *SCORES)
+_TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
+_COLUMNS = ("triplet_id", "candidate", *_TEXTS, "accepted", "reason")
 
 
 def describe(config: PipelineConfig) -> str:
-    """The whole text. ValueError where the run has no candidates."""
+    """Returns the whole text. ValueError if the run has no candidates."""
     folder = store.RunFolder(config.out)
     paths = folder.shards("candidates")
     if not paths:
         raise ValueError(f"{config.out} has no candidates. Run `ip2p dataset` into that folder first.")
-    table = pa.concat_tables(pq.read_table(path, columns=list(_COLUMNS)) for path in paths)
+    table = pa.concat_tables([_read(path) for path in paths], promote_options="default")
+    scores = {name: score for name, score in SCORES.items() if _values(table, score).size}
     parts = [
         ("Funnel", _funnel(config, table)),
-        ("CLIP similarities", _scores(table)),
+        ("Scores", _scores(table, scores)),
         ("Accepted, by what was drawn", _acceptance(config, paths)),
         ("Duplicates", _duplicates(table)),
         ("Pairs that repeat an earlier one", _repeats(folder)),
-        ("Examples", _examples(table)),
+        ("Examples", _examples(table, scores)),
     ]
     return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in parts)
+
+
+def _read(path: Path) -> pa.Table:
+    """Reads a shard with the scores that it has: an older one lacks those that came later."""
+    present = set(pq.read_schema(path).names)
+    return pq.read_table(path, columns=[*_COLUMNS, *(column for column in SCORE_COLUMNS if column in present)])
+
+
+def _values(table: pa.Table, score: Score) -> np.ndarray:
+    """Returns a score's values; those that are missing or not numbers are left out."""
+    if score.column not in table.column_names:
+        return np.empty(0)
+    values: np.ndarray = table[score.column].to_numpy()
+    return values[np.isfinite(values)]
 
 
 def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:
@@ -50,7 +65,8 @@ def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:
     yield f"{'candidates':<22} {len(table):>9}"
     counts = sorted(_count(table["reason"]).items(), key=lambda item: -item[1])
     for reason, count in counts:
-        yield f"{reason or 'accepted':<22} {count:>9}  {count / len(table):6.1%}"
+        words = f"  {REASONS[reason]}" if reason in REASONS else ""
+        yield f"{reason or 'accepted':<22} {count:>9}  {count / len(table):6.1%}{words}"
     rows = store.read_summary(config.out).get("dataset", {})
     for name in ("train", "test", "split_conflict", "near_duplicate", "beyond_share"):
         if name in rows:
@@ -61,15 +77,16 @@ def _count(column: pa.ChunkedArray) -> dict[str, int]:
     return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
 
 
-def _scores(table: pa.Table) -> Iterator[str]:
+def _scores(table: pa.Table, scores: Mapping[str, Score]) -> Iterator[str]:
     yield f"{'quantiles':<26}" + "".join(f"{quantile:>8.0%}" for quantile in QUANTILES)
     sides = {"accepted": table.filter(table["accepted"]), "rejected": table.filter(pc.invert(table["accepted"]))}
-    for name in SCORES:
-        for what, some in sides.items():
-            values = some[name].to_numpy()
-            values = values[np.isfinite(values)]
-            told = "".join(f"{value:>8.3f}" for value in np.quantile(values, QUANTILES)) if len(values) else "       –"
-            yield f"{name.removeprefix('clip_') + ', ' + what:<26}{told}"
+    for name, score in scores.items():
+        for side, rows in sides.items():
+            values = _values(rows, score)
+            numbers = (
+                "".join(f"{value:>8.3f}" for value in np.quantile(values, QUANTILES)) if len(values) else "       –"
+            )
+            yield f"{name + ', ' + side:<26}{numbers}"
 
 
 def _acceptance(config: PipelineConfig, paths: Sequence[Path]) -> Iterator[str]:
@@ -81,18 +98,16 @@ def _acceptance(config: PipelineConfig, paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _duplicates(table: pa.Table) -> Iterator[str]:
-    """Captions and instructions that several triplets have."""
-    first = table.group_by("triplet_id").aggregate(
-        [(name, "min") for name in ("original_prompt", "edit_prompt", "edited_prompt")]
-    )
-    for name in ("original_prompt", "edit_prompt", "edited_prompt"):
+    """Names captions and instructions that several triplets have."""
+    first = table.group_by("triplet_id").aggregate([(name, "min") for name in _TEXTS])
+    for name in _TEXTS:
         counts = _count(first[f"{name}_min"])
         most, num = max(counts.items(), key=lambda item: item[1])
         yield f"{name:<18} {len(counts)} distinct of {len(first)}; the most frequent, {num} times: {most}"
 
 
 def _repeats(folder: store.RunFolder) -> Iterator[str]:
-    """How many pairs each `dataset.max_duplicate_similarity` would leave out, of the first so many."""
+    """Counts the pairs that each `dataset.max_duplicate_similarity` would leave out of the first `MOST_COMPARED`."""
     shards, places = folder.shards("pairs"), []
     for number, path in enumerate(shards):
         accepted = pq.read_table(path, columns=["accepted"])["accepted"].to_pylist()
@@ -107,13 +122,12 @@ def _repeats(folder: store.RunFolder) -> Iterator[str]:
         yield f"both images {limit:g} alike {num:>7} of {len(embeddings)}  {num / len(embeddings):6.1%}"
 
 
-def _examples(table: pa.Table) -> Iterator[str]:
+def _examples(table: pa.Table, scores: Mapping[str, Score]) -> Iterator[str]:
     for reason in sorted(_count(table["reason"])):
-        some = table.filter(pc.equal(table["reason"], reason)).slice(0, 200)
-        step = max(1, len(some) // NUM_EXAMPLES)
-        for row in some.take(pa.array(range(0, len(some), step))).slice(0, NUM_EXAMPLES).to_pylist():
-            yield f"{reason or 'accepted'}: {row['original_prompt']} | {row['edit_prompt']} | {_told(row)}"
-
-
-def _told(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name.removeprefix('clip_')} {row[name]:.3f}" for name in SCORES)
+        rows = table.filter(pc.equal(table["reason"], reason)).slice(0, 200)
+        step = max(1, len(rows) // NUM_EXAMPLES)
+        for row in rows.take(pa.array(range(0, len(rows), step))).slice(0, NUM_EXAMPLES).to_pylist():
+            measured = {name: row[score.column] for name, score in scores.items() if row[score.column] is not None}
+            numbers = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+            words = " | ".join(filter(None, (row["original_prompt"], row["edit_prompt"], numbers)))
+            yield f"{reason or 'accepted'}: {words}"

@@ -11,52 +11,53 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from ip2p.report.format import is_number, percent, score
+from ip2p.report.format import is_number, mapping, percent, score
 from ip2p.report.svg import MARKS, Drawing, Frame, Point, padded
+from ip2p.scoring import Score
 
 Row = Mapping[str, Any]
-
-SCORES = {
-    "clip_original": ("original", "Original image ↔ original prompt"),
-    "clip_edited": ("edited", "Edited image ↔ edited prompt"),
-    "clip_direction": ("direction", "Direction: change of image ↔ change of text"),
-    "clip_image": ("image", "Original image ↔ edited image"),
-}
-"""Column of a similarity: its threshold's name and its title."""
 
 NUM_BINS = 36
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def score_histogram(candidates: pa.Table, column: str, threshold: float | None) -> Markup | None:
-    """Accepted below, rejected stacked on top, the threshold as a dashed line; None where there are no scores."""
-    values = candidates[column].cast(pa.float64()).to_numpy()
+def score_histogram(candidates: pa.Table, score: Score, thresholds: Row) -> Markup | None:
+    """Draws accepted below, rejected stacked on top, thresholds as dashed lines; None if nothing was measured."""
+    if score.column not in candidates.column_names:
+        return None
+    values = candidates[score.column].cast(pa.float64()).to_numpy()
     accepted = candidates["accepted"].cast(pa.bool_()).fill_null(False).to_numpy()
     finite = np.isfinite(values)
     values, accepted = values[finite], accepted[finite]
     if not values.size:
         return None
-    marked = threshold if threshold is not None and threshold > -1 else None
-    low, high = padded([values.min(), values.max(), *([] if marked is None else [marked])], 0.02)
+    bounds = _bounds_of(score, thresholds)
+    low, high = padded([values.min(), values.max(), *bounds.values()], 0.02)
     edges = np.linspace(low, high, NUM_BINS + 1)
     kept, _ = np.histogram(values[accepted], edges)
     dropped, _ = np.histogram(values[~accepted], edges)
-    title = SCORES[column][1]
     text = f"{_told(values[accepted])} accepted; {_told(values[~accepted])} rejected"
-    drawing = Drawing(
-        Frame((low, high), (0, max(1, (kept + dropped).max() * 1.12)), width=420, height=210, left=52), title, text
-    )
-    drawing.axes("cosine similarity", "", y_ticks=3)
+    frame = Frame((low, high), (0, max(1, (kept + dropped).max() * 1.12)), width=420, height=210, left=52)
+    drawing = Drawing(frame, score.meaning, text)
+    drawing.axes(score.unit, "", y_ticks=3)
     for left, right, some, rest in zip(edges[:-1], edges[1:], kept, dropped, strict=True):
         where = f"{left:.3f} to {right:.3f}"
         drawing.bar((left, right), (0, some), "accepted", f"{where}: {some} accepted")
         drawing.bar((left, right), (some, some + rest), "rejected", f"{where}: {rest} rejected")
-    if marked is not None:
-        drawing.segment((marked, 0), (marked, drawing.frame.y[1]), "threshold")
-        near_end = marked > low + 0.7 * (high - low)
+    for sign, value in bounds.items():
+        drawing.segment((value, 0), (value, frame.y[1]), "threshold")
+        near_end = value > low + 0.7 * (high - low)
         shift = (-5, 10) if near_end else (5, 10)
-        drawing.label(marked, drawing.frame.y[1], f"≥ {marked:g}", anchor="end" if near_end else "start", shift=shift)
+        drawing.label(value, frame.y[1], f"{sign} {value:g}", anchor="end" if near_end else "start", shift=shift)
     return drawing.svg()
+
+
+def _bounds_of(score: Score, thresholds: Row) -> dict[str, float]:
+    """Returns the thresholds of a score by their sign; one that every similarity passes is left out."""
+    set_bounds = {**thresholds, **mapping(thresholds.get("further"))}
+    bounds = {"≥": set_bounds.get(score.name), "≤": set_bounds.get(f"max_{score.name}")}
+    floor = -1.0 if score.is_similarity else -math.inf
+    return {sign: value for sign, value in bounds.items() if is_number(value) and value > floor}
 
 
 def _told(values: Any) -> str:

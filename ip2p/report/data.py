@@ -16,6 +16,7 @@ from ip2p.report import charts
 from ip2p.report.facts import Row, RunFacts
 from ip2p.report.format import clipped, count, duration, is_number, mapping, reason_name
 from ip2p.report.svg import legend
+from ip2p.scoring import SCORES
 
 Section = dict[str, Any]
 
@@ -111,14 +112,14 @@ def _sample(row: Mapping[str, Any]) -> Section:
 
 
 def scores(facts: RunFacts) -> Section:
-    """A histogram per similarity."""
+    """Draws a histogram per score that was measured."""
     if not facts.candidates.num_rows:
         return {"missing": "No candidates were scored yet."}
     filtering = mapping(facts.config.get("filtering"))
     thresholds = mapping(filtering.get("thresholds"))
     histograms = [
-        {"title": title, "svg": charts.score_histogram(facts.candidates, column, thresholds.get(name))}
-        for column, (name, title) in charts.SCORES.items()
+        {"title": score.meaning, "svg": charts.score_histogram(facts.candidates, score, thresholds)}
+        for score in SCORES.values()
     ]
     own = mapping(filtering.get("per_edit_type"))
     return {"charts": [histogram for histogram in histograms if histogram["svg"]], "own_thresholds": sorted(own)}

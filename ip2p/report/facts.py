@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from ip2p import store
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.prompts.inspection import COLUMNS as GENERATION_COLUMNS
+from ip2p.scoring import SCORE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ NOT_SHOWN = ("kind", "seed", "guidance_scale", "image_guidance_scale", "strength
 
 _CANDIDATE = ("edit_type", "accepted", "reason", *CLIP)
 _COSTS = ("guidance_scale", "shared_steps", "first_look")
-_EXTRA_SCORES = ("ssim", "dino")
+_EXTRA_SCORES = tuple(column for column in SCORE_COLUMNS if column not in CLIP)
 _EDIT = ("case", "edit_type", "edit_prompt")
 _JUDGED = ("triplet_id", "candidate", "edit_type", "accepted", "success", "done", "kept", "legible")
 
@@ -102,7 +103,7 @@ def read_run(config: PipelineConfig) -> RunFacts:
         summary=summary,
         triplets=read_table(run.shards("triplets"), ("caption", "reason")),
         generations=_read_some(run.shards("triplets"), GENERATION_COLUMNS, MOST_GENERATIONS),
-        candidates=read_table(run.shards("candidates"), _CANDIDATE, _COSTS),
+        candidates=read_table(run.shards("candidates"), _CANDIDATE, (*_COSTS, *_EXTRA_SCORES)),
         pairs=_read_pairs(run),
         oracle=read_table(run.shards("evaluation/oracle"), _JUDGED),
         loss=_or([], lambda: _read_lines(run.training / "loss.jsonl")),

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from ip2p import scoring
 from ip2p.evaluation.measures import columns
+from ip2p.filtering import REASONS as FILTER_REASONS
 
 Row = Mapping[str, Any]
 
@@ -23,22 +25,10 @@ REASONS = {
     "banned": "banned word",
     "moderated": "refused by moderation",
     "disagreement": "caption and instruction disagree",
-    "low_original": "original image unlike its prompt",
-    "low_edited": "edited image unlike its prompt",
-    "low_direction": "change unlike the text's",
-    "low_image": "images too unlike",
-    "over_limit": "enough of this triplet",
-    "first_look": "given up after a first look",
+    **FILTER_REASONS,
 }
 
-SCORES = {
-    "clip_original": "original",
-    "clip_edited": "edited",
-    "clip_direction": "direction",
-    "clip_image": "image",
-    "ssim": "SSIM",
-    "dino": "DINO",
-}
+SCORES = {score.column: score.title for score in scoring.SCORES.values()}
 """Short names of what a pair is scored by."""
 
 EDITOR = "trained editor"

@@ -23,7 +23,7 @@ CARE = 0.01
 
 
 def load_nsfw_head(source: str) -> NsfwHead:
-    """Loads a safety checker's folder (scores above 0 are unsafe) or a .safetensors file of layers."""
+    """Loads a safety checker's folder, which calls scores above 0 unsafe, or a .safetensors file of linear layers."""
     if source.endswith(".safetensors"):
         from safetensors.torch import load_file
 

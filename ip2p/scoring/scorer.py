@@ -118,7 +118,7 @@ class Scorer:
 
 def load_scorer(config: ScoringConfig) -> Scorer:
     """Loads all that a config's scores need. ValueError if `scoring.further` names a setting that no score has."""
-    settings = {score.setting for score in SCORES.values() if score.setting}
+    settings = [score.setting for score in SCORES.values() if score.setting]
     for name in config.further:
         if name not in settings:
             raise ValueError(f"scoring.further sets {name}, which no score reads. Known are: {', '.join(settings)}.")
