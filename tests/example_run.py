@@ -180,7 +180,7 @@ def _record(model: str, scale: float, number: int, edit: SceneEdit, rng: random.
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     pictures = [row["picture"] for row in rows]
-    plain = [{name: value for name, value in row.items() if name != "picture"} for row in rows]
+    plain = [{"model": "model"} | {name: value for name, value in row.items() if name != "picture"} for row in rows]
     return pa.Table.from_pylist(plain).append_column("edited_image", image_column(pictures))
 
 

@@ -193,4 +193,5 @@ def test_a_file_in_the_folder_adds_a_metric_to_scores_figures_report_comparison_
     editors = {"model": {"single": figures, "final": None}}
     for protocol in PROTOCOLS:
         assert {"invented", "odd"} <= {column.name for column in known_columns(protocol, editors)}
-    assert "Invention ↓" in "\n".join(describe({"protocol": "curve", "editors": editors, "n": 4}))
+    _, heading, line = describe({"protocol": "curve", "editors": editors, "n": 4})
+    assert "Invention ↓" in heading and len(heading) == len(line)

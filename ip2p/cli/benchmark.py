@@ -57,13 +57,17 @@ def describe(figures: dict[str, Any]) -> Iterator[str]:
     from ip2p.evaluation.benchmark import known_columns
 
     columns = known_columns(figures["protocol"], figures["editors"])
+    widths = [max(16, len(column.heading)) for column in columns]
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
-    yield "  " + " ".join([f"{'':<22}", *(f"{column.heading:>16}" for column in columns)])
+    yield _line("", [column.heading for column in columns], widths)
     for name, parts in figures["editors"].items():
         for part, words in (("single", ""), ("final", ", last of session")):
             if parts[part]:
-                cells = [_cell(parts[part].get(column.name)) for column in columns]
-                yield "  " + " ".join([f"{name + words:<22}", *(f"{cell:>16}" for cell in cells)])
+                yield _line(name + words, [_cell(parts[part].get(column.name)) for column in columns], widths)
+
+
+def _line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  " + " ".join([f"{name:<22}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))])
 
 
 def _cell(value: float | None) -> str:
