@@ -19,7 +19,7 @@ from ip2p.app.tables import PROMPT_COLUMNS as HEAD
 from ip2p.app.tables import describe_runs, find_configs, find_models, find_runs, write_rows
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.dataset import write_dataset
-from ip2p.models.components import widen_conv_in
+from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.store import RunFolder, write_json
 from ip2p.training.export import write_editor
 from tests.test_rendering_candidates import write_triplets

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.config import PipelineConfig, TrainingConfig, fingerprint
+from ip2p.config import TrainingConfig, fingerprint
 from ip2p.console import first_line
 from ip2p.store import sha256_of, visible_parquet
 
@@ -143,14 +143,13 @@ FREE_HERE = {
 """Fields that do not decide the weights, or whose content does."""
 
 
-def training_fingerprint(config: PipelineConfig, data: str) -> str:
+def training_fingerprint(training: TrainingConfig, data: str) -> str:
     """Hash of what decides the trained weights: settings, the base model's content and the data's."""
-    return fingerprint(resume_fingerprint(config, data), config.training.max_train_steps)
+    return fingerprint(resume_fingerprint(training, data), training.max_train_steps)
 
 
-def resume_fingerprint(config: PipelineConfig, data: str) -> str:
+def resume_fingerprint(training: TrainingConfig, data: str) -> str:
     """The same for a checkpoint: under a constant learning rate a training may be made longer."""
-    training = config.training
     free = FREE_HERE | ({"max_train_steps"} if training.lr_scheduler.startswith("constant") else set())
     knobs = {field.name: getattr(training, field.name) for field in fields(TrainingConfig) if field.name not in free}
     files = find_files(data)
