@@ -10,7 +10,7 @@ from torch import Tensor
 from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
 from ip2p.p2p.attention import CrossSharing, SelfSharing, shared_attention
 from ip2p.p2p.steps import plan_step
-from tests.explicit import ExplicitAttention
+from tests.explicit_attention import ExplicitAttention
 from tests.tiny import specs, tiny_unet
 
 WIDTH = 128
