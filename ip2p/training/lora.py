@@ -63,11 +63,13 @@ def load_lora(pipeline: Any, folder: Path | str) -> Any:
 
     ValueError if the folder does not hold both.
     """
-    base, place = architecture_of(pipeline), Path(folder).expanduser()
-    file = widened_file(base)
-    if not (place / LORA_FILE).exists() or not (place / file).exists():
-        raise ValueError(f"{folder} holds no {LORA_FILE} with {file}. Give a folder of a LoRA training.")
-    weights = load_file(place / file)
+    place = Path(folder).expanduser()
+    if not (place / LORA_FILE).exists():
+        raise ValueError(f"{folder} holds no {LORA_FILE}. Give a folder of a LoRA training.")
+    base = architecture_of(pipeline)
+    if not (place / widened_file(base)).exists():
+        raise ValueError(f"{folder} holds no {widened_file(base)}. Give a folder of a LoRA training of this base.")
+    weights = load_file(place / widened_file(base))
     denoiser = base.widen(base.denoiser(pipeline), weights["weight"].shape[1])
     denoiser.get_submodule(base.widened).load_state_dict(weights)
     pipeline.load_lora_weights(str(place), weight_name=LORA_FILE)
