@@ -40,8 +40,7 @@ def load_part(kind: Any, config: TrainingConfig, part: str, **options: Any) -> A
 
 def load_config(kind: Any, config: TrainingConfig, part: str) -> dict[str, Any]:
     """Reads the config of what lies in a folder of the base."""
-    options = {"subfolder": part, "revision": config.revision}
-    settings: dict[str, Any] = from_source(kind.load_config, _source(config), **options)
+    settings: dict[str, Any] = from_source(kind.load_config, _source(config), subfolder=part, revision=config.revision)
     return settings
 
 

@@ -46,7 +46,8 @@ def render_pairs(pipeline: Any, candidates: Sequence[Candidate], config: Renderi
 def check_renderable(pipeline: Any, config: RenderingConfig) -> None:
     """Raises ValueError for a model, a scheduler or a size that cannot be rendered with."""
     bases = architectures()
-    if not isinstance(pipeline, tuple(base.text_to_image for base in bases)):
+    is_text_to_image = any(isinstance(pipeline, base.text_to_image) for base in bases)
+    if not is_text_to_image:
         names = " or a ".join(base.text_to_image.__name__ for base in bases)
         titles = ", ".join(base.title for base in bases)
         raise ValueError(f"rendering.model is a {type(pipeline).__name__}, expected a {names}. Give one of: {titles}.")
@@ -169,7 +170,7 @@ def encode_captions(
     texts = encode_texts(pipeline, base, [*unguided, *captions])
     height, width = (side * pipeline.vae_scale_factor for side in shape[1:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=base.denoiser(pipeline).device)
-    return Conditions(texts.map(lambda values: values.unflatten(0, (num_halves, -1))), sizes)
+    return Conditions(texts.map(lambda values: values.view(num_halves, -1, *values.shape[1:])), sizes)
 
 
 def encode_texts(pipeline: Any, base: Architecture, texts: Sequence[str]) -> Texts:
