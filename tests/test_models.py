@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,6 @@ from ip2p.records import Candidate, EditTriplet, RenderSpec
 from ip2p.training.__main__ import main
 from tests.test_training import pair, write_pairs
 
-OPTIONS = {"revision": None, "variant": None, "dtype": "float32", "device": "cpu"}
 CIRCLE, SQUARE = "a small red circle on a white background", "a large blue square on a black background"
 
 
@@ -34,7 +34,7 @@ CIRCLE, SQUARE = "a small red circle on a white background", "a large blue squar
 def transformer_base(monkeypatch: pytest.MonkeyPatch, tiny_sd: Path, tmp_path: Path) -> Iterator[Path]:
     """A base of an architecture whose file lies beside ours, and that file's folder among those of the bases."""
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(Path(__file__).with_name("bases"))])
-    from ip2p.models.tiny_transformer import TinyTransformerPipeline  # type: ignore[import-not-found]
+    from ip2p.models.tiny_transformer import TinyTransformerPipeline
 
     torch.manual_seed(5)
     parts = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
@@ -57,6 +57,10 @@ def transformer_base(monkeypatch: pytest.MonkeyPatch, tiny_sd: Path, tmp_path: P
     pipeline.save_pretrained(tmp_path / "base", safe_serialization=True)
     yield tmp_path / "base"
     sys.modules.pop("ip2p.models.tiny_transformer")
+
+
+def load(folder: Path | str) -> Any:
+    return load_text_to_image(str(folder), revision=None, variant=None, dtype="float32", device="cpu")
 
 
 def candidate(seed: int, **shares: float) -> Candidate:
@@ -87,19 +91,19 @@ def test_the_class_in_the_index_chooses_the_base(tiny_sd: Path, tiny_xl: Path) -
     chosen = [base_architecture(TrainingConfig(pretrained_model_name_or_path=str(path))) for path in (tiny_sd, tiny_xl)]
     assert [base.title for base in chosen] == ["Stable Diffusion 1.x or 2.x", "Stable Diffusion XL"]
     for base, folder in zip(chosen, (tiny_sd, tiny_xl), strict=True):
-        assert architecture_of(load_text_to_image(str(folder), **OPTIONS)) is base
+        assert architecture_of(load(folder)) is base
 
 
 def test_an_unknown_base_is_refused_with_a_list_of_those_there_are(tiny_sd: Path, tmp_path: Path) -> None:
     folder = str(renamed(tiny_sd, tmp_path / "other", "KandinskyPipeline"))
     message = "is a KandinskyPipeline, which is not supported. Give one of: Stable Diffusion 1.x or 2.x, Stable Diff"
-    for load in (
-        lambda: load_text_to_image(folder, **OPTIONS),
+    for attempt in (
+        lambda: load(folder),
         lambda: load_editor(folder, "cpu"),
         lambda: base_architecture(TrainingConfig(pretrained_model_name_or_path=folder)),
     ):
         with pytest.raises(ValueError, match=message) as caught:
-            load()
+            attempt()
         assert "\n" not in str(caught.value)
 
 
@@ -112,17 +116,17 @@ def test_a_base_of_another_file_is_unknown_without_it(transformer_base: Path, mo
 
 
 def test_pairs_are_rendered_with_a_base_of_another_file(transformer_base: Path) -> None:
-    pipeline = load_text_to_image(str(transformer_base), **OPTIONS)
+    pipeline = load(transformer_base)
     config = RenderingConfig(num_inference_steps=4, batch_size=4)
     batch = [candidate(1), candidate(1, p2p=0.8), candidate(2, cross_p2p=0.7)]
     with torch.inference_mode():
-        together = sample_latents(pipeline, batch, config).unflatten(0, (2, -1))
-        alone = [sample_latents(pipeline, [each], config) for each in batch]
+        together = sample_latents(pipeline, batch, config).chunk(2)
+        alone = [sample_latents(pipeline, [single], config) for single in batch]
     for number, (original, edited) in enumerate(alone):
-        torch.testing.assert_close(together[0, number], original, atol=1e-4, rtol=0)
-        torch.testing.assert_close(together[1, number], edited, atol=1e-4, rtol=0)
-    torch.testing.assert_close(together[0, 0], together[0, 1], atol=1e-4, rtol=0)
-    assert (together[1, 0] - together[1, 1]).abs().max() > 1e-3
+        torch.testing.assert_close(together[0][number], original, atol=1e-4, rtol=0)
+        torch.testing.assert_close(together[1][number], edited, atol=1e-4, rtol=0)
+    torch.testing.assert_close(together[0][0], together[0][1], atol=1e-4, rtol=0)
+    assert (together[1][0] - together[1][1]).abs().max() > 1e-3
     (first, *_) = render_pairs(pipeline, batch, config)
     assert first.original.shape == (64, 64, 3)
 
@@ -160,10 +164,10 @@ def test_a_base_that_takes_no_image_condition_is_not_an_editor(transformer_base:
 def test_both_ways_to_a_bases_text_encoders_say_the_same(request: pytest.FixtureRequest, model: str) -> None:
     folder = str(request.getfixturevalue(model))
     base = base_architecture(config := TrainingConfig(pretrained_model_name_or_path=folder))
-    pipeline = load_text_to_image(folder, **OPTIONS)
+    pipeline = load(folder)
     encoders = base.text_encoders(pipeline), base.load_text_encoders(config, torch.device("cpu"))
     with torch.inference_mode():
-        one, other = (each.encode(["", CIRCLE, SQUARE]) for each in encoders)
+        one, other = (encoder.encode(["", CIRCLE, SQUARE]) for encoder in encoders)
         expected = pipeline.encode_prompt(
             [CIRCLE, SQUARE], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
         )
@@ -184,8 +188,9 @@ def test_an_xl_that_knows_no_zeros_reads_the_empty_text_for_none(tiny_xl: Path, 
     for path in (tiny_xl, folder):
         config = TrainingConfig(pretrained_model_name_or_path=str(path))
         none.append(base_architecture(config).load_text_encoders(config, torch.device("cpu")).encode([""]))
-    assert not none[0].hidden.any() and not none[0].pooled.any()
-    assert none[1].hidden.any() and none[1].pooled.any()
+    for texts, is_zero in zip(none, (True, False), strict=True):
+        assert texts.pooled is not None
+        assert (not texts.hidden.any(), not texts.pooled.any()) == (is_zero, is_zero)
 
 
 def test_latents_are_normalised_by_scale_shift_mean_and_deviation_and_back() -> None:

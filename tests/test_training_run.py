@@ -22,7 +22,7 @@ from ip2p.config import PipelineConfig, TrainingConfig
 from ip2p.store import RunFolder
 from ip2p.training import launch
 from ip2p.training.__main__ import main
-from ip2p.training.cache import load_cache
+from ip2p.training.cache import LatentCache, load_cache
 from ip2p.training.checkpoint import Progress, find_checkpoints, read_checkpoint, write_checkpoint
 from ip2p.training.data import open_rows
 from ip2p.training.flags import job_of
@@ -186,6 +186,7 @@ def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
     folder = write_pairs(tmp_path / "four", [pair(n) for n in range(4)])
     config = tiny_training(tiny_sd, train_batch_size=8, learning_rate=5e-3, lr_warmup_steps=0)
     trainer = trainer_on(folder, tmp_path, config)
+    assert isinstance(trainer.pairs, LatentCache)
     for part in trainer.pairs.rows:  # the random autoencoder's own spread could not be learnt
         part["deviation"] = torch.zeros_like(part["deviation"])
         part["mean"] = torch.arange(4.0)[:, None, None, None, None].expand_as(part["mean"]) - 1.5

@@ -18,7 +18,7 @@ from ip2p.models.noise.discrete import DiscreteNoise
 from ip2p.models.texts import TextEncoders, Texts, hidden_states
 
 
-class TinyTransformerPipeline(DiffusionPipeline):
+class TinyTransformerPipeline(DiffusionPipeline):  # type: ignore[misc]
     """The parts of a text-to-image model."""
 
     def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, transformer: Any, scheduler: Any) -> None:
@@ -29,7 +29,7 @@ class TinyTransformerPipeline(DiffusionPipeline):
 
     @property
     def vae_scale_factor(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
 
 class TinyTransformerEditor(TinyTransformerPipeline):
@@ -75,7 +75,7 @@ class TinyTransformer(Architecture):
             with torch.no_grad():
                 new.weight.zero_()
                 new.weight[:, : old.in_channels].copy_(old.weight)
-                new.bias.copy_(old.bias)
+                new.bias.copy_(old.bias)  # type: ignore[union-attr]
             denoiser.pos_embed.proj = new
             denoiser.register_to_config(in_channels=in_channels)
         return denoiser
