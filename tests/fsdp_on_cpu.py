@@ -20,7 +20,7 @@ from torch import Tensor
 from ip2p.training.__main__ import main
 from ip2p.training.data import open_rows
 from ip2p.training.flags import parse
-from ip2p.training.run import new_accelerator, new_trainer, open_source
+from ip2p.training.run import new_accelerator, new_trainer, open_pairs
 from ip2p.training.sharding import local
 
 SIZES = "IP2P_TEST_SIZES"
@@ -46,13 +46,13 @@ def measure(words: list[str], folder: Path) -> None:
     """Takes one step and writes how many bytes this process holds."""
     job = parse(words)
     accelerator = new_accelerator(job)
-    source = open_source(open_rows(job.data, job), job, accelerator, folder)
+    source = open_pairs(open_rows(job.data, job), job, accelerator, folder)
     trainer, _ = new_trainer(source, job, accelerator)
     trainer.step(0)
     trained = trainer.trained
     states = [value for state in trained.optimizer.state.values() for value in state.values() if value.ndim]
-    found = {"all": sum(parameter.numel() for parameter in trained.unet.parameters()) * 4}
-    found |= {"weights": num_bytes(trained.unet.parameters()), "states": num_bytes(states)}
+    found = {"all": sum(parameter.numel() for parameter in trained.denoiser.parameters()) * 4}
+    found |= {"weights": num_bytes(trained.denoiser.parameters()), "states": num_bytes(states)}
     found["average"] = num_bytes(trained.average.parameters()) if trained.average is not None else 0
     (folder / f"sizes-{accelerator.process_index}.json").write_text(json.dumps(found))
     accelerator.end_training()

@@ -21,8 +21,9 @@ from PIL import Image
 
 from ip2p.cli import main
 from ip2p.editing import Editor, Knobs, edit_images, guidance_terms, load_editor, write_image
-from ip2p.editing.apply import Texts, guided, stack_conditions
-from ip2p.models.components import widen_conv_in
+from ip2p.editing.apply import guided, stack_conditions
+from ip2p.models.stable_diffusion import widen_conv_in
+from ip2p.models.texts import Texts
 
 INSTRUCTIONS = ["make the circle green", "remove the square", "make the background white"]
 
@@ -165,14 +166,14 @@ def test_guidance_is_the_papers_formula_at_the_least_cost(
         torch.randn(1, 3, 5),
     )
 
-    def predict(inputs: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        return inputs[:, :4] * words.mean((1, 2))[:, None, None, None] + inputs[:, 4:].square()
+    def predict(inputs: torch.Tensor, picture: torch.Tensor, texts: Texts) -> torch.Tensor:
+        return inputs * texts.hidden.mean((1, 2))[:, None, None, None] + picture.square()
 
-    nothing = predict(torch.cat([latents, 0 * image], 1), null.expand(2, -1, -1))
-    with_image = predict(torch.cat([latents, image], 1), null.expand(2, -1, -1))
-    full = predict(torch.cat([latents, image], 1), text)
+    none = Texts(null.expand(2, -1, -1))
+    nothing, with_image = predict(latents, 0 * image, none), predict(latents, image, none)
+    full = predict(latents, image, Texts(text))
     expected = nothing + image_guidance_scale * (with_image - nothing) + guidance_scale * (full - with_image)
-    found = guided(predict, latents, stack_conditions(terms, image, Texts(text, null), (64, 64)))
+    found = guided(predict, latents, stack_conditions(terms, image, Texts(torch.cat([null, text])), (64, 64)))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
@@ -254,7 +255,7 @@ def test_a_list_of_edits_names_its_outputs_and_nothing_is_overwritten(
     assert edit(*words) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-make-it-blue.png", "first.png"]
     assert edit(*words) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert edit(*words, "--overwrite") == 0
 
 

@@ -77,7 +77,7 @@ def trained(tiny_config: PipelineConfig) -> PipelineConfig:
     import torch
     from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 
-    from ip2p.models.components import widen_conv_in
+    from ip2p.models.stable_diffusion import widen_conv_in
 
     base = StableDiffusionPipeline.from_pretrained(tiny_config.rendering.model)
     unet = widen_conv_in(base.unet, 8)

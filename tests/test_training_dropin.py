@@ -25,9 +25,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ip2p.models.components import widen_conv_in
+from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.training.__main__ import main
-from ip2p.training.lora import CONV_IN_FILE, LORA_FILE, load_lora
+from ip2p.training.lora import LORA_FILE, load_lora
 from ip2p.training.losses import read_losses
 from tests import processes
 from tests.test_training import pair, png, write_pairs
@@ -276,7 +276,7 @@ def test_adapters_train_with_the_whole_first_convolution(
     output = tmp_path / "out"
     flags = ["--use_lora", "--rank", "2", "--max_train_steps", "3", "--learning_rate", "1e-2"]
     assert train(base, data, output, *flags) == 0
-    assert (output / LORA_FILE).exists() and (output / CONV_IN_FILE).exists()
+    assert (output / LORA_FILE).exists() and (output / "conv_in.safetensors").exists()
     before = UNet2DConditionModel.from_pretrained(base / "unet").state_dict()
     after = load_file(output / WEIGHTS)
     assert before.keys() == after.keys()
@@ -294,7 +294,7 @@ def test_adapters_train_with_the_whole_first_convolution(
 
 
 def test_a_folder_without_adapters_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no pytorch_lora_weights.safetensors with conv_in.safetensors"):
+    with pytest.raises(ValueError, match="holds no pytorch_lora_weights.safetensors"):
         load_lora(None, tmp_path)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig
+from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
 from ip2p.training.optimizer import NEWTON_SCHULZ, NUM_ROUNDS, Muon, new_optimizer, orthogonalise
 from tests.tiny import tiny_unet
 
@@ -104,11 +105,11 @@ def test_a_saved_and_loaded_muon_goes_on_as_if_never_stopped() -> None:
     whole = tiny_unet()
     stopped = copy.deepcopy(whole)
     config = TrainingConfig(optim="muon", learning_rate_conv_in=0.01)
-    optimizer = new_optimizer(whole, config, fused=False)
+    optimizer = new_optimizer(whole, BASE, config, fused=False)
     train(optimizer, whole, range(4))
-    first = new_optimizer(stopped, config, fused=False)
+    first = new_optimizer(stopped, BASE, config, fused=False)
     train(first, stopped, range(2))
-    second = new_optimizer(stopped, config, fused=False)
+    second = new_optimizer(stopped, BASE, config, fused=False)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     train(second, stopped, range(2, 4))
     for one, other in zip(whole.parameters(), stopped.parameters(), strict=True):
@@ -120,7 +121,7 @@ def test_a_saved_and_loaded_muon_goes_on_as_if_never_stopped() -> None:
 def test_every_parameter_is_trained_once_and_only_inner_matrices_by_muon(optim: str, rate: float | None) -> None:
     unet = tiny_unet(in_channels=8)
     config = TrainingConfig(optim=optim, learning_rate_conv_in=rate)  # type: ignore[arg-type]
-    optimizer = new_optimizer(unet, config, fused=False)
+    optimizer = new_optimizer(unet, BASE, config, fused=False)
     trained = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(trained) == sorted(id(parameter) for parameter in unet.parameters())
     rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}

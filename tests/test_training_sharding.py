@@ -29,7 +29,7 @@ from ip2p.training.__main__ import main
 from ip2p.training.data import open_rows
 from ip2p.training.launch import LAUNCH_CONFIGS
 from ip2p.training.losses import read_losses
-from ip2p.training.run import new_accelerator, new_trainer, open_source
+from ip2p.training.run import new_accelerator, new_trainer, open_pairs
 from ip2p.training.trainer import Trainer
 from tests import fsdp_on_cpu, processes
 from tests.test_training import pair, write_pairs
@@ -195,11 +195,11 @@ def trainer_of(data: Path, model: Path, folder: Path, **changes: Any) -> Trainer
     places = {"train_data_dir": str(data), "output_dir": str(folder), "pretrained_model_name_or_path": str(model)}
     job = TrainingJob(**(fixed | places | changes))
     accelerator = new_accelerator(job)
-    return new_trainer(open_source(open_rows(job.data, job), job, accelerator, folder), job, accelerator)[0]
+    return new_trainer(open_pairs(open_rows(job.data, job), job, accelerator, folder), job, accelerator)[0]
 
 
 def test_blocks_are_gathered_one_at_a_time(tmp_path: Path, data: Path, tiny_sd: Path, alone: None) -> None:
-    unet = trainer_of(data, tiny_sd, tmp_path).trained.unet
+    unet = trainer_of(data, tiny_sd, tmp_path).trained.denoiser
     units = {type(module).__name__ for module in unet.modules() if isinstance(module, FSDPModule)}
     assert units >= {"FSDPUNet2DConditionModel", "FSDPBasicTransformerBlock", "FSDPResnetBlock2D"}
     assert all(isinstance(parameter, DTensor) for parameter in unet.parameters())
@@ -208,7 +208,7 @@ def test_blocks_are_gathered_one_at_a_time(tmp_path: Path, data: Path, tiny_sd: 
 def steps_of(trainer: Trainer) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """Losses, gradients' norms and weights after three steps."""
     found = [trainer.step(number) for number in range(3)]
-    unet = trainer.trained.whole(trainer.trained.average or trainer.trained.unet, is_main=True)
+    unet = trainer.trained.whole(trainer.trained.average or trainer.trained.denoiser, is_main=True)
     assert unet is not None
     return [float(loss) for loss, _ in found], [float(norm) for _, norm in found], unet.state_dict()
 
@@ -246,7 +246,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_masters(
     losses = steps_of(trainer)[0]
     np.testing.assert_allclose(losses, exact, rtol=0.02)
     assert losses != exact
-    assert {parameter.dtype for parameter in trainer.trained.unet.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.trained.denoiser.parameters()} == {torch.float32}
     assert {v.dtype for state in trainer.trained.optimizer.state.values() for v in state.values()} == {torch.float32}
 
 

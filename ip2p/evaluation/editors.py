@@ -133,11 +133,10 @@ def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
     def load() -> DiffusionPipeline:
         import torch
 
-        from ip2p.models.components import latent_shape, load_unet, widen_conv_in
-        from ip2p.training.export import build_pipeline
+        from ip2p.models.architecture import base_architecture
 
-        unet = widen_conv_in(load_unet(base), 2 * latent_shape(base)[0])
-        pipeline = build_pipeline(unet, base, torch.device(place))
+        architecture = base_architecture(base)
+        pipeline = architecture.build_editor(architecture.load_widened(base), base, torch.device(place))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(place)
 
@@ -207,7 +206,9 @@ class _SdeditEdit:
 
 
 def _short_side(pipeline: Any, resolution: int | None) -> int | None:
-    return pipeline.unet.config.sample_size * pipeline.vae_scale_factor if resolution == 0 else resolution
+    from ip2p.models.architecture import architecture_of
+
+    return architecture_of(pipeline).native_side(pipeline) if resolution == 0 else resolution
 
 
 def scaled_to(image: Pixels, resolution: int | None) -> Pixels:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.config import PipelineConfig, TrainingConfig, fingerprint
+from ip2p.config import TrainingConfig, fingerprint
 from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
 from ip2p.console import first_line
 from ip2p.store import sha256_of, visible_parquet
@@ -135,14 +135,13 @@ def _decides(path: Path) -> bool:
     return path.suffix in (".safetensors", ".json", ".txt") and not path.name.startswith(".")
 
 
-def training_fingerprint(config: PipelineConfig, data: str) -> str:
+def training_fingerprint(training: TrainingConfig, data: str) -> str:
     """Hash of what decides the trained weights: settings, the base model's content and the data's."""
-    return fingerprint(resume_fingerprint(config, data), config.training.max_train_steps)
+    return fingerprint(resume_fingerprint(training, data), training.max_train_steps)
 
 
-def resume_fingerprint(config: PipelineConfig, data: str) -> str:
+def resume_fingerprint(training: TrainingConfig, data: str) -> str:
     """The same for a checkpoint: under a constant learning rate a training may be made longer."""
-    training = config.training
     free = names_with(TrainingConfig, RESULT_FREE, WEIGHTS_FREE)
     if training.lr_scheduler.startswith("constant"):
         free |= {"max_train_steps"}

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ip2p.config import TrainingConfig
+from ip2p.models.architecture import base_architecture
 from ip2p.models.components import latent_shape, load_vae
-from ip2p.models.texts import TextEncoders
-from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, time_ids_of
+from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, sizes_of
 from ip2p.training.data import DatasetRows, DecodedPair, decode_pair
-from ip2p.training.draws import Batch, SampleKey, Sampling, StepDraws
+from ip2p.training.draws import Batch, SampleKey, SampleStream, StepDraws
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ class Decoded:
 
     pixels: Tensor
     """(N, 2, H, W, 3) uint8."""
-    time_ids: Tensor
+    sizes: Tensor
     prompts: list[str]
 
     def pin_memory(self) -> Decoded:
         """What a loader calls where a GPU is fed."""
-        return Decoded(self.pixels.pin_memory(), self.time_ids.pin_memory(), self.prompts)
+        return Decoded(self.pixels.pin_memory(), self.sizes.pin_memory(), self.prompts)
 
 
 class DecodedRows(Dataset[tuple[DecodedPair, str]]):
@@ -68,7 +68,7 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
         """Rows to a batch."""
         pairs = [pair for pair, _ in items]
         prompts = [prompt for _, prompt in items]
-        return Decoded(torch.from_numpy(as_pixels(pairs)), time_ids_of(pairs, self.config), prompts)
+        return Decoded(torch.from_numpy(as_pixels(pairs)), sizes_of(pairs, self.config), prompts)
 
 
 class OnlinePairs:
@@ -77,9 +77,8 @@ class OnlinePairs:
     def __init__(self, rows: DatasetRows, config: TrainingConfig, device: torch.device) -> None:
         self.dataset, self.config, self.device = DecodedRows(rows, config), config, device
         self.vae = load_vae(config, device, DTYPES[config.vae_precision])
-        self.encoders = TextEncoders(config, device)
-        none = self.encoders.none()
-        self.null_text, self.null_pooled = none.hidden, none.pooled
+        self.encoders = base_architecture(config).load_text_encoders(config, device)
+        self.none = self.encoders.encode([""])
         self.latent_shape = torch.Size(latent_shape(config))
         self._batches: Iterator[Decoded] = iter(())
         self._next: int | None = None
@@ -88,21 +87,19 @@ class OnlinePairs:
         return len(self.dataset)
 
     @torch.no_grad()
-    def load(self, sampling: Sampling, micro_step: int, draws: StepDraws) -> Batch:
+    def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
         """The batch of a micro-step; those after it are decoded meanwhile, so the keys were drawn ahead of `draws`."""
         if micro_step != self._next:
-            self._batches = iter(self._loader(sampling, micro_step))
+            self._batches = iter(self._loader(stream, micro_step))
         self._next = micro_step + 1
         decoded = next(self._batches)
         mean, deviation, condition = encode_pairs(self.vae, decoded.pixels)
-        texts = self.encoders.encode(decoded.prompts)
-        time_ids = decoded.time_ids if texts.pooled is not None else None
-        return Batch(mean, deviation, condition, texts.hidden, texts.pooled, time_ids)
+        return Batch(mean, deviation, condition, self.encoders.encode(decoded.prompts), decoded.sizes)
 
-    def _loader(self, sampling: Sampling, micro_step: int) -> DataLoader[tuple[DecodedPair, str]]:
+    def _loader(self, stream: SampleStream, micro_step: int) -> DataLoader[tuple[DecodedPair, str]]:
         return DataLoader(
             self.dataset,
-            batch_sampler=_Keys(sampling, micro_step),
+            batch_sampler=_Keys(stream, micro_step),
             num_workers=self.config.dataloader_num_workers,
             collate_fn=self.dataset.collate,
             pin_memory=self.device.type == "cuda",
@@ -113,8 +110,8 @@ class OnlinePairs:
 class _Keys:
     """Batches of keys without end, as a loader wants them."""
 
-    sampling: Sampling
+    stream: SampleStream
     first: int
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self.sampling.keys(self.first)
+        return self.stream.keys(self.first)
