@@ -286,11 +286,11 @@ def test_the_fingerprint_follows_settings_and_data_but_not_paths(tmp_path: Path,
     config = PipelineConfig(training=tiny_training(tiny_sd))
     first, copy = (str(write_pairs(tmp_path / name, [pair(0)])) for name in ("a", "b"))
     other = str(write_pairs(tmp_path / "c", [pair(1)]))
-    base = training_fingerprint(config, first)
-    assert training_fingerprint(config, copy) == base
-    assert training_fingerprint(config, other) != base
-    assert training_fingerprint(replace(config, training=replace(config.training, seed=9)), first) != base
-    assert training_fingerprint(replace(config, training=replace(config.training, log_every=3)), first) == base
+    base = training_fingerprint(config.training, first)
+    assert training_fingerprint(config.training, copy) == base
+    assert training_fingerprint(config.training, other) != base
+    assert training_fingerprint(replace(config.training, seed=9), first) != base
+    assert training_fingerprint(replace(config.training, log_every=3), first) == base
 
 
 def test_the_loss_log_is_cut_back_to_where_a_training_goes_on(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def import_pairs(words: list[str]) -> None:
     from ip2p import dataset, store, uses
     from ip2p import rendering as rendering_stage
     from ip2p.dataset.importing import import_rows
-    from ip2p.sources.rows import read_source
+    from ip2p.sources.pairs import read_source
 
     enter(config)
     rows = read_source(places[0], read_mapping(columns), split=split, revision=revision)
@@ -182,8 +182,8 @@ def import_triplets(words: list[str]) -> None:
     source, out = _two_places(words, "import")
     from ip2p.prompts.exchange import import_triplets as read
 
-    options = {"captions_split": split, "captions_revision": revision}
-    counts = read(source, Path(out), columns, **options, num_captions=_whole(num_rows) if num_rows else None)
+    limit = _whole(num_rows) if num_rows else None
+    counts = read(source, Path(out), columns, split=split, revision=revision, limit=limit)
     print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
     print(f"Use it with --prompts.captions {out}")
 
@@ -234,7 +234,7 @@ def _read_mapping(text: str | None) -> dict[str, str] | None:
     """`original_prompt=a,edit_prompt=b,edited_prompt=c` to a mapping. ValueError where a text has no column."""
     if text is None:
         return None
-    from ip2p.prompts.captions import ALIASES
+    from ip2p.sources.columns import TRIPLET_ALIASES as ALIASES
 
     found = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     unknown = [name for name in found if name not in (*ALIASES, "edit_type")]

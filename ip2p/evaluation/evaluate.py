@@ -156,7 +156,7 @@ def write_grids(path: Path, cases: Sequence[EditCase], rows: Sequence[dict[str, 
     """A row per case and pair of guidances, with the pictures before and after."""
     import pyarrow as pa
 
-    from ip2p.evaluation.cases import IMAGE_TYPE, encode_png
+    from ip2p.images import IMAGE_TYPE, encode_png
 
     wanted = ("case", "guidance_scale", "image_guidance_scale")
     table = pa.table({name: [row[name] for row in rows] for name in wanted})

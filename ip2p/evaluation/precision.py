@@ -23,7 +23,8 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.evaluation import metrics
-from ip2p.evaluation.cases import Domain, decode_image, load_domain
+from ip2p.evaluation.cases import Domain, load_domain
+from ip2p.images import open_pixels
 from ip2p.records import EditTriplet
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def _judge_shard(shard: Path, folder: Path, domain_name: str) -> None:
 
 def _judge_row(row: dict[str, Any], domain: Domain) -> dict[str, Any]:
     triplet = EditTriplet(**{name: row[name] or "" for name in _TRIPLET})
-    images = (decode_image(row[name]["bytes"]) for name in ("original_image", "edited_image"))
+    images = (open_pixels(row[name]["bytes"]) for name in ("original_image", "edited_image"))
     judged = domain.judge_pair(triplet, *images)
     flags = {"success": judged.success, "done": judged.done, "kept": judged.kept, "legible": judged.legible}
     return {name: row[name] for name in ("triplet_id", "candidate", "edit_type", "accepted")} | flags

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ip2p.evaluation.cases import EditCase, Pixels, decode_image
+from ip2p.evaluation.cases import EditCase, Pixels
+from ip2p.images import open_pixels
 from ip2p.store import write_atomic
 
 EDITS_PER_SHEET = 16
@@ -27,7 +28,7 @@ def write_sheets(folder: Path, cases: Sequence[EditCase], parts: Sequence[Path])
             case = cases[row["case"]]
             pairs = chosen[row["model"], case.edit_type]
             if len(pairs) < EDITS_PER_SHEET:
-                pairs.append(_side_by_side(case.original_image, decode_image(row["edited_image"]["bytes"])))
+                pairs.append(_side_by_side(case.original_image, open_pixels(row["edited_image"]["bytes"])))
     paths = []
     for (model, kind), pairs in chosen.items():
         path = folder / f"{model}-{kind.replace('/', '-').replace(' ', '-')}.png"

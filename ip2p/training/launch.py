@@ -63,7 +63,7 @@ def finished_training(config: PipelineConfig, data: str) -> dict[str, Any] | Non
     if not marker.exists() or not (folder.model / "model_index.json").exists():
         return None
     found = read_json(marker)
-    if found["fingerprint"] != training_fingerprint(config, data):
+    if found["fingerprint"] != training_fingerprint(config.training, data):
         return None
     summary: dict[str, Any] = found["summary"]
     return summary

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
-from ip2p.config import PipelineConfig, TrainingConfig, TrainingJob
+from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.models import components
 from ip2p.models.components import widen_conv_in
 from ip2p.models.noise import objective_of
@@ -53,11 +53,10 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     export.check_may_upload(job)
     rows, shown = open_rows(job.data, job), read_shown(job)
     accelerator = new_accelerator(job)
-    whole = PipelineConfig(training=job)
     source = open_source(rows, job, accelerator, output)
     trainer, num_steps = new_trainer(source, job, accelerator)
     start_trackers(accelerator, job)
-    fresh = Progress(fingerprint=resume_fingerprint(whole, job.data), num_processes=accelerator.num_processes)
+    fresh = Progress(fingerprint=resume_fingerprint(job, job.data), num_processes=accelerator.num_processes)
     with accelerator.main_process_first():  # which removes the checkpoints of other settings
         progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
     logger.info("training on %d pairs, %d steps on %s", len(source), num_steps, accelerator.device)
@@ -74,7 +73,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
         folder = Path(job.export_dir or job.output_dir)
         write_editor(editor, job, folder)
         export.write_card(job, folder, summary, is_xl=components.is_xl(job))
-        write_json(output / FINISHED, {"fingerprint": training_fingerprint(whole, job.data), "summary": summary})
+        write_json(output / FINISHED, {"fingerprint": training_fingerprint(job, job.data), "summary": summary})
         logger.info("wrote %s", folder)
         if job.push_to_hub:
             export.upload(job, folder)
