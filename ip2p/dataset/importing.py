@@ -1,7 +1,7 @@
 """Other people's pairs as a run folder of ours, so that they are scored, filtered, written and trained on like our own.
 
-Every row becomes a triplet and a candidate; rows that cannot be used are counted by reason and keep their place. Where
-a source has no captions, its pictures are told apart by their group, so that one picture never lies in two splits.
+Every row becomes a triplet and a candidate; rows that cannot be used are counted by reason and keep their place. If a
+source has no captions, its pictures are told apart by their group, so that one picture never lies in two splits.
 """
 
 from __future__ import annotations

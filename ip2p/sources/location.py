@@ -1,7 +1,7 @@
 """What a word names that a user gives for data, by one rule: a path, a pattern, a URL or a dataset on the hub.
 
-What exists here is a path, whatever it looks like; `owner/name` that does not exist here is a hub id. Names of files and
-folders name a split, as on the hub.
+What exists here is a path, whatever it looks like; `owner/name` that does not exist here is a hub id. Names of files
+and folders name a split, as on the hub.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps `loss.jsonl`: a line per interval. A resumed training cuts it back to its checkpoint: no step is twice there."""
+"""Keeps `loss.jsonl`, a line per interval; a resumed training cuts it back to its checkpoint."""
 
 from __future__ import annotations
 
