@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ip2p.images import open_picture
-from ip2p.records import SCORE_COLUMNS
+from ip2p.scoring import SCORE_COLUMNS
 from ip2p.sources.columns import image_columns
 from ip2p.sources.location import Location, data_files, locate
 from ip2p.sources.rows import ListTable, ParquetTable, Row, Table, stream_rows
