@@ -1,8 +1,10 @@
 """Asks one OpenAI-compatible endpoint, a few requests at a time, and repeats those that fail for a while.
 
-What a server refuses for its content is an answer too. The key comes from the environment alone. The openai client's own
-retries stay off: its delays are fixed (0.5 to 8 seconds), it ignores a Retry-After above a minute, and it neither repeats
-an answer without a text nor stops when another request has failed; `first_delay`, `max_delay` and `stopped` promise that.
+What a server refuses for its content is an answer too. The key comes from the environment alone.
+
+The openai client's own retries stay off: its delays are fixed (0.5 to 8 seconds), it ignores a Retry-After above a
+minute, it does not repeat an answer without a text, and it does not stop when another request has failed, all of which
+`first_delay`, `max_delay` and `stopped` promise.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class ChatClient:
     def ask_together(
         self, wishes: Sequence[T], ask_one: Callable[[T], A], on_answer: Callable[[int], object] = lambda _: None
     ) -> list[A]:
-        """Calls `ask_one` for every wish, in threads; after a failure no further one starts and the failure is raised."""
+        """Calls `ask_one` for every wish, in threads; after a failure none is started and the failure is raised."""
 
         def ask_or_stop(wish: T) -> A:
             try:
@@ -70,7 +72,7 @@ class ChatClient:
         return [future.result() for future in futures]
 
     def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Returns `{"text": …}` or `{"refused": …}`. RuntimeError if the server stays away, ValueError for a wrong key."""
+        """Returns `{"text": …}` or `{"refused": …}`. RuntimeError if no answer comes, ValueError for a wrong key."""
         server = self.server
         for attempt in range(server.max_retries + 1):
             with self._slots:

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ip2p.images import encode_png
+from ip2p.sources.files import read_json_file
 from ip2p.sources.location import data_files, held_out_files, locate, split_files
 from ip2p.sources.pairs import read_source
-from ip2p.sources.rows import HubTable, ParquetTable, lay_out, open_table, read_file, read_json_file
+from ip2p.sources.rows import HubTable, ParquetTable, lay_out, open_table, read_file
 
 PICTURE = encode_png(np.zeros((4, 6, 3), np.uint8))
 

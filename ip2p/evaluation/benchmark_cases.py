@@ -18,8 +18,9 @@ import numpy as np
 from ip2p.evaluation.cases import EditCase, Mask
 from ip2p.images import Picture, open_pixels, open_upright
 from ip2p.sources.columns import EMU_EDIT, KNOWN_SCHEMAS, MAGICBRUSH_TURNS, guess_columns
+from ip2p.sources.files import read_json_file
 from ip2p.sources.location import locate
-from ip2p.sources.rows import HubTable, ParquetTable, Row, Table, lay_out, open_table, read_json_file
+from ip2p.sources.rows import HubTable, ParquetTable, Row, Table, lay_out, open_table
 
 Layout = Literal["magicbrush", "emu_edit", "pairs", "pictures"]
 TEXTS = ("edit_prompt", "original_prompt", "edited_prompt", "edit_type", "session")

@@ -1,4 +1,4 @@
-"""Reading rows of data: parquet by column and in small batches, JSON lines, csv, image folders, and the hub.
+"""Rows of data, whatever holds them: parquet, JSON lines, csv, image folders, and the hub.
 
 A row knows where it stands, so that an error names file and number, and what its paths count from. Nothing is decoded
 and nothing is judged here.
@@ -6,21 +6,25 @@ and nothing is judged here.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ip2p.console import first_line
+from ip2p.sources.files import (
+    Unreadable,
+    open_file,
+    read_csv,
+    read_footer,
+    read_json_lines,
+    read_parquet,
+    read_plain_columns,
+    read_row,
+)
 from ip2p.sources.location import (
     METADATA_NAMES,
     PARQUET,
@@ -35,19 +39,8 @@ from ip2p.sources.location import (
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-BATCH_ROWS = 64
-"""Rows with pictures that are in memory at a time."""
-TEXT_BATCH_ROWS = 4096
-MAX_CELL = 1 << 30
-"""Characters of a csv cell."""
 FILE_NAME = "file_name"
 """The column of an image folder that names the picture; `<column>_file_name` names that of another column."""
-
-Lines = Iterator[tuple[int, str]]
-
-
-class Unreadable(ValueError):
-    """A source that cannot be read: which one, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +128,7 @@ class ParquetTable:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
-        opened = [_parquet_footer(file) for file in self.files]
+        opened = [read_footer(file) for file in self.files]
         self.names_by_file = {file: names for file, (names, _) in zip(self.files, opened, strict=True)}
         self.num_rows = [num_rows for _, num_rows in opened]
 
@@ -160,7 +153,7 @@ class ParquetTable:
         for file, num_rows in zip(self.files, self.num_rows, strict=True):
             if left < num_rows:
                 present = tuple(name for name in columns if name in self.names_by_file[file])
-                return Row(_row_of_file(file, left, present), f"{file} row {left + 1}", file.parent)
+                return Row(read_row(file, left, present), f"{file} row {left + 1}", file.parent)
             left -= num_rows
         raise IndexError(f"row {number} of {len(self)}")
 
@@ -258,7 +251,7 @@ def read_file(location: Location) -> Iterator[Row]:
     folder = location.path.parent if location.is_local else None
     with open_file(location) as file:
         if location.suffix == PARQUET:
-            rows: Iterable[tuple[int, Any]] = enumerate(_read_plain_columns(file, location.word), start=1)
+            rows: Iterable[tuple[int, Any]] = enumerate(read_plain_columns(file, location.word), start=1)
         elif location.suffix == ".csv":
             rows = read_csv(file, location.word)
         else:
@@ -268,137 +261,6 @@ def read_file(location: Location) -> Iterator[Row]:
             if not isinstance(values, Mapping):
                 raise Unreadable(f"{where} must hold one JSON object, got {type(values).__name__}.")
             yield Row(values, where, folder)
-
-
-@contextmanager
-def open_file(location: Location) -> Iterator[IO[bytes]]:
-    """Opens a file or a URL. ValueError if that fails, and for text that is not UTF-8."""
-    try:
-        if location.is_local:
-            opened: Any = location.path.open("rb")
-        else:
-            import fsspec
-
-            opened = fsspec.open(location.word, "rb").open()
-    except (ImportError, ValueError, OSError) as error:
-        raise Unreadable(f"{location.word} cannot be opened: {error}.") from error
-    with closing(opened):
-        try:
-            yield opened
-        except UnicodeDecodeError as error:
-            raise Unreadable(f"{location.word} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-
-
-def read_lines(file: IO[bytes]) -> Lines:
-    """Yields numbered lines, from 1, without blank ones; `\\n` alone ends a line, no other break of Unicode."""
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
-    yield from ((number, line) for number, line in enumerate(text, start=1) if line.strip())
-    text.detach()
-
-
-def read_json_lines(file: IO[bytes], where: str) -> Iterator[tuple[int, Any]]:
-    """Yields the numbered values of JSON lines. ValueError names a line that is not JSON."""
-    for number, line in read_lines(file):
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            raise Unreadable(f"{where} line {number} is not valid JSON: {error}.") from error
-
-
-def read_json_file(path: Path) -> list[tuple[int, Any]]:
-    """Reads a local file of JSON lines whole: numbered values. ValueError names a line that is not JSON."""
-    with open_file(Location(str(path), "path")) as file:
-        return list(read_json_lines(file, str(path)))
-
-
-def read_csv(file: IO[bytes], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the numbered rows of a csv file with a header. ValueError names a quote that is never closed."""
-    csv.field_size_limit(MAX_CELL)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    lines: list[str] = []  # of the current row
-    number = 0
-    try:
-        for number, values in enumerate(csv.DictReader(_remembered(text, lines)), start=1):
-            yield number, {name: value for name, value in values.items() if name is not None}
-            last, lines[:] = list(lines), []
-        if number and _is_open(last):
-            raise Unreadable(f"{where} row {number} opens a quote that is never closed.")
-    except csv.Error as error:
-        raise Unreadable(f"{where} row {number + 1} is not valid csv: {error}.") from error
-    text.detach()
-
-
-def _remembered(text: Iterable[str], lines: list[str]) -> Iterator[str]:
-    for line in text:
-        lines.append(line)
-        yield line
-
-
-def _is_open(lines: Sequence[str]) -> bool:
-    """Whether the lines of a row end inside a quote, which Python's reader takes for its end unless it is strict."""
-    try:
-        list(csv.reader(lines, strict=True))
-    except csv.Error as error:
-        return "end of data" in str(error)
-    return False
-
-
-def read_parquet(source: Path | IO[bytes], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a parquet file as dicts of some columns, few at a time if there are pictures among them.
-
-    ValueError names a file that is broken.
-    """
-    with _naming(source), pq.ParquetFile(source) as opened:
-        is_heavy = any(_is_heavy(opened.schema_arrow.field(name).type) for name in columns)
-        size = BATCH_ROWS if is_heavy else TEXT_BATCH_ROWS
-        for batch in opened.iter_batches(batch_size=size, columns=list(columns)):
-            yield from batch.to_pylist()
-
-
-@contextmanager
-def _naming(source: object) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = first_line(error).rstrip(".")
-        raise Unreadable(f"{source} cannot be read as parquet: {reason}. Remove it or write it again.") from error
-
-
-def _read_plain_columns(file: IO[bytes], word: str) -> Iterator[dict[str, Any]]:
-    with _naming(word):
-        plain = [field.name for field in pq.ParquetFile(file).schema_arrow if not _is_heavy(field.type)]
-        file.seek(0)
-        yield from read_parquet(file, plain)
-
-
-def _is_heavy(kind: pa.DataType) -> bool:
-    """Whether a column may hold pictures."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _parquet_footer(file: Path) -> tuple[list[str], int]:
-    """Reads the column names and the number of rows."""
-    with _naming(file), pq.ParquetFile(file) as opened:
-        return list(opened.schema_arrow.names), opened.metadata.num_rows
-
-
-def _row_of_file(file: Path, number: int, columns: tuple[str, ...]) -> dict[str, Any]:
-    with _naming(file), pq.ParquetFile(file) as opened:
-        sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
-    for group, size in enumerate(sizes):
-        if number < size:
-            values: dict[str, Any] = _row_group(file, group, columns).slice(number, 1).to_pylist()[0]
-            return values
-        number -= size
-    raise Unreadable(f"{file} has become shorter since it was opened. Open it again.")
-
-
-@lru_cache(maxsize=2)
-def _row_group(file: Path, group: int, columns: tuple[str, ...]) -> pa.Table:
-    with _naming(file), pq.ParquetFile(file) as opened:
-        return pa.Table.from_batches(opened.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns)))
 
 
 def metadata_tables(location: Location, split: str = "train", *, any_split: bool = False) -> list[Path]:
