@@ -55,9 +55,11 @@ def test_transparency_is_laid_on_white(mode: str) -> None:
 def test_colour_spaces_become_rgb() -> None:
     colour = Image.new("RGB", (4, 4), (200, 30, 40))
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    in_lab = ImageCms.profileToProfile(colour, srgb, lab, outputMode="LAB")
+    assert in_lab is not None
     files = [
         saved(colour.convert("CMYK"), "TIFF"),
-        saved(ImageCms.profileToProfile(colour, srgb, lab, outputMode="LAB"), "TIFF"),
+        saved(in_lab, "TIFF"),
         saved(colour.quantize(4), "GIF"),
         saved(colour.convert("YCbCr"), "JPEG", quality=100),
     ]
