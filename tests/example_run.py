@@ -14,8 +14,8 @@ import pyarrow as pa
 from ip2p import store
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
 from ip2p.evaluation import metrics
-from ip2p.evaluation.cases import IMAGE_TYPE, encode_png
 from ip2p.filtering import judge_table
+from ip2p.images import IMAGE_TYPE, encode_png
 from ip2p.prompts import Generation, triplets_table
 from ip2p.prompts.format import Reason
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict

@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from ip2p import store
 from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation import EditCase, EditJudgement, evaluate, load_domain, oracle_precision
-from ip2p.evaluation.cases import IMAGE_TYPE, Pixels, balanced_subset, decode_image, encode_png, hold_out_cases
+from ip2p.evaluation.cases import Pixels, balanced_subset, hold_out_cases
 from ip2p.evaluation.editors import Setting, sdedit_source
 from ip2p.evaluation.evaluate import plan_parts, run_editors
 from ip2p.evaluation.metrics import bootstrap_interval, curve, summarise, wilson_interval
 from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
+from ip2p.images import IMAGE_TYPE, encode_png, open_pixels
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import as_row
 from ip2p.report import write_report
@@ -299,7 +300,7 @@ def test_a_chain_gives_each_edit_the_answer_before_it(tmp_path: Path) -> None:
     path = tmp_path / "chain.parquet"
     options: dict[str, Any] = {"fingerprint": "abc", "seed": 1, "batch_size": 8, "progress": lambda _: None}
     write_edits(path, part, cases, editor=lambda images, *_: [image + 1 for image in images], **options)
-    levels = {row["case"]: decode_image(row["edited_image"]["bytes"]).max() for row in pq.read_table(path).to_pylist()}
+    levels = {row["case"]: open_pixels(row["edited_image"]["bytes"]).max() for row in pq.read_table(path).to_pylist()}
     start = int(first.original_image.max())
     assert levels == {0: start + 1, 1: start + 1, 2: start + 2, 3: start + 3}
 
@@ -318,10 +319,10 @@ def test_results_do_not_depend_on_the_batch_size(trained: PipelineConfig) -> Non
     config = with_domain(trained, num_edits=4)
     evaluate(config)
     path = config.out / "evaluation" / "edits" / "model-edit-t7.5-i1.5-00000.parquet"
-    before = [decode_image(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
+    before = [open_pixels(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
     shutil.rmtree(config.out / "evaluation")
     evaluate(with_domain(trained, num_edits=4, batch_size=3))
-    after = [decode_image(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
+    after = [open_pixels(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
     assert max(np.abs(one.astype(int) - other).max() for one, other in zip(before, after, strict=True)) <= 1
 
 

@@ -24,9 +24,10 @@ from ip2p.cli import main
 from ip2p.config import BenchmarkConfig, EvaluationConfig, PipelineConfig
 from ip2p.evaluation.benchmark import benchmark, short_names
 from ip2p.evaluation.benchmark_cases import read_benchmark, read_mask
-from ip2p.evaluation.cases import IMAGE_TYPE, Pixels, encode_png
+from ip2p.evaluation.cases import Pixels
 from ip2p.evaluation.measures.change import largest_change
 from ip2p.evaluation.metrics import differences, paired
+from ip2p.images import IMAGE_TYPE, encode_png
 from ip2p.report import write_benchmark
 from tests.test_evaluation import trained  # noqa: F401
 
@@ -299,8 +300,8 @@ def test_a_list_of_pictures_needs_only_image_and_instruction(config: BenchmarkCo
     "line, words",
     [
         ('{"image": "one.png"}', "line 1 must hold `image` and `edit_prompt`"),
-        ('{"image": "gone.png", "edit_prompt": "x"}', "which is no file"),
-        ("no json", "line 1 is no JSON"),
+        ('{"image": "gone.png", "edit_prompt": "x"}', "which is not a file"),
+        ("no json", "line 1 is not valid JSON"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, words: str, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_one_json_object_of_three_texts_is_an_answer_and_nothing_else(text: str,
 
 
 def test_examples_that_are_no_triplets_are_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"prompts\.examples .* is no \.jsonl file"):
+    with pytest.raises(ValueError, match=r"prompts\.examples .* is not a \.jsonl file"):
         read_examples(str(tmp_path / "none.jsonl"))
     (tmp_path / "broken.jsonl").write_text('{"original_prompt": "a"}')
-    with pytest.raises(ValueError, match=r"line 1 is no triplet: edit_prompt is missing"):
+    with pytest.raises(ValueError, match=r"line 1 is not a triplet: edit_prompt is missing"):
         read_examples(str(tmp_path / "broken.jsonl"))

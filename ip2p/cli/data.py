@@ -72,7 +72,7 @@ def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
     from ip2p import dataset, store, uses
     from ip2p import rendering as rendering_stage
     from ip2p.dataset.importing import import_rows
-    from ip2p.sources.rows import read_source
+    from ip2p.sources.pairs import read_source
 
     with local_copy(url_of(config.out)) as folder:
         config = dataclasses.replace(config, out=folder)

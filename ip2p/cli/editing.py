@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -148,18 +147,19 @@ def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
     folder = options.input
     paths = [folder]
     if folder.is_dir():
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = sorted(path for path in visible if path.suffix.lower() in PICTURES)
     for path, prompt, seed in itertools.product(paths, (options.instruction, *options.also), options.seeds):
         yield {"image": path, "edit_prompt": prompt, "seed": seed}
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    from ip2p.sources.files import read_json_file
+
     try:
-        for line in path.read_text().splitlines():
-            if line.strip():
-                row = json.loads(line)
-                found = {"image": path.parent / str(row["image"]), "edit_prompt": str(row["edit_prompt"])}
-                yield {**found, "seed": int(row.get("seed", 0)), "output": row.get("output")}
+        for _, row in read_json_file(path):
+            wish = {"image": path.parent / str(row["image"]), "edit_prompt": str(row["edit_prompt"])}
+            yield {**wish, "seed": int(row.get("seed", 0)), "output": row.get("output")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
 

@@ -103,8 +103,8 @@ def import_triplets(arguments: TripletsImport) -> None:
     columns = _read_mapping(arguments.columns)
     from ip2p.prompts.exchange import import_triplets as read
 
-    options = {"captions_split": arguments.split, "captions_revision": arguments.revision}
-    counts = read(arguments.source, arguments.out, columns, **options, num_captions=arguments.num_rows)
+    options = {"split": arguments.split, "revision": arguments.revision, "limit": arguments.num_rows}
+    counts = read(arguments.source, arguments.out, columns, **options)
     print(f"{arguments.out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
     print(f"Use it with --prompts.captions {arguments.out}")
 
@@ -125,7 +125,7 @@ def _read_mapping(text: str | None) -> dict[str, str] | None:
     """Reads `original_prompt=a,edit_prompt=b,edited_prompt=c`. ValueError if a text has no column."""
     if text is None:
         return None
-    from ip2p.prompts.captions import ALIASES
+    from ip2p.sources.columns import TRIPLET_ALIASES as ALIASES
 
     columns = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     unknown = [name for name in columns if name not in (*ALIASES, "edit_type")]

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from ip2p import store
 from ip2p.config import EvaluationConfig, fingerprint
-from ip2p.evaluation.cases import IMAGE_TYPE, EditCase, Pixels, cases_table, decode_image, encode_png, fingerprint_case
+from ip2p.evaluation.cases import EditCase, Pixels, cases_table, fingerprint_case
 from ip2p.evaluation.editors import EditFunction, EditorSource, Setting
 from ip2p.evaluation.measures import Measure
 from ip2p.evaluation.metrics import Record
+from ip2p.images import IMAGE_TYPE, encode_png, open_pixels
 from ip2p.records import hash_to_seed
 from ip2p.store.journal import EditJournal
 
@@ -140,7 +141,7 @@ def _input_of(number: int, part: Part, cases: Sequence[EditCase], rows: Mapping[
     previous = cases[number].previous
     if part.kind != "chain" or previous is None:
         return cases[number].original_image
-    return decode_image(rows[previous]["edited_image"]["bytes"])
+    return open_pixels(rows[previous]["edited_image"]["bytes"])
 
 
 def _edit_row(part: Part, number: int, seed: int, image: Pixels) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def write_measures(
     for batch in pq.ParquetFile(edits).iter_batches(batch_size=batch_size):
         batch_rows = batch.to_pylist()
         batch_cases = [cases[row["case"]] for row in batch_rows]
-        after = [decode_image(row.pop("edited_image")["bytes"]) for row in batch_rows]
+        after = [open_pixels(row.pop("edited_image")["bytes"]) for row in batch_rows]
         before = [case.original_image for case in batch_cases]
         for row, case in zip(batch_rows, batch_cases, strict=True):
             row |= {name: getattr(case, name) for name in (*_TEXTS, "is_last")}

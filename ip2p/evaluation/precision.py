@@ -23,8 +23,9 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.evaluation import metrics
-from ip2p.evaluation.cases import Domain, decode_image, load_domain
+from ip2p.evaluation.cases import Domain, load_domain
 from ip2p.evaluation.measures.oracle import OracleMeasure, verdict_of
+from ip2p.images import open_pixels
 from ip2p.records import EditTriplet
 
 logger = logging.getLogger(__name__)
@@ -120,5 +121,5 @@ def _judge_shard(shard: Path, folder: Path, domain_name: str) -> None:
 
 def _judge_row(row: dict[str, Any], domain: Domain) -> dict[str, Any]:
     triplet = EditTriplet(**{name: row[name] or "" for name in _TRIPLET})
-    images = (decode_image(row[name]["bytes"]) for name in ("original_image", "edited_image"))
+    images = (open_pixels(row[name]["bytes"]) for name in ("original_image", "edited_image"))
     return {name: row[name] for name, _ in _KEYS} | verdict_of(domain.judge_pair(triplet, *images))

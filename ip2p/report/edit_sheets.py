@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ip2p.evaluation.cases import Pixels, decode_image
+from ip2p.evaluation.cases import Pixels
+from ip2p.images import open_pixels
 from ip2p.report.facts import UNREADABLE, Row
 from ip2p.report.pictures import LARGEST_SIDE, read_images, write_png
 
@@ -48,7 +49,7 @@ def _read_pairs(cases: Path, rows: Sequence[Row]) -> list[Pixels]:
     sides = [(before[0], after[0]) for before, after in zip(inputs, outputs, strict=True) if before and after]
     if not sides:
         raise ValueError("its pictures are gone")
-    return [_side_by_side(decode_image(before), decode_image(after)) for before, after in sides]
+    return [_side_by_side(open_pixels(before), open_pixels(after)) for before, after in sides]
 
 
 def _first_edits(folder: Path, figures: Row) -> dict[tuple[str, str], list[Row]]:

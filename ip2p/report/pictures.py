@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from ip2p.evaluation.cases import Pixels, decode_image
+from ip2p.evaluation.cases import Pixels
 from ip2p.evaluation.metrics import types_of
+from ip2p.images import open_pixels
 from ip2p.report.charts import band_of, usable
 from ip2p.report.facts import UNREADABLE, Row, RunFacts, take_turns
 from ip2p.store import write_atomic
@@ -210,7 +211,7 @@ def _column(pictures: Sequence[bytes], words: str) -> Image.Image:
 
 
 def _enlarged(content: bytes) -> Image.Image:
-    image = Image.fromarray(decode_image(content))
+    image = Image.fromarray(open_pixels(content))
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         return image

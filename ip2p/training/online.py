@@ -18,18 +18,18 @@ from ip2p.config import TrainingConfig
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import latent_shape, load_vae
 from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, sizes_of
-from ip2p.training.data import DatasetRows, DecodedPair, decode_pair
+from ip2p.training.data import DecodedPair, TableRows, decode_pair
 from ip2p.training.draws import Batch, SampleKey, SampleStream, StepDraws
 
 logger = logging.getLogger(__name__)
 
 CENTRE = 0.5, 0.5
-MOST_UNUSABLE = 20
+MAX_UNUSABLE = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A batch as it comes from the workers."""
+    """Holds a batch as it comes from the workers."""
 
     pixels: Tensor
     """(N, 2, H, W, 3) uint8."""
@@ -37,22 +37,22 @@ class Decoded:
     prompts: list[str]
 
     def pin_memory(self) -> Decoded:
-        """What a loader calls where a GPU is fed."""
+        """Pins the batch; the loader calls it if it feeds a GPU."""
         return Decoded(self.pixels.pin_memory(), self.sizes.pin_memory(), self.prompts)
 
 
 class DecodedRows(Dataset[tuple[DecodedPair, str]]):
     """The rows of a table, decoded, by sample key."""
 
-    def __init__(self, rows: DatasetRows, config: TrainingConfig) -> None:
+    def __init__(self, rows: TableRows, config: TrainingConfig) -> None:
         self.rows, self.config = rows, config
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: SampleKey) -> tuple[DecodedPair, str]:
-        """The row, or where that cannot be used the next that can."""
-        for number in range(key.number, key.number + MOST_UNUSABLE):
+        """Returns the row, or the next that can be used if it cannot."""
+        for number in range(key.number, key.number + MAX_UNUSABLE):
             pair = self.rows[number % len(self.rows)]
             try:
                 crop = CENTRE if self.config.center_crop else key.crop
@@ -62,10 +62,12 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
                 continue
             mirrored = key.mirrored and self.config.random_flip
             return decoded.mirrored() if mirrored else decoded, str(pair.edit_prompt)
-        raise ValueError(f"{MOST_UNUSABLE} rows after another cannot be used, from row {key.number} on.")
+        raise ValueError(
+            f"{MAX_UNUSABLE} rows in a row cannot be used, from row {key.number} on. The log names their errors."
+        )
 
     def collate(self, items: Sequence[tuple[DecodedPair, str]]) -> Decoded:
-        """Rows to a batch."""
+        """Makes a batch of rows."""
         pairs = [pair for pair, _ in items]
         prompts = [prompt for _, prompt in items]
         return Decoded(torch.from_numpy(as_pixels(pairs)), sizes_of(pairs, self.config), prompts)
@@ -74,7 +76,7 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
 class OnlinePairs:
     """A source whose encoders stay in memory."""
 
-    def __init__(self, rows: DatasetRows, config: TrainingConfig, device: torch.device) -> None:
+    def __init__(self, rows: TableRows, config: TrainingConfig, device: torch.device) -> None:
         self.dataset, self.config, self.device = DecodedRows(rows, config), config, device
         self.vae = load_vae(config, device, DTYPES[config.vae_precision])
         self.encoders = base_architecture(config).load_text_encoders(config, device)
@@ -88,7 +90,7 @@ class OnlinePairs:
 
     @torch.no_grad()
     def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
-        """The batch of a micro-step; those after it are decoded meanwhile, so the keys were drawn ahead of `draws`."""
+        """Loads the batch of a micro-step; later ones are decoded meanwhile, so the keys were drawn before `draws`."""
         if micro_step != self._next:
             self._batches = iter(self._loader(stream, micro_step))
         self._next = micro_step + 1
@@ -108,7 +110,7 @@ class OnlinePairs:
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """Batches of keys without end, as a loader wants them."""
+    """Yields batches of keys without end, as a loader takes them."""
 
     stream: SampleStream
     first: int

@@ -22,8 +22,9 @@ from PIL import Image
 
 from ip2p.chat_client import ChatClient
 from ip2p.config import VlmConfig, fingerprint
-from ip2p.evaluation.cases import EditCase, Pixels, encode_png, hash_pixels
+from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, fit_to
+from ip2p.images import encode_png
 from ip2p.records import content_hash
 from ip2p.store.journal import Journal
 
