@@ -33,7 +33,7 @@ from tests import processes
 from tests.test_training import pair, png, write_pairs
 from tests.test_training_run import same_weights
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_accelerator")]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 COLUMNS = "--original_image_column=original_image"
 ON_CPU = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -369,7 +369,6 @@ def test_a_tracker_that_is_not_there_is_named(
     assert "report_to must be of tensorboard, wandb, comet_ml, trackio, all or none" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_two_processes_that_are_killed_end_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
     words += ["--lr_warmup_steps=0", "--max_train_steps=40", "--checkpointing_steps=3", "--train_batch_size=2"]
