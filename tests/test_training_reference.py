@@ -52,6 +52,7 @@ class Reference:
         with torch.no_grad():
             wide.weight.zero_()
             wide.weight[:, :4] = base.weight
+            assert wide.bias is not None
             wide.bias.copy_(base.bias)
         self.pipeline.unet.conv_in = wide
         self.optimizer = torch.optim.AdamW(self.pipeline.unet.parameters(), lr=config.learning_rate)
@@ -80,7 +81,7 @@ class Reference:
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         self.optimizer.step()
-        return loss.item()
+        return float(loss.item())
 
     def _pixels(self, pairs: list[DecodedPair], side: int) -> Tensor:
         return torch.from_numpy(np.stack([each.pixels[side] for each in pairs])).permute(0, 3, 1, 2) / 127.5 - 1
@@ -121,6 +122,7 @@ def test_a_dropped_text_is_what_the_pipeline_takes_for_none(
     cache = load_cache(tmp_path / "cache", open_rows(str(data), config), config, accelerator)
     pipeline = DiffusionPipeline.from_pretrained(config.pretrained_model_name_or_path)
     _, none, _, none_pooled = pipeline.encode_prompt("make it red", device="cpu", num_images_per_prompt=1)
+    assert cache.null_pooled is not None
     assert torch.equal(cache.null_text, none) and torch.equal(cache.null_pooled, none_pooled)
     trainer, _ = new_trainer(cache, config, accelerator)
     seen: list[dict[str, Tensor]] = []
