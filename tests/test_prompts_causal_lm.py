@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ip2p.loading import LanguageModel, load_language_model
-from ip2p.prompts.causal_lm import Request, Sampling, draw_tokens, generate
+from ip2p.prompts.asking import Request
+from ip2p.prompts.causal_lm import Sampling, draw_tokens, generate
 from ip2p.prompts.parse import STOP, format_prompt, parse_answer
 from tests.trained_models import TRAINED_CAPTIONS
 

@@ -337,8 +337,8 @@ def test_two_processes_train_what_one_does_at_the_same_batch(tmp_path: Path, dat
     flags = ["--max_train_steps", "4", "--conditioning_dropout_prob", "0.1", "--log_every", "1", "--random_flip"]
     words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
     words += ["--lr_warmup_steps=0", *flags]
-    one = [*words, "--train_batch_size=4", f"--output_dir={tmp_path / '1'}"]
-    processes.run(processes.training, one, tmp_path / "log", os.environ | ON_CPU)
+    alone = [*words, "--train_batch_size=4", f"--output_dir={tmp_path / '1'}"]
+    processes.run(processes.training, alone, tmp_path / "log", os.environ | ON_CPU)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ip2p.training", *words]
     command += ["--train_batch_size=2", f"--output_dir={tmp_path / '2'}"]
     subprocess.run(command, env=os.environ | ON_CPU, check=True, capture_output=True)

@@ -72,7 +72,8 @@ def launch_split(config: list[str], launch: str = "fsdp") -> None:
 def split_environment() -> dict[str, str]:
     """What `accelerate launch` hands to the processes of the shipped config that splits weights."""
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(launch_words([])))
-    return os.environ | prepare_multi_gpu_env(arguments) | SPLIT
+    launched: dict[str, str] = prepare_multi_gpu_env(arguments)
+    return os.environ | launched | SPLIT
 
 
 def run_split(config: list[str], folder: Path, **environment: str) -> None:
