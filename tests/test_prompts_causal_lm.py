@@ -26,7 +26,7 @@ def trained(trained_lm: Path) -> LanguageModel:
 
 def run(model: LanguageModel, requests: list[Request] = REQUESTS, **changed: object) -> list[str]:
     values = {name: getattr(SAMPLING, name) for name in ("temperature", "max_new_tokens", "seed", "batch_size")}
-    sampling = Sampling(**{**values, **changed})  # type: ignore[arg-type]
+    sampling = Sampling(**{**values, **changed})
     return generate(model, requests, sampling, on_answer=lambda number: None)
 
 
