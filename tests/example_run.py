@@ -62,7 +62,8 @@ def _triplet(rng: random.Random, edit: SceneEdit) -> EditTriplet:
 
 def _write_triplets(run: store.RunFolder, triplets: list[EditTriplet]) -> None:
     rows = [Generation(each.original_prompt, "", each, "") for each in triplets]
-    lost: list[Reason] = ["unparsable"] * 5 + ["no_op"] * 3 + ["duplicate"] * 2
+    times: dict[Reason, int] = {"unparsable": 5, "no_op": 3, "duplicate": 2}
+    lost = [reason for reason, num in times.items() for _ in range(num)]
     rows += [Generation(f"caption {index}", f"{HOSTILE} {index}", None, reason) for index, reason in enumerate(lost)]
     store.write_shard(run.shard("triplets", 0), triplets_table(rows), fingerprint="x", seconds=4.0)
 

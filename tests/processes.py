@@ -89,7 +89,7 @@ def ranks(
     main: Main, words: Sequence[str], log: Path, environment: Mapping[str, str], num: int = 2
 ) -> Iterator[list[ForkServerProcess]]:
     """Starts the processes of a distributed program, which find each other as those of `torchrun` do."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(num)}

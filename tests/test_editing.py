@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_an_edit_is_what_diffusers_own_pipeline_gives(
     if scheduler is not None:
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, rescale_betas_zero_snr=False)
     images = pictures((64, 64), (64, 64))
-    knobs = {"num_inference_steps": 6, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    knobs: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
     ours = edit_images(pipeline, images, INSTRUCTIONS[:2], seeds=[5, 6], **knobs)
     theirs = pipeline(
         INSTRUCTIONS[:2],
@@ -112,7 +113,7 @@ def test_an_xl_in_float16_does_not_turn_black(tiny_xl: Path, tmp_path: Path) -> 
 def test_an_edit_of_an_xl_is_what_diffusers_own_pipeline_gives(tiny_xl: Path, tmp_path: Path, scaled: bool) -> None:
     pipeline = load_editor(write_xl_editor(tiny_xl, tmp_path, scaled=scaled), "cpu")
     images = pictures((64, 64), (64, 64))
-    knobs = {"num_inference_steps": 5, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    knobs: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
     ours = edit_images(pipeline, images, INSTRUCTIONS[:2], seeds=[5, 6], **knobs)
     for number, our in enumerate(ours):
         their = pipeline(
@@ -248,7 +249,7 @@ def test_a_list_of_edits_names_its_outputs_and_nothing_is_overwritten(
     editor_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    rows = [{"image": "a.png", "edit_prompt": "make it red", "output": "first.png"}]
+    rows: list[dict[str, Any]] = [{"image": "a.png", "edit_prompt": "make it red", "output": "first.png"}]
     rows.append({"image": "a.png", "edit_prompt": "make it blue", "seed": 3})
     (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--model", str(editor_folder), str(tmp_path / "edits.jsonl"), "", str(tmp_path / "out")]

@@ -95,7 +95,12 @@ def test_a_shard_is_copied_before_its_sidecar_and_what_tells_of_all_last(machine
         path.write_text(name)
     order: list[str] = []
     put = mirror.fs.put_file
-    mirror.fs.put_file = lambda local, remote: (order.append(remote), put(local, remote))
+
+    def noted(local: str, remote: str) -> None:
+        order.append(remote)
+        put(local, remote)
+
+    mirror.fs.put_file = noted
     try:
         assert mirror.push() == 4
         assert mirror.push() == 0

@@ -47,7 +47,8 @@ def path_of(config: PipelineConfig, number: int = 0) -> Path:
 
 
 def rows_of(config: PipelineConfig, number: int = 0) -> list[dict[str, str]]:
-    return pq.read_table(path_of(config, number)).to_pylist()
+    rows: list[dict[str, str]] = pq.read_table(path_of(config, number)).to_pylist()
+    return rows
 
 
 def write_all(config: PipelineConfig) -> list[dict[str, str]]:

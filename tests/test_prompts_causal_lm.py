@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ip2p.models.loading import LanguageModel, load_language_model
-from ip2p.prompts.backends.transformers import Request, Sampling, draw_tokens, generate
+from ip2p.prompts.asking import Request
+from ip2p.prompts.backends.transformers import Sampling, draw_tokens, generate
 from ip2p.prompts.format import STOP, format_prompt, parse_answer
 from tests.trained_models import TRAINED_CAPTIONS
 
@@ -25,7 +26,7 @@ def trained(trained_lm: Path) -> LanguageModel:
 
 def run(model: LanguageModel, requests: list[Request] = REQUESTS, **changed: object) -> list[str]:
     values = {name: getattr(SAMPLING, name) for name in ("temperature", "max_new_tokens", "seed", "batch_size")}
-    sampling = Sampling(**{**values, **changed})  # type: ignore[arg-type]
+    sampling = Sampling(**{**values, **changed})
     return generate(model, requests, sampling, on_answer=lambda number: None)
 
 

@@ -46,7 +46,8 @@ def with_server(config: PipelineConfig, **changed: Any) -> PipelineConfig:
 
 
 def rows_of(config: PipelineConfig) -> list[dict[str, str]]:
-    return pq.read_table(store.RunFolder(config.out).shard("triplets", 0)).to_pylist()
+    rows: list[dict[str, str]] = pq.read_table(store.RunFolder(config.out).shard("triplets", 0)).to_pylist()
+    return rows
 
 
 def check_each_caption_once(config: PipelineConfig) -> None:

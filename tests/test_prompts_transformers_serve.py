@@ -46,9 +46,19 @@ def served(trained_chat: Path) -> Iterator[PromptsConfig]:
     command = Path(sys.executable).with_name("transformers")
     if not command.exists():
         pytest.skip("transformers has no command here")
-    words = [command, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", trained_chat]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(words, env={**os.environ, "HF_HUB_OFFLINE": "1"}, **quiet)
+    words: list[str | Path] = [
+        command,
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        trained_chat,
+    ]
+    environment, nowhere = {**os.environ, "HF_HUB_OFFLINE": "1"}, subprocess.DEVNULL
+    process = subprocess.Popen(words, env=environment, stdout=nowhere, stderr=nowhere)
     try:
         wait_until_healthy(process, f"http://127.0.0.1:{port}/health")
         server = ServerConfig(base_url=f"http://127.0.0.1:{port}/v1", timeout=60, concurrency=4)

@@ -45,7 +45,8 @@ def run(unet: UNet2DConditionModel, rows: int) -> Tensor:
     latents = torch.randn(rows, 4, 16, 16, generator=generator)
     texts = torch.randn(rows, 5, WIDTH, generator=generator)
     with torch.no_grad():
-        return unet(latents.to(unet.dtype), 400, encoder_hidden_states=texts.to(unet.dtype)).sample.float()
+        sample: Tensor = unet(latents.to(unet.dtype), 400, encoder_hidden_states=texts.to(unet.dtype)).sample.float()
+    return sample
 
 
 @pytest.mark.parametrize("active", [(True, True, True), (True, False, True), (False, False, False)])

@@ -69,7 +69,8 @@ def write_triplets(config: PipelineConfig, triplets: list[EditTriplet] = TRIPLET
 
 
 def table(config: PipelineConfig, stage: str, number: int = 0) -> list[dict[str, Any]]:
-    return pq.read_table(RunFolder(config.out).shard(stage, number)).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(RunFolder(config.out).shard(stage, number)).to_pylist()
+    return rows
 
 
 def stamp(config: PipelineConfig) -> dict[str, tuple[int, bytes]]:

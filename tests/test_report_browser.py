@@ -13,6 +13,7 @@ import pytest
 from ip2p.report import write_comparison, write_report
 from tests.example_run import synthetic_config, write_synthetic_run
 
+pytestmark = pytest.mark.slow
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1280, "height": 900}
 CARDS = "#pairs-cards > .card"

@@ -88,7 +88,8 @@ def test_dropout_takes_five_percent_each_of_text_image_and_both() -> None:
     condition, dropped = drop_conditions(torch.ones(100, 4, 2, 2), texts, none, uniform, 0.05)
     text, pooled = dropped.hidden, dropped.pooled
     no_text, no_image = (text == 7).all(2).all(1), (condition == 0).flatten(1).all(1)
-    assert ((no_text & ~no_image).sum(), (no_text & no_image).sum(), (~no_text & no_image).sum()) == (5, 5, 5)
+    dropped = (no_text & ~no_image, no_text & no_image, ~no_text & no_image)
+    assert [int(rows.sum()) for rows in dropped] == [5, 5, 5]
     assert (text[~no_text] == 1).all()
     assert pooled is not None and torch.equal((pooled == 0).all(1), no_text) and pooled[~no_text].all()
     assert (condition[~no_image] == 1).all()
@@ -174,7 +175,7 @@ def test_favoured_timesteps_are_drawn_more_often(bias: dict[str, Any], favoured:
     share = torch.isin(drawn, torch.tensor(list(favoured))).float().mean().item()
     expected = 4 * 0.3 / (4 * 0.3 + 0.7) if favoured else 0.0
     assert share == pytest.approx(expected, abs=0.015)
-    assert (drawn.min(), drawn.max()) == (0, 999)
+    assert (int(drawn.min()), int(drawn.max())) == (0, 999)
 
 
 def test_a_missing_column_is_named_beside_those_that_are_there(tmp_path: Path, tiny_sd: Path) -> None:

@@ -33,7 +33,7 @@ from tests import processes
 from tests.test_training import pair, png, write_pairs
 from tests.test_training_run import same_weights
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_accelerator")]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 COLUMNS = "--original_image_column=original_image"
 ON_CPU = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -337,8 +337,8 @@ def test_two_processes_train_what_one_does_at_the_same_batch(tmp_path: Path, dat
     flags = ["--max_train_steps", "4", "--conditioning_dropout_prob", "0.1", "--log_every", "1", "--random_flip"]
     words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
     words += ["--lr_warmup_steps=0", *flags]
-    one = [*words, "--train_batch_size=4", f"--output_dir={tmp_path / '1'}"]
-    processes.run(processes.training, one, tmp_path / "log", os.environ | ON_CPU)
+    alone = [*words, "--train_batch_size=4", f"--output_dir={tmp_path / '1'}"]
+    processes.run(processes.training, alone, tmp_path / "log", os.environ | ON_CPU)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ip2p.training", *words]
     command += ["--train_batch_size=2", f"--output_dir={tmp_path / '2'}"]
     subprocess.run(command, env=os.environ | ON_CPU, check=True, capture_output=True)
@@ -369,7 +369,6 @@ def test_a_tracker_that_is_not_there_is_named(
     assert "report_to must be of tensorboard, wandb, comet_ml, trackio, all or none" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_two_processes_that_are_killed_end_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
     words += ["--lr_warmup_steps=0", "--max_train_steps=40", "--checkpointing_steps=3", "--train_batch_size=2"]

@@ -21,7 +21,8 @@ def by_singular_values(matrix: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     for _ in range(NUM_ROUNDS):
         values = a * values + b * values**3 + c * values**5
-    return (left @ values.diag() @ right).float()
+    orthogonal: Tensor = (left @ values.diag() @ right).float()
+    return orthogonal
 
 
 def train(optimizer: torch.optim.Optimizer, module: nn.Module, steps: range) -> None:
@@ -68,7 +69,7 @@ def test_muon_takes_a_convolution_for_the_matrix_of_its_outputs_in_any_memory_fo
     linear = nn.Linear(27, 8, bias=False)
     with torch.no_grad():
         linear.weight.copy_(convolution.weight.flatten(1))
-    last = copy.deepcopy(convolution).to(memory_format=torch.channels_last)
+    last = copy.deepcopy(convolution).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = []
     for module in (convolution, last, linear):
         optimizer, weight = muon_of(module), next(module.parameters())

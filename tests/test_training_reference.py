@@ -51,6 +51,7 @@ class Reference:
         with torch.no_grad():
             wide.weight.zero_()
             wide.weight[:, :4] = base.weight
+            assert wide.bias is not None
             wide.bias.copy_(base.bias)
         self.pipeline.unet.conv_in = wide
         self.optimizer = torch.optim.AdamW(self.pipeline.unet.parameters(), lr=config.learning_rate)
@@ -79,7 +80,7 @@ class Reference:
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         self.optimizer.step()
-        return loss.item()
+        return float(loss.item())
 
     def _pixels(self, pairs: list[DecodedPair], side: int) -> Tensor:
         return torch.from_numpy(np.stack([each.pixels[side] for each in pairs])).permute(0, 3, 1, 2) / 127.5 - 1

@@ -35,6 +35,7 @@ from tests import fsdp_on_cpu, processes
 from tests.test_training import pair, write_pairs
 from tests.test_training_run import same_weights
 
+pytestmark = pytest.mark.slow
 FILE = "diffusion_pytorch_model.safetensors"
 WHOLE = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 SPLIT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
@@ -71,7 +72,8 @@ def launch_split(config: list[str], launch: str = "fsdp") -> None:
 def split_environment() -> dict[str, str]:
     """What `accelerate launch` hands to the processes of the shipped config that splits weights."""
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(launch_words([])))
-    return os.environ | prepare_multi_gpu_env(arguments) | SPLIT
+    launched: dict[str, str] = prepare_multi_gpu_env(arguments)
+    return os.environ | launched | SPLIT
 
 
 def run_split(config: list[str], folder: Path, **environment: str) -> None:
@@ -122,12 +124,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_sd: Path) -
     return output
 
 
-@pytest.mark.slow
 def test_split_weights_train_as_whole_ones_at_the_same_batch(split: Path, whole: Path) -> None:
     assert_same_training(split, whole)
 
 
-@pytest.mark.slow
 def test_a_split_trainings_export_edits_in_diffusers_pipeline(split: Path) -> None:
     assert same_weights(split / "unet" / FILE, split / "checkpoint-6/unet_ema" / FILE)
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(split)
@@ -136,7 +136,6 @@ def test_a_split_trainings_export_edits_in_diffusers_pipeline(split: Path) -> No
     assert [json.loads(line)["step"] for line in (split / "validation.jsonl").read_text().splitlines()] == [2, 4, 6]
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_a_split_training_goes_on_whole_and_the_other_way_round(
     tmp_path: Path, split: Path, whole: Path, data: Path, tiny_sd: Path
 ) -> None:
@@ -149,7 +148,6 @@ def test_a_checkpoint_of_a_split_training_goes_on_whole_and_the_other_way_round(
         assert_close(whole / "unet" / FILE, tmp_path / name / "unet" / FILE)
 
 
-@pytest.mark.slow
 def test_a_split_training_that_is_killed_ends_in_the_same_weights(
     tmp_path: Path, split: Path, data: Path, tiny_sd: Path
 ) -> None:
@@ -164,7 +162,6 @@ def test_a_split_training_that_is_killed_ends_in_the_same_weights(
         assert same_weights(split / name, tmp_path / name)
 
 
-@pytest.mark.slow
 def test_each_process_holds_half_of_weights_states_and_average(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     run_split(words(tiny_sd, data, tmp_path / "out"), tmp_path, **{fsdp_on_cpu.SIZES: str(tmp_path)})
     sizes = [json.loads((tmp_path / f"sizes-{rank}.json").read_text()) for rank in (0, 1)]

@@ -38,7 +38,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows")]
 
 def _knobs(kind: Any) -> dict[str, Any]:
     """Dotted name of every knob and its section's dataclass."""
-    hints, found = typing.get_type_hints(kind), {}
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
             found |= {f"{field.name}.{name}": each for name, each in _knobs(hints[field.name]).items()}
@@ -49,7 +50,7 @@ def _knobs(kind: Any) -> dict[str, Any]:
 
 def _schema_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
     """The part of a form's schema that a dotted name leads to."""
-    place = schema["definitions"]["Settings"]
+    place: dict[str, Any] = schema["definitions"]["Settings"]
     for part in name.split("."):
         place = place["properties"][part]
         for each in place["anyOf"]:
