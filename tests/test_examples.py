@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def test_the_pairs_of_the_example_are_right_by_the_oracle(
 ) -> None:
     run_example("make_pairs.py", str(tmp_path / "pairs"), monkeypatch=monkeypatch)
 
-    splits = load_dataset(str(tmp_path / "pairs" / "dataset"), cache_dir=str(tmp_path / "cache"))
+    splits: Any = load_dataset(str(tmp_path / "pairs" / "dataset"), cache_dir=str(tmp_path / "cache"))
     rows = [row for split in splits.values() for row in split]
     texts = ("original_prompt", "edit_prompt", "edited_prompt")
     verdicts = [
