@@ -5,7 +5,6 @@ The form is made from the dataclasses, with their types and the lines under thei
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
 import dataclasses
@@ -37,8 +36,9 @@ from flows.runners import with_runner
 from flows.training import training_flow
 from ip2p import ablation, console, store, uses
 from ip2p.config import PipelineConfig
+from ip2p.config.fields import describe_fields
 from ip2p.config.files import overlay, read_config
-from ip2p.console import told_in_a_line
+from ip2p.console import one_line
 from ip2p.presets import PRESETS
 from ip2p.store.mirror import working_copy
 
@@ -57,17 +57,6 @@ def form_of(kind: type, name: str = "", without: tuple[str, ...] = ()) -> type[B
     }
     title = name or kind.__name__.removesuffix("Config")
     return create_model(title, __config__=ConfigDict(extra="forbid"), __doc__=inspect.getdoc(kind), **fields)
-
-
-def describe_fields(kind: type) -> dict[str, str]:
-    """The text under each field of a dataclass and of those that it inherits from."""
-    told: dict[str, str] = {}
-    for each in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
-        body = typing.cast(ast.ClassDef, ast.parse(inspect.cleandoc(inspect.getsource(each))).body[0]).body
-        for field, text in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                told[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
-    return told
 
 
 def fill_in(base: PipelineConfig, form: BaseModel | None) -> PipelineConfig:
@@ -193,7 +182,7 @@ def _told(work: Callable[[], str]) -> State[Any]:
     except Exception as error:
         path = console.log_failure(error)
         where = f" The log is {path}." if path and not isinstance(error, ValueError) else ""
-        line = told_in_a_line(error) + where
+        line = one_line(error) + where
         logger.error("%s", line)
         return Failed(message=line)
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ip2p.config import EditTypeRendering, PipelineConfig, RenderingConfig, Thresholds
-from ip2p.config.files import read_run, read_run_data, suggest
+from ip2p.config.files import read_run, read_run_data
+from ip2p.console import suggest
+from ip2p.scoring import BOUNDS
 from ip2p.store import RunFolder, read_summary
 
 SHARE = 0.1
@@ -27,6 +29,9 @@ EDITORS_OWN = ("dataset", "model", "training")
 """What is taken over by the variant that changes nothing."""
 LINKED = (".parquet", ".safetensors")
 """Never written in place, so that a hard link to them cannot change the run's own."""
+
+LEAST_SIMILARITY = -1.0
+"""A minimum that every similarity passes."""
 
 Rendering = TypeVar("Rendering", RenderingConfig, EditTypeRendering)
 
@@ -177,10 +182,11 @@ def _put(path: Path, place: Path) -> None:
 
 
 def _open(limits: Thresholds) -> Thresholds:
-    """Without bounds on similarities; those on a flat or unwanted picture stay."""
-    least: dict[str, Any] = dict.fromkeys(("original", "edited", "direction", "image"), -1.0)
-    none: dict[str, Any] = dict.fromkeys(("max_image", "ssim", "max_ssim", "dino", "max_dino"))
-    return replace(limits, **least, **none)
+    """Drops the bounds on similarities; those on a flat or unwanted picture stay."""
+    on_similarities = {bound.threshold for bound in BOUNDS.values() if bound.score.is_similarity}
+    kept = {name: value for name, value in limits.bounds.items() if name not in on_similarities}
+    always_set = dict.fromkeys(Thresholds().bounds, LEAST_SIMILARITY)
+    return Thresholds().with_bounds(always_set | kept)
 
 
 def _fixed(settings: Rendering) -> Rendering:

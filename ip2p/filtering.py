@@ -1,13 +1,14 @@
 """Decides which candidates become pairs: a pure function of their scores, so thresholds are re-tuned from the table.
 
-A table of candidates has the columns of `records.as_row`. It is judged column by column: a million rows take seconds.
+The rule is applied column by column, to a table of candidates (`rendering.table.SCHEMA`) or to the scores of a batch: a
+million rows take seconds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +18,47 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ip2p.config import FilteringConfig, RenderingConfig, Thresholds
-from ip2p.records import DRAWN_COLUMNS, SCORE_COLUMNS, Candidate, PairScores, Verdict
+from ip2p.records import DRAWN_COLUMNS, Candidate, PairScores, Verdict
+from ip2p.scoring import BOUNDS, SCORES
 
-SCORES = ("original", "edited", "direction", "image", "contrast", "ssim", "dino", "nsfw")
-"""In the order in which they are asked for; the first that is too low, or else too high, names the reason."""
 OVER_LIMIT = "over_limit"
 FIRST_LOOK = "first_look"
+REASONS = {
+    **{reason: bound.words for reason, bound in BOUNDS.items()},
+    OVER_LIMIT: "enough of this triplet",
+    FIRST_LOOK: "given up after a first look",
+}
+"""Every reason against a candidate, in words."""
 
 
 def judge(scores: PairScores, thresholds: Thresholds) -> Verdict:
-    """Accepts scores that keep every threshold; else the reason is `low_` and the first that does not, or `high_`."""
-    for name in SCORES:
-        value, least = getattr(scores, name), getattr(thresholds, name, None)
-        if least is not None and (value is None or not value >= least):  # not `<`: a NaN is no pass
-            return Verdict(reason=f"low_{name}")
-    for name in SCORES:
-        value, most = getattr(scores, name), getattr(thresholds, f"max_{name}", None)
-        if most is not None and (value is None or not value <= most):
-            return Verdict(reason=f"high_{name}")
-    return Verdict()
+    """Accepts scores within every bound; else names the first that is too low or, if none is, too high."""
+    (reason,) = _reasons(_columns_of([scores]), [thresholds], np.zeros(1, dtype=int))
+    return Verdict(reason=reason)
 
 
-def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
-    """The edit type's own thresholds where it has any."""
-    return config.per_edit_type.get(edit_type, config.thresholds)
+def judge_batch(
+    candidates: Sequence[Candidate], scores: Sequence[PairScores], config: FilteringConfig
+) -> list[Verdict]:
+    """Judges candidates by the thresholds of their edit types; only `judge_table` knows the limit per triplet."""
+    kinds = np.array([candidate.triplet.edit_type for candidate in candidates], dtype=str)
+    reasons = _reasons_by_type(_columns_of(scores), kinds, config)
+    reasons[np.array([each.first_look for each in scores], dtype=bool)] = FIRST_LOOK
+    return [Verdict(reason=reason) for reason in reasons]
 
 
-def judge_candidate(candidate: Candidate, scores: PairScores, config: FilteringConfig) -> Verdict:
-    """By the thresholds of the candidate's edit type; the limit per triplet is `judge_table`'s to know."""
-    if scores.first_look:
-        return Verdict(reason=FIRST_LOOK)
-    return judge(scores, thresholds_for(config, candidate.triplet.edit_type))
-
-
-def passes_first_look(candidate: Candidate, scores: PairScores, config: FilteringConfig) -> bool:
-    """Whether the scores of a first look make it worth while to render the candidate in full."""
-    limits = thresholds_for(config, candidate.triplet.edit_type)
-    return judge(scores, _loosened(limits, config.first_look_slack)).accepted
-
-
-def may_pass_now(table: pa.Table, config: FilteringConfig) -> pa.Array:
-    """Which rows did not pass a first look under earlier thresholds and do under these: they must be rendered."""
-    kinds = {kind: _loosened(limits, config.first_look_slack) for kind, limits in config.per_edit_type.items()}
-    loose = replace(config, thresholds=_loosened(config.thresholds, config.first_look_slack), per_edit_type=kinds)
-    return pa.array((_reasons(table, loose) == "") & _first_looks(table))
+def passes_first_look(
+    candidates: Sequence[Candidate], scores: Sequence[PairScores], config: FilteringConfig
+) -> list[bool]:
+    """Says which candidates are worth rendering in full by the scores of a first look."""
+    kinds = np.array([candidate.triplet.edit_type for candidate in candidates], dtype=str)
+    return [not reason for reason in _reasons_by_type(_columns_of(scores), kinds, _loosened(config))]
 
 
 def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
-    """Judges candidates anew, whatever was said of them before, and limits the pairs per triplet. Keeps the order."""
-    reasons = _reasons(table, config)
+    """Judges candidates anew, whatever their earlier verdicts, and limits the pairs per triplet. Keeps the order."""
+    check_thresholds(config)
+    reasons = _reasons_by_type(_columns_in(table), _types_in(table), config)
     reasons[_first_looks(table)] = FIRST_LOOK
     accepted = np.flatnonzero(reasons == "")
     reasons[accepted[_is_surplus(table.take(pa.array(accepted)), config)]] = OVER_LIMIT
@@ -75,54 +68,97 @@ def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
     return table
 
 
+def may_pass_now(table: pa.Table, config: FilteringConfig) -> pa.Array:
+    """Says which rows failed a first look under earlier thresholds and pass it under these: they must be rendered."""
+    reasons = _reasons_by_type(_columns_in(table), _types_in(table), _loosened(config))
+    return pa.array((reasons == "") & _first_looks(table))
+
+
+def check_thresholds(config: FilteringConfig) -> None:
+    """Refuses thresholds that no score understands, with a list of those that there are."""
+    known = [bound.threshold for bound in BOUNDS.values()]
+    sections = {"thresholds": config.thresholds}
+    sections |= {f"per_edit_type.{kind}": limits for kind, limits in config.per_edit_type.items()}
+    for section, limits in sections.items():
+        for name in limits.further:
+            if name not in known:
+                raise ValueError(
+                    f"filtering.{section}.further sets {name}, which no score understands. "
+                    f"Known are: {', '.join(known)}."
+                )
+
+
+def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
+    """Returns the edit type's own thresholds, or the general ones if it has none."""
+    return config.per_edit_type.get(edit_type, config.thresholds)
+
+
 def count_verdicts(table: pa.Table) -> dict[str, int]:
-    """Tallies: `candidates`, `accepted` and one entry per reason."""
-    found = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"]).to_pylist()}
-    return {"candidates": len(table), "accepted": found.pop("", 0), **dict(sorted(found.items()))}
+    """Counts `candidates`, `accepted` and every reason."""
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"]).to_pylist()}
+    return {"candidates": len(table), "accepted": counts.pop("", 0), **dict(sorted(counts.items()))}
 
 
 def num_accepted_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
-    """(candidates, accepted) of every triplet of a table."""
+    """Returns (candidates, accepted) of every triplet of a table."""
     sums = table.group_by("triplet_id").aggregate([("accepted", "count"), ("accepted", "sum")])
     columns = (sums[name].to_pylist() for name in ("triplet_id", "accepted_count", "accepted_sum"))
     return {triplet_id: (num, num_accepted) for triplet_id, num, num_accepted in zip(*columns, strict=True)}
 
 
-def _loosened(limits: Thresholds, slack: float) -> Thresholds:
-    bounds = {each.name: getattr(limits, each.name) for each in fields(limits)}
-    moved = {
-        name: bound + slack if name.startswith("max_") else bound - slack
-        for name, bound in bounds.items()
-        if bound is not None
-    }
-    return replace(limits, **moved)
+def _loosened(config: FilteringConfig) -> FilteringConfig:
+    """Moves every bound outwards by the slack of a first look."""
+    slack = config.first_look_slack
+
+    def loosen(limits: Thresholds) -> Thresholds:
+        moves = {bound.threshold: slack if bound.side == "high" else -slack for bound in BOUNDS.values()}
+        return limits.with_bounds({name: value + moves[name] for name, value in limits.bounds.items()})
+
+    per_edit_type = {kind: loosen(limits) for kind, limits in config.per_edit_type.items()}
+    return replace(config, thresholds=loosen(config.thresholds), per_edit_type=per_edit_type)
+
+
+def _columns_of(scores: Sequence[PairScores]) -> dict[str, np.ndarray]:
+    """Returns the values of a batch by the score's name; NaN if it was not measured."""
+    return {name: np.array([each.get(name) for each in scores], dtype=float) for name in SCORES}
+
+
+def _columns_in(table: pa.Table) -> dict[str, np.ndarray]:
+    """Returns the values of a table by the score's name; a null becomes NaN."""
+    return {name: table[score.column].to_numpy() for name, score in SCORES.items()}
+
+
+def _types_in(table: pa.Table) -> np.ndarray:
+    return table["edit_type"].to_numpy(zero_copy_only=False).astype(str)  # type: ignore[no-any-return]
 
 
 def _first_looks(table: pa.Table) -> np.ndarray:
-    return np.asarray(pc.fill_null(table["first_look"], False), dtype=bool)
+    return np.array(pc.fill_null(table["first_look"], False), dtype=bool)
 
 
-def _reasons(table: pa.Table, config: FilteringConfig) -> np.ndarray:
-    """Why each row is rejected, "" where it is not; the limit per triplet is not asked for."""
-    kinds, kind = np.unique(table["edit_type"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    limits = [thresholds_for(config, str(name)) for name in kinds]
-    columns = {name: column for column, name in SCORE_COLUMNS.items()}
-    reasons = np.full(len(table), "", dtype=object)
-    for high in (True, False):
-        for name in reversed(SCORES):  # so that the first in order has the last word
-            found = [getattr(each, f"max_{name}" if high else name, None) for each in limits]
-            if all(bound is None for bound in found):
-                continue
-            unbound = math.inf if high else -math.inf
-            bounds = np.array([unbound if bound is None else bound for bound in found])[kind]
-            values = table[columns[name]].to_numpy()  # a null becomes a NaN
-            keeps = (values <= bounds) if high else (values >= bounds)
-            reasons[~keeps & np.isfinite(bounds)] = f"{'high' if high else 'low'}_{name}"
+def _reasons_by_type(columns: Mapping[str, np.ndarray], edit_types: np.ndarray, config: FilteringConfig) -> np.ndarray:
+    """Returns why each row is rejected by the thresholds of its edit type, "" if it is not."""
+    names, kind = np.unique(edit_types, return_inverse=True)
+    return _reasons(columns, [thresholds_for(config, str(name)) for name in names], kind)
+
+
+def _reasons(columns: Mapping[str, np.ndarray], limits: Sequence[Thresholds], kind: np.ndarray) -> np.ndarray:
+    """Returns why each row is rejected by the `kind`-th of the thresholds, "" if it is not."""
+    reasons = np.full(len(kind), "", dtype=object)
+    bounds_of_kinds = [thresholds.bounds for thresholds in limits]
+    for reason, bound in reversed(BOUNDS.items()):  # so that the first in order has the last word
+        if not any(bound.threshold in bounds for bounds in bounds_of_kinds):
+            continue
+        unbound = math.inf if bound.side == "high" else -math.inf
+        limit = np.array([bounds.get(bound.threshold, unbound) for bounds in bounds_of_kinds])[kind]
+        values = columns[bound.score.name]
+        keeps = (values <= limit) if bound.side == "high" else (values >= limit)  # False for NaN
+        reasons[~keeps & np.isfinite(limit)] = reason
     return reasons
 
 
 def _is_surplus(accepted: pa.Table, config: FilteringConfig) -> np.ndarray:
-    """Of accepted rows: whether they are beyond the limit of their triplet, worse in direction or later in number."""
+    """Says which accepted rows are past the limit of their triplet, ranked by direction or by number."""
     triplet = np.unique(accepted["triplet_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
     rank = np.zeros(len(accepted)) if config.selection == "first" else -accepted["clip_direction"].to_numpy()
     order = np.lexsort((accepted["candidate"].to_numpy(), rank, triplet))
@@ -136,28 +172,29 @@ def _is_surplus(accepted: pa.Table, config: FilteringConfig) -> np.ndarray:
 
 
 NUM_BINS = 5
+"""Parts of equal width of a range that is drawn from."""
 
 
 def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[str, list[dict[str, Any]]]:
-    """Accepted of all candidates in tables of candidates.
+    """Measures the accepted share of all candidates in tables of candidates.
 
-    `edit_type` lists the types with their counts and rates. Every range that is drawn from, `p2p` or, where an edit
-    type has one of its own, `p2p, add`, lists five parts of equal width from `low` to `high`.
+    `edit_type` lists the types with their counts and rates. Every range that is drawn from, `p2p` or, if an edit type
+    has its own, `p2p, add`, lists five parts of equal width from `low` to `high`.
     """
     ranges = _ranges(config)
     by_type: dict[str, list[int]] = {}
-    by_value = {each: np.zeros((2, NUM_BINS), dtype=int) for each in ranges}
+    by_value = {key: np.zeros((2, NUM_BINS), dtype=int) for key in ranges}
     for path in tables:
         table = pq.read_table(path, columns=["edit_type", "accepted", *{name for name, _ in ranges}])
-        accepted, kind = table["accepted"].to_numpy(), table["edit_type"].to_numpy(zero_copy_only=False).astype(str)
-        for name in np.unique(kind):
+        accepted, kinds = table["accepted"].to_numpy(), _types_in(table)
+        for name in np.unique(kinds):
             tally = by_type.setdefault(str(name), [0, 0])
-            tally[0] += int((kind == name).sum())
-            tally[1] += int(((kind == name) & accepted).sum())
+            tally[0] += int((kinds == name).sum())
+            tally[1] += int(((kinds == name) & accepted).sum())
         for (name, own), bounds in ranges.items():
-            values, here = table[name].to_numpy(), _draws_from(config, kind, name, own)
-            for row, some in enumerate((values[here], values[here & accepted])):
-                by_value[name, own][row] += np.histogram(some, NUM_BINS, bounds)[0]
+            values, is_drawn = table[name].to_numpy(), _draws_from(config, kinds, name, own)
+            for row, drawn in enumerate((values[is_drawn], values[is_drawn & accepted])):
+                by_value[name, own][row] += np.histogram(drawn, NUM_BINS, bounds)[0]
     rates = {"edit_type": [{"name": name, **_rate(*tally)} for name, tally in sorted(by_type.items())]}
     for (name, own), bounds in ranges.items():
         edges = np.linspace(*bounds, NUM_BINS + 1).round(4).tolist()
@@ -169,24 +206,18 @@ def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[
 
 
 def _ranges(config: RenderingConfig) -> dict[tuple[str, str], tuple[float, float]]:
-    """By setting and edit type, "" for all that have none of their own; only what differs between candidates."""
-    found: dict[tuple[str, str], tuple[float, float]] = {}
-    for name in DRAWN_COLUMNS:
-        for own, settings in (("", config), *sorted(config.per_edit_type.items())):
-            bounds = getattr(settings, name)
-            if bounds is not None and bounds[0] < bounds[1]:
-                found[name, own] = bounds
-    return found
+    """Returns the ranges with any width by setting and edit type, "" for the general one."""
+    sections = {"": config, **dict(sorted(config.per_edit_type.items()))}
+    ranges = {(name, own): getattr(section, name) for name in DRAWN_COLUMNS for own, section in sections.items()}
+    return {key: bounds for key, bounds in ranges.items() if bounds is not None and bounds[0] < bounds[1]}
 
 
-def _draws_from(config: RenderingConfig, kind: np.ndarray, name: str, own: str) -> np.ndarray:
-    """Which rows draw a setting from the range of an edit type, or from the general one."""
+def _draws_from(config: RenderingConfig, kinds: np.ndarray, name: str, own: str) -> np.ndarray:
+    """Says which rows draw a setting from the range of an edit type, or from the general one."""
     if own:
-        mine: np.ndarray = kind == own
-        return mine
-    others = [each for each, settings in config.per_edit_type.items() if getattr(settings, name) is not None]
-    chosen: np.ndarray = ~np.isin(kind, others)
-    return chosen
+        return np.asarray(kinds == own)
+    others = [kind for kind, section in config.per_edit_type.items() if getattr(section, name) is not None]
+    return np.asarray(~np.isin(kinds, others))
 
 
 def _rate(num: int, num_accepted: int) -> dict[str, Any]:

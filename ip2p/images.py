@@ -6,12 +6,15 @@ import io
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
 from ip2p.config import ImageFormat
 
 Array = NDArray[np.uint8]
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""A picture in a table, as `datasets` has it."""
 
 
 def encode_image(pixels: Array, image_format: ImageFormat, quality: int) -> bytes:

@@ -42,9 +42,9 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local(tensor).numel() * tensor.element_size() for tensor in tensors)
 
 
-def measure(folder: Path) -> None:
+def measure(words: list[str], folder: Path) -> None:
     """Takes one step and writes how many bytes this process holds."""
-    job = parse(sys.argv[1:])
+    job = parse(words)
     accelerator = new_accelerator(job)
     source = open_source(open_rows(job.data, job), job, accelerator, folder)
     trainer, _ = new_trainer(source, job, accelerator)
@@ -58,10 +58,15 @@ def measure(folder: Path) -> None:
     accelerator.end_training()
 
 
-if __name__ == "__main__":
+def train(words: list[str]) -> int:
+    """`python -m ip2p.training`, or what `SIZES` asks for."""
     PartialState._prepare_backend = backend
     PartialState.set_device = set_device
-    if SIZES in os.environ:
-        measure(Path(os.environ[SIZES]))
-        sys.exit()
-    sys.exit(main())
+    if SIZES not in os.environ:
+        return main(words)
+    measure(words, Path(os.environ[SIZES]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(train(sys.argv[1:]))

@@ -20,7 +20,8 @@ from ip2p.dataset import write as writing
 from ip2p.dataset import write_dataset
 from ip2p.dataset.schema import COLUMNS, IMAGE_COLUMNS
 from ip2p.images import encode_image
-from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, as_row
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
+from ip2p.rendering.table import as_row
 
 REJECTED_EVERY = 5
 NUM_SHARDS, TRIPLETS, CANDIDATES = 4, 10, 2

@@ -26,7 +26,9 @@ from ip2p.evaluation.editors import Setting, sdedit_source
 from ip2p.evaluation.evaluate import plan_parts, run_editors
 from ip2p.evaluation.metrics import bootstrap_interval, curve, summarise, wilson_interval
 from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
-from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, as_row
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
+from ip2p.rendering.table import as_row
+from ip2p.report import write_report
 
 GREYS = {"black": 20, "white": 230}
 
@@ -96,9 +98,14 @@ def part_files(config: PipelineConfig) -> dict[str, int]:
 
 @pytest.mark.parametrize("successes, trials", [(0, 1), (0, 70), (1, 3), (35, 70), (421, 490), (490, 490)])
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
-def test_wilson_interval_is_scipys(successes: int, trials: int, level: float) -> None:
-    theirs = scipy.stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
-    assert wilson_interval(successes, trials, level) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+def test_the_ends_of_the_wilson_interval_are_where_the_score_test_turns(
+    successes: int, trials: int, level: float
+) -> None:
+    share, z = successes / trials, scipy.stats.norm.ppf(0.5 + level / 2)
+    low, high = wilson_interval(successes, trials, level)
+    for bound in (low, high):
+        assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / trials, abs=1e-12)
+    assert 0 <= low <= share <= high <= 1 and low < high
 
 
 def test_wilson_interval_of_nothing_is_everything() -> None:
@@ -206,7 +213,9 @@ def test_evaluation_judges_the_editor_and_its_baselines_and_never_works_twice(
     records = pq.read_table(config.out / "evaluation" / "scores.parquet").to_pylist()
     assert len(records) == 7 * 3 + 2 * 2 + 2 + 2
     assert {record["seed"] for record in records if record["case"] == 0} == {noise_seed(config.evaluation.seed, 0)}
-    assert (config.out / "evaluation" / "images" / "model-brighten.png").exists()
+    write_report(config)
+    with Image.open(config.out / "evaluation" / "images" / "model-brighten.png") as sheet:
+        assert sheet.width == 6 + 4 * (2 * 64 + 6)  # four edits side by side
 
     written = part_files(config)
     assert evaluate(config) == found

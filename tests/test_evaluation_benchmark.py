@@ -22,10 +22,10 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from ip2p.cli import main
 from ip2p.config import BenchmarkConfig, EvaluationConfig, PipelineConfig
-from ip2p.evaluation.benchmark import benchmark, tell_apart
+from ip2p.evaluation.benchmark import benchmark, short_names
 from ip2p.evaluation.benchmark_cases import read_benchmark, read_mask
 from ip2p.evaluation.cases import IMAGE_TYPE, Pixels, encode_png
-from ip2p.evaluation.measures import largest_change
+from ip2p.evaluation.measures.change import largest_change
 from ip2p.evaluation.metrics import differences, paired
 from ip2p.report import write_benchmark
 from tests.test_evaluation import trained  # noqa: F401
@@ -329,10 +329,10 @@ def test_a_mask_marks_what_it_makes_transparent_or_else_what_is_white(tmp_path: 
 
 
 def test_models_are_told_apart_by_as_much_of_their_paths_as_it_takes() -> None:
-    assert tell_apart(["runs/a/model", "runs/b"]) == {"a": "runs/a/model", "b": "runs/b"}
-    assert list(tell_apart(["x/a/model", "y/a/model"])) == ["x-a", "y-a"]
+    assert short_names(["runs/a/model", "runs/b"]) == {"a": "runs/a/model", "b": "runs/b"}
+    assert list(short_names(["x/a/model", "y/a/model"])) == ["x-a", "y-a"]
     with pytest.raises(ValueError, match="Name each once"):
-        tell_apart(["a", "a"])
+        short_names(["a", "a"])
 
 
 def test_paired_counts_who_alone_succeeds_and_differences_are_of_shared_cases() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ip2p.models.loading import ClipModel, load_clip
 from ip2p.records import EditTriplet
-from ip2p.scoring.clip import PairScorer, similarities
+from ip2p.scoring.scorer import PairScorer, similarities
 
 TRIPLETS = [
     EditTriplet(

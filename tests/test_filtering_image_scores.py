@@ -16,7 +16,9 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from ip2p import rendering
 from ip2p.config import PipelineConfig, Thresholds
 from ip2p.models.loading import load_image_model
-from ip2p.scoring.pictures import contrast, image_similarities, ssim
+from ip2p.scoring.contrast import contrast
+from ip2p.scoring.dino import image_similarities
+from ip2p.scoring.ssim import ssim
 from ip2p.store import RunFolder
 from tests.test_rendering_candidates import write_triplets
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.filtering import SCORES, count_verdicts, judge, judge_candidate, judge_table, num_accepted_by_triplet
+from ip2p.filtering import count_verdicts, judge, judge_batch, judge_table, num_accepted_by_triplet, thresholds_for
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import candidates_table, read_rows
 
+SCORES = ("original", "edited", "direction", "image", "contrast", "ssim", "dino", "nsfw")
 GOOD = PairScores(original=0.3, edited=0.3, direction=0.3, image=0.9)
 TRIPLET = EditTriplet(original_prompt="a", edit_prompt="b", edited_prompt="c", edit_type="add")
 
@@ -55,7 +56,8 @@ def test_images_that_are_too_alike_are_rejected_where_asked() -> None:
 
 
 def test_further_scores_are_asked_for_only_where_they_have_a_threshold() -> None:
-    plain, alike = replace(GOOD, contrast=0.1), replace(GOOD, contrast=0.1, ssim=0.95, dino=0.5)
+    plain = replace(GOOD, further={"contrast": 0.1})
+    alike = replace(GOOD, further={"contrast": 0.1, "ssim": 0.95, "dino": 0.5})
     assert judge(plain, Thresholds()).accepted
     assert judge(plain, Thresholds(contrast=0.2)).reason == "low_contrast"
     assert judge(alike, Thresholds(max_ssim=0.9, dino=0.4)).reason == "high_ssim"
@@ -121,8 +123,21 @@ def test_the_first_pairs_are_those_with_the_least_numbers_whatever_their_directi
     assert reasons(best) == ["", "over_limit", "", "over_limit"]
 
 
+def first_reason(scores: PairScores, limits: Thresholds) -> str:
+    """The rule, written out: a missing score or one that is not a number is within no bound."""
+    for name in SCORES:
+        value, least = scores.get(name), getattr(limits, name, None)
+        if least is not None and (value is None or not value >= least):
+            return f"low_{name}"
+    for name in SCORES:
+        value, most = scores.get(name), getattr(limits, f"max_{name}", None)
+        if most is not None and (value is None or not value <= most):
+            return f"high_{name}"
+    return ""
+
+
 def test_a_table_is_judged_as_its_rows_are() -> None:
-    """Row by row with `judge_candidate` and a sort, on random scores, types and numbers in random order."""
+    """Row by row with plain comparisons and a sort, on random scores, types and numbers in random order."""
     rng = random.Random(0)
     config = FilteringConfig(
         thresholds=Thresholds(original=0.3, edited=0.3, direction=0.4, image=0.2, max_image=0.9, ssim=0.2),
@@ -135,17 +150,19 @@ def test_a_table_is_judged_as_its_rows_are() -> None:
         for candidate in range(rng.randint(1, 20)):
             values: dict[str, Any] = {name: math.nan if rng.random() < 0.05 else rng.random() for name in SCORES}
             values |= {"ssim": None if rng.random() < 0.1 else rng.random(), "dino": None}
-            candidates.append(scored(candidate, PairScores(**values), triplet))
+            candidates.append(scored(candidate, PairScores.from_values(values.items()), triplet))
     rng.shuffle(candidates)
     for selection in ("best", "first"):
         chosen = replace(config, selection=selection)
         kept: dict[str, list[ScoredCandidate]] = {}
         expected = []
         for each in candidates:
-            verdict = judge_candidate(each.candidate, each.scores, chosen)
-            expected.append(verdict.reason)
-            if verdict.accepted:
+            limits = thresholds_for(chosen, each.candidate.triplet.edit_type)
+            expected.append(first_reason(each.scores, limits))
+            if not expected[-1]:
                 kept.setdefault(each.candidate.spec.triplet_id, []).append(each)
+        verdicts = judge_batch([each.candidate for each in candidates], [each.scores for each in candidates], chosen)
+        assert [verdict.reason for verdict in verdicts] == expected
         for some in kept.values():
             some.sort(key=lambda each: each.candidate.spec.candidate)
             if selection == "best":

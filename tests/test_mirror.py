@@ -15,6 +15,7 @@ import pytest
 from ip2p.cli import main
 from ip2p.cli.runs import mirrored
 from ip2p.store.mirror import OWNER, Mirror, scratch_for
+from tests import processes
 from tests.test_dataset_importing import dataset_rows, write_original
 
 BUCKET = "pairs"
@@ -145,9 +146,7 @@ def test_files_are_copied_while_the_command_works(machine: Any, monkeypatch: pyt
     with mirrored(["dataset", "--out", url]) as words:
         assert words[:2] == ["dataset", "--out"]
         (Path(words[2]) / "a.json").write_text("a")
-        deadline = time.monotonic() + 10
-        while "a.json" not in stored(url) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        processes.wait_until(lambda: "a.json" in stored(url))
         assert stored(url) == {"a.json": b"a"}
 
 

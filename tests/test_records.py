@@ -19,12 +19,11 @@ from ip2p.records import (
     RenderSpec,
     ScoredCandidate,
     Verdict,
-    as_row,
     content_hash,
-    from_row,
     hash_to_seed,
     hash_to_unit,
 )
+from ip2p.rendering.table import as_row, from_row
 
 TRIPLET = EditTriplet(
     original_prompt="a red circle on a blue background",

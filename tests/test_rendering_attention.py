@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ip2p.p2p.attention import CrossSharing, SelfSharing, cross_attentions, self_attentions, shared_attention
 from ip2p.p2p.steps import plan_step
-from tests.explicit import ExplicitAttention
+from tests.explicit_attention import ExplicitAttention
 from tests.tiny import specs, tiny_unet
 
 WIDTH = 128

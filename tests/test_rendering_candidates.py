@@ -16,9 +16,10 @@ from ip2p import rendering, store
 from ip2p.config import EditTypeRendering, FilteringConfig, PipelineConfig, Thresholds
 from ip2p.images import decode_image
 from ip2p.models import loading
-from ip2p.records import EditTriplet, from_row
+from ip2p.records import EditTriplet
 from ip2p.rendering import draw_spec
-from ip2p.scoring.clip import PairScorer
+from ip2p.rendering.table import from_row
+from ip2p.scoring.scorer import PairScorer
 from ip2p.store import RunFolder
 
 TRIPLETS = [

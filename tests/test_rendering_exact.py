@@ -14,7 +14,7 @@ from ip2p.config import RenderingConfig
 from ip2p.models.loading import load_text_to_image
 from ip2p.p2p.sampler import fits_text_encoder, render_pairs, sample_latents
 from ip2p.records import Candidate, EditTriplet, RenderSpec
-from tests.explicit import ExplicitPair
+from tests.explicit_attention import ExplicitPair
 
 CIRCLE, SQUARE, BOTH = (
     "a small red circle on a white background",

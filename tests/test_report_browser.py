@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ip2p.report import write_comparison, write_report
-from tests.told_run import synthetic_config, write_synthetic_run
+from tests.example_run import synthetic_config, write_synthetic_run
 
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1280, "height": 900}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from ip2p.training.losses import read_losses
 from ip2p.training.run import new_trainer
 from ip2p.training.run import run as run_job
 from ip2p.training.trainer import Trainer
+from tests import processes
 from tests.test_training import pair, tiny_training, write_pairs
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -57,14 +56,13 @@ def run(config: TrainingConfig, data: str, output: Path, export: Path, stop: Sto
     return run_job(job_of(config, data, output=output, export=export), stop)
 
 
-def start(config: TrainingConfig, data: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """A training in a process of its own."""
+def start(config: TrainingConfig, data: Path, folder: Path) -> ForkServerProcess:
+    """A training in a child process."""
     folder.mkdir(parents=True, exist_ok=True)
     job = job_of(config, str(data), output=folder / "training", export=folder / "model")
     (folder / "config.json").write_text(json.dumps(asdict(job)))
-    command = [sys.executable, "-m", "ip2p.training", "--config", str(folder / "config.json")]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    return processes.fork(processes.training, ["--config", str(folder / "config.json")], folder / "log", environment)
 
 
 def test_a_training_stopped_at_any_step_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
@@ -108,11 +106,9 @@ def test_a_killed_training_ends_in_the_same_weights(tmp_path: Path, data: Path, 
     run(config, str(data), tmp_path / "whole" / "training", tmp_path / "whole" / "model", Stop())
     killed = tmp_path / "killed"
     child = start(config, data, killed)
-    while child.poll() is None and not find_checkpoints(killed / "training"):
-        time.sleep(0.02)
-    time.sleep(np.random.default_rng().uniform(0, 1.0))
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    processes.wait_until(lambda: find_checkpoints(killed / "training"), child)
+    child.join(np.random.default_rng().uniform(0, 1.0))
+    processes.kill(child)
     assert not (killed / "model").exists()
     run(config, str(data), killed / "training", killed / "model", Stop())
     assert same_weights(tmp_path / "whole/model" / WEIGHTS, killed / "model" / WEIGHTS)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
+from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -31,7 +31,7 @@ from ip2p.training.launch import LAUNCH_CONFIGS
 from ip2p.training.losses import read_losses
 from ip2p.training.run import new_accelerator, new_trainer, open_source
 from ip2p.training.trainer import Trainer
-from tests import fsdp_on_cpu
+from tests import fsdp_on_cpu, processes
 from tests.test_training import pair, write_pairs
 from tests.test_training_run import same_weights
 
@@ -55,22 +55,31 @@ def words(model: Path, data: Path, output: Path, *flags: str) -> list[str]:
     return [*found, "--max_train_steps=6", "--checkpointing_steps=3", "--mixed_precision=no", *flags]
 
 
-def command(config: list[str], launch: str = "fsdp") -> list[str]:
+def launch_words(config: list[str], launch: str = "fsdp") -> list[str]:
     """Two processes of a shipped launch config, on this machine's CPU."""
     file = str(LAUNCH_CONFIGS / f"{launch}.yaml")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes=2"]
-    return [*launcher, "--main_process_port=0", "-m", "tests.fsdp_on_cpu", *config]
+    return ["--config_file", file, "--num_processes=2", "--main_process_port=0", "-m", "tests.fsdp_on_cpu", *config]
 
 
-def run_split(config: list[str], launch: str = "fsdp", **environment: str) -> None:
-    done = subprocess.run(command(config, launch), env=os.environ | SPLIT | environment, capture_output=True, text=True)
+def launch_split(config: list[str], launch: str = "fsdp") -> None:
+    """Trains as `accelerate launch` starts it."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch_words(config, launch)]
+    done = subprocess.run(command, env=os.environ | SPLIT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def run_whole(config: list[str]) -> None:
-    launcher = [sys.executable, "-m", "ip2p.training", *config]
-    done = subprocess.run(launcher, env=os.environ | WHOLE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+def split_environment() -> dict[str, str]:
+    """What `accelerate launch` hands to the processes of the shipped config that splits weights."""
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(launch_words([])))
+    return os.environ | prepare_multi_gpu_env(arguments) | SPLIT
+
+
+def run_split(config: list[str], folder: Path, **environment: str) -> None:
+    processes.run_ranks(fsdp_on_cpu.train, config, folder / "log", split_environment() | environment)
+
+
+def run_whole(config: list[str], folder: Path) -> None:
+    processes.run(processes.training, config, folder / "log", os.environ | WHOLE)
 
 
 def assert_close(first: Path, second: Path) -> None:
@@ -84,7 +93,7 @@ def assert_close(first: Path, second: Path) -> None:
 def split(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_sd: Path) -> Path:
     """A training of two processes, each with half of the weights."""
     output = tmp_path_factory.mktemp("split")
-    run_split(words(tiny_sd, data, output))
+    launch_split(words(tiny_sd, data, output))
     return output
 
 
@@ -109,7 +118,7 @@ def assert_same_training(found: Path, expected: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_sd: Path) -> Path:
     """The same training in one process."""
     output = tmp_path_factory.mktemp("whole")
-    run_whole(words(tiny_sd, data, output, "--train_batch_size=4"))
+    run_whole(words(tiny_sd, data, output, "--train_batch_size=4"), output)
     return output
 
 
@@ -131,10 +140,9 @@ def test_a_split_trainings_export_edits_in_diffusers_pipeline(split: Path) -> No
 def test_a_checkpoint_of_a_split_training_goes_on_whole_and_the_other_way_round(
     tmp_path: Path, split: Path, whole: Path, data: Path, tiny_sd: Path
 ) -> None:
-    run_whole(
-        words(tiny_sd, data, tmp_path / "1", "--train_batch_size=4", f"--resume_from_checkpoint={split}/checkpoint-3")
-    )
-    run_split(words(tiny_sd, data, tmp_path / "2", f"--resume_from_checkpoint={whole}/checkpoint-3"))
+    resumed = ["--train_batch_size=4", f"--resume_from_checkpoint={split}/checkpoint-3"]
+    run_whole(words(tiny_sd, data, tmp_path / "1", *resumed), tmp_path)
+    run_split(words(tiny_sd, data, tmp_path / "2", f"--resume_from_checkpoint={whole}/checkpoint-3"), tmp_path)
     for name in ("1", "2"):
         assert [entry["step"] for entry in read_losses(tmp_path / name / "loss.jsonl")] == [4, 5, 6]
         assert_close(whole / "checkpoint-6/unet" / FILE, tmp_path / name / "checkpoint-6/unet" / FILE)
@@ -146,21 +154,19 @@ def test_a_split_training_that_is_killed_ends_in_the_same_weights(
     tmp_path: Path, split: Path, data: Path, tiny_sd: Path
 ) -> None:
     config = words(tiny_sd, data, tmp_path, "--resume_from_checkpoint=latest")
-    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    child = subprocess.Popen(command(config), env=os.environ | SPLIT, **options)
-    while child.poll() is None and not list(tmp_path.glob("checkpoint-*")):
-        time.sleep(0.02)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    with processes.ranks(fsdp_on_cpu.train, config, tmp_path / "log", split_environment()) as children:
+        processes.wait_until(lambda: list(tmp_path.glob("checkpoint-*")), children[0])
+        for child in children:
+            processes.kill(child)
     assert not (tmp_path / "model_index.json").exists()
-    run_split(config)
+    run_split(config, tmp_path)
     for name in (f"unet/{FILE}", f"checkpoint-6/unet/{FILE}"):
         assert same_weights(split / name, tmp_path / name)
 
 
 @pytest.mark.slow
 def test_each_process_holds_half_of_weights_states_and_average(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
-    run_split(words(tiny_sd, data, tmp_path / "out"), **{fsdp_on_cpu.SIZES: str(tmp_path)})
+    run_split(words(tiny_sd, data, tmp_path / "out"), tmp_path, **{fsdp_on_cpu.SIZES: str(tmp_path)})
     sizes = [json.loads((tmp_path / f"sizes-{rank}.json").read_text()) for rank in (0, 1)]
     for what, share in (("weights", 1), ("states", 2), ("average", 1)):
         assert sizes[0][what] + sizes[1][what] == share * sizes[0]["all"]

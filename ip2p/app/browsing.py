@@ -19,7 +19,7 @@ from PIL import Image
 
 from ip2p.console import first_line
 from ip2p.images import decode_image
-from ip2p.records import SCORE_COLUMNS
+from ip2p.scoring import SCORE_COLUMNS
 from ip2p.sources.columns import KNOWN_SCHEMAS
 from ip2p.store import RunFolder, visible_parquet
 

@@ -26,8 +26,9 @@ from ip2p.images import decode_image
 from ip2p.prompts import Generation, name_edit_type, triplets_table
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, content_hash
 from ip2p.rendering import keep_shard
+from ip2p.rendering.candidates import key_of
 from ip2p.rendering.table import EncodedPair
-from ip2p.scoring import Scorer
+from ip2p.scoring.scorer import Scorer
 from ip2p.sources.rows import SourceRow
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,10 @@ def import_rows(
         total.update({"rows": len(block), "imported": len(usable), **reasons})
         path = folder.shard("triplets", number)
         _write_triplets(path, [each.candidate.triplet for each in usable], reasons, started)
-        scored = _score(usable, scorer)
+        scored, embeddings = _score(usable, scorer)
         images = {
-            (one.candidate.spec.triplet_id, one.candidate.spec.candidate): EncodedPair(
-                *one.images, found.scores.embeddings
-            )
-            for one, found in zip(usable, scored, strict=True)
+            key_of(pair.candidate): EncodedPair(*pair.images, both)
+            for pair, both in zip(usable, embeddings, strict=True)
         }
         keep_shard(config, number, scored, images, is_scored=scorer is not None)
     folder.drop_shards_from("triplets", number + 1)
@@ -159,12 +158,15 @@ def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mappin
     store.write_shard(path, table, fingerprint=digest, seconds=time.monotonic() - started, counts=counts)
 
 
-def _score(usable: Sequence[Imported], scorer: Scorer | None) -> list[ScoredCandidate]:
+def _score(usable: Sequence[Imported], scorer: Scorer | None) -> tuple[list[ScoredCandidate], Sequence[bytes | None]]:
+    """Returns the candidates with their scores, and CLIP's embeddings of their images; no numbers without a scorer."""
     scores: Sequence[PairScores] = [UNSCORED] * len(usable)
+    embeddings: Sequence[bytes | None] = [None] * len(usable)
     if scorer is not None and usable:
         originals, edited = ([decode_image(each.images[side]) for each in usable] for side in (0, 1))
-        scores = scorer.score([each.candidate.triplet for each in usable], originals, edited)
-    return [
-        ScoredCandidate(candidate=each.candidate, scores=found, verdict=Verdict())
-        for each, found in zip(usable, scores, strict=True)
+        scores, embeddings = scorer.score([each.candidate.triplet for each in usable], originals, edited)
+    scored = [
+        ScoredCandidate(candidate=pair.candidate, scores=values, verdict=Verdict())
+        for pair, values in zip(usable, scores, strict=True)
     ]
+    return scored, embeddings

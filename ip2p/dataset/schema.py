@@ -13,17 +13,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.records import DRAWN_COLUMNS, SCORE_COLUMNS
+from ip2p.images import IMAGE_TYPE
+from ip2p.records import DRAWN_COLUMNS
+from ip2p.scoring import SCORE_COLUMNS
 
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGE_COLUMNS = ("original_image", "edited_image")
 
 _TYPES: dict[str, pa.DataType] = {
     "original_prompt": pa.string(),
-    "original_image": IMAGE,
+    "original_image": IMAGE_TYPE,
     "edit_prompt": pa.string(),
     "edited_prompt": pa.string(),
-    "edited_image": IMAGE,
+    "edited_image": IMAGE_TYPE,
     "edit_type": pa.string(),
     "triplet_id": pa.string(),
     "source": pa.string(),
@@ -43,7 +44,7 @@ CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_l
 
 
 def features() -> dict[str, dict[str, str]]:
-    """The features as `datasets` writes them into a schema's metadata."""
+    """Returns the features as `datasets` writes them into a schema's metadata."""
     return {
         name: {"_type": "Image"} if name in IMAGE_COLUMNS else {"dtype": _DTYPES[kind], "_type": "Value"}
         for name, kind in _TYPES.items()
@@ -51,19 +52,19 @@ def features() -> dict[str, dict[str, str]]:
 
 
 def card_features() -> list[dict[str, str]]:
-    """The features as a dataset card lists them."""
+    """Returns the features as a dataset card lists them."""
     return [
         {"name": name, "dtype": "image" if name in IMAGE_COLUMNS else _DTYPES[kind]} for name, kind in _TYPES.items()
     ]
 
 
 def schema() -> pa.Schema:
-    """The arrow schema with its `huggingface` metadata."""
+    """Returns the arrow schema with its `huggingface` metadata."""
     return pa.schema(list(_TYPES.items()), metadata={"huggingface": json.dumps({"info": {"features": features()}})})
 
 
 def open_writer(path: Path) -> pq.ParquetWriter:
-    """A parquet writer for the schema: images stored as they are, the rest compressed; page index and chunking on."""
+    """Opens a parquet writer: images are stored as they are, the rest is compressed; page index and chunking are on."""
     images = {f"{column}.{leaf}" for column in IMAGE_COLUMNS for leaf in ("bytes", "path")}
     others = [name for name in COLUMNS if name not in IMAGE_COLUMNS]
     compression: dict[str, Any] = dict.fromkeys(others, "snappy") | dict.fromkeys(images, "none")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint, to_dict
+from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, names_with
 from ip2p.prompts.asking import Answer, Request
 from ip2p.prompts.captions import Entry, ReadyLine, read_entries
 
@@ -38,9 +39,6 @@ _FIRST = (
 )
 FIRST_KNOBS = _FIRST.split()
 """Those of the first version; later ones count only where they are not as by default, so that its shards stay done."""
-_THROUGH_CAPTIONS = "captions captions_column captions_split captions_revision num_captions cleaning shard_size"
-RESULT_FREE = [*_THROUGH_CAPTIONS.split(), "batch_size", "device", "server"]
-"""Knobs that act through the captions, or on how fast they are asked about."""
 JUDGING = ("screening", "edit_type_rules")
 """Knobs that act on answers that are there."""
 Fits = Callable[[str], bool]
@@ -57,11 +55,11 @@ def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
 
 def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """What decides the answers, or the triplets, as plain values."""
-    default = to_dict(PromptsConfig())
+    default, free = to_dict(PromptsConfig()), names_with(PromptsConfig, RESULT_FREE, ANSWERS_FREE)
     deciding = {
         name: value
         for name, value in to_dict(config).items()
-        if name not in (*RESULT_FREE, *without) and (name in FIRST_KNOBS or value != default[name])
+        if name not in free.union(without) and (name in FIRST_KNOBS or value != default[name])
     }
     form = config.server.response_format
     return deciding | ({"response_format": form} if config.backend == "server" and form != "none" else {})

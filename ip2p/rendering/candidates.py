@@ -1,4 +1,4 @@
-"""What chance decides of a candidate, by hash: no draw depends on any other, nor on shards, order or resume."""
+"""Who is rendered: candidates are drawn by hash, so independent of shards, order and resume, and handed out in turn."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from ip2p.config import FilteringConfig, RenderingConfig
-from ip2p.filtering import judge_candidate
 from ip2p.p2p.sampler import is_guided
 from ip2p.records import (
     DRAWN_COLUMNS,
     Candidate,
     EditTriplet,
-    PairScores,
     RenderSpec,
     ScoredCandidate,
     hash_to_seed,
@@ -22,7 +20,7 @@ from ip2p.records import (
 
 
 def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> RenderSpec:
-    """The spec of a triplet's candidate `number`, a pure function of (seed, triplet, number) and the ranges."""
+    """Draws the spec of a triplet's candidate `number`, a pure function of (seed, triplet, number) and the ranges."""
     key = (config.seed, triplet.id, number)
     config = settings_for(config, triplet.edit_type)
     return RenderSpec(
@@ -34,13 +32,13 @@ def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> Ren
 
 
 def draw_candidates(config: RenderingConfig, triplet: EditTriplet) -> list[Candidate]:
-    """A triplet's candidates, numbered from 0."""
+    """Draws a triplet's candidates, numbered from 0."""
     num = settings_for(config, triplet.edit_type).num_candidates
     return [Candidate(triplet=triplet, spec=draw_spec(config, triplet, number)) for number in range(num)]
 
 
 def settings_for(config: RenderingConfig, edit_type: str) -> RenderingConfig:
-    """The settings with the edit type's own in place of the general ones."""
+    """Returns the settings with the edit type's own in place of the general ones."""
     own = config.per_edit_type.get(edit_type)
     if own is None:
         return config
@@ -57,7 +55,7 @@ Key = tuple[str, int]
 
 
 def key_of(candidate: Candidate) -> Key:
-    """What names a candidate in a shard."""
+    """Names a candidate in a shard."""
     return candidate.spec.triplet_id, candidate.spec.candidate
 
 
@@ -65,11 +63,13 @@ class CandidateQueue:
     """Hands out batches of candidates; each must be settled with its scores before the queue can run dry."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], filtering: FilteringConfig, known: Mapping[Key, PairScores] | None = None
+        self, candidates: Sequence[Candidate], filtering: FilteringConfig, settled: Mapping[Key, bool] | None = None
     ) -> None:
-        """`candidates` are a triplet's in the order of their numbers; those of `known` scores are never handed out."""
-        self._filtering = filtering
-        self._known = known or {}
+        """Takes each triplet's candidates in the order of their numbers.
+
+        `settled` says which are rendered already and whether their scores pass; these are never handed out.
+        """
+        self._settled = settled or {}
         self._later: dict[str, deque[Candidate]] = {}
         self._waiting: dict[bool, deque[Candidate]] = {False: deque(), True: deque()}
         """By whether they are guided: a batch computes the unconditional half for all of its pairs or for none."""
@@ -83,25 +83,24 @@ class CandidateQueue:
                 self._ask_next(triplet_id)
 
     def take(self, num: int) -> list[Candidate]:
-        """At most `num` candidates, all guided or all not; none where no more are needed."""
+        """Returns at most `num` candidates, all guided or all not; an empty list once no more are needed."""
         waiting = max(self._waiting.values(), key=len)
         return [waiting.popleft() for _ in range(min(num, len(waiting)))]
 
     def settle(self, scored: Iterable[ScoredCandidate]) -> None:
-        """Says how candidates came out; a rejected one is followed by the next of its triplet."""
-        for each in scored:
-            if not each.verdict.accepted:
-                self._ask_next(each.candidate.spec.triplet_id)
+        """Takes verdicts back; a rejected candidate is followed by the next of its triplet."""
+        for result in scored:
+            if not result.verdict.accepted:
+                self._ask_next(result.candidate.spec.triplet_id)
 
     def _ask_next(self, triplet_id: str) -> None:
-        """Takes up a triplet's next candidate; one of known scores is settled at once, and so may be those after it."""
+        """Queues a triplet's next candidate that is not settled, unless one before it passes."""
         later = self._later[triplet_id]
         while later:
             candidate = later.popleft()
-            scores = self._known.get(key_of(candidate))
-            if scores is None:
+            passes = self._settled.get(key_of(candidate))
+            if passes is None:
                 self._waiting[is_guided(candidate.spec)].append(candidate)
                 self.num_asked += 1
-                return
-            if judge_candidate(candidate, scores, self._filtering).accepted:
+            if passes is not False:
                 return

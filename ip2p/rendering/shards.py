@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,10 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
-from ip2p.filtering import count_verdicts, judge_table, may_pass_now, measure_acceptance
+from ip2p.filtering import check_thresholds, count_verdicts, judge_table, may_pass_now, measure_acceptance
 from ip2p.records import ScoredCandidate
 from ip2p.rendering.candidates import Key, key_of
-from ip2p.rendering.render import render_again, render_needed
+from ip2p.rendering.render import Rendered, render_again, render_needed
 from ip2p.rendering.table import (
     IMAGES_SCHEMA,
     PAIR_SCHEMA,
@@ -42,18 +43,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Where a shard lies and what it must have been made from."""
+    """Where a shard lies, and the fingerprints of what it must have been made from."""
 
     candidates: Path
     pairs: Path
     scores_from: str
-    """Fingerprint of all that decides the scores."""
+    """Fingerprint of everything that decides the scores."""
     fingerprint: str
-    """Fingerprint of all that decides the shard."""
+    """Fingerprint of everything that decides the shard."""
 
 
 def write_shard(config: PipelineConfig, number: int) -> Sidecar:
-    """Writes `pairs` and, last, `candidates` of a shard; returns at once where both are done."""
+    """Writes `pairs` and, last, `candidates` of a shard; returns at once if both are done."""
+    check_thresholds(config.filtering)
     triplets_path = RunFolder(config.out).shard("triplets", number)
     shard = _shard(config, number, triplets_path)
     done = store.finished(shard.candidates, shard.fingerprint)
@@ -70,7 +72,7 @@ def keep_shard(
     *,
     is_scored: bool,
 ) -> Sidecar:
-    """Writes pairs that come from elsewhere as if they were rendered here; those without scores are all accepted."""
+    """Writes pairs that come from elsewhere as if they were rendered here; if they have no scores, accepts all."""
     started = time.monotonic()
     shard = _shard(config, number, RunFolder(config.out).shard("triplets", number))
     table = candidates_table(scored)
@@ -80,7 +82,7 @@ def keep_shard(
 
 
 def refilter(config: PipelineConfig) -> dict[str, int]:
-    """Judges every shard anew from its table; returns the counts. Raises ValueError where there is nothing to judge."""
+    """Judges every shard anew from its table; returns the counts. ValueError if there is nothing to judge."""
     folder = RunFolder(config.out)
     paths = folder.shards("candidates")
     if not paths:
@@ -94,21 +96,20 @@ def refilter(config: PipelineConfig) -> dict[str, int]:
 
 
 def sum_counts(sidecars: Sequence[Sidecar]) -> dict[str, int]:
-    """Counts of several shards together."""
-    total: dict[str, int] = {}
+    """Adds up the counts of several shards."""
+    total: Counter[str] = Counter()
     for sidecar in sidecars:
-        for name, count in sidecar.counts.items():
-            total[name] = total.get(name, 0) + count
-    return total
+        total.update(sidecar.counts)
+    return dict(total)
 
 
 def summarise(config: PipelineConfig) -> dict[str, Any]:
-    """Counts and seconds of the finished shards, for the run's summary."""
+    """Returns counts and seconds of the finished shards, for the run's summary."""
     paths = RunFolder(config.out).shards("candidates")
-    found = store.summarise_shards(config.out, "candidates")
-    per_pair = round(found["candidates"] / found["accepted"], 2) if found.get("accepted") else None
+    counts = store.summarise_shards(config.out, "candidates")
+    per_pair = round(counts["candidates"] / counts["accepted"], 2) if counts.get("accepted") else None
     return {
-        **found,
+        **counts,
         "candidates_per_accepted": per_pair,
         "acceptance": measure_acceptance(paths, config.rendering),
     }
@@ -135,38 +136,55 @@ def _scores_on_disk(shard: Shard) -> Sidecar | None:
 
 
 def _intact(path: Path) -> Sidecar | None:
-    """The sidecar of a shard that is whole, whatever config made it."""
+    """Returns the sidecar of a shard that is whole, whatever config made it."""
     sidecar = store.read_sidecar(path)
     return None if sidecar is None else store.finished(path, sidecar.fingerprint)
 
 
 def _work(config: PipelineConfig, shard: Shard, triplets_path: Path, previous: Sidecar | None) -> Sidecar:
-    """Renders and scores what is needed and not on disk, judges all there is, renders kept pairs that lack images."""
+    """Renders and scores what is needed and not on disk, judges all of it, and renders kept pairs that lack images."""
     started, name = time.monotonic(), shard.candidates.stem
-    known = pq.read_table(shard.candidates, schema=SCHEMA) if previous else SCHEMA.empty_table()
-    outdated = may_pass_now(known, config.filtering)
-    again = set(known.filter(outdated)["triplet_id"].to_pylist())
-    known = judge_table(known.filter(pc.invert(outdated)), config.filtering)
-    new = render_needed(config, known, triplets_path, name=name, is_first=previous is None, again=again)
-    table = known
-    if new.scored:
-        table = in_order_of(new.triplet_ids, pa.concat_tables([known, candidates_table(new.scored)]))
-        table = judge_table(table, config.filtering)
-    rendered = pc.invert(pc.fill_null(table["first_look"], False))
-    wanted = table.filter(rendered if config.rendering.keep_rejected_images else table["accepted"])
+    held, again = _read_held(config, shard) if previous else (None, frozenset[str]())
+    new = render_needed(config, held, triplets_path, name=name, again=again)
+    table = _merge(config, held, new)
+    kept = table.filter(_is_kept(config, table))
     images = pa.concat_tables([_images_on_disk(shard, previous), images_table(new.images)])
-    missing = [each.candidate for each in read_rows(lacks_images(wanted, images))]
-    rendered_again = zip((key_of(each) for each in missing), render_again(config, missing), strict=True)
+    missing = [row.candidate for row in read_rows(lacks_images(kept, images))]
+    rendered_again = zip(map(key_of, missing), render_again(config, missing), strict=True)
     images = pa.concat_tables([images, images_table(dict(rendered_again))])
-    seconds, num_new = time.monotonic() - started, len(new.scored)
-    if previous is None or num_new:
-        rate = num_new / seconds if seconds else 0.0
-        logger.info("%s: rendered and scored %d pairs in %.1f s (%.2f a second)", name, num_new, seconds, rate)
-    if previous is not None:
-        logger.info("%s: judged %d candidates anew, rendered %d again", name, len(known), len(missing))
-        seconds += previous.seconds
-    too_long = previous.counts.get("too_long", 0) if previous else new.too_long
-    return _write(shard, table, with_images(wanted, images), seconds=seconds, too_long=too_long)
+    seconds = time.monotonic() - started
+    if previous is None or new.scored:
+        rate = len(new.scored) / seconds if seconds else 0.0
+        logger.info("%s: rendered and scored %d pairs in %.1f s (%.2f a second)", name, len(new.scored), seconds, rate)
+    if previous is None or held is None:
+        return _write(shard, table, with_images(kept, images), seconds=seconds, too_long=new.too_long)
+    logger.info("%s: judged %d candidates anew, rendered %d again", name, len(held), len(missing))
+    seconds, too_long = previous.seconds + seconds, previous.counts.get("too_long", 0)
+    return _write(shard, table, with_images(kept, images), seconds=seconds, too_long=too_long)
+
+
+def _read_held(config: PipelineConfig, shard: Shard) -> tuple[pa.Table, frozenset[str]]:
+    """Returns the candidates on disk, judged anew, and the triplets of those left out, which now need a full look."""
+    table = pq.read_table(shard.candidates, schema=SCHEMA)
+    outdated = may_pass_now(table, config.filtering)
+    again = frozenset(table.filter(outdated)["triplet_id"].to_pylist())
+    return judge_table(table.filter(pc.invert(outdated)), config.filtering), again
+
+
+def _merge(config: PipelineConfig, held: pa.Table | None, new: Rendered) -> pa.Table:
+    """Adds new candidates to those on disk, in order, and judges them together."""
+    table = SCHEMA.empty_table() if held is None else held
+    if not new.scored:
+        return table
+    table = in_order_of(new.triplet_ids, pa.concat_tables([table, candidates_table(new.scored)]))
+    return judge_table(table, config.filtering)
+
+
+def _is_kept(config: PipelineConfig, table: pa.Table) -> pa.ChunkedArray:
+    """Says which candidates' images are stored: those of accepted ones, or of all that were rendered in full."""
+    if config.rendering.keep_rejected_images:
+        return pc.invert(pc.fill_null(table["first_look"], False))
+    return table["accepted"]
 
 
 def _images_on_disk(shard: Shard, previous: Sidecar | None) -> pa.Table:
@@ -179,8 +197,8 @@ def _images_on_disk(shard: Shard, previous: Sidecar | None) -> pa.Table:
 def _write(shard: Shard, table: pa.Table, pairs: pa.Table, *, seconds: float, too_long: int) -> Sidecar:
     """Writes the images first: a table of candidates on disk vouches for its pairs."""
     counts = count_verdicts(table) | ({"too_long": too_long} if too_long else {})
-    known: dict[str, Any] = {"fingerprint": shard.fingerprint, "seconds": seconds, "counts": counts}
-    known["extra"] = {"scores_from": shard.scores_from}
-    store.write_shard(shard.pairs, pairs, **known)
+    sidecar: dict[str, Any] = {"fingerprint": shard.fingerprint, "seconds": seconds, "counts": counts}
+    sidecar["extra"] = {"scores_from": shard.scores_from}
+    store.write_shard(shard.pairs, pairs, **sidecar)
     logger.info("%s: %s", shard.candidates.stem, ", ".join(f"{count} {name}" for name, count in counts.items()))
-    return store.write_shard(shard.candidates, table, **known)
+    return store.write_shard(shard.candidates, table, **sidecar)

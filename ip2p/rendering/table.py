@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ip2p.images import format_of
-from ip2p.records import DRAWN_COLUMNS, EMBEDDINGS_COLUMN, SCORE_COLUMNS, ScoredCandidate, as_row, from_row
+from ip2p.images import IMAGE_TYPE, format_of
+from ip2p.records import (
+    DRAWN_COLUMNS,
+    EMBEDDINGS_COLUMN,
+    SPEC_COLUMNS,
+    Candidate,
+    EditTriplet,
+    PairScores,
+    RenderSpec,
+    ScoredCandidate,
+    Verdict,
+)
 from ip2p.rendering.candidates import Key
+from ip2p.scoring import SCORE_COLUMNS
 
-
-@dataclass(frozen=True, slots=True)
-class EncodedPair:
-    """Two images as they are stored."""
-
-    original: bytes
-    edited: bytes
-    embeddings: bytes | None = None
-    """`PairScores.embeddings`, where the pair was scored."""
-
-
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+TEXT_COLUMNS = tuple(field.name for field in fields(EditTriplet))
 SCHEMA = pa.schema(
     [
-        *(
-            (name, pa.string())
-            for name in ("triplet_id", "original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
-        ),
+        *((name, pa.string()) for name in ("triplet_id", *TEXT_COLUMNS)),
         *((name, pa.int64()) for name in ("candidate", "seed")),
         *((name, pa.float64()) for name in (*DRAWN_COLUMNS, *SCORE_COLUMNS)),
         ("first_look", pa.bool_()),
@@ -40,30 +37,65 @@ SCHEMA = pa.schema(
 )
 SIDES = ("original_image", "edited_image")
 STORED = (*SIDES, EMBEDDINGS_COLUMN)
-"""What pairs have and candidates have not."""
+"""Columns of pairs that candidates do not have."""
 PAIR_SCHEMA = pa.schema([*SCHEMA, *(pa.field(side, IMAGE_TYPE) for side in SIDES), (EMBEDDINGS_COLUMN, pa.binary())])
 IMAGES_SCHEMA = pa.schema([PAIR_SCHEMA.field(name) for name in ("triplet_id", "candidate", *STORED)])
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Two images as they are stored."""
+
+    original: bytes
+    edited: bytes
+    embeddings: bytes | None = None
+    """As `EMBEDDINGS_COLUMN` holds them, if the pair was scored."""
+
+
+def as_row(scored: ScoredCandidate) -> dict[str, Any]:
+    """Flattens a scored candidate into the columns of the candidates table."""
+    triplet, spec, scores = scored.candidate.triplet, scored.candidate.spec, scored.scores
+    return {
+        "triplet_id": spec.triplet_id,
+        **{name: getattr(triplet, name) for name in TEXT_COLUMNS},
+        **{name: getattr(spec, name) for name in SPEC_COLUMNS},
+        **{column: scores.get(name) for column, name in SCORE_COLUMNS.items()},
+        "first_look": scores.first_look,
+        "accepted": scored.verdict.accepted,
+        "reason": scored.verdict.reason,
+    }
+
+
+def from_row(row: Mapping[str, Any]) -> ScoredCandidate:
+    """Reads a row of the candidates table back; the inverse of `as_row`."""
+    triplet = EditTriplet(**{name: row[name] for name in TEXT_COLUMNS})
+    spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
+    values = ((name, row[column]) for column, name in SCORE_COLUMNS.items())
+    scores = PairScores.from_values(values, first_look=bool(row["first_look"]))
+    return ScoredCandidate(
+        candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=row["reason"])
+    )
+
+
 def candidates_table(scored: Iterable[ScoredCandidate]) -> pa.Table:
-    """A row per candidate."""
-    return pa.Table.from_pylist([as_row(each) for each in scored], schema=SCHEMA)
+    """Builds a table with a row per candidate."""
+    return pa.Table.from_pylist([as_row(candidate) for candidate in scored], schema=SCHEMA)
 
 
 def read_rows(table: pa.Table) -> list[ScoredCandidate]:
-    """The rows of a table of candidates."""
+    """Reads the rows of a table of candidates."""
     return [from_row(row) for row in table.select(SCHEMA.names).to_pylist()]
 
 
 def in_order_of(triplet_ids: Sequence[str], table: pa.Table) -> pa.Table:
-    """The rows by their triplet's place and then by their number."""
+    """Sorts rows by their triplet's place, then by their number."""
     place = pc.index_in(table["triplet_id"], value_set=pa.array(triplet_ids, pa.string()))
     keyed = pa.table({"place": place, "candidate": table["candidate"]})
     return table.take(pc.sort_indices(keyed, sort_keys=[("place", "ascending"), ("candidate", "ascending")]))
 
 
 def images_table(images: Mapping[Key, EncodedPair]) -> pa.Table:
-    """A row per pair of images."""
+    """Builds a table with a row per pair of images."""
     rows = [_images_row(triplet_id, number, pair) for (triplet_id, number), pair in images.items()]
     return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
 
@@ -76,22 +108,22 @@ def _images_row(triplet_id: str, number: int, pair: EncodedPair) -> dict[str, An
     return {"triplet_id": triplet_id, "candidate": number, **files, EMBEDDINGS_COLUMN: pair.embeddings}
 
 
-def lacks_images(wanted: pa.Table, images: pa.Table) -> pa.Table:
-    """The rows of `wanted` that have none."""
-    return wanted.filter(pc.is_null(_places(wanted, images)))
+def lacks_images(table: pa.Table, images: pa.Table) -> pa.Table:
+    """Returns the rows of a table of candidates that have no images."""
+    return table.filter(pc.is_null(_places(table, images)))
 
 
-def with_images(wanted: pa.Table, images: pa.Table) -> pa.Table:
-    """The rows of `wanted`, each with its images."""
-    found = images.select(list(STORED)).take(_places(wanted, images))
+def with_images(table: pa.Table, images: pa.Table) -> pa.Table:
+    """Adds its images to each row of a table of candidates."""
+    stored = images.select(list(STORED)).take(_places(table, images))
     for name in STORED:
-        wanted = wanted.append_column(PAIR_SCHEMA.field(name), found[name])
-    return wanted
+        table = table.append_column(PAIR_SCHEMA.field(name), stored[name])
+    return table
 
 
-def _places(wanted: pa.Table, images: pa.Table) -> pa.Array:
-    """Of each wanted row its place among the images; null where it has none."""
-    return pc.index_in(_names(wanted), value_set=_names(images).combine_chunks())
+def _places(table: pa.Table, images: pa.Table) -> pa.Array:
+    """Returns each row's place among the images; null if it has none."""
+    return pc.index_in(_names(table), value_set=_names(images).combine_chunks())
 
 
 def _names(table: pa.Table) -> pa.ChunkedArray:

@@ -19,9 +19,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from ip2p.evaluation.cases import decode_image
+from ip2p.evaluation.cases import Pixels, decode_image
 from ip2p.evaluation.metrics import types_of
-from ip2p.evaluation.sheets import write_png
 from ip2p.report.charts import band_of, usable
 from ip2p.report.facts import UNREADABLE, Row, RunFacts, take_turns
 from ip2p.store import write_atomic
@@ -261,3 +260,14 @@ def _draw_curve(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(color="#e2e3e0")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Writes an image atomically."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+
+    def write(file: Any) -> None:
+        file.write(buffer.getvalue())
+
+    write_atomic(path, write)

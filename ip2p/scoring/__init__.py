@@ -1,58 +1,71 @@
-"""All scores of a pair that a config asks for, with the models loaded once per process."""
+"""The scores of a rendered pair: a registry that needs no torch, and the scorer that measures what a config asks for.
+
+Every module here but those in `BESIDE` is a plug-in: it declares `SCORES`, imports torch and models only inside its
+functions, and is found by its place in this folder. A new score is one new file and a row in docs/data.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from PIL import Image
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
 
 from ip2p.config import ScoringConfig
-from ip2p.models import loading
-from ip2p.records import EditTriplet, PairScores
-from ip2p.scoring.clip import PairScorer
-from ip2p.scoring.nsfw import load_nsfw_head
-from ip2p.scoring.pictures import contrast, image_similarities, ssim
+from ip2p.scoring.score import Batch, Bound, Measure, Score, Side
+
+if TYPE_CHECKING:
+    from ip2p.scoring.scorer import PairScorer, Scorer
+
+BESIDE = ("score", "scorer")
+"""Modules of this package that declare no score."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scorer:
-    """CLIP's similarities, the contrast and, where asked for, SSIM and DINOv2."""
-
-    config: ScoringConfig
-    clip: PairScorer
-    images: loading.ImageModel | None
-
-    def score(
-        self, triplets: Sequence[EditTriplet], originals: Sequence[Image.Image], edited: Sequence[Image.Image]
-    ) -> list[PairScores]:
-        """One `PairScores` per triplet and its two RGB images."""
-        if not triplets:
-            return []
-        alike: Sequence[float | None] = [None] * len(triplets)
-        if self.images is not None:
-            alike = image_similarities(self.images, originals, edited, batch_size=self.config.batch_size)
-        return [
-            replace(
-                scores,
-                contrast=min(contrast(one), contrast(other)),
-                ssim=ssim(one, other) if self.config.ssim else None,
-                dino=dino,
+def _read_scores() -> dict[str, Score]:
+    """Returns the scores of all plug-ins by name, in their order. ValueError if two share a name or a column."""
+    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in BESIDE]
+    scores: list[Score] = []
+    for name in names:
+        scores += importlib.import_module(f"{__name__}.{name}").SCORES
+    for score in scores:
+        rivals = [other for other in scores if other.name == score.name or other.column == score.column]
+        if len(rivals) > 1:
+            raise ValueError(
+                f"{len(rivals)} scores are called {score.name} or fill {score.column}. Rename all but one."
             )
-            for scores, one, other, dino in zip(
-                self.clip.score(triplets, originals, edited), originals, edited, alike, strict=True
-            )
-        ]
+    return {score.name: score for score in sorted(scores, key=lambda score: (score.place, score.name))}
+
+
+SCORES = _read_scores()
+"""All scores by name, in the order in which they are listed and judged."""
+SCORE_COLUMNS = {score.column: name for name, score in SCORES.items()}
+"""The columns of tables that hold scores, and the scores' names."""
+_SIDES: tuple[Side, ...] = ("low", "high")
+BOUNDS = {bound.reason: bound for side in _SIDES for score in SCORES.values() if (bound := Bound(score, side)).words}
+"""The bounds that scores understand by the reason of a pair beyond them, in the order in which they are checked."""
 
 
 def load_scorer(config: ScoringConfig) -> Scorer:
-    """The scorer of a config."""
-    images = loading.load_image_model(config.dino_model, device=config.device) if config.dino_model else None
-    return Scorer(config, load_pair_scorer(config), images)
+    """Loads all that a config's scores need."""
+    from ip2p.scoring import scorer
+
+    return scorer.load_scorer(config)
 
 
 def load_pair_scorer(config: ScoringConfig) -> PairScorer:
-    """CLIP's part of it."""
-    clip = loading.load_clip(config.clip_model, config.clip_pretrained, device=config.device)
-    nsfw = load_nsfw_head(config.nsfw_head) if config.nsfw_head else None
-    return PairScorer(clip, batch_size=config.batch_size, nsfw=nsfw)
+    """Loads CLIP, for the four similarities alone."""
+    from ip2p.scoring import scorer
+
+    return scorer.load_pair_scorer(config)
+
+
+__all__ = [
+    "BOUNDS",
+    "Batch",
+    "Bound",
+    "Measure",
+    "SCORES",
+    "SCORE_COLUMNS",
+    "Score",
+    "load_pair_scorer",
+    "load_scorer",
+]

@@ -1,4 +1,4 @@
-"""How unsafe an image looks, by a small head on the CLIP embedding that the filter has already computed."""
+"""How unsafe the worse of a pair's two images looks, by a small head on CLIP's embeddings."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor
-
+from ip2p.config import ScoringConfig
 from ip2p.console import first_line
-from ip2p.models.loading import check_model_source
+from ip2p.scoring.score import Batch, Measure, Score
 
-NsfwHead = Callable[[Tensor], Tensor]
-"""(N, D) unit embeddings to (N,) scores, higher is worse. ValueError for embeddings of another width."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    NsfwHead = Callable[[Tensor], Tensor]
+    """Turns (N, D) unit embeddings into (N,) scores, higher is worse. ValueError for embeddings of another width."""
 
 CARE = 0.01
-"""A safety checker lowers its thresholds by this where an image is close to one of its "special care" concepts."""
+"""A safety checker lowers its thresholds by this if an image is close to one of its "special care" concepts."""
 
 
 def load_nsfw_head(source: str) -> NsfwHead:
-    """A safety checker's folder, whose score above 0 is what it calls unsafe, or a .safetensors file of layers."""
+    """Loads a safety checker's folder (scores above 0 are unsafe) or a .safetensors file of layers."""
     if source.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
         path = Path(source).expanduser()
         if not path.is_file():
             raise ValueError(f"scoring.nsfw_head {source} does not exist. Give a .safetensors file or a folder.")
@@ -33,14 +35,16 @@ def load_nsfw_head(source: str) -> NsfwHead:
 
 
 def layers_head(weights: dict[str, Tensor]) -> NsfwHead:
-    """Linear layers named by their place in a `Sequential`, such as `layers.3.weight`; the result is a probability.
+    """Builds a head of linear layers named by their place in a `Sequential`, such as `layers.3.weight`.
 
-    A rectifier lies wherever a place between two of them holds no layer (it is that, and dropout); neighbours have
-    none between them.
+    Its score is a probability. A gap between two places stands for a rectifier (and dropout); neighbours have none
+    between them.
     """
-    places = sorted(int(found[1]) for name in weights if (found := re.search(r"(\d+)\.weight$", name)))
-    named = {int(found[1]): name for name in weights if (found := re.search(r"(\d+)\.weight$", name))}
-    if not places or weights[named[places[-1]]].shape[0] != 1:
+    import torch.nn.functional as F
+
+    layers = {int(match[1]): name for name in weights if (match := re.search(r"(\d+)\.weight$", name))}
+    places = sorted(layers)
+    if not places or weights[layers[places[-1]]].shape[0] != 1:
         raise ValueError(
             "scoring.nsfw_head must hold linear layers 0.weight, 0.bias, … of which the last has one output, "
             f"got {', '.join(sorted(weights)) or 'nothing'}."
@@ -50,7 +54,7 @@ def layers_head(weights: dict[str, Tensor]) -> NsfwHead:
     def score(embeddings: Tensor) -> Tensor:
         states = embeddings
         for place in places:
-            name = named[place]
+            name = layers[place]
             states = F.linear(states, weights[name].float(), weights[name.removesuffix("weight") + "bias"].float())
             states = states.relu() if place in rectified else states
         return states[:, 0].sigmoid()
@@ -59,7 +63,7 @@ def layers_head(weights: dict[str, Tensor]) -> NsfwHead:
 
 
 def safety_head(weights: dict[str, Tensor]) -> NsfwHead:
-    """The concepts of diffusers' `StableDiffusionSafetyChecker`: the greatest margin over its thresholds."""
+    """Scores by the greatest margin over the concepts' thresholds, as diffusers' `StableDiffusionSafetyChecker`."""
     concepts, limits, special, special_limits = (
         weights[name].float()
         for name in ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights")
@@ -74,11 +78,15 @@ def safety_head(weights: dict[str, Tensor]) -> NsfwHead:
 
 
 def _cosines(embeddings: Tensor, concepts: Tensor) -> Tensor:
+    import torch.nn.functional as F
+
     return F.normalize(embeddings, dim=-1) @ F.normalize(concepts, dim=-1).T
 
 
 def _load_safety_checker(source: str) -> NsfwHead:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    from ip2p.models.loading import check_model_source
 
     folder = check_model_source(source, what="scoring.nsfw_head", marker="config.json")
     try:
@@ -89,6 +97,8 @@ def _load_safety_checker(source: str) -> NsfwHead:
 
 
 def _checked(head: NsfwHead, source: str) -> NsfwHead:
+    import torch
+
     @torch.inference_mode()
     def score(embeddings: Tensor) -> Tensor:
         try:
@@ -100,3 +110,29 @@ def _checked(head: NsfwHead, source: str) -> NsfwHead:
             ) from error
 
     return score
+
+
+def _prepare(config: ScoringConfig) -> Measure:
+    head = load_nsfw_head(config.nsfw_head or "")
+
+    def measure(batch: Batch) -> list[float]:
+        worse: list[float] = head(batch.embeddings).view(2, -1).amax(0).tolist()
+        return worse
+
+    return measure
+
+
+SCORES = (
+    Score(
+        name="nsfw",
+        column="nsfw",
+        title="NSFW",
+        meaning="NSFW score of the worse image",
+        unit="probability, or margin over the checker's threshold",
+        too_high="unsafe picture",
+        is_similarity=False,
+        setting="nsfw_head",
+        prepare=_prepare,
+        place=50,
+    ),
+)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ip2p.config import PipelineConfig, TrainingConfig, fingerprint
+from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
 from ip2p.console import first_line
 from ip2p.store import sha256_of, visible_parquet
 
@@ -134,15 +135,6 @@ def _decides(path: Path) -> bool:
     return path.suffix in (".safetensors", ".json", ".txt") and not path.name.startswith(".")
 
 
-FREE_HERE = {
-    *("pretrained_model_name_or_path", "checkpointing_steps", "checkpoints_total_limit", "log_every", "report_to"),
-    *("dataloader_num_workers", "streaming", "offload_ema", "launch_args", "num_validation_images"),
-    *("validation_steps", "validation_epochs", "validation_file", "val_image_url_or_path", "validation_prompt"),
-    "num_validation_pairs",
-}
-"""Fields that do not decide the weights, or whose content does."""
-
-
 def training_fingerprint(config: PipelineConfig, data: str) -> str:
     """Hash of what decides the trained weights: settings, the base model's content and the data's."""
     return fingerprint(resume_fingerprint(config, data), config.training.max_train_steps)
@@ -151,7 +143,9 @@ def training_fingerprint(config: PipelineConfig, data: str) -> str:
 def resume_fingerprint(config: PipelineConfig, data: str) -> str:
     """The same for a checkpoint: under a constant learning rate a training may be made longer."""
     training = config.training
-    free = FREE_HERE | ({"max_train_steps"} if training.lr_scheduler.startswith("constant") else set())
+    free = names_with(TrainingConfig, RESULT_FREE, WEIGHTS_FREE)
+    if training.lr_scheduler.startswith("constant"):
+        free |= {"max_train_steps"}
     knobs = {field.name: getattr(training, field.name) for field in fields(TrainingConfig) if field.name not in free}
     files = find_files(data)
     return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data)

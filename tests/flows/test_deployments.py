@@ -33,6 +33,8 @@ from ip2p.config.files import read_run
 from ip2p.presets import PRESETS, sdxl, shapes
 from ip2p.store import RunFolder
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows")]
+
 
 def _knobs(kind: Any) -> dict[str, Any]:
     """Dotted name of every knob and its section's dataclass."""
