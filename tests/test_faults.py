@@ -16,12 +16,11 @@ import pytest
 from ip2p import store
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
 from ip2p.dataset import write_dataset
-from ip2p.evaluation import evaluate
-from ip2p.records import as_row
+from ip2p.rendering.table import as_row
 from ip2p.report import write_report
+from tests.example_run import synthetic_config, write_synthetic_run
 from tests.test_dataset import image_of, scored
-from tests.test_evaluation import trained, with_domain
-from tests.told_run import synthetic_config, write_synthetic_run
+from tests.test_evaluation import trained
 
 __all__ = ["trained"]
 
@@ -45,7 +44,6 @@ def advice(tmp_path: Path, filtering: FilteringConfig, reasons: Mapping[str, str
     return str(refused.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the advice is to lower every threshold, maxima too")
 @pytest.mark.parametrize("name", ["image", "ssim", "dino", "nsfw"])
 def test_a_maximum_that_rejects_everything_is_to_be_raised(name: str, tmp_path: Path) -> None:
     limits = replace(Thresholds(), **{f"max_{name}": 0.25})
@@ -53,7 +51,6 @@ def test_a_maximum_that_rejects_everything_is_to_be_raised(name: str, tmp_path: 
     assert re.search(rf"(?i)\braise\b((?!\blower\b).)*max_{name} \(now 0\.25\)", said), said
 
 
-@pytest.mark.xfail(strict=True, reason="the general threshold is quoted, though the edit type's rejects")
 def test_the_threshold_that_is_quoted_is_the_one_that_rejected(tmp_path: Path) -> None:
     filtering = FilteringConfig(
         thresholds=Thresholds(direction=0.125), per_edit_type={"colour": Thresholds(direction=0.625)}
@@ -109,38 +106,12 @@ def test_the_page_has_pairs_of_every_reason(page: str) -> None:
     assert all(f'data-verdict="{code}"' in page for code in CODES)
 
 
-@pytest.mark.xfail(strict=True, reason="reasons without words are shown as the codes that tables hold")
 @pytest.mark.parametrize("code", CODES)
 def test_a_reason_is_said_in_words(code: str, page: str) -> None:
     assert not [words for words in Words(page).words if code in words]
 
 
-@pytest.mark.xfail(strict=True, reason="the report reads two of the four further scores")
 @pytest.mark.parametrize("name", list(MEASURED))
 def test_every_score_of_a_pair_is_on_its_card_and_can_be_filtered_by(name: str, page: str) -> None:
     section = page.split('<section id="pairs"')[1].split("</section>")[0]
     assert f'data-{name}="{MEASURED[name]:g}' in section
-
-
-class Constant:
-    """A measure that no list names."""
-
-    columns = {"invented": pa.float64()}
-    identity = "invented"
-
-    def __call__(self, cases: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> list[dict[str, Any]]:
-        return [{"invented": 0.25} for _ in cases]
-
-
-@pytest.mark.xfail(strict=True, reason="a measure whose column is in no list is stored and never summarised")
-def test_whatever_is_measured_is_summarised(trained: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ip2p.evaluation import evaluate as run_evaluation
-
-    usual = run_evaluation.run_measures
-    monkeypatch.setattr(run_evaluation, "run_measures", lambda *words: [*usual(*words), Constant()])
-    figures = evaluate(with_domain(trained))
-    scores = pq.read_table(trained.out / "evaluation" / "scores.parquet")
-    if set(scores["invented"].to_pylist()) != {0.25}:
-        pytest.fail("the measure was not taken")
-    assert figures["invented"] == 0.25
-    assert all(some["invented"] == 0.25 for some in figures["by_type"].values())
