@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import concatenate_datasets, load_dataset
@@ -64,7 +65,7 @@ def save_images(config: PipelineConfig) -> list[Path]:
     """Saves both images of every accepted pair and returns their paths."""
     folder = config.out / "images"
     folder.mkdir(exist_ok=True)
-    splits = load_dataset(str(RunFolder(config.out).dataset))
+    splits: Any = load_dataset(str(RunFolder(config.out).dataset))
     paths = []
     for row in concatenate_datasets(list(splits.values())):
         for side in ("original", "edited"):
