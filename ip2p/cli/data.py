@@ -11,7 +11,7 @@ from ip2p.cli.arguments import parse, parse_new_run, take_option, take_run_folde
 from ip2p.cli.results import describe_results
 from ip2p.config import FinetuneConfig, PipelineConfig
 from ip2p.config.files import read_run
-from ip2p.console import end_on_signals, log_to_file
+from ip2p.console import end_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,9 @@ IMPORT_USAGE = (
 
 def enter(config: PipelineConfig) -> None:
     """From here on the command works inside the run folder, and no other does."""
-    from ip2p.store import hold
+    from ip2p import uses
 
-    hold(config.out)
-    log_to_file(config.out / "run.log")
+    uses.enter(config)
     end_on_signals()
 
 
@@ -41,7 +40,7 @@ def import_pairs(words: list[str]) -> None:
     rendering = dataclasses.replace(base.rendering, num_candidates=1, keep_rejected_images=True)
     base = dataclasses.replace(base, rendering=rendering, out=Path(places[1] if places else "runs/imported"))
     config = parse(PipelineConfig, words, prog="ip2p dataset import", description=IMPORT_USAGE, default=base)
-    from ip2p import dataset, store, uses
+    from ip2p import dataset, uses
     from ip2p import rendering as rendering_stage
     from ip2p.dataset.importing import import_rows
     from ip2p.sources.rows import read_source
@@ -57,9 +56,8 @@ def import_pairs(words: list[str]) -> None:
     name = Path(places[0]).name if Path(places[0]).expanduser().exists() else places[0]
     counts = import_rows(config, rows, name, scorer)
     logger.info("imported %s", ", ".join(f"{count} {what}" for what, count in counts.items()))
-    store.update_summary(config.out, "prompts", counts)
-    store.update_summary(config.out, "rendering", rendering_stage.summarise(config))
-    store.update_summary(config.out, "dataset", dataset.write_dataset(config))
+    rendering_stage.summarise(config)
+    dataset.write_dataset(config)
     print(describe_results(config))
 
 

@@ -16,6 +16,7 @@ from ip2p.cli.data import enter, import_pairs, inspect
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run, read_run_data
+from ip2p.console import end_on_signals
 from ip2p.store.mirror import is_url, working_copy
 
 logger = logging.getLogger(__name__)
@@ -48,22 +49,19 @@ def train(words: list[str]) -> None:
         raise ValueError(
             "`ip2p train` needs --data: the dataset folder of a run, any folder of parquet files, or a hub id."
         )
-    run_flow(config, "training", data)
+    run_flow(config, "training", data=data)
 
 
 def evaluate(words: list[str]) -> None:
     """Measures a run's editor again and rewrites the report."""
-    from ip2p.store import update_summary
-
     data = take_option(words, "data")
     config = parse_existing_run(words, "evaluate")
     enter(config)
     data = data or read_run_data(config.out)
     from ip2p import evaluation, uses
 
-    figures = evaluation.evaluate(config, data=data)
+    evaluation.evaluate(config, data=data)
     uses.write_config(config, data)
-    update_summary(config.out, "evaluation", figures)
     _report(config)
 
 
@@ -73,14 +71,14 @@ def refilter(words: list[str]) -> None:
     _check_only_filtering(config)
     enter(config)
     from ip2p import dataset as dataset_stage
-    from ip2p import evaluation, rendering, store, uses
+    from ip2p import evaluation, rendering, uses
 
     data = read_run_data(config.out)
     rendering.refilter(config)
     uses.write_config(config, data)
-    store.update_summary(config.out, "rendering", rendering.summarise(config))
-    counts = dataset_stage.write_dataset(config)
-    store.update_summary(config.out, "dataset", counts | evaluation.oracle_precision(config))
+    rendering.summarise(config)
+    dataset_stage.write_dataset(config)
+    evaluation.oracle_precision(config)
     _report(config)
     if (config.out / "model").exists():
         print(
@@ -110,7 +108,7 @@ def compare(words: list[str]) -> None:
 
 def ablate(words: list[str]) -> None:
     """Trains variants of a finished run (a tenth of the data, no filter, p fixed) and lays them side by side."""
-    from ip2p import ablation, uses
+    from ip2p import ablation
 
     names = take_option(words, "variants")
     run = take_run_folder(words, "ablate")
@@ -120,46 +118,38 @@ def ablate(words: list[str]) -> None:
     if run is None:
         return
     chosen = ablation.choose_variants(names.split(",") if names else list(ablation.VARIANTS))
-    ablation.check_run(config, run)
-    enter(config)
-    started, page = time.monotonic(), config.out / "index.html"
-    if all(uses.is_complete(each.config, "pipeline") for each in ablation.variants_of(run, config, chosen)):
-        ablation.write_page([each.config for each in ablation.variants_of(run, config, chosen)], page)
-        print(f"Everything is done already in {config.out}.")
-    else:
-        _serve_and_run(config, "ablation", run, chosen)
-        print(f"Done in {time.monotonic() - started:.0f} s.")
+    _carry_out(config, "ablation", run=run, variants=chosen)
     for name in chosen:
         print(f"{name}\n{describe_results(dataclasses.replace(config, out=config.out / name))}")
-    if page.exists():
+    if (page := config.out / "index.html").exists():
         print(f"{'page':<13} {page}")
 
 
-def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
-    """Runs one of the three flows unless it is finished, and says where its results are."""
-    from ip2p import uses
-
-    def work() -> None:
-        enter(config)
-        _serve_and_run(config, use, *([data] if use == "training" else []))
-
-    started = time.monotonic()
-    if uses.carry_out(config, use, work, data):
-        print(f"Done in {time.monotonic() - started:.0f} s.")
-    else:
-        print(f"Everything is done already in {config.out}.")
+def run_flow(config: PipelineConfig, use: str, **arguments: Any) -> None:
+    """Carries out a use unless it is done, and prints where its results are."""
+    _carry_out(config, use, **arguments)
     print(describe_results(config))
 
 
-def _serve_and_run(config: PipelineConfig, use: str, *arguments: Any) -> None:
+def _carry_out(config: PipelineConfig, use: str, **arguments: Any) -> None:
+    from ip2p import uses
+
+    started = time.monotonic()
+    if uses.carry_out(config, use, lambda: _serve_and_run(config, use, **arguments), **arguments):
+        print(f"Done in {time.monotonic() - started:.0f} s.")
+    else:
+        print(f"Everything is done already in {config.out}.")
+
+
+def _serve_and_run(config: PipelineConfig, use: str, **arguments: Any) -> None:
     from flows.server import prefect_server
+    from ip2p.uses import USES
 
-    module = f"flows.{use}"
-    with prefect_server(meanwhile=lambda: importlib.import_module(module)):
-        from flows.runners import with_runner
+    end_on_signals()
+    with prefect_server(meanwhile=lambda: importlib.import_module(USES[use].flow.partition(":")[0])):
+        from flows.runners import flow_of
 
-        flow = with_runner(getattr(importlib.import_module(module), f"{use}_flow"), config.runner)
-        flow(config, *arguments)
+        flow_of(use, config.runner)(config, **arguments)
 
 
 def _report(config: PipelineConfig) -> None:

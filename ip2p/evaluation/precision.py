@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
 _NONE: dict[str, Any] = {"oracle_precision": None, "oracle_precision_all": None}
 
 
+@store.summarised("dataset", adds=True)
 def oracle_precision(config: PipelineConfig) -> dict[str, Any]:
     """Share of pairs that `judge_pair` calls a success: accepted, and all where every candidate's images were kept.
 

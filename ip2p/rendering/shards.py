@@ -102,6 +102,7 @@ def sum_counts(sidecars: Sequence[Sidecar]) -> dict[str, int]:
     return total
 
 
+@store.summarised("rendering")
 def summarise(config: PipelineConfig) -> dict[str, Any]:
     """Counts and seconds of the finished shards, for the run's summary."""
     paths = RunFolder(config.out).shards("candidates")

@@ -20,6 +20,7 @@ from ip2p.store.shards import (
     write_run_config,
     write_shard,
 )
+from ip2p.store.summary import summarised
 
 __all__ = [
     "RunFolder",
@@ -32,6 +33,7 @@ __all__ = [
     "sha256_of",
     "sidecar_path",
     "summarise_shards",
+    "summarised",
     "update_summary",
     "visible_parquet",
     "write_atomic",
