@@ -69,7 +69,7 @@ class Planning(NewRun):
 def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
     """Imports pairs from elsewhere as a run and a dataset."""
     columns = read_mapping(arguments.columns)
-    from ip2p import dataset, store, uses
+    from ip2p import dataset, uses
     from ip2p import rendering as rendering_stage
     from ip2p.dataset.importing import import_rows
     from ip2p.sources.pairs import read_source
@@ -88,9 +88,8 @@ def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
         name = Path(source).name if Path(source).expanduser().exists() else source
         counts = import_rows(config, rows, name, scorer)
         logger.info("imported %s", ", ".join(f"{count} {what}" for what, count in counts.items()))
-        store.update_summary(config.out, "prompts", counts)
-        store.update_summary(config.out, "rendering", rendering_stage.summarise(config))
-        store.update_summary(config.out, "dataset", dataset.write_dataset(config))
+        rendering_stage.summarise(config)
+        dataset.write_dataset(config)
         print(describe_results(config))
 
 

@@ -17,7 +17,7 @@ from ip2p.cli.arguments import ExistingRun, NewRun
 from ip2p.cli.parsing import local_copy
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
-from ip2p.console import end_on_signals, log_to_file
+from ip2p.console import end_on_signals
 from ip2p.store.mirror import is_url
 
 logger = logging.getLogger(__name__)
@@ -152,21 +152,19 @@ def dataset(arguments: DatasetRun, config: PipelineConfig) -> None:
 
 def train(arguments: TrainingRun, config: PipelineConfig) -> None:
     """Trains on a dataset that exists already, and evaluates."""
-    run_flow(config, "training", arguments.data)
+    run_flow(config, "training", data=arguments.data)
 
 
 def evaluate(arguments: Evaluation, config: PipelineConfig) -> None:
     """Measures a run's editor again and rewrites the report."""
     from ip2p.config.files import read_run_data
-    from ip2p.store import update_summary
 
     enter(config)
     data = arguments.data or read_run_data(config.out)
     from ip2p import evaluation, uses
 
-    figures = evaluation.evaluate(config, data=data)
+    evaluation.evaluate(config, data=data)
     uses.write_config(config, data)
-    update_summary(config.out, "evaluation", figures)
     _report(config)
 
 
@@ -174,15 +172,15 @@ def refilter(arguments: Refiltering, config: PipelineConfig) -> None:
     """Applies other thresholds to the scores on disk and rewrites the dataset."""
     enter(config)
     from ip2p import dataset as dataset_stage
-    from ip2p import evaluation, rendering, store, uses
+    from ip2p import evaluation, rendering, uses
     from ip2p.config.files import read_run_data
 
     data = read_run_data(config.out)
     rendering.refilter(config)
     uses.write_config(config, data)
-    store.update_summary(config.out, "rendering", rendering.summarise(config))
-    counts = dataset_stage.write_dataset(config)
-    store.update_summary(config.out, "dataset", counts | evaluation.oracle_precision(config))
+    rendering.summarise(config)
+    dataset_stage.write_dataset(config)
+    evaluation.oracle_precision(config)
     _report(config)
     if (config.out / "model").exists():
         print(
@@ -210,26 +208,14 @@ def compare(arguments: Comparison) -> None:
 
 def ablate(arguments: Ablation, config: PipelineConfig) -> None:
     """Trains variants of a finished run (a tenth of the data, no filter, p fixed) and lays them side by side."""
-    from ip2p import ablation, uses
+    from ip2p import ablation
 
     names = arguments.variants.split(",") if arguments.variants else list(ablation.VARIANTS)
     chosen = ablation.choose_variants(names)
-    ablation.check_run(config, arguments.folder)
-    enter(config)
-    started, page = time.monotonic(), config.out / "index.html"
-    if all(
-        uses.is_complete(variant.config, "pipeline")
-        for variant in ablation.variants_of(arguments.folder, config, chosen)
-    ):
-        configs = [variant.config for variant in ablation.variants_of(arguments.folder, config, chosen)]
-        ablation.write_page(configs, page)
-        print(f"Everything is done already in {config.out}.")
-    else:
-        _serve_and_run(config, "ablation", arguments.folder, chosen)
-        print(f"Done in {time.monotonic() - started:.0f} s.")
+    _carry_out(config, "ablation", run=arguments.folder, variants=chosen)
     for name in chosen:
         print(f"{name}\n{describe_results(dataclasses.replace(config, out=config.out / name))}")
-    if page.exists():
+    if (page := config.out / "index.html").exists():
         print(f"{'page':<13} {page}")
 
 
@@ -239,47 +225,45 @@ def url_of(out: Path) -> str:
     return f"{scheme}://{rest.lstrip('/')}" if colon and len(scheme) > 1 and "/" not in scheme else str(out)
 
 
-def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> PipelineConfig:
-    """Runs one of the three flows unless it is finished, and prints where its results are.
+def run_flow(config: PipelineConfig, use: str, **arguments: Any) -> PipelineConfig:
+    """Carries out a use unless it is done, and prints where its results are.
 
     Returns the config with the folder that it worked in, a local copy if the run folder is a URL.
     """
-    from ip2p import uses
-
     with local_copy(url_of(config.out)) as folder:
         config = dataclasses.replace(config, out=folder)
-
-        def work() -> None:
-            enter(config)
-            _serve_and_run(config, use, *([data] if use == "training" else []))
-
-        started = time.monotonic()
-        if uses.carry_out(config, use, work, data):
-            print(f"Done in {time.monotonic() - started:.0f} s.")
-        else:
-            print(f"Everything is done already in {config.out}.")
+        _carry_out(config, use, **arguments)
         print(describe_results(config))
     return config
 
 
 def enter(config: PipelineConfig) -> None:
     """Claims the run folder for this process, logs into it, and makes Ctrl-C end in one line."""
-    from ip2p.store import hold
+    from ip2p import uses
 
-    hold(config.out)
-    log_to_file(config.out / "run.log")
+    uses.enter(config)
     end_on_signals()
 
 
-def _serve_and_run(config: PipelineConfig, use: str, *arguments: Any) -> None:
+def _carry_out(config: PipelineConfig, use: str, **arguments: Any) -> None:
+    from ip2p import uses
+
+    started = time.monotonic()
+    if uses.carry_out(config, use, lambda: _serve_and_run(config, use, **arguments), **arguments):
+        print(f"Done in {time.monotonic() - started:.0f} s.")
+    else:
+        print(f"Everything is done already in {config.out}.")
+
+
+def _serve_and_run(config: PipelineConfig, use: str, **arguments: Any) -> None:
     from flows.server import prefect_server
+    from ip2p.uses import USES
 
-    module = f"flows.{use}"
-    with prefect_server(meanwhile=lambda: importlib.import_module(module)):
-        from flows.runners import with_runner
+    end_on_signals()
+    with prefect_server(meanwhile=lambda: importlib.import_module(USES[use].flow.partition(":")[0])):
+        from flows.runners import flow_of
 
-        flow = with_runner(getattr(importlib.import_module(module), f"{use}_flow"), config.runner)
-        flow(config, *arguments)
+        flow_of(use, config.runner)(config, **arguments)
 
 
 def _report(config: PipelineConfig) -> None:

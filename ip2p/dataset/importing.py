@@ -43,6 +43,7 @@ class Imported:
     images: tuple[bytes, bytes]
 
 
+@store.summarised("prompts")
 def import_rows(
     config: PipelineConfig, rows: Iterator[SourceRow], name: str, scorer: Scorer | None = None
 ) -> dict[str, int]:

@@ -31,6 +31,7 @@ MAX_UNTRAINED_EDITS = 98
 """The untrained baseline scores next to nothing whatever the number of cases."""
 
 
+@store.summarised("evaluation")
 def evaluate(
     config: PipelineConfig, *, data: str | Path | None = None, progress: Callable[[float], object] = lambda share: None
 ) -> dict[str, Any]:

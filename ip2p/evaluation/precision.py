@@ -37,6 +37,7 @@ SCHEMA = pa.schema([*_KEYS, *((column.name, column.type) for column in OracleMea
 _NONE: dict[str, Any] = {"oracle_precision": None, "oracle_precision_all": None}
 
 
+@store.summarised("dataset", adds=True)
 def oracle_precision(config: PipelineConfig) -> dict[str, Any]:
     """Returns the share of right pairs among the accepted, and among all if every candidate's images were kept.
 

@@ -95,8 +95,9 @@ def read_triplets(path: Path) -> list[EditTriplet]:
     return [EditTriplet(**{name: row[name] for name in TEXT_COLUMNS}) for row in rows if not row["reason"]]
 
 
+@store.summarised("prompts")
 def summarise(config: PipelineConfig) -> dict[str, Any]:
-    """Counts of all shards, and what of the source was no caption."""
+    """Adds up the counts of all shards, and of lines of the source that are not captions."""
     found = store.summarise_shards(config.out, "triplets")
     left_out = read_captions(config.prompts, config.out).left_out
     return found | ({"left_out_captions": dict(left_out)} if left_out else {})

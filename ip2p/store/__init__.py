@@ -21,6 +21,7 @@ from ip2p.store.shards import (
     write_run_config,
     write_shard,
 )
+from ip2p.store.summary import summarised
 
 __all__ = [
     "RunFolder",
@@ -35,6 +36,7 @@ __all__ = [
     "sha256_of",
     "sidecar_path",
     "summarise_shards",
+    "summarised",
     "update_summary",
     "write_atomic",
     "write_bytes",

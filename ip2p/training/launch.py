@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.store import RunFolder, read_json, write_json
+from ip2p.store import RunFolder, read_json, summarised, write_json
 from ip2p.training.data import find_files, open_rows, training_fingerprint
 from ip2p.training.flags import job_of
 
@@ -30,6 +30,7 @@ LAUNCH_CONFIGS = Path(__file__).with_name("launch_configs")
 """Of `accelerate launch`, by name."""
 
 
+@summarised("training")
 def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
     """Trains on `data` into the run folder and returns the figures; a finished training is not repeated.
 
