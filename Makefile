@@ -1,5 +1,6 @@
 # run    the whole pipeline on the embedded default; flags through ARGS="--rendering.num-inference-steps 10"
 # test   lint and all tests that need no GPU
+# quick  the fast tests, in less than two minutes
 # lint   ruff, ruff format and mypy, changing nothing
 # lock   renew requirements.lock from pyproject.toml
 # wheel-test   the built wheel runs the default in an empty folder
@@ -12,16 +13,21 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 INSTALLED := .venv/.installed
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: install run test lint lock wheel-test
+.PHONY: install run test quick lint lock wheel-test
 
 install: $(INSTALLED)
 
 run: $(INSTALLED)
 	$(BIN)/ip2p run shapes $(ARGS)
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+
 # Three workers of one thread each, also on two cores: much of the time goes to processes that start, wait and end.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -n 3 $(ARGS)
+
+quick: $(INSTALLED)
+	$(PYTEST) -n 2 -m "not slow and not gpu" $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

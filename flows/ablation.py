@@ -9,8 +9,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows import tasks
-from flows.pipeline import pipeline_flow
-from flows.runners import with_runner
+from flows.runners import flow_of
 from ip2p import ablation, store, uses
 from ip2p.config import PipelineConfig
 
@@ -20,23 +19,23 @@ logger = logging.getLogger("ip2p.ablation")
 @flow(name="ablation")
 def ablation_flow(config: PipelineConfig, run: Path, variants: Sequence[str] = tuple(ablation.VARIANTS)) -> None:
     """Trains and evaluates the variants of a run below `config.out` and lays them side by side."""
-    made = []
+    configs = []
     for variant in ablation.variants_of(run, config, variants):
         build_variant(variant)
-        made.append(variant.config)
-    tasks.publish_report(tasks.compare_runs(made, config.out / "index.html"))
+        configs.append(variant.config)
+    tasks.publish_report(tasks.compare_runs(configs, config.out / "index.html"))
 
 
 def build_variant(variant: ablation.Variant) -> None:
-    """One variant's pipeline, unless it has been through it."""
+    """Runs one variant's pipeline unless it is done."""
     name, config = variant.name, variant.config
 
-    def work() -> None:
+    def start() -> None:
         logger.info("%s: started in %s", name, config.out)
-        with_runner(pipeline_flow, config.runner).with_options(flow_run_name=name)(config)
+        flow_of("pipeline", config.runner).with_options(flow_run_name=name)(config)
 
     store.hold(config.out)
     if not (config.out / "config.json").exists():
         ablation.take_over(variant.source, config.out, editor=name == "full")
-    if not uses.carry_out(config, "pipeline", work):
+    if not uses.carry_out(config, "pipeline", start):
         logger.info("%s is done already", name)

@@ -14,7 +14,6 @@ from flows.runners import one_thread, raise_first_failure, resources
 from flows.tasks import Count, limit_server
 from ip2p import prompts, rendering, uses
 from ip2p.config import PipelineConfig
-from ip2p.store import update_summary
 
 
 @flow(name="dataset", task_runner=one_thread())
@@ -27,7 +26,7 @@ def dataset_flow(config: PipelineConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Futures:
-    """Of every shard, in order; `submitted` has them all, in the order in which they are worked on."""
+    """Futures of every shard, in order; `submitted` has them all, in the order in which they are worked on."""
 
     answers: list[PrefectFuture[Any]] = field(default_factory=list)
     triplets: list[PrefectFuture[Any]] = field(default_factory=list)
@@ -36,7 +35,7 @@ class Futures:
 
 
 def submit_shards(config: PipelineConfig, numbers: Sequence[int]) -> Futures:
-    """Each shard's rendering once the prompts of as many shards as there are workers were submitted.
+    """Submits each shard's rendering once the prompts of as many shards as there are workers were submitted.
 
     Runners start what was submitted first, so rendering begins with the first finished prompt shard and neither stage
     waits for the other to end.
@@ -54,7 +53,7 @@ def submit_shards(config: PipelineConfig, numbers: Sequence[int]) -> Futures:
 
 
 def _submit_prompts(config: PipelineConfig, number: int, futures: Futures) -> None:
-    """Where near-duplicates are left out, shards are written about in any order and judged one after another."""
+    """Submits a shard's prompts; if near-duplicates are left out, answers come in any order and are judged in order."""
     before: list[PrefectFuture[Any]] = []
     if prompts.depends_on_earlier_shards(config):
         futures.answers.append(tasks.retrying(tasks.write_answers, config).submit(config, number))
@@ -64,7 +63,7 @@ def _submit_prompts(config: PipelineConfig, number: int, futures: Futures) -> No
 
 
 def _wait_for(futures: Futures) -> None:
-    """Until all shards have ended, showing how many have."""
+    """Waits until all shards have ended, and shows how many have."""
     num, rendered = len(futures.pairs), set(map(id, futures.pairs))
     written = set(map(id, futures.triplets))
     prompts_done = Count("prompts", f"Prompts, shards of {num}", num)
@@ -80,17 +79,16 @@ def _wait_for(futures: Futures) -> None:
 
 
 def build_dataset(config: PipelineConfig) -> State[Any]:
-    """The steps to the dataset, inside a flow. Only shards go to the task runner; the rest runs where the flow does."""
+    """Takes the steps to the dataset, inside a flow. Only shards go to the task runner."""
     numbers = uses.shard_numbers(config)
     limit_server(config.prompts)
     with resources(config.runner):
         futures = submit_shards(config, numbers)
     _wait_for(futures)
-    pairs = futures.pairs
-    update_summary(config.out, "prompts", prompts.summarise(config))
-    update_summary(config.out, "rendering", rendering.summarise(config))
-    made: State[Any] = tasks.retrying(tasks.write_dataset, config)(config, wait_for=pairs, return_state=True)
-    update_summary(config.out, "dataset", made.result())
-    judged: State[Any] = tasks.retrying(tasks.judge_pairs, config)(config, wait_for=[made], return_state=True)
-    update_summary(config.out, "dataset", made.result() | judged.result())
+    prompts.summarise(config)
+    rendering.summarise(config)
+    written: State[Any] = tasks.retrying(tasks.write_dataset, config)(config, wait_for=futures.pairs, return_state=True)
+    written.result()
+    judged: State[Any] = tasks.retrying(tasks.judge_pairs, config)(config, wait_for=[written], return_state=True)
+    judged.result()
     return judged

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from ip2p.config import RunnerConfig
 from ip2p.console import start_logging
+from ip2p.uses import USES
 
 RAY_RETRIES = 5
-"""Times Ray starts a shard again whose worker or node was lost; a shard that fails is Prefect's to try again."""
+"""Times Ray retries a shard whose worker or node was lost; Prefect retries a shard that fails."""
 
 
 def make_task_runner(config: RunnerConfig) -> TaskRunner[Any]:
-    """The task runner of that name. ValueError where it is not installed."""
+    """Makes the task runner of that name. ValueError if it is not installed."""
     if config.kind == "threads":
         return ThreadPoolTaskRunner(max_workers=config.max_workers)
     if config.kind == "processes":
@@ -38,18 +40,24 @@ def make_task_runner(config: RunnerConfig) -> TaskRunner[Any]:
 
 
 def one_thread() -> TaskRunner[Any]:
-    """What a flow runs on where nothing else is said."""
+    """Makes the task runner of a flow that is run without a config."""
     runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
     return runner
 
 
 def with_runner(flow: Flow[..., Any], config: RunnerConfig) -> Flow[..., Any]:
-    """The flow, run the way the config says."""
+    """Returns the flow, which then runs the way the config says."""
     return flow.with_options(task_runner=make_task_runner(config))
 
 
+def flow_of(use: str, config: RunnerConfig) -> Flow[..., Any]:
+    """Imports the flow of a use; it runs the way the config says."""
+    module, _, name = USES[use].flow.partition(":")
+    return with_runner(getattr(import_module(module), name), config)
+
+
 def resources(config: RunnerConfig) -> AbstractContextManager[Any]:
-    """Around the submission of shards: what each asks of a Ray cluster. Ray runs it elsewhere if its worker dies."""
+    """Surrounds the submission of shards: states what each asks of a Ray cluster, and how often Ray retries it."""
     if config.kind != "ray":
         return nullcontext()
     from prefect_ray.context import remote_options
@@ -66,7 +74,7 @@ def start_worker(claims: str, places: Sequence[dict[str, str]]) -> None:
 
 
 def _claim_place(claims: Path, places: Sequence[dict[str, str]]) -> dict[str, str]:
-    """The first place that no other worker has a file for; Prefect pickles the runner, which no queue survives."""
+    """Takes the first place that no other worker has a file for; the runner is pickled, which no queue survives."""
     for number, place in enumerate(places):
         try:
             (claims / str(number)).touch(exist_ok=False)
@@ -79,7 +87,7 @@ def _claim_place(claims: Path, places: Sequence[dict[str, str]]) -> dict[str, st
 def raise_first_failure(
     futures: Iterable[PrefectFuture[Any]], ended: Callable[[PrefectFuture[Any]], object] = lambda future: None
 ) -> None:
-    """Waits for all shards, so that none in flight is lost, tells of each, and raises the first failure."""
+    """Waits for all shards, so that none in flight is lost, reports the end of each, and raises the first failure."""
     states = []
     for future in futures:
         future.wait()
@@ -91,7 +99,7 @@ def raise_first_failure(
 
 
 def _places(num_workers: int) -> list[dict[str, str]]:
-    """Environment variables of each worker: its GPU, or its share of the cores."""
+    """Lists the environment variables of each worker: its GPU, or its share of the cores."""
     gpus = _gpus()
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(num_workers)]

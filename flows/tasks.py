@@ -30,92 +30,92 @@ from ip2p.training.losses import read_losses
 
 
 def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """A user's mistake fails the same way again; anything else may have been bad luck."""
+    """Returns False for a user's mistake, which fails the same way again; anything else may have been bad luck."""
     return not isinstance(state.result(raise_on_failure=False), ValueError)
 
 
 def retrying(stage: Task[..., Any], config: PipelineConfig) -> Task[..., Any]:
-    """The task with the run's number of retries."""
+    """Returns the task with the run's number of retries."""
     return stage.with_options(retries=config.runner.retries, retry_delay_seconds=1, retry_condition_fn=worth_retrying)
 
 
 @task(task_run_name="answers-{number:05d}", cache_policy=NO_CACHE)
 def write_answers(config: PipelineConfig, number: int) -> Sidecar | None:
-    """What a language model answers about captions."""
+    """Asks a language model about captions."""
     with server_slot(config.prompts):
         return prompts.write_answers(config, number)
 
 
 @task(task_run_name="prompts-{number:05d}", cache_policy=NO_CACHE)
 def write_triplets(config: PipelineConfig, number: int) -> Sidecar:
-    """Captions to edit triplets."""
+    """Turns captions into edit triplets."""
     with nullcontext() if prompts.depends_on_earlier_shards(config) else server_slot(config.prompts):
         return prompts.write_shard(config, number)
 
 
 @task(task_run_name="render-{number:05d}", cache_policy=NO_CACHE)
 def render_pairs(config: PipelineConfig, number: int, triplets: Sidecar) -> Sidecar:
-    """Edit triplets to candidate pairs with scores and verdicts."""
+    """Renders edit triplets as candidate pairs with scores and verdicts."""
     return rendering.write_shard(config, number)
 
 
 @task(task_run_name="dataset", cache_policy=NO_CACHE)
 def write_dataset(config: PipelineConfig) -> dict[str, Any]:
-    """Accepted pairs to a parquet dataset."""
+    """Writes the accepted pairs as a parquet dataset."""
     return dataset.write_dataset(config)
 
 
 @task(task_run_name="oracle", cache_policy=NO_CACHE)
 def judge_pairs(config: PipelineConfig) -> dict[str, Any]:
-    """The domain's own word on the pairs."""
+    """Has the domain judge the pairs."""
     return evaluation.oracle_precision(config)
 
 
 @task(task_run_name="train", cache_policy=NO_CACHE)
 def train_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
-    """A parquet dataset to an editor."""
+    """Trains an editor on a parquet dataset."""
     return training.launch(config, data)
 
 
 @task(task_run_name="evaluate", cache_policy=NO_CACHE)
 def evaluate_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
-    """The editor's figures on held-out edits."""
+    """Measures the editor on held-out edits."""
     bar = Bar("evaluation", "Evaluation, held-out edits")
     return evaluation.evaluate(config, data=data, progress=bar.show)
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)
 def write_report(config: PipelineConfig) -> Path:
-    """The run as one page."""
+    """Writes the run as one page."""
     return report.write_report(config)
 
 
 @task(task_run_name="compare", cache_policy=NO_CACHE)
 def compare_runs(configs: list[PipelineConfig], path: Path) -> Path:
-    """Several runs as one page."""
+    """Lays several runs side by side on one page."""
     return ablation.write_page(configs, path)
 
 
 SHARDS_AT_A_TIME = 1
-"""A shard alone keeps `prompts.server.concurrency` requests under way, so that is the limit of them all."""
+"""One shard alone keeps `prompts.server.concurrency` requests under way."""
 
 
 def limit_server(config: PromptsConfig) -> None:
-    """Tells Prefect's server of the limit, where the config asks a language-model server."""
+    """Sets the limit on Prefect's server, if the config asks a language-model server."""
     if config.backend == "server":
         with get_client(sync_client=True) as client:
             client.upsert_global_concurrency_limit_by_name(limit_name(config), SHARDS_AT_A_TIME)
 
 
 def server_slot(config: PromptsConfig) -> AbstractContextManager[Any]:
-    """Around the work that asks the server; a worker that dies gives its slot back when its lease ends."""
+    """Surrounds the work that asks the server; a worker that dies gives its slot back when its lease ends."""
     if config.backend != "server":
         return nullcontext()
     return concurrency(limit_name(config), occupy=1)
 
 
 def limit_name(config: PromptsConfig) -> str:
-    """One limit for each server."""
+    """Names the limit, one for each server."""
     return f"ip2p-server-{content_hash(config.server.base_url)}"
 
 
@@ -125,7 +125,7 @@ SECONDS_BETWEEN_UPDATES = 2.0
 
 
 class Bar:
-    """A progress artifact; made when there is something to show."""
+    """Progress artifact, made when there is something to show."""
 
     def __init__(self, key: str, description: str) -> None:
         self._key, self._description = key, description
@@ -133,7 +133,7 @@ class Bar:
         self._shown, self._at = -1.0, 0.0
 
     def show(self, share: float) -> None:
-        """Shows a share of the work, in 0 to 1; not more often than is worth while."""
+        """Shows a share of the work, in 0 to 1, at most every few seconds."""
         percent, now = round(100 * min(max(share, 0.0), 1.0), 1), time.monotonic()
         if percent == self._shown or (percent < 100 and now - self._at < SECONDS_BETWEEN_UPDATES):
             return
@@ -143,25 +143,25 @@ class Bar:
             else:
                 update_progress_artifact(self._id, percent)
         except Exception as error:  # of the client's many kinds; progress is for looking at only
-            logger.debug("the progress of %s was not told: %s", self._key, error)
+            logger.debug("the progress of %s was not reported: %s", self._key, error)
         self._shown, self._at = percent, now
 
 
 class Count:
-    """A bar of so many things, one after another."""
+    """Bar that counts to a total."""
 
     def __init__(self, key: str, description: str, total: int) -> None:
         self._bar, self._done, self._total = Bar(key, description), 0, total
 
     def add(self) -> None:
-        """One more is done."""
+        """Counts one more."""
         self._done += 1
         self._bar.show(self._done / self._total)
 
 
 @contextmanager
 def training_followed(config: PipelineConfig) -> Iterator[None]:
-    """Shows the steps of the training that the body runs, where their number is known beforehand."""
+    """Shows the steps of the training that the body runs, if their number is known beforehand."""
     steps = config.training.max_train_steps
     if steps is None:
         yield
@@ -179,7 +179,7 @@ def training_followed(config: PipelineConfig) -> Iterator[None]:
 
 
 def _follow(config: PipelineConfig, steps: int, show: Callable[[float], object], done: threading.Event) -> None:
-    """Looks at the log from time to time; one that an earlier training left is not this one's."""
+    """Reads the log from time to time, and ignores one that an earlier training left."""
     path, started = RunFolder(config.out).training / "loss.jsonl", time.time()
     while not done.wait(SECONDS_BETWEEN_UPDATES):
         if path.exists() and path.stat().st_mtime >= started:
@@ -190,14 +190,14 @@ STAGES = ("prompts", "rendering", "dataset", "training")
 
 
 def publish_counts(config: PipelineConfig) -> None:
-    """A table of every stage's counts and seconds."""
+    """Publishes a table of every stage's counts and seconds."""
     summary = read_summary(config.out)
     rows = [row for stage in STAGES for row in _numbers(stage, summary.get(stage, {}))]
     create_table_artifact(key="counts", table=rows, description="Counts and seconds per stage")
 
 
 def publish_scores(config: PipelineConfig) -> None:
-    """A table of the editor's scores beside the baselines'."""
+    """Publishes a table of the editor's scores beside the baselines'."""
     scores = read_summary(config.out).get("evaluation", {})
     editors = {"model": scores, **scores.get("baselines", {})}
     rows = [{"editor": name, **_plain(figures)} for name, figures in editors.items()]
@@ -205,7 +205,7 @@ def publish_scores(config: PipelineConfig) -> None:
 
 
 def publish_report(path: Path) -> None:
-    """A link to the report."""
+    """Publishes a link to the report."""
     create_link_artifact(
         key="report", link=path.resolve().as_uri(), link_text=str(path), description="The run as one page"
     )

@@ -13,7 +13,6 @@ from prefect import State, flow
 from flows import tasks
 from flows.tasks import training_followed
 from ip2p.config import PipelineConfig
-from ip2p.store import update_summary
 
 
 @flow(name="training")
@@ -23,12 +22,12 @@ def training_flow(config: PipelineConfig, data: str) -> None:
 
 
 def build_editor(config: PipelineConfig, data: str, after: Sequence[State[Any]] = ()) -> None:
-    """The steps to the editor and the report, inside a flow."""
+    """Takes the steps to the editor and the report, inside a flow."""
     with training_followed(config):
         trained = tasks.retrying(tasks.train_editor, config)(config, data, wait_for=after, return_state=True)
-    update_summary(config.out, "training", trained.result())
+    trained.result()
     scored = tasks.retrying(tasks.evaluate_editor, config)(config, data, wait_for=[trained], return_state=True)
-    update_summary(config.out, "evaluation", scored.result())
+    scored.result()
     tasks.publish_counts(config)
     tasks.publish_scores(config)
     tasks.publish_report(tasks.write_report(config, wait_for=[scored]))

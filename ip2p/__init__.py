@@ -12,7 +12,7 @@ __all__ = ["Editor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`ip2p.Editor`, which needs torch, is imported when it is asked for."""
+    """Imports `ip2p.Editor`, which needs torch, on first use."""
     if name == "Editor":
         from ip2p.editing import Editor
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ip2p.config import EditTypeRendering, PipelineConfig, RenderingConfig, Thresholds
-from ip2p.config.files import read_run, read_run_data, suggest
+from ip2p.config.files import read_run, read_run_data
+from ip2p.console import suggest
 from ip2p.scoring import BOUNDS
 from ip2p.store import RunFolder, read_summary
 

@@ -1,6 +1,10 @@
-"""One OpenAI-compatible endpoint: requests that are sent again after faults that may pass, so many at a time.
+"""Asks one OpenAI-compatible endpoint, a few requests at a time, and repeats those that fail for a while.
 
 What a server refuses for its content is an answer too. The key comes from the environment alone.
+
+The openai client's own retries stay off: its delays are fixed (0.5 to 8 seconds), it ignores a Retry-After above a
+minute, it does not repeat an answer without a text, and it does not stop when another request has failed, all of which
+`first_delay`, `max_delay` and `stopped` promise.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ T = TypeVar("T")
 A = TypeVar("A")
 
 REFUSED = (400, 413, 422)
-"""Statuses that speak of this request's content alone; others that are no success are a fault or a mistake."""
-MAY_PASS = (408, 409, 425, 429)
+"""Statuses about this request's content alone; other failures are a fault or a mistake."""
+RETRIED = (408, 409, 425, 429)
 """Statuses below 500 after which a request is sent again."""
 _slots: dict[tuple[str, int], threading.BoundedSemaphore] = {}
 _slots_lock = threading.Lock()
@@ -37,18 +41,18 @@ class ChatClient:
     def __init__(self, server: ServerConfig) -> None:
         self.server = server
         self.stopped = threading.Event()
-        """Set by whoever wants no further request to be begun."""
+        """Set by whoever wants no further request to start."""
         self._slots = _slots_of(server)
         self._client = _open_client(server)
 
     def close(self) -> None:
-        """Ends its connections."""
+        """Closes its connections."""
         self._client.close()
 
     def ask_together(
         self, wishes: Sequence[T], ask_one: Callable[[T], A], on_answer: Callable[[int], object] = lambda _: None
     ) -> list[A]:
-        """`ask_one` of every wish, in threads; after a failure none is begun and the failure is raised."""
+        """Calls `ask_one` for every wish, in threads; after a failure none is started and the failure is raised."""
 
         def ask_or_stop(wish: T) -> A:
             try:
@@ -68,7 +72,7 @@ class ChatClient:
         return [future.result() for future in futures]
 
     def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """`{"text": …}` or `{"refused": …}`. RuntimeError where the server stays away, ValueError for a wrong key."""
+        """Returns `{"text": …}` or `{"refused": …}`. RuntimeError if no answer comes, ValueError for a wrong key."""
         server = self.server
         for attempt in range(server.max_retries + 1):
             with self._slots:
@@ -87,11 +91,11 @@ class ChatClient:
 
 
 class Stopped(Exception):
-    """Not begun, because another request failed."""
+    """Raised by a request that did not start, because another one failed."""
 
 
 class Fault(Exception):
-    """Something that may pass, and how many seconds the server wants to be left alone."""
+    """A failure that may pass, and how many seconds the server asks to wait."""
 
     def __init__(self, message: str, after: float = 0.0) -> None:
         super().__init__(message)
@@ -104,7 +108,7 @@ def _error_of(future: Future[Any]) -> BaseException | None:
 
 
 def _send(client: OpenAI, asked: dict[str, Any], server: ServerConfig) -> dict[str, Any] | Fault:
-    """One request: an answer, a refusal, or a fault. ValueError where trying again is of no use."""
+    """Sends one request: an answer, a refusal, or a fault. ValueError if trying again is of no use."""
     import openai
 
     try:
@@ -128,7 +132,7 @@ def _read_status(error: Any, server: ServerConfig) -> dict[str, Any] | Fault:
     status, message = error.status_code, " ".join(str(error.message).split())
     if status in REFUSED:
         return {"refused": message}
-    if status in MAY_PASS or status >= 500:
+    if status in RETRIED or status >= 500:
         return Fault(f"status {status}", _retry_after(error.response.headers))
     raise ValueError(
         f"{server.base_url} answered with status {status}: {message}. Check the server's base_url, the model and the "
@@ -140,17 +144,17 @@ def _retry_after(headers: Any) -> float:
     try:
         return max(0.0, float(headers.get("retry-after", 0)))
     except ValueError:
-        return 0.0  # a date; the delay of our own will do
+        return 0.0  # a date; our own delay will do
 
 
 def _delay(server: ServerConfig, attempt: int, after: float) -> float:
-    """Seconds: doubled each time and drawn, so that clients do not come back together; never less than asked for."""
+    """Draws the seconds to wait, doubled each time; at least what the server asks for, at most `max_delay`."""
     longest: float = min(server.max_delay, server.first_delay * 2.0**attempt)
     return max(min(after, server.max_delay), longest * random.uniform(0.5, 1.0))
 
 
 def _open_client(server: ServerConfig) -> OpenAI:
-    """Repeats nothing by itself; the key comes from the environment alone."""
+    """Opens a client that repeats nothing by itself."""
     try:
         from openai import OpenAI
     except ImportError as error:
@@ -160,7 +164,7 @@ def _open_client(server: ServerConfig) -> OpenAI:
 
 
 def _slots_of(server: ServerConfig) -> threading.BoundedSemaphore:
-    """Shared by the shards of a process, so that more workers do not ask more at a time."""
+    """Returns the slots that the shards of a process share, so that more workers do not ask more at a time."""
     with _slots_lock:
         key = (server.base_url, server.concurrency)
         return _slots.setdefault(key, threading.BoundedSemaphore(server.concurrency))

@@ -1,27 +1,29 @@
-"""How the software speaks on a terminal: compact log lines, a log file beside the run, and one line for every error."""
+"""Decides what users see on a terminal: compact log lines, a log file beside the run, and one line per error."""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30.0
-"""How long child processes may take to write a checkpoint before this process ends."""
+"""Time that child processes get to write a checkpoint before this process ends."""
 
 NOISE = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine", "prefect.task_runner", "prefect.flow_engine")
-"""They repeat on the terminal, with tracebacks, what the command says in one line; the log file has it all."""
+"""Loggers that would repeat the command's one-line error with tracebacks; the log file has everything."""
 
 
 class TerminalHandler(logging.Handler):
-    """Writes to standard error, above a progress bar where one is drawn."""
+    """Writes to standard error, above a progress bar if one is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one record, unless it is meant for the log file alone."""
@@ -36,10 +38,10 @@ class TerminalHandler(logging.Handler):
 
 
 class CompactFormatter(logging.Formatter):
-    """`12:30:01 rendering  message`, the module without its package."""
+    """Formats a record as `12:30:01 rendering  message`, with the module's name only."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; two words name where it comes from and, above INFO, how bad it is."""
+        """Names the module and, above INFO, the level."""
         parts = record.name.split(".")
         place = parts[1] if parts[0] == "ip2p" and len(parts) > 1 else parts[0]
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
@@ -55,8 +57,9 @@ def start_logging(debug: bool = False) -> None:
     if not debug:
         handler.addFilter(lambda record: not record.name.startswith(NOISE))
     root = logging.getLogger()
-    for old in [each for each in root.handlers if type(each).__module__.startswith(("prefect", __name__))]:
-        root.removeHandler(old)
+    for old in list(root.handlers):
+        if type(old).__module__.startswith(("prefect", __name__)):
+            root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("ip2p").setLevel(logging.DEBUG if debug else logging.INFO)
@@ -69,7 +72,7 @@ def start_logging(debug: bool = False) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Adds a log file, in which errors have their tracebacks."""
+    """Adds a log file, which records errors with their tracebacks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -77,7 +80,7 @@ def log_to_file(path: Path) -> None:
 
 
 def log_failure(error: BaseException) -> Path | None:
-    """Writes a traceback to the log file and says where that is; None where there is no log file."""
+    """Writes a traceback to the log file and returns its path; None if there is no log file."""
     path = log_file()
     if path is not None:
         logger.error("the command failed", exc_info=error, extra={"file_only": True})
@@ -85,17 +88,17 @@ def log_failure(error: BaseException) -> Path | None:
 
 
 def log_file() -> Path | None:
-    """The log file of this process, where there is one."""
-    handlers = (each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler))
-    return next((Path(each.baseFilename) for each in handlers), None)
+    """Returns the log file of this process, if there is one."""
+    handlers = logging.getLogger().handlers
+    return next((Path(entry.baseFilename) for entry in handlers if isinstance(entry, logging.FileHandler)), None)
 
 
 def end_on_signals() -> None:
-    """Ctrl-C and SIGTERM end this process with one line; finished shards and checkpoints are on disk already."""
+    """Makes Ctrl-C and SIGTERM end this process with one line; finished shards and checkpoints are on disk already."""
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)
-        os.write(2, f"\nip2p: interrupted. {GOES_ON}\n".encode())
+        os.write(2, f"\nip2p: interrupted. {RESUME_HINT}\n".encode())
         _end_children()
         os._exit(128 + number)
 
@@ -104,7 +107,7 @@ def end_on_signals() -> None:
 
 
 def _end_children() -> None:
-    """Asks child processes to end and waits, so that the next command meets none of them."""
+    """Terminates child processes and waits for them, so that the next command does not meet them."""
     import psutil
 
     children = psutil.Process().children(recursive=True)
@@ -116,24 +119,30 @@ def _end_children() -> None:
     psutil.wait_procs(children, timeout=GRACE_SECONDS)
 
 
-GOES_ON = "The same command goes on from here."
+RESUME_HINT = "Run the same command again to resume."
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's message; the error's kind where it has none."""
+    """Returns the first line of an error's message, or the exception's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether something wrong was asked for, rather than something broke."""
+    """Returns True if the user asked for something wrong, False if something broke."""
     return isinstance(error, ValueError | FileNotFoundError)
 
 
-def told_in_a_line(error: BaseException) -> str:
-    """What a person is told of an error: all of a mistake's message, of anything else its kind and first line."""
+def one_line(error: BaseException) -> str:
+    """Formats an error for the user: all of a mistake's message, else the exception's name and first line."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space is left on the disk ({error.filename or 'while writing'}). Make some. {GOES_ON}"
+        return f"no space left on the disk ({error.filename or 'while writing'}). Free some. {RESUME_HINT}"
     if is_mistake(error):
         return " ".join(line.strip() for line in str(error).strip().splitlines()) or first_line(error)
     kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
     return f"{kind}{first_line(error)}"
+
+
+def suggest(name: str, known: Sequence[str], where: str = "") -> str:
+    """Returns `Did you mean x?`, or the known names if none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {where}{near[0]}?" if near else f"Valid names: {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""The hub as a place to write to: whose token, what is said where it refuses, and under what names cards speak."""
+"""Writes to the hub: checks the token, words refusals, and names sources for cards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 from ip2p.console import first_line
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def telling_refusals(repo_id: str) -> Iterator[None]:
-    """What the hub says against an upload becomes a ValueError of one line with the way out."""
+    """Turns what the hub says against an upload into a ValueError of one line with the way out."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -24,28 +26,26 @@ def telling_refusals(repo_id: str) -> Iterator[None]:
 
 
 def check_token(token: str | None) -> str:
-    """The token, or ValueError with the way out."""
+    """Returns the token. ValueError with the way out if there is none."""
     if not token:
         raise ValueError("pushing to the hub needs a token with write access. Set the environment variable HF_TOKEN.")
     return token
 
 
 def public_name(source: str) -> str:
-    """A hub id as it is; of a local path its last part."""
+    """Returns a hub id as it is, and the last part of a local path."""
     path = Path(source).expanduser()
     return path.name if path.is_absolute() or path.exists() else source
 
-
-logger = logging.getLogger(__name__)
 
 PATTERNS = ["README.md", "data/*.parquet"]
 
 
 def push_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Uploads card and parquet files of `dataset/` to a dataset repository, which is made where there is none.
+    """Uploads card and parquet files of `dataset/` to a dataset repository, which is made if there is none.
 
-    Returns its address. The token comes from the environment variable HF_TOKEN alone. ValueError where that is not set,
-    where the folder holds no dataset, or where the hub refuses.
+    Returns its address. The token comes from the environment variable HF_TOKEN alone. ValueError if that is not set, if
+    the folder holds no dataset, or if the hub refuses.
     """
     from huggingface_hub import HfApi
 

@@ -1,42 +1,170 @@
-"""The codec between rendered arrays and the bytes that are stored."""
+"""Opening, resizing and encoding pictures: what pixels a picture file shows, and how pixels are stored.
+
+Every picture is opened by the same rules: turned upright, transparency laid on white, deep greys scaled to 8 bits, and
+nothing above `MAX_PIXELS`. The import, the trainer, the evaluation and the editor therefore see the same pixels.
+"""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ip2p.config import ImageFormat
 
 Array = NDArray[np.uint8]
+"""(height, width, 3) uint8."""
+Picture = Image.Image | Path | str | bytes | IO[bytes]
+"""An opened image, a path, the content of a file, or an open file."""
+
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-"""A picture in a table, as `datasets` has it."""
+"""The type of an image column, as `datasets` stores it."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 2**26
+"""Larger pictures are refused: they would fill the memory."""
+STORED_AS_IS = ("PNG", "JPEG", "WEBP")
+"""Formats in which a plain picture is kept byte for byte."""
+
+
+def open_picture(source: Picture) -> Image.Image:
+    """Opens a picture as upright RGB on white. ValueError if it does not decode or is above `MAX_PIXELS`."""
+    return _as_rgb(open_upright(source))
+
+
+def open_pixels(source: Picture) -> Array:
+    """Opens a picture as (height, width, 3) uint8, by the rules of `open_picture`."""
+    return np.asarray(open_picture(source))
+
+
+def open_upright(source: Picture) -> Image.Image:
+    """Opens a picture in its own mode, upright. ValueError if it does not decode or is above `MAX_PIXELS`."""
+    image = _load(source)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return image
+
+
+def plain_file(content: bytes) -> tuple[bytes, tuple[int, int]]:
+    """Returns the file itself if it is upright RGB in a usual format, else such a PNG; and its (width, height).
+
+    ValueError as for `open_picture`.
+    """
+    image = _load(content)
+    is_plain = image.mode == "RGB" and not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1
+    if is_plain and image.format in STORED_AS_IS:
+        return content, image.size
+    picture = open_picture(image)
+    return encode_png(picture), picture.size
+
+
+def read_size(source: Picture) -> tuple[int, int]:
+    """Reads (width, height) from the file's header, before any turning. ValueError if there is none."""
+    return _open(source).size
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises a ValueError if (width, height) is above `MAX_PIXELS`, whether read or about to be made."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"image too large: {width} x {height} pixels, at most {MAX_PIXELS} are read. Shrink it.")
+
+
+def fitted_size(size: tuple[int, int], short_side: int, multiple: int = 1) -> tuple[int, int]:
+    """Scales (width, height) until the shorter is `short_side`, both rounded to a multiple."""
+    width, height = (max(multiple, round(side * short_side / min(size) / multiple) * multiple) for side in size)
+    return width, height
 
 
 def encode_image(pixels: Array, image_format: ImageFormat, quality: int) -> bytes:
-    """(H, W, 3) uint8 to an image file; `quality` is that of the lossy formats."""
+    """Encodes (H, W, 3) uint8 as an image file; `quality` is that of the lossy formats."""
     options: dict[ImageFormat, dict[str, Any]] = {
         "png": {},
         "webp": {"quality": quality, "method": 4},
         "jpeg": {"quality": quality, "subsampling": 0},  # 4:4:4: thin coloured edges survive
     }
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, image_format.upper(), **options[image_format])
-    return buffer.getvalue()
+    return _saved(Image.fromarray(pixels), image_format.upper(), **options[image_format])
 
 
-def decode_image(content: bytes) -> Image.Image:
-    """An image file to RGB."""
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
+def encode_png(picture: Image.Image | Array) -> bytes:
+    """Encodes a picture without loss."""
+    return _saved(picture if isinstance(picture, Image.Image) else Image.fromarray(picture), "PNG")
 
 
 def format_of(content: bytes) -> ImageFormat:
-    """What an image file is, by its first bytes; anything else counts as PNG."""
+    """Returns the format of an image file by its first bytes; anything unknown counts as PNG."""
     if content.startswith(b"\xff\xd8"):
         return "jpeg"
     return "webp" if content[:4] == b"RIFF" else "png"
+
+
+def _open(source: Picture) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError("image does not decode: it is not of a known picture format") from error
+    except Exception as error:  # codecs raise many kinds, and a broken picture must not end a run
+        raise ValueError(f"image does not decode: {error}") from error
+
+
+def _load(source: Picture) -> Image.Image:
+    image = _open(source)
+    check_size(image.size)
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise ValueError(f"image does not decode: {error}") from error
+    return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    try:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return _from_deep_grey(image)
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    except Exception as error:  # a colour space that Pillow cannot convert
+        raise ValueError(f"image does not decode: {error}") from error
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Scales greys of 16 or 32 bits to 8; Pillow would clip them to white."""
+    values = np.asarray(image)
+    is_short = image.mode.startswith("I;16") or image.format == "PPM"
+    grey = (values >> 8 if is_short else _scaled_by_range(values)).clip(0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey = np.where(values == transparent, np.uint8(255), grey)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _scaled_by_range(values: NDArray[Any]) -> NDArray[Any]:
+    """Scales values that do not state their depth: by the least of 1, 8, 16 and 32 bits that holds them all."""
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values)
+        high = values.max(initial=0)
+        full = next((full for full in (1, 255, 65535) if high <= full), high)
+        return np.rint(values * (255 / full))
+    wide = values.astype(np.int64)
+    if wide.max(initial=0) <= 255:
+        return wide
+    if wide.max() <= 65535 and wide.min() >= 0:
+        return wide >> 8
+    return (wide & 0xFFFFFFFF) >> 24  # Pillow shows the upper half of unsigned values as negative
+
+
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

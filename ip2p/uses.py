@@ -1,110 +1,270 @@
-"""What a run needs before it starts, and whether a finished one has anything left to do.
+"""The uses of the software in one table: what each needs, checks, reads and writes, and when it is finished.
 
-Whole runs are compared by what was asked and by the names, sizes and times of the files they read and wrote, in
-milliseconds and without a model. Where that says "something differs", the stages find out what by their own checksums.
+Flows, commands, deployments and "is it done" derive from `USES`: a new use is an entry here and a function in `flows/`.
+
+Whole runs are compared by the settings that decide them and by the names, sizes and times of the files that they read
+and wrote, in milliseconds and without a model. If something differs, the stages find out what by their own checksums.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ip2p import __version__, prompts, store
+from ip2p import __version__, ablation, prompts, store
 from ip2p.config import PipelineConfig, fingerprint, to_dict
+from ip2p.console import log_file, log_to_file
+from ip2p.environment import describe_environment
 from ip2p.records import content_hash
 
 logger = logging.getLogger(__name__)
 
-Use = Literal["pipeline", "dataset", "training"]
-"""The three uses of the software; each is a flow of its own."""
-
-SHARDED = ("answers", "triplets", "candidates", "pairs")
-LIBRARIES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "open_clip_torch",
-    "datasets",
-    "prefect",
-    "pyarrow",
-    "numpy",
-)
-WRITTEN_ALWAYS = ("config.json", "summary.json", "completed.json", "run.log")
-"""Files of a run folder that say nothing of whether it is finished."""
+Check = Callable[[PipelineConfig, Mapping[str, Any]], object]
+"""Gets the config and the arguments; raises ValueError with the way out if something is missing."""
 
 
-def shard_numbers(config: PipelineConfig) -> list[int]:
-    """The numbers of the run's shards; those that an earlier, longer run left behind are removed."""
-    num_shards = prompts.num_shards(config)
-    for stage in SHARDED:
-        store.RunFolder(config.out).drop_shards_from(stage, num_shards)
-    return list(range(num_shards))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """Value that a use needs beside a config; its flow has a parameter of this name."""
+
+    name: str
+    help: str
+    parse: Callable[[Any], Any] = str
+    """Reads the value as a person gave it."""
+    choices: tuple[str, ...] = ()
+    """Values that may be combined, all of them by default. If there are none, a value must be given."""
 
 
-def check_inputs(config: PipelineConfig, use: Use, data: str | None = None) -> None:
-    """Says what is missing before anything is started: captions, model folders, data. ValueError with the way out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Part of the work that uses share: what it checks, reads and writes."""
+
+    checks: tuple[Check, ...] = ()
+    """Checks before anything is started, in order."""
+    asked: tuple[str, ...] = ()
+    """Parts of the config that decide the result."""
+    inputs: tuple[str, ...] = ()
+    """Settings that name files to read."""
+    writes: tuple[str, ...] = ()
+    """Folders in the run folder that it fills."""
+
+    def __add__(self, other: Work) -> Work:
+        """Returns both, one after the other."""
+        return Work(
+            checks=self.checks + other.checks,
+            asked=self.asked + other.asked,
+            inputs=self.inputs + other.inputs,
+            writes=self.writes + other.writes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """One use: a flow, the command and the deployment that start it, and what decides whether it is done."""
+
+    name: str
+    """Its key in `completed.json`."""
+    command: str
+    """Name of the command, and of the deployment."""
+    title: str
+    """One line of help."""
+    flow: str
+    """Module and name of the flow, such as `flows.pipeline:pipeline_flow`. It takes a config and the arguments."""
+    work: Work
+    arguments: tuple[Argument, ...] = ()
+    """The argument `data` names files to read."""
+    from_run: Callable[[Path], PipelineConfig] | None = None
+    """Reads the settings from the folder in the argument `run`. If it is None, the use starts from a preset."""
+    is_done: Callable[..., bool] | None = None
+    """Decides by the runs that it makes, which keep notes of their own; gets the config and the arguments."""
+    when_done: Callable[..., object] = lambda config, **arguments: None
+    """Brings up to date what a use that is done shows; gets the config and the arguments."""
+
+
+def check_captions(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
+    """Requires captions, and a backend that can answer."""
+    prompts.num_shards(config)
+    if prompts.asks_a_model(config):
+        prompts.check_backend(config.prompts)
+
+
+def require_pipeline(setting: str) -> Check:
+    """Makes a check for a model in diffusers' format, as a folder or a hub id."""
+    return lambda config, arguments: _check_model(config, setting, "model_index.json")
+
+
+def require_clip(setting: str, *, optional: bool = False) -> Check:
+    """Makes a check for a CLIP, if it is a folder and not one of open_clip's names."""
+
+    def check(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
+        name = attrgetter(setting)(config)
+        if optional and not name:
+            return
+        if name.startswith((".", "/", "~")) or Path(name).is_dir():
+            _check_model(config, setting, "open_clip_config.json")
+
+    return check
+
+
+def _check_model(config: PipelineConfig, setting: str, marker: str) -> None:
     from ip2p.models.loading import check_model_source
+
+    check_model_source(attrgetter(setting)(config), what=setting, marker=marker)
+
+
+def check_data(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
+    """Requires the columns of a pair, if the data is on this machine."""
     from ip2p.training.data import find_files, open_rows
 
-    if use != "training":
-        prompts.num_shards(config)
-        if prompts.asks_a_model(config):
-            prompts.check_backend(config.prompts)
-        check_model_source(config.rendering.model, what="rendering.model", marker="model_index.json")
-        if _is_path(config.scoring.clip_model):
-            check_model_source(config.scoring.clip_model, what="scoring.clip_model", marker="open_clip_config.json")
-    if use != "dataset":
-        judge = config.evaluation.judge_clip_model
-        if judge and _is_path(judge):
-            check_model_source(judge, what="evaluation.judge_clip_model", marker="open_clip_config.json")
-        start = config.training.pretrained_model_name_or_path
-        check_model_source(start, what="training.pretrained_model_name_or_path", marker="model_index.json")
-    if use == "training" and find_files(data or ""):
-        open_rows(data or "", config.training)
+    if find_files(arguments["data"]):
+        open_rows(arguments["data"], config.training)
 
 
-def carry_out(config: PipelineConfig, use: Use, work: Callable[[], None], data: str | None = None) -> bool:
-    """Does the work, what it needs before and after included, unless it is done; then False."""
-    if is_complete(config, use, data):
-        return False
-    check_inputs(config, use, data)
+def _variant_configs(config: PipelineConfig, run: Path, variants: Iterable[str]) -> Iterator[PipelineConfig]:
+    return (variant.config for variant in ablation.variants_of(run, config, tuple(variants)))
+
+
+def _are_variants_done(config: PipelineConfig, run: Path, variants: Iterable[str]) -> bool:
+    return all(is_complete(variant, "pipeline") for variant in _variant_configs(config, run, variants))
+
+
+def _write_page(config: PipelineConfig, run: Path, variants: Iterable[str]) -> None:
+    ablation.write_page(list(_variant_configs(config, run, variants)), config.out / "index.html")
+
+
+DATASET = Work(
+    checks=(check_captions, require_pipeline("rendering.model"), require_clip("scoring.clip_model")),
+    asked=("prompts", "rendering", "scoring", "filtering", "dataset", "evaluation.domain"),
+    inputs=("prompts.captions", "prompts.examples", "prompts.model", "rendering.model", "scoring.clip_model"),
+    writes=("answers", "triplets", "candidates", "pairs", "dataset"),
+)
+EDITOR = Work(
+    checks=(
+        require_clip("evaluation.judge_clip_model", optional=True),
+        require_pipeline("training.pretrained_model_name_or_path"),
+    ),
+    asked=("training", "evaluation", "scoring"),
+    inputs=(
+        "training.pretrained_model_name_or_path",
+        "scoring.clip_model",
+        "evaluation.judge_clip_model",
+        "evaluation.data",
+    ),
+    writes=("training", "model", "evaluation"),
+)
+DATA = Argument(name="data", help="The dataset folder of a run, any folder of parquet files, or a hub id.")
+RUN = Argument(
+    name="run",
+    help="Folder of a finished run, on the machine that serves.",
+    parse=lambda folder: Path(folder).expanduser(),
+)
+VARIANTS = Argument(
+    name="variants", help="What to train.", parse=ablation.choose_variants, choices=tuple(ablation.VARIANTS)
+)
+
+_USES = (
+    Use(
+        name="pipeline",
+        command="run",
+        title="Runs everything, end to end: captions to an evaluated editor.",
+        flow="flows.pipeline:pipeline_flow",
+        work=DATASET + EDITOR,
+    ),
+    Use(
+        name="dataset",
+        command="dataset",
+        title="Makes the dataset only: captions to filtered pairs in parquet.",
+        flow="flows.dataset:dataset_flow",
+        work=DATASET,
+    ),
+    Use(
+        name="training",
+        command="train",
+        title="Trains on a dataset that exists already, and evaluates.",
+        flow="flows.training:training_flow",
+        work=EDITOR + Work(checks=(check_data,)),
+        arguments=(DATA,),
+    ),
+    Use(
+        name="ablation",
+        command="ablate",
+        title="Trains variants of a finished run (a tenth of the data, no filter, p fixed) and lays them side by side.",
+        flow="flows.ablation:ablation_flow",
+        work=Work(
+            checks=(lambda config, arguments: ablation.check_run(config, arguments["run"]),),
+            writes=tuple(ablation.VARIANTS),
+        ),
+        arguments=(RUN, VARIANTS),
+        from_run=ablation.config_of,
+        is_done=_are_variants_done,
+        when_done=_write_page,
+    ),
+)
+USES = {use.name: use for use in _USES}
+
+WRITTEN_ALWAYS = ("config.json", "summary.json", "completed.json", "run.log")
+"""Files of a run folder that do not decide whether it is finished."""
+
+
+def check_inputs(config: PipelineConfig, name: str, **arguments: Any) -> None:
+    """Checks captions, models, data: all that a use needs. ValueError with the way out if something is missing."""
+    for check in USES[name].work.checks:
+        check(config, arguments)
+
+
+def enter(config: PipelineConfig) -> None:
+    """Claims the run folder for this process and logs into it, or into the log of a run that it is a part of."""
     store.hold(config.out)
-    if any(config.out.glob("triplets/*.json")) or (config.out / "training").exists():
+    log = log_file()
+    if log is None or log.parent not in config.out.resolve().parents:
+        log_to_file(config.out / "run.log")
+
+
+def carry_out(config: PipelineConfig, name: str, start: Callable[[], object], **arguments: Any) -> bool:
+    """Runs a use in its folder, from the checks to the note of its end; returns False if it is done already.
+
+    `start` runs the flow.
+    """
+    use = USES[name]
+    if is_complete(config, name, **arguments):
+        use.when_done(config, **arguments)
+        return False
+    check_inputs(config, name, **arguments)
+    enter(config)
+    if any(any((config.out / folder).glob("*")) for folder in use.work.writes):
         logger.info("going on in %s: what is finished there is kept", config.out)
-    write_config(config, data)
-    work()
-    record_completion(config, use, data)
+    if use.is_done is None:
+        write_config(config, arguments.get("data"))
+    start()
+    if use.is_done is None:
+        record_completion(config, name, **arguments)
     return True
 
 
-def record_completion(config: PipelineConfig, use: Use, data: str | None = None) -> None:
-    """Notes that a use of the software has run to its end in this folder."""
+def record_completion(config: PipelineConfig, name: str, **arguments: Any) -> None:
+    """Notes that a use has run to its end in this folder."""
     path = config.out / "completed.json"
-    store.write_json(path, {**_read_completed(path), use: _state(config, use, data)})
+    store.write_json(path, {**_read_completed(path), name: _state(config, name, **arguments)})
 
 
-def is_complete(config: PipelineConfig, use: Use, data: str | None = None) -> bool:
-    """True where the same was asked before, ran to its end, and neither its inputs nor its results changed since."""
-    noted = _read_completed(config.out / "completed.json").get(use)
-    return noted is not None and noted == _state(config, use, data)
+def is_complete(config: PipelineConfig, name: str, **arguments: Any) -> bool:
+    """Returns True if the same was asked before, ran to its end, and neither its inputs nor its results changed."""
+    if (is_done := USES[name].is_done) is not None:
+        return is_done(config, **arguments)
+    noted = _read_completed(config.out / "completed.json").get(name)
+    return noted is not None and noted == _state(config, name, **arguments)
 
 
-def describe_environment(data: str | None = None) -> dict[str, Any]:
-    """Versions of this package, of Python and of the libraries that decide results; the commit of a checkout."""
-    found = {name: version for name in LIBRARIES if (version := _version(name))}
-    return {
-        "ip2p": __version__,
-        "python": platform.python_version(),
-        "commit": _commit(),
-        "data": data,
-        "libraries": found,
-    }
+def shard_numbers(config: PipelineConfig) -> list[int]:
+    """Returns the numbers of the run's shards, and removes shards that an earlier, longer run left behind."""
+    num_shards = prompts.num_shards(config)
+    for stage in ("answers", "triplets", "candidates", "pairs"):
+        store.RunFolder(config.out).drop_shards_from(stage, num_shards)
+    return list(range(num_shards))
 
 
 def write_config(config: PipelineConfig, data: str | None = None) -> None:
@@ -114,41 +274,26 @@ def write_config(config: PipelineConfig, data: str | None = None) -> None:
 
 def _read_completed(path: Path) -> dict[str, Any]:
     try:
-        found = store.read_json(path)
+        notes = store.read_json(path)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return notes if isinstance(notes, dict) else {}
 
 
-def _state(config: PipelineConfig, use: Use, data: str | None) -> dict[str, str]:
-    made = (
-        config.prompts,
-        config.rendering,
-        config.scoring,
-        config.filtering,
-        config.dataset,
-        config.evaluation.domain,
-    )
-    trained = (config.training, config.evaluation, config.scoring)
-    parts = {"dataset": made, "training": trained, "pipeline": (*made, *trained)}[use]
+def _state(config: PipelineConfig, name: str, **arguments: Any) -> dict[str, str]:
+    use = USES[name]
+    parts = [attrgetter(part)(config) for part in use.work.asked]
+    values = [arguments.get(argument.name) for argument in use.arguments] or [None]
+    files = [arguments.get("data"), *(attrgetter(setting)(config) for setting in use.work.inputs)]
     return {
-        "asked": fingerprint(__version__, *parts, data),
-        "inputs": _signature(_inputs(config, use, data)),
+        "asked": fingerprint(__version__, *parts, *values),
+        "inputs": _signature(path for file in filter(None, files) for path in _files_of(Path(file).expanduser())),
         "results": _signature(_results(config.out)),
     }
 
 
-def _inputs(config: PipelineConfig, use: Use, data: str | None) -> Iterable[Path]:
-    named: list[str | None] = [data]
-    if use != "training":
-        named += [config.prompts.captions, config.prompts.examples, config.prompts.model]
-        named += [config.rendering.model, config.scoring.clip_model]
-    if use != "dataset":
-        named += [config.training.pretrained_model_name_or_path, config.scoring.clip_model]
-        named += [config.evaluation.judge_clip_model, config.evaluation.data]
-    for name in filter(None, named):
-        path = Path(name).expanduser()
-        yield from sorted(path.rglob("*")) if path.is_dir() else [path]
+def _files_of(path: Path) -> Iterable[Path]:
+    return sorted(path.rglob("*")) if path.is_dir() else [path]
 
 
 def _results(root: Path) -> Iterable[Path]:
@@ -156,38 +301,10 @@ def _results(root: Path) -> Iterable[Path]:
 
 
 def _signature(paths: Iterable[Path]) -> str:
-    """Hash of names, sizes and times of modification."""
-    seen: list[object] = []
+    """Hashes names, sizes and times of modification."""
+    facts: list[object] = []
     for path in paths:
         if path.is_file():
             stat = path.stat()
-            seen += [path, stat.st_size, stat.st_mtime_ns]
-    return content_hash(*seen)
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).is_dir()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package lies in, with a `+` where files were changed; None elsewhere."""
-    folder = Path(__file__).resolve().parents[1]
-    if not (folder / ".git").exists():
-        return None
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit + "+" * bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            facts += [path, stat.st_size, stat.st_mtime_ns]
+    return content_hash(*facts)

@@ -10,7 +10,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,11 +50,17 @@ class ChatServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.at_once = self.most_at_once = 0
         self.seconds = 0.0
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
+        self.closed = threading.Event()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def wait_until_idle(self) -> None:
+        """Returns once no request is under way."""
+        with self.lock:
+            self.lock.wait_for(lambda: self.at_once == 0)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the tests."""
@@ -80,17 +85,18 @@ class _Handler(BaseHTTPRequestHandler):
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
-            time.sleep(server.seconds)
+            server.closed.wait(server.seconds)
             self._reply(body, caption, server.faults(caption, number))
         finally:
             with server.lock:
                 server.at_once -= 1
+                server.lock.notify_all()
 
     def _reply(self, body: dict[str, Any], caption: str, fault: Fault) -> None:
         if fault.isdigit():
             self._send(int(fault), json.dumps({"error": {"message": f"fault {fault}"}}))
         elif fault == "hang":
-            time.sleep(2)
+            self.server.closed.wait()
         elif fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -133,6 +139,7 @@ def serving() -> Iterator[ChatServer]:
     try:
         yield server
     finally:
+        server.closed.set()
         server.shutdown()
         server.server_close()
         thread.join()

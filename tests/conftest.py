@@ -1,4 +1,7 @@
-"""Tiny models, written once per test session, and a config that uses them."""
+"""Tiny models, written once per test session, and a config that uses them.
+
+The libraries are imported where they are used: the process that hands tests out to workers has no need of them.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,78 @@ from pathlib import Path
 import pytest
 
 from ip2p.config import PipelineConfig
-from tests import tiny
+
+PATIENCE = 4
+"""How many times as long as a fast test may take one that is marked as slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps files together, those with slow tests first: no worker is left alone with a long one at the end."""
+    limit = float(config.getini("timeout"))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.get_closest_marker("slow") and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PATIENCE * limit))
 
 
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Stable Diffusion."""
-    return tiny.write_tiny_stable_diffusion(tmp_path_factory.mktemp("tiny") / "stable-diffusion")
+    from tests.tiny import write_tiny_stable_diffusion
+
+    return write_tiny_stable_diffusion(tmp_path_factory.mktemp("tiny") / "stable-diffusion")
 
 
 @pytest.fixture(scope="session")
 def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Stable Diffusion XL."""
-    return tiny.write_tiny_xl(tmp_path_factory.mktemp("tiny") / "stable-diffusion-xl")
+    from tests.tiny import write_tiny_xl
+
+    return write_tiny_xl(tmp_path_factory.mktemp("tiny") / "stable-diffusion-xl")
 
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random CLIP."""
-    return tiny.write_tiny_clip(tmp_path_factory.mktemp("tiny") / "clip")
+    from tests.tiny import write_tiny_clip
+
+    return write_tiny_clip(tmp_path_factory.mktemp("tiny") / "clip")
 
 
 @pytest.fixture(scope="session")
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random language model."""
-    return tiny.write_tiny_language_model(tmp_path_factory.mktemp("tiny") / "language-model")
+    from tests.tiny import write_tiny_language_model
+
+    return write_tiny_language_model(tmp_path_factory.mktemp("tiny") / "language-model")
+
+
+@pytest.fixture(scope="session")
+def trained_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a language model that was trained on a few answers."""
+    from tests.trained_models import write_trained_language_model
+
+    return write_trained_language_model(tmp_path_factory.mktemp("trained") / "language-model")
+
+
+@pytest.fixture(scope="session")
+def trained_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a chat model that was trained on a few conversations."""
+    from tests.trained_models import write_trained_chat_model
+
+    return write_trained_chat_model(tmp_path_factory.mktemp("trained") / "chat-model")
 
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) -> PipelineConfig:
     """A run in an empty folder at tiny size."""
-    return tiny.write_tiny_config(tmp_path / "run", sd=tiny_sd, clip=tiny_clip, lm=tiny_lm)
+    from tests.tiny import write_tiny_config
+
+    return write_tiny_config(tmp_path / "run", sd=tiny_sd, clip=tiny_clip, lm=tiny_lm)
 
 
 @pytest.fixture

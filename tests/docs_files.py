@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ip2p.evaluation.cases import IMAGE_TYPE, encode_png
+from ip2p.images import IMAGE_TYPE, encode_png
 from ip2p.presets import data_folder
 
 CAPTIONS = (

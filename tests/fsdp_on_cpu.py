@@ -20,7 +20,7 @@ from torch import Tensor
 from ip2p.training.__main__ import main
 from ip2p.training.data import open_rows
 from ip2p.training.flags import parse
-from ip2p.training.run import new_accelerator, new_trainer, open_source
+from ip2p.training.run import new_accelerator, new_trainer, open_pairs
 from ip2p.training.sharding import local
 
 SIZES = "IP2P_TEST_SIZES"
@@ -42,26 +42,31 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local(tensor).numel() * tensor.element_size() for tensor in tensors)
 
 
-def measure(folder: Path) -> None:
+def measure(words: list[str], folder: Path) -> None:
     """Takes one step and writes how many bytes this process holds."""
-    job = parse(sys.argv[1:])
+    job = parse(words)
     accelerator = new_accelerator(job)
-    source = open_source(open_rows(job.data, job), job, accelerator, folder)
+    source = open_pairs(open_rows(job.data, job), job, accelerator, folder)
     trainer, _ = new_trainer(source, job, accelerator)
     trainer.step(0)
     trained = trainer.trained
     states = [value for state in trained.optimizer.state.values() for value in state.values() if value.ndim]
-    found = {"all": sum(parameter.numel() for parameter in trained.unet.parameters()) * 4}
-    found |= {"weights": num_bytes(trained.unet.parameters()), "states": num_bytes(states)}
+    found = {"all": sum(parameter.numel() for parameter in trained.denoiser.parameters()) * 4}
+    found |= {"weights": num_bytes(trained.denoiser.parameters()), "states": num_bytes(states)}
     found["average"] = num_bytes(trained.average.parameters()) if trained.average is not None else 0
     (folder / f"sizes-{accelerator.process_index}.json").write_text(json.dumps(found))
     accelerator.end_training()
 
 
-if __name__ == "__main__":
+def train(words: list[str]) -> int:
+    """`python -m ip2p.training`, or what `SIZES` asks for."""
     PartialState._prepare_backend = backend
     PartialState.set_device = set_device
-    if SIZES in os.environ:
-        measure(Path(os.environ[SIZES]))
-        sys.exit()
-    sys.exit(main())
+    if SIZES not in os.environ:
+        return main(words)
+    measure(words, Path(os.environ[SIZES]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(train(sys.argv[1:]))

@@ -19,7 +19,8 @@ from ip2p.app.tables import PROMPT_COLUMNS as HEAD
 from ip2p.app.tables import describe_runs, find_configs, find_models, find_runs, write_rows
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.dataset import write_dataset
-from ip2p.models.components import widen_conv_in
+from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
+from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.store import RunFolder, write_json
 from ip2p.training.export import write_editor
 from tests.test_rendering_candidates import write_triplets
@@ -37,7 +38,7 @@ def run(tiny_config: PipelineConfig) -> PipelineConfig:
     config = replace(config, filtering=replace(config.filtering, thresholds=thresholds))
     rendering.refilter(config)
     write_dataset(config)
-    write_editor(widen_conv_in(tiny_unet(), 8), config.training, RunFolder(config.out).model)
+    write_editor(widen_conv_in(tiny_unet(), 8), BASE, config.training, RunFolder(config.out).model)
     write_json(config.out / "summary.json", {"dataset": {"pairs": 3}, "training": {"steps": 2}})
     prompts = replace(config.prompts, backend="template")
     knobs = replace(config.evaluation, guidance_scale=3.0, num_inference_steps=2)

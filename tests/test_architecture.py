@@ -16,15 +16,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    ("ip2p.records", "ip2p.console"),
+    ("ip2p.records", "ip2p.console", "ip2p.environment"),
     ("ip2p.config", "ip2p.store"),
     ("ip2p.presets", "ip2p.images", "ip2p.hub", "ip2p.chat_client", "ip2p.sources", "ip2p.models"),
     ("ip2p.prompts", "ip2p.p2p", "ip2p.scoring", "ip2p.editing"),
     ("ip2p.filtering", "ip2p.training"),
     ("ip2p.rendering",),
     ("ip2p.dataset", "ip2p.evaluation"),
-    ("ip2p.report", "ip2p.app", "ip2p.uses", "ip2p.plan"),
+    ("ip2p.report", "ip2p.app", "ip2p.plan"),
     ("ip2p.ablation",),
+    ("ip2p.uses",),
     ("ip2p.shapes", "flows"),
     ("ip2p.cli",),
 )
@@ -44,6 +45,15 @@ TORCH_FREE = (
     "ip2p.report",
     "ip2p.cli",
 )
+NAMING_BASES = ("ip2p.models", "ip2p.shapes.train", "ip2p.config")
+"""What may name a base's classes, layers and parts; the config does in the help of its flags."""
+BASE_WORDS = re.compile(r"(?i)\b\w*(?:unet|conv_in|text_encoder_2|tokenizer_2|StableDiffusion(?!Safety)|is_xl)\w*")
+ON_PURPOSE = {
+    "learning_rate_conv_in": ("ip2p.presets", "ip2p.training.optimizer"),
+    "unet": ("ip2p.training.checkpoint",),
+    "unet_ema": ("ip2p.training.checkpoint",),
+}
+"""A field of the config and the folders of a checkpoint, with the modules that name them."""
 HEAVY = {"torch", "diffusers", "transformers", "datasets", "prefect"}
 SAYING_NOTHING = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
 LONGEST = 60
@@ -209,6 +219,28 @@ def test_the_maths_of_paired_rendering_loads_no_model() -> None:
     found = [entry for entry in imports("ip2p") if part_of(entry.where) == "ip2p.p2p"]
     assert [entry for entry in found if entry.is_of("ip2p.models.loading")] == []
     assert found
+
+
+def words_of(tree: ast.AST) -> Iterator[str]:
+    """Every name and every string of a tree."""
+    for node in ast.walk(tree):
+        for value in vars(node).values():
+            if isinstance(value, str):
+                yield value
+
+
+def test_only_the_models_name_a_base() -> None:
+    found = [
+        f"{module}: {word}"
+        for package in ("ip2p", "flows")
+        for module, tree in trees(package).items()
+        if not module.startswith(NAMING_BASES)
+        for text in words_of(tree)
+        for word in BASE_WORDS.findall(text)
+        if module not in ON_PURPOSE.get(word, ())
+    ]
+    assert found == []
+    assert any(BASE_WORDS.search(text) for text in words_of(trees("ip2p")["ip2p.models.stable_diffusion_xl"]))
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

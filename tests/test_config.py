@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from ip2p import config
 from ip2p.config import (
     DatasetConfig,
     EditTypeRendering,
@@ -27,6 +26,7 @@ from ip2p.config import (
     fingerprint,
     to_dict,
 )
+from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, WEIGHTS_FREE, describe_fields, names_with
 from ip2p.presets import PRESETS
 
 SECTIONS = (
@@ -95,9 +95,54 @@ def test_what_a_stage_makes_changes_its_fingerprint(section: Any, changes: dict[
     assert fingerprint(replace(section, **changes)) != fingerprint(section)
 
 
-def test_every_result_free_field_is_a_field() -> None:
-    names = {field.name for section in (*SECTIONS, PipelineConfig) for field in dataclasses.fields(section)}
-    assert names >= config.RESULT_FREE
+def _other(value: Any, hint: str) -> Any:
+    """Another value of a field's type."""
+    return Path("elsewhere") if isinstance(value, Path) else (value or 0) + 1 if "int" in hint else "sdpa"
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, PipelineConfig])
+def test_a_result_free_field_enters_no_fingerprint_and_every_other_field_does(section: type) -> None:
+    config = section()
+    free = names_with(section, RESULT_FREE)
+    hashed = json.loads(json.dumps(to_dict(config)))
+    for name in free:
+        hint = str({field.name: field.type for field in dataclasses.fields(section)}[name])
+        changed = replace(config, **{name: _other(getattr(config, name), hint)})
+        assert changed != config and fingerprint(changed) == fingerprint(config), name
+    assert fingerprint(config) == fingerprint({key: value for key, value in hashed.items() if key not in free})
+
+
+def test_the_result_free_fields_are_those_that_saved_fingerprints_left_out() -> None:
+    sections = {field.name: getattr(PipelineConfig(), field.name) for field in dataclasses.fields(PipelineConfig)}
+    assert names_with(PipelineConfig, RESULT_FREE) == {"out"}
+    free = {name: names_with(type(value), RESULT_FREE) for name, value in sections.items() if name != "out"}
+    assert free == {
+        "prompts": {"batch_size", "device"},
+        "rendering": {"batch_size", "device", "attention_backend"},
+        "scoring": {"batch_size", "device"},
+        "filtering": set(),
+        "dataset": set(),
+        "training": {"log_every", "checkpoints_total_limit"},
+        "evaluation": {"batch_size", "device"},
+        "runner": set(),
+    }
+    assert names_with(PromptsConfig, ANSWERS_FREE) == {
+        *("captions", "captions_column", "captions_split", "captions_revision", "num_captions", "cleaning"),
+        *("shard_size", "server"),
+    }
+    assert names_with(TrainingConfig, WEIGHTS_FREE) == {
+        *("pretrained_model_name_or_path", "checkpointing_steps", "report_to", "dataloader_num_workers", "streaming"),
+        *("offload_ema", "launch_args", "num_validation_images", "num_validation_pairs", "validation_steps"),
+        *("validation_epochs", "validation_file", "val_image_url_or_path", "validation_prompt"),
+    }
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_field_s_text_says_whether_it_changes_the_result(section: type) -> None:
+    texts = describe_fields(section)
+    assert set(texts) == {field.name for field in dataclasses.fields(section)}
+    saying = {name for name, text in texts.items() if text.endswith("Does not change the result.")}
+    assert saying == names_with(section, RESULT_FREE)
 
 
 def test_a_fingerprint_builds_on_those_before_it_in_order() -> None:

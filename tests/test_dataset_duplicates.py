@@ -19,7 +19,8 @@ from tests.test_rendering_candidates import write_triplets
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+    scaled: np.ndarray = values / np.linalg.norm(values, axis=-1, keepdims=True)
+    return scaled
 
 
 def plainly(embeddings: np.ndarray, limit: float) -> list[bool]:

@@ -18,8 +18,8 @@ from ip2p import rendering
 from ip2p.cli import main
 from ip2p.cli.data import read_mapping
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
-from ip2p.dataset.importing import clean_image
-from ip2p.sources.rows import read_source
+from ip2p.images import plain_file
+from ip2p.sources.pairs import read_source
 from ip2p.store import RunFolder, read_summary
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -131,7 +131,7 @@ def test_other_columns_are_named_and_the_first_of_several_wordings_is_taken(tmp_
 
 def test_a_plain_picture_is_kept_byte_for_byte() -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
-        assert clean_image(picture(0, kind=kind)) == (picture(0, kind=kind), (24, 16))
+        assert plain_file(picture(0, kind=kind)) == (picture(0, kind=kind), (24, 16))
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -148,18 +148,18 @@ def test_odd_pictures_become_upright_rgb() -> None:
     exif[0x0112] = 3  # upside down
     turned = upright.rotate(180)
     seen = {
-        "exif": clean_image(saved(turned, "PNG", exif=exif)),
-        "cmyk": clean_image(saved(upright.convert("CMYK"), "JPEG", quality=100)),
-        "palette": clean_image(saved(upright.quantize(4), "PNG")),
+        "exif": plain_file(saved(turned, "PNG", exif=exif)),
+        "cmyk": plain_file(saved(upright.convert("CMYK"), "JPEG", quality=100)),
+        "palette": plain_file(saved(upright.quantize(4), "PNG")),
     }
     for name, (content, size) in seen.items():
         found = Image.open(io.BytesIO(content))
         assert (found.mode, found.size, size) == ("RGB", (12, 8), (12, 8)), name
         assert np.abs(np.asarray(found).astype(int) - pixels).mean() < 6, name
-    grey = Image.open(io.BytesIO(clean_image(saved(upright.convert("L"), "PNG"))[0]))
+    grey = Image.open(io.BytesIO(plain_file(saved(upright.convert("L"), "PNG"))[0]))
     assert grey.mode == "RGB"
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert set(Image.open(io.BytesIO(clean_image(saved(clear, "PNG"))[0])).getdata()) == {(255, 255, 255)}
+    assert set(Image.open(io.BytesIO(plain_file(saved(clear, "PNG"))[0])).getdata()) == {(255, 255, 255)}
 
 
 def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ listed with the reason; a command that is neither run nor listed fails, and so d
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -17,17 +18,17 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 
 import pytest
 
 from ip2p import presets
 from ip2p.cli import COMMANDS, main
-from ip2p.cli.arguments import SHORT_FORMS, _flags
-from ip2p.cli.data import USAGES
-from ip2p.cli.editing import AppArguments, EditArguments
-from ip2p.config import BenchmarkConfig, FinetuneConfig, PipelineConfig, TrainingJob
+from ip2p.cli.parsing import SHORT_FORMS, MoreHelp, flags_of
+from ip2p.config import PipelineConfig, TrainingJob
 from tests import pages
 from tests.chat_server import serving
 from tests.docs_files import write_files, write_hub
@@ -64,13 +65,8 @@ NOT_RUN = {
     "prefect deployment run 'ip2p dataset/dataset'": "wants `ip2p serve` beside it",
 }
 
-OWN_FLAGS = {
-    *("--help", "--debug", "--version", "--config", "--out", "--data", "--push-to-hub", "--output", "--columns"),
-    *("--split", "--revision", "--score", "--rejected", "--num-rows", "--triplets", "--sample", "--devices"),
-    *("--deployment", "--limit", "--cron", "--timezone", "--run", "--variants"),
-    *(f"--{short}" for short in SHORT_FORMS),
-}
-"""Flags that commands take from their words themselves."""
+OWN_FLAGS = {"--help", "--debug", "--version", *SHORT_FORMS.values(), *flags_of(MoreHelp)}
+"""Flags of every command."""
 OTHER_PROGRAMS = {"--multi_gpu", "--config_file", "--num_processes", "--head", "--address", "--host", "--script"}
 """Flags of accelerate, ray, prefect and a benchmark."""
 READY = {"app": "The page is at", "serve": "Ctrl-C ends them"}
@@ -106,7 +102,7 @@ def workplace(
         threading.Thread(target=judge.serve_forever, daemon=True).start()
         for name, preset in tiny_presets(models, finished / "captions.txt").items():
             patch.setitem(presets.PRESETS, name, preset)
-        patch.setattr("ip2p.training.launch.run_child", _train_here)
+        patch.setattr(importlib.import_module("ip2p.training.launch"), "run_child", _train_here)
         patch.setenv("IP2P_SCRATCH", str(root / "scratch"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         servers = {"chat": chat.url, "judge": judge.config.server.base_url}
@@ -223,20 +219,16 @@ def test_every_word_of_the_command_is_told_of() -> None:
         [command.text for command in EVERY_COMMAND] + [span for page in PAGES for span in pages.spans(page)]
     )
     assert [word for word in COMMANDS if f"ip2p {word}" not in told] == []
-    assert [word for word in USAGES if f"ip2p prompts {word}" not in told] == []
-    assert all(f"ip2p dataset {word}" in told for word in ("import", "inspect"))
 
 
 def _known_flags() -> set[str]:
-    job = TrainingJob(train_data_dir="x")
-    trained = {f"--{name.replace('-', '_')}" for name in _flags(job)}
+    trained = {f"--{flag[2:].replace('-', '_')}" for flag in flags_of(TrainingJob)}
     negated = {flag.replace("--", "--no_", 1) for flag in trained}
-    pipeline = {f"--{name}" for name in _flags(PipelineConfig())}
-    others = {
-        f"--{name}" for kind in (BenchmarkConfig, EditArguments, AppArguments, FinetuneConfig) for name in _flags(kind)
+    kinds = {
+        hint for action in COMMANDS.values() for hint in typing.get_type_hints(action).values() if hint is not NoneType
     }
-    evaluation = {f"--{name}" for name in _flags(BenchmarkConfig(source="x", models=("x",)))}
-    return trained | negated | pipeline | others | evaluation | OWN_FLAGS | OTHER_PROGRAMS
+    taken = {flag for kind in kinds for flag in flags_of(kind)}
+    return trained | negated | taken | OWN_FLAGS | OTHER_PROGRAMS
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -251,7 +243,7 @@ def test_every_flag_of_a_page_exists(page: str) -> None:
 def test_every_knob_that_a_page_names_exists(page: str) -> None:
     stages = "prompts|rendering|scoring|filtering|dataset|training|evaluation|runner"
     named = {span for span in pages.spans(page) if re.fullmatch(rf"({stages})(\.[a-z][\w-]*)+( \w+)?", span)}
-    paths = {name.replace("-", "_") for name in _flags(PipelineConfig())}
+    paths = {flag[2:].replace("-", "_") for flag in flags_of(PipelineConfig)}
     known = paths | {path.rpartition(".")[0] for path in paths}
     assert {span for span in named if span.split()[0].replace("-", "_") not in known} == set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from PIL import Image
 
 from ip2p.cli import main
 from ip2p.editing import Editor, Knobs, edit_images, guidance_terms, load_editor, write_image
-from ip2p.editing.apply import Texts, guided, stack_conditions
-from ip2p.models.components import widen_conv_in
+from ip2p.editing.apply import guided, stack_conditions
+from ip2p.models.stable_diffusion import widen_conv_in
+from ip2p.models.texts import Texts
 
 INSTRUCTIONS = ["make the circle green", "remove the square", "make the background white"]
 
@@ -65,7 +67,7 @@ def test_an_edit_is_what_diffusers_own_pipeline_gives(
     if scheduler is not None:
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, rescale_betas_zero_snr=False)
     images = pictures((64, 64), (64, 64))
-    knobs = {"num_inference_steps": 6, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    knobs: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
     ours = edit_images(pipeline, images, INSTRUCTIONS[:2], seeds=[5, 6], **knobs)
     theirs = pipeline(
         INSTRUCTIONS[:2],
@@ -111,7 +113,7 @@ def test_an_xl_in_float16_does_not_turn_black(tiny_xl: Path, tmp_path: Path) -> 
 def test_an_edit_of_an_xl_is_what_diffusers_own_pipeline_gives(tiny_xl: Path, tmp_path: Path, scaled: bool) -> None:
     pipeline = load_editor(write_xl_editor(tiny_xl, tmp_path, scaled=scaled), "cpu")
     images = pictures((64, 64), (64, 64))
-    knobs = {"num_inference_steps": 5, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    knobs: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 3.0, "image_guidance_scale": 1.5}
     ours = edit_images(pipeline, images, INSTRUCTIONS[:2], seeds=[5, 6], **knobs)
     for number, our in enumerate(ours):
         their = pipeline(
@@ -165,14 +167,14 @@ def test_guidance_is_the_papers_formula_at_the_least_cost(
         torch.randn(1, 3, 5),
     )
 
-    def predict(inputs: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        return inputs[:, :4] * words.mean((1, 2))[:, None, None, None] + inputs[:, 4:].square()
+    def predict(inputs: torch.Tensor, picture: torch.Tensor, texts: Texts) -> torch.Tensor:
+        return inputs * texts.hidden.mean((1, 2))[:, None, None, None] + picture.square()
 
-    nothing = predict(torch.cat([latents, 0 * image], 1), null.expand(2, -1, -1))
-    with_image = predict(torch.cat([latents, image], 1), null.expand(2, -1, -1))
-    full = predict(torch.cat([latents, image], 1), text)
+    none = Texts(null.expand(2, -1, -1))
+    nothing, with_image = predict(latents, 0 * image, none), predict(latents, image, none)
+    full = predict(latents, image, Texts(text))
     expected = nothing + image_guidance_scale * (with_image - nothing) + guidance_scale * (full - with_image)
-    found = guided(predict, latents, stack_conditions(terms, image, Texts(text, null), (64, 64)))
+    found = guided(predict, latents, stack_conditions(terms, image, Texts(torch.cat([null, text])), (64, 64)))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
@@ -247,14 +249,14 @@ def test_a_list_of_edits_names_its_outputs_and_nothing_is_overwritten(
     editor_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    rows = [{"image": "a.png", "edit_prompt": "make it red", "output": "first.png"}]
+    rows: list[dict[str, Any]] = [{"image": "a.png", "edit_prompt": "make it red", "output": "first.png"}]
     rows.append({"image": "a.png", "edit_prompt": "make it blue", "seed": 3})
     (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--model", str(editor_folder), str(tmp_path / "edits.jsonl"), "", str(tmp_path / "out")]
     assert edit(*words) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-make-it-blue.png", "first.png"]
     assert edit(*words) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert edit(*words, "--overwrite") == 0
 
 

@@ -21,13 +21,15 @@ from safetensors.torch import load_file, save_file
 from ip2p import store
 from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation import EditCase, EditJudgement, evaluate, load_domain, oracle_precision
-from ip2p.evaluation.cases import IMAGE_TYPE, Pixels, balanced_subset, decode_image, encode_png, hold_out_cases
+from ip2p.evaluation.cases import Pixels, balanced_subset, hold_out_cases
 from ip2p.evaluation.editors import Setting, sdedit_source
 from ip2p.evaluation.evaluate import plan_parts, run_editors
 from ip2p.evaluation.metrics import bootstrap_interval, curve, summarise, wilson_interval
 from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
+from ip2p.images import IMAGE_TYPE, encode_png, open_pixels
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import as_row
+from ip2p.report import write_report
 
 GREYS = {"black": 20, "white": 230}
 
@@ -76,7 +78,7 @@ def trained(tiny_config: PipelineConfig) -> PipelineConfig:
     import torch
     from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 
-    from ip2p.models.components import widen_conv_in
+    from ip2p.models.stable_diffusion import widen_conv_in
 
     base = StableDiffusionPipeline.from_pretrained(tiny_config.rendering.model)
     unet = widen_conv_in(base.unet, 8)
@@ -97,9 +99,14 @@ def part_files(config: PipelineConfig) -> dict[str, int]:
 
 @pytest.mark.parametrize("successes, trials", [(0, 1), (0, 70), (1, 3), (35, 70), (421, 490), (490, 490)])
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
-def test_wilson_interval_is_scipys(successes: int, trials: int, level: float) -> None:
-    theirs = scipy.stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
-    assert wilson_interval(successes, trials, level) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+def test_the_ends_of_the_wilson_interval_are_where_the_score_test_turns(
+    successes: int, trials: int, level: float
+) -> None:
+    share, z = successes / trials, scipy.stats.norm.ppf(0.5 + level / 2)
+    low, high = wilson_interval(successes, trials, level)
+    for bound in (low, high):
+        assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / trials, abs=1e-12)
+    assert 0 <= low <= share <= high <= 1 and low < high
 
 
 def test_wilson_interval_of_nothing_is_everything() -> None:
@@ -207,7 +214,9 @@ def test_evaluation_judges_the_editor_and_its_baselines_and_never_works_twice(
     records = pq.read_table(config.out / "evaluation" / "scores.parquet").to_pylist()
     assert len(records) == 7 * 3 + 2 * 2 + 2 + 2
     assert {record["seed"] for record in records if record["case"] == 0} == {noise_seed(config.evaluation.seed, 0)}
-    assert (config.out / "evaluation" / "images" / "model-brighten.png").exists()
+    write_report(config)
+    with Image.open(config.out / "evaluation" / "images" / "model-brighten.png") as sheet:
+        assert sheet.width == 6 + 4 * (2 * 64 + 6)  # four edits side by side
 
     written = part_files(config)
     assert evaluate(config) == found
@@ -291,7 +300,7 @@ def test_a_chain_gives_each_edit_the_answer_before_it(tmp_path: Path) -> None:
     path = tmp_path / "chain.parquet"
     options: dict[str, Any] = {"fingerprint": "abc", "seed": 1, "batch_size": 8, "progress": lambda _: None}
     write_edits(path, part, cases, editor=lambda images, *_: [image + 1 for image in images], **options)
-    levels = {row["case"]: decode_image(row["edited_image"]["bytes"]).max() for row in pq.read_table(path).to_pylist()}
+    levels = {row["case"]: open_pixels(row["edited_image"]["bytes"]).max() for row in pq.read_table(path).to_pylist()}
     start = int(first.original_image.max())
     assert levels == {0: start + 1, 1: start + 1, 2: start + 2, 3: start + 3}
 
@@ -310,10 +319,10 @@ def test_results_do_not_depend_on_the_batch_size(trained: PipelineConfig) -> Non
     config = with_domain(trained, num_edits=4)
     evaluate(config)
     path = config.out / "evaluation" / "edits" / "model-edit-t7.5-i1.5-00000.parquet"
-    before = [decode_image(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
+    before = [open_pixels(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
     shutil.rmtree(config.out / "evaluation")
     evaluate(with_domain(trained, num_edits=4, batch_size=3))
-    after = [decode_image(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
+    after = [open_pixels(row["edited_image"]["bytes"]) for row in pq.read_table(path).to_pylist()]
     assert max(np.abs(one.astype(int) - other).max() for one, other in zip(before, after, strict=True)) <= 1
 
 

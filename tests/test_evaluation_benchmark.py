@@ -22,11 +22,12 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from ip2p.cli import main
 from ip2p.config import BenchmarkConfig, EvaluationConfig, PipelineConfig
-from ip2p.evaluation.benchmark import benchmark, tell_apart
+from ip2p.evaluation.benchmark import benchmark, short_names
 from ip2p.evaluation.benchmark_cases import read_benchmark, read_mask
-from ip2p.evaluation.cases import IMAGE_TYPE, Pixels, encode_png
-from ip2p.evaluation.measures import largest_change
+from ip2p.evaluation.cases import Pixels
+from ip2p.evaluation.measures.change import largest_change
 from ip2p.evaluation.metrics import differences, paired
+from ip2p.images import IMAGE_TYPE, encode_png
 from ip2p.report import write_benchmark
 from tests.test_evaluation import trained  # noqa: F401
 
@@ -299,8 +300,8 @@ def test_a_list_of_pictures_needs_only_image_and_instruction(config: BenchmarkCo
     "line, words",
     [
         ('{"image": "one.png"}', "line 1 must hold `image` and `edit_prompt`"),
-        ('{"image": "gone.png", "edit_prompt": "x"}', "which is no file"),
-        ("no json", "line 1 is no JSON"),
+        ('{"image": "gone.png", "edit_prompt": "x"}', "which is not a file"),
+        ("no json", "line 1 is not valid JSON"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, words: str, tmp_path: Path) -> None:
@@ -329,10 +330,10 @@ def test_a_mask_marks_what_it_makes_transparent_or_else_what_is_white(tmp_path: 
 
 
 def test_models_are_told_apart_by_as_much_of_their_paths_as_it_takes() -> None:
-    assert tell_apart(["runs/a/model", "runs/b"]) == {"a": "runs/a/model", "b": "runs/b"}
-    assert list(tell_apart(["x/a/model", "y/a/model"])) == ["x-a", "y-a"]
+    assert short_names(["runs/a/model", "runs/b"]) == {"a": "runs/a/model", "b": "runs/b"}
+    assert list(short_names(["x/a/model", "y/a/model"])) == ["x-a", "y-a"]
     with pytest.raises(ValueError, match="Name each once"):
-        tell_apart(["a", "a"])
+        short_names(["a", "a"])
 
 
 def test_paired_counts_who_alone_succeeds_and_differences_are_of_shared_cases() -> None:

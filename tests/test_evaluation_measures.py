@@ -1,9 +1,12 @@
-"""Measures of the area that an edit must not touch, against the libraries' own words."""
+"""Measures: what each one declares, how it reaches every table, and its values against the libraries' own words."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import lpips
 import numpy as np
@@ -12,12 +15,39 @@ import torch
 import torchvision
 from skimage.metrics import structural_similarity
 
+from ip2p.cli.benchmark import describe
+from ip2p.config.evaluation import Protocol
+from ip2p.evaluation import measures, metrics
+from ip2p.evaluation.benchmark import PROTOCOLS, known_columns, protocol_columns
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.evaluation.measures import ChangeMeasure, TruthMeasure
-from ip2p.evaluation.measures.models import LpipsMeasure
+from ip2p.evaluation.measures.change import ChangeMeasure
+from ip2p.evaluation.measures.lpips import LpipsMeasure
+from ip2p.evaluation.measures.truth import TruthMeasure
+from ip2p.evaluation.parts import measured_schema
+from ip2p.report.editor import figures_table
 from ip2p.shapes.domain import ShapesDomain
 
+ROOT = Path(__file__).resolve().parent.parent
 SIDE = 96
+INVENTED = """
+from dataclasses import dataclass
+
+from ip2p.evaluation.measures import Column, Measure
+
+
+@dataclass(frozen=True)
+class InventedMeasure(Measure):
+    columns = (Column("invented", "Invention", "lower", "mean"), Column("odd", "Odd", "higher", "share"))
+    order = 99
+    identity = "invented"
+
+    @classmethod
+    def from_setup(cls, setup):
+        return cls()
+
+    def __call__(self, cases, before, after):
+        return [{"invented": 0.25, "odd": number % 2 == 1} for number, _ in enumerate(cases)]
+"""
 
 
 def noise(seed: int) -> Pixels:
@@ -99,3 +129,69 @@ def test_the_domain_knows_the_right_picture_and_where_it_differs_but_for_what_ma
         assert domain.judge_case(case, case.target_image).success
         outside = ~case.mask
         assert np.array_equal(case.target_image[outside], case.original_image[outside]) and case.mask.any()
+
+
+def test_every_module_of_the_folder_is_one_measure_with_titles_and_directions() -> None:
+    modules = {path.stem for path in Path(measures.__file__).parent.glob("*.py")} - {"__init__"}
+    classes = measures.measure_classes()
+    assert sorted(cls.__module__.rpartition(".")[2] for cls in classes) == sorted(modules)
+    assert len({cls.order for cls in classes}) == len(classes)
+    for cls in classes:
+        assert cls.__doc__ and cls.columns
+        for column in cls.columns:
+            assert column.title and not re.search("[↑↓]", column.title), "the direction is declared, not spelled out"
+            assert column.kind in ("share", "mean") and column.better in ("higher", "lower", None)
+            assert column.better or column.shown == "nowhere", f"{column.name} is shown without a direction"
+    names = [column.name for cls in classes for column in cls.columns]
+    assert len(names) == len(set(names)) and list(measures.columns()) == names
+
+
+def test_the_docs_have_a_row_for_every_column_and_for_nothing_else() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    table = page.split("| measure |")[1].split("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(measures.columns())
+
+
+def test_every_protocol_reports_columns_that_a_measure_declares_and_each_once() -> None:
+    assert set(PROTOCOLS) == set(get_args(Protocol)) - {"auto"}
+    for protocol in PROTOCOLS:
+        names = [column.name for column in protocol_columns(protocol)]
+        assert len(names) == len(set(names)) and set(names) <= set(measures.columns())
+
+
+@pytest.fixture
+def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[measures.Measure]:
+    """A measure whose only trace is a file in the folder of measures."""
+    (tmp_path / "invented.py").write_text(INVENTED)
+    monkeypatch.setattr(measures, "__path__", [*measures.__path__, str(tmp_path)])
+    measures.measure_classes.cache_clear()
+    measures.columns.cache_clear()
+    (invented,) = (cls for cls in measures.measure_classes() if "invented" in cls.__module__)
+    made = invented.from_setup(None)  # type: ignore[arg-type]
+    assert made is not None
+    yield made
+    measures.measure_classes.cache_clear()
+    measures.columns.cache_clear()
+
+
+def test_a_file_in_the_folder_adds_a_metric_to_scores_figures_report_comparison_and_benchmark_tables(
+    invented: measures.Measure, case: EditCase
+) -> None:
+    schema = measured_schema([invented])
+    assert [str(schema.field(name).type) for name in ("invented", "odd")] == ["double", "bool"]
+    images = [case.original_image] * 4
+    rows: list[dict[str, Any]] = invented([case] * 4, images, images)
+    records = [{"case": number, "edit_type": "add", **row} for number, row in enumerate(rows)]
+    figures = metrics.summarise(records)
+    assert (figures["invented"], figures["odd"], figures["by_type"]["add"]["invented"]) == (0.25, 0.5, 0.25)
+    assert figures["odd_interval"] == list(metrics.wilson_interval(2, 4))
+    table = figures_table({"model": figures, "copy": figures})
+    assert {"Invention ↓", "Odd ↑"} <= set(table["columns"])
+    shown = dict(zip(table["columns"], table["rows"][0]["cells"], strict=True))
+    assert (shown["Invention ↓"]["value"], shown["Odd ↑"]["value"]) == ("0.250", "50\u00a0%")
+    editors = {"model": {"single": figures, "final": None}}
+    for protocol in PROTOCOLS:
+        assert {"invented", "odd"} <= {column.name for column in known_columns(protocol, editors)}
+    _, heading, line = describe({"protocol": "curve", "editors": editors, "n": 4})
+    assert "Invention ↓" in heading and len(heading) == len(line)

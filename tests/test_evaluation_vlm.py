@@ -206,6 +206,6 @@ def test_a_local_model_sees_the_pictures_and_the_same_question_has_the_same_answ
     assert ask(pictures, "red or blue") == ask(pictures, "red or blue")
     measure = VlmMeasure(replace(config), tmp_path / "a.jsonl")
     (row,) = measure([case()], [case().original_image], [case().original_image])
-    assert set(row) == set(measure.columns)
+    assert set(row) == {column.name for column in measure.columns}
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["question"] for line in lines)

@@ -28,8 +28,8 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DINOv2 of random weights with its preprocessing."""
     folder = tmp_path_factory.mktemp("dino")
     torch.manual_seed(0)
-    options = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    Dinov2Model(Dinov2Config(**options)).eval().save_pretrained(folder)
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).eval().save_pretrained(folder)
     size = {"height": 28, "width": 28}
     BitImageProcessor(size={"shortest_edge": 28}, crop_size=size).save_pretrained(folder)
     return folder
@@ -51,7 +51,8 @@ def test_ssim_is_that_of_wang_et_al() -> None:
     assert ssim(one, one) == pytest.approx(1.0)
 
     def local(values: np.ndarray) -> np.ndarray:
-        return gaussian_filter(values, sigma=1.5, truncate=3.5)  # the window of 11 pixels
+        means: np.ndarray = gaussian_filter(values, sigma=1.5, truncate=3.5)  # the window of 11 pixels
+        return means
 
     x, y = (np.asarray(image, dtype=np.float64) for image in (one, other))
     found = []

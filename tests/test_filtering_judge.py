@@ -40,7 +40,8 @@ def test_scores_at_the_thresholds_are_accepted() -> None:
 
 def test_the_reason_names_the_score_that_is_too_low() -> None:
     for name in ("original", "edited", "direction", "image"):
-        verdict = judge(replace(GOOD, **{name: 0.1}), Thresholds())
+        low: dict[str, Any] = {name: 0.1}
+        verdict = judge(replace(GOOD, **low), Thresholds())
         assert verdict == Verdict(reason=f"low_{name}")
         assert not verdict.accepted
 

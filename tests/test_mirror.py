@@ -13,8 +13,9 @@ import fsspec
 import pytest
 
 from ip2p.cli import main
-from ip2p.cli.runs import mirrored
+from ip2p.cli.parsing import local_copy
 from ip2p.store.mirror import OWNER, Mirror, scratch_for
+from tests import processes
 from tests.test_dataset_importing import dataset_rows, write_original
 
 BUCKET = "pairs"
@@ -94,7 +95,12 @@ def test_a_shard_is_copied_before_its_sidecar_and_what_tells_of_all_last(machine
         path.write_text(name)
     order: list[str] = []
     put = mirror.fs.put_file
-    mirror.fs.put_file = lambda local, remote: (order.append(remote), put(local, remote))
+
+    def noted(local: str, remote: str) -> None:
+        order.append(remote)
+        put(local, remote)
+
+    mirror.fs.put_file = noted
     try:
         assert mirror.push() == 4
         assert mirror.push() == 0
@@ -142,12 +148,9 @@ def test_what_another_machine_did_meanwhile_is_copied_over(machine: Any) -> None
 def test_files_are_copied_while_the_command_works(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ip2p.store.mirror.SECONDS_BETWEEN_LOOKS", 0.02)
     url = "memory://while/run"
-    with mirrored(["dataset", "--out", url]) as words:
-        assert words[:2] == ["dataset", "--out"]
-        (Path(words[2]) / "a.json").write_text("a")
-        deadline = time.monotonic() + 10
-        while "a.json" not in stored(url) and time.monotonic() < deadline:
-            time.sleep(0.01)
+    with local_copy(url) as folder:
+        (folder / "a.json").write_text("a")
+        processes.wait_until(lambda: "a.json" in stored(url))
         assert stored(url) == {"a.json": b"a"}
 
 
@@ -155,18 +158,18 @@ def test_a_run_that_another_process_works_in_is_refused_until_it_is_silent(machi
     url = "memory://taken/run"
     other = dataclasses.replace(Mirror.open(url), me="process 1 on elsewhere")
     other.take()
-    with pytest.raises(ValueError, match="in use by process 1 on elsewhere"), mirrored(["shapes", f"--out={url}"]):
+    with pytest.raises(ValueError, match="in use by process 1 on elsewhere"), local_copy(url):
         pass
     fs, root = fsspec.core.url_to_fs(url)
     fs.pipe_file(f"{root}/{OWNER}", json.dumps({"who": other.me, "at": time.time() - 100}).encode())
-    with mirrored(["shapes", f"--out={url}"]) as words:
-        assert words == ["shapes", f"--out={scratch_for(url)}"]
+    with local_copy(url) as folder:
+        assert folder == scratch_for(url)
 
 
-def test_words_that_name_no_run_stay_as_they_are(machine: Any) -> None:
-    for words in (["shapes", "--data", "memory://x"], ["shapes", "--rendering.model=memory://x"], ["shapes"]):
-        with mirrored(words) as found:
-            assert found == words
+def test_a_folder_is_worked_in_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with local_copy(str(tmp_path)) as folder:
+        assert folder == tmp_path
+    assert capsys.readouterr().out == ""
 
 
 def test_an_unknown_protocol_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,25 +13,23 @@ import pytest
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig
+from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, names_with
 from ip2p.models import loading
 from ip2p.prompts import num_shards, read_triplets, write_shard
-from ip2p.prompts.answers import FIRST_KNOBS, RESULT_FREE, knobs_that_decide
+from ip2p.prompts.answers import FIRST_KNOBS, knobs_that_decide
 from ip2p.prompts.format import is_no_op, parse_answer
-from tests.taught import TAUGHT_CAPTIONS, write_taught_language_model
+from tests.trained_models import TRAINED_CAPTIONS
 
-
-@pytest.fixture(scope="module")
-def taught_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_taught_language_model(tmp_path_factory.mktemp("taught") / "language-model")
+pytestmark = pytest.mark.xdist_group("trained_models")
 
 
 @pytest.fixture
-def config(tiny_config: PipelineConfig, taught_lm: Path, tmp_path: Path) -> PipelineConfig:
-    (tmp_path / "captions.txt").write_text("\n".join(TAUGHT_CAPTIONS))
+def config(tiny_config: PipelineConfig, trained_lm: Path, tmp_path: Path) -> PipelineConfig:
+    (tmp_path / "captions.txt").write_text("\n".join(TRAINED_CAPTIONS))
     return with_prompts(
         tiny_config,
         captions=str(tmp_path / "captions.txt"),
-        model=str(taught_lm),
+        model=str(trained_lm),
         shard_size=3,
         num_triplets_per_caption=4,
         max_new_tokens=60,
@@ -49,7 +47,8 @@ def path_of(config: PipelineConfig, number: int = 0) -> Path:
 
 
 def rows_of(config: PipelineConfig, number: int = 0) -> list[dict[str, str]]:
-    return pq.read_table(path_of(config, number)).to_pylist()
+    rows: list[dict[str, str]] = pq.read_table(path_of(config, number)).to_pylist()
+    return rows
 
 
 def write_all(config: PipelineConfig) -> list[dict[str, str]]:
@@ -131,7 +130,7 @@ def test_repeated_triplets_are_rejected_as_duplicates(config: PipelineConfig) ->
 def test_a_caption_too_long_for_the_text_encoder_is_rejected_unasked(config: PipelineConfig) -> None:
     rows = write_all(with_prompts(config, max_prompt_tokens=2))
     assert {(row["reason"], row["generation"]) for row in rows} == {("too_long", "")}
-    assert sorted(row["caption"] for row in rows) == sorted(TAUGHT_CAPTIONS)
+    assert sorted(row["caption"] for row in rows) == sorted(TRAINED_CAPTIONS)
 
 
 def test_the_limit_is_the_one_of_the_renderer_s_tokenizer(config: PipelineConfig) -> None:
@@ -151,9 +150,10 @@ def test_ready_triplets_need_no_language_model_and_a_malformed_line_loses_no_oth
 
 
 def test_knobs_that_came_later_change_no_fingerprint_as_long_as_they_are_as_by_default() -> None:
-    assert set(knobs_that_decide(PromptsConfig())) == set(FIRST_KNOBS) - set(RESULT_FREE)
+    first = set(FIRST_KNOBS) - names_with(PromptsConfig, RESULT_FREE, ANSWERS_FREE)
+    assert set(knobs_that_decide(PromptsConfig())) == first
     asked = knobs_that_decide(PromptsConfig(backend="template", num_repairs=3, captions_column="x"))
-    assert set(asked) == set(FIRST_KNOBS) - set(RESULT_FREE) | {"backend", "num_repairs"}
+    assert set(asked) == first | {"backend", "num_repairs"}
 
 
 def test_the_template_backend_writes_other_triplets_at_each_attempt_and_the_same_again(config: PipelineConfig) -> None:

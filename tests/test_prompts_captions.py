@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from ip2p.config import PromptsConfig
 from ip2p.prompts.captions import ReadyLine, read_entries
 
 
-def entries_of(path: Path, content: str | bytes, **options: int) -> tuple[object, ...]:
+def entries_of(path: Path, content: str | bytes, **options: Any) -> tuple[object, ...]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return read_entries(PromptsConfig(captions=str(path), **options))
 

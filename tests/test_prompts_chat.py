@@ -16,22 +16,18 @@ from ip2p.prompts.format import format_json, parse_json
 from ip2p.prompts.shards import try_caption
 from ip2p.records import EditTriplet
 from ip2p.store import RunFolder
-from tests.taught import TAUGHT_CAPTIONS, chat_config, write_taught_chat_model
+from tests.trained_models import TRAINED_CAPTIONS, chat_config
 
-REQUESTS = [Request(caption, attempt) for caption in TAUGHT_CAPTIONS for attempt in range(3)]
-
-
-@pytest.fixture(scope="module")
-def taught_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_taught_chat_model(tmp_path_factory.mktemp("taught") / "chat-model")
+pytestmark = pytest.mark.xdist_group("trained_models")
+REQUESTS = [Request(caption, attempt) for caption in TRAINED_CAPTIONS for attempt in range(3)]
 
 
 def ask(config: PromptsConfig, requests: list[Request] = REQUESTS) -> list[Answer]:
     return open_backend(config, Path("unused")).answer(requests, on_answer=lambda num: None)
 
 
-def test_the_taught_model_gives_the_edit_types_that_it_is_asked_for(taught_chat: Path) -> None:
-    config = chat_config(taught_chat)
+def test_the_trained_model_gives_the_edit_types_that_it_is_asked_for(trained_chat: Path) -> None:
+    config = chat_config(trained_chat)
     for request, answer in zip(REQUESTS, ask(config), strict=True):
         triplet = read_answer(config, request, answer, "chat-model")
         assert isinstance(triplet, EditTriplet), answer
@@ -39,8 +35,8 @@ def test_the_taught_model_gives_the_edit_types_that_it_is_asked_for(taught_chat:
         assert triplet.edited_prompt == f"{request.caption}, {triplet.edit_type}"
 
 
-def test_an_answer_in_prose_is_mended_once_and_only_where_that_is_wanted(taught_chat: Path) -> None:
-    config = chat_config(taught_chat)
+def test_an_answer_in_prose_is_mended_once_and_only_where_that_is_wanted(trained_chat: Path) -> None:
+    config = chat_config(trained_chat)
     mended = ask(config)[0]
     assert mended.earlier == ("Sure!",) and not isinstance(parse_json(mended.text, ["colour", "add", "remove"]), str)
     unmended = replace(config, num_repairs=0)
@@ -49,22 +45,22 @@ def test_an_answer_in_prose_is_mended_once_and_only_where_that_is_wanted(taught_
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_answers_do_not_depend_on_the_batch(taught_chat: Path, batch_size: int) -> None:
-    config = replace(chat_config(taught_chat), temperature=2.0, batch_size=50)
+def test_answers_do_not_depend_on_the_batch(trained_chat: Path, batch_size: int) -> None:
+    config = replace(chat_config(trained_chat), temperature=2.0, batch_size=50)
     answers = ask(config)
     assert ask(replace(config, batch_size=batch_size)) == answers
     assert ask(config, REQUESTS[::-2]) == answers[::-2]
 
 
-def test_a_shard_is_written_with_a_chat_model(taught_chat: Path, tiny_config: PipelineConfig, tmp_path: Path) -> None:
-    (tmp_path / "captions.txt").write_text("\n".join(TAUGHT_CAPTIONS))
-    asked = replace(chat_config(taught_chat), captions=str(tmp_path / "captions.txt"), max_prompt_tokens=200)
+def test_a_shard_is_written_with_a_chat_model(trained_chat: Path, tiny_config: PipelineConfig, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("\n".join(TRAINED_CAPTIONS))
+    asked = replace(chat_config(trained_chat), captions=str(tmp_path / "captions.txt"), max_prompt_tokens=200)
     config = replace(tiny_config, prompts=replace(asked, num_triplets_per_caption=3))
     assert write_shard(config, 0).counts == {"captions": 4, "generations": 12, "kept": 12}
     triplets = read_triplets(RunFolder(config.out).shard("triplets", 0))
     assert {triplet.source for triplet in triplets} == {"chat-model"}
     assert Counter(triplet.edit_type for triplet in triplets) == {"colour": 4, "add": 4, "remove": 4}
-    assert [found.triplet for found in try_caption(config, f" {TAUGHT_CAPTIONS[0]} ", 3)] == triplets[:3]
+    assert [found.triplet for found in try_caption(config, f" {TRAINED_CAPTIONS[0]} ", 3)] == triplets[:3]
 
 
 def test_a_model_without_a_chat_template_is_a_mistake(tiny_lm: Path) -> None:
@@ -124,8 +120,8 @@ def test_one_json_object_of_three_texts_is_an_answer_and_nothing_else(text: str,
 
 
 def test_examples_that_are_no_triplets_are_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"prompts\.examples .* is no \.jsonl file"):
+    with pytest.raises(ValueError, match=r"prompts\.examples .* is not a \.jsonl file"):
         read_examples(str(tmp_path / "none.jsonl"))
     (tmp_path / "broken.jsonl").write_text('{"original_prompt": "a"}')
-    with pytest.raises(ValueError, match=r"line 1 is no triplet: edit_prompt is missing"):
+    with pytest.raises(ValueError, match=r"line 1 is not a triplet: edit_prompt is missing"):
         read_examples(str(tmp_path / "broken.jsonl"))

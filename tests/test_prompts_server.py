@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +19,7 @@ from ip2p.prompts import write_shard
 from ip2p.prompts.answers import journal_path
 from ip2p.prompts.format import JSON_FIELDS
 from tests.chat_server import ChatServer, question_of, serving, well_behaved
+from tests.processes import wait_until
 
 CAPTIONS = tuple(f"a photo of house number {number} by the sea" for number in range(24))
 FAULTS = ("429", "500", "503", "hang", "half", "reset", "empty", "garbage")
@@ -48,7 +46,8 @@ def with_server(config: PipelineConfig, **changed: Any) -> PipelineConfig:
 
 
 def rows_of(config: PipelineConfig) -> list[dict[str, str]]:
-    return pq.read_table(store.RunFolder(config.out).shard("triplets", 0)).to_pylist()
+    rows: list[dict[str, str]] = pq.read_table(store.RunFolder(config.out).shard("triplets", 0)).to_pylist()
+    return rows
 
 
 def check_each_caption_once(config: PipelineConfig) -> None:
@@ -197,13 +196,10 @@ def test_a_killed_process_costs_the_requests_in_flight(config: PipelineConfig, s
     store.write_json(saved, to_dict(slow))
     code = "import sys; from pathlib import Path; from ip2p.config.files import read_config; "
     code += "from ip2p.prompts import write_shard; write_shard(read_config(Path(sys.argv[1])), 0)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(saved)], cwd=Path(__file__).parent.parent)
-    deadline = time.monotonic() + 60
-    while sum(server.answered.values()) < 6 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(0.3)
+    with subprocess.Popen([sys.executable, "-c", code, str(saved)], cwd=Path(__file__).parent.parent) as child:
+        wait_until(lambda: sum(server.answered.values()) >= 6)
+        child.kill()
+    server.wait_until_idle()
     server.seconds = 0.0
     write_shard(slow, 0)
     check_each_caption_once(slow)

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,10 +17,11 @@ import pytest
 from ip2p.config import PromptsConfig, ServerConfig
 from ip2p.prompts.asking import Request
 from ip2p.prompts.backends import open_backend
-from tests.taught import TAUGHT_CAPTIONS, chat_config, write_taught_chat_model
+from tests.processes import wait_until
+from tests.trained_models import TRAINED_CAPTIONS, chat_config
 
-pytestmark = pytest.mark.slow
-REQUESTS = [Request(caption, attempt) for caption in TAUGHT_CAPTIONS for attempt in range(3)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trained_models")]
+REQUESTS = [Request(caption, attempt) for caption in TRAINED_CAPTIONS for attempt in range(3)]
 
 
 def free_port() -> int:
@@ -31,29 +31,38 @@ def free_port() -> int:
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    def answers() -> bool:
+        assert process.poll() is None, f"transformers serve ended with {process.returncode}"
         with suppress(OSError), urllib.request.urlopen(url, timeout=2) as reply:
-            if reply.status == 200:
-                return
-        time.sleep(0.3)
-    raise AssertionError("transformers serve did not start")
+            return bool(reply.status == 200)
+        return False
+
+    wait_until(answers)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PromptsConfig]:
-    folder = write_taught_chat_model(tmp_path_factory.mktemp("taught") / "chat-model")
+def served(trained_chat: Path) -> Iterator[PromptsConfig]:
     port = free_port()
     command = Path(sys.executable).with_name("transformers")
     if not command.exists():
         pytest.skip("transformers has no command here")
-    words = [command, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", folder]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(words, env={**os.environ, "HF_HUB_OFFLINE": "1"}, **quiet)
+    words: list[str | Path] = [
+        command,
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        trained_chat,
+    ]
+    environment, nowhere = {**os.environ, "HF_HUB_OFFLINE": "1"}, subprocess.DEVNULL
+    process = subprocess.Popen(words, env=environment, stdout=nowhere, stderr=nowhere)
     try:
         wait_until_healthy(process, f"http://127.0.0.1:{port}/health")
         server = ServerConfig(base_url=f"http://127.0.0.1:{port}/v1", timeout=60, concurrency=4)
-        yield replace(chat_config(folder), backend="server", server=server)
+        yield replace(chat_config(trained_chat), backend="server", server=server)
     finally:
         process.terminate()
         process.wait(timeout=30)

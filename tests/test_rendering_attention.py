@@ -7,9 +7,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ip2p.p2p.attention import CrossSharing, SelfSharing, cross_attentions, self_attentions, shared_attention
+from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
+from ip2p.p2p.attention import CrossSharing, SelfSharing, shared_attention
 from ip2p.p2p.steps import plan_step
-from tests.explicit import ExplicitAttention
+from tests.explicit_attention import ExplicitAttention
 from tests.tiny import specs, tiny_unet
 
 WIDTH = 128
@@ -44,13 +45,14 @@ def run(unet: UNet2DConditionModel, rows: int) -> Tensor:
     latents = torch.randn(rows, 4, 16, 16, generator=generator)
     texts = torch.randn(rows, 5, WIDTH, generator=generator)
     with torch.no_grad():
-        return unet(latents.to(unet.dtype), 400, encoder_hidden_states=texts.to(unet.dtype)).sample.float()
+        sample: Tensor = unet(latents.to(unet.dtype), 400, encoder_hidden_states=texts.to(unet.dtype)).sample.float()
+    return sample
 
 
 @pytest.mark.parametrize("active", [(True, True, True), (True, False, True), (False, False, False)])
 def test_shared_queries_and_keys_equal_shared_maps(unet: UNet2DConditionModel, active: tuple[bool, ...]) -> None:
     source = plan_step(specs(p2p=[float(each) for each in active]), 0, 4, num_halves=2).itself
-    with shared_attention(unet) as shared:
+    with shared_attention(BASE.attention_layers(unet)) as shared:
         shared.itself = source
         found = run(unet, 12)
     before = dict(unet.attn_processors)
@@ -73,7 +75,7 @@ def test_moving_values_equals_moving_the_maps_of_tokens(unet: UNet2DConditionMod
     source = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=1).itself
     model = tiny_unet().to(dtype)
     model.load_state_dict(unet.state_dict())
-    with shared_attention(model, cross=True) as shared:
+    with shared_attention(BASE.attention_layers(model), cross=True) as shared:
         plain = run(model, 6)
         shared.itself, shared.cross = source, cross
         found = run(model, 6)
@@ -89,7 +91,7 @@ def test_moving_values_equals_moving_the_maps_of_tokens(unet: UNet2DConditionMod
 
 def test_sharing_changes_edited_rows_of_active_pairs_only(unet: UNet2DConditionModel) -> None:
     plain = run(unet, 12)
-    with shared_attention(unet) as shared:
+    with shared_attention(BASE.attention_layers(unet)) as shared:
         shared.itself = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).itself
         found = run(unet, 12)
     changed = [(a - b).abs().max().item() > 1e-5 for a, b in zip(plain, found, strict=True)]
@@ -98,22 +100,22 @@ def test_sharing_changes_edited_rows_of_active_pairs_only(unet: UNet2DConditionM
 
 def test_without_a_source_the_processors_are_diffusers_own(unet: UNet2DConditionModel) -> None:
     plain = run(unet, 4)
-    with shared_attention(unet, cross=True):
+    with shared_attention(BASE.attention_layers(unet), cross=True):
         torch.testing.assert_close(run(unet, 4), plain, atol=1e-6, rtol=0)
 
 
 def test_every_self_attention_and_no_cross_attention_shares(unet: UNet2DConditionModel) -> None:
     names = {id(module): name for name, module in unet.named_modules()}
-    found = {names[id(layer)] for layer in self_attentions(unet)}
+    found = {names[id(layer)] for layer in BASE.attention_layers(unet).to_itself}
     assert found == {name for name in names.values() if name.endswith("attn1")}
     assert len(found) > 4
-    to_text = {names[id(layer)] for layer in cross_attentions(unet)}
+    to_text = {names[id(layer)] for layer in BASE.attention_layers(unet).to_text}
     assert to_text == {name.replace("attn1", "attn2") for name in found}
 
 
 def test_processors_are_restored_after_an_error(unet: UNet2DConditionModel) -> None:
     before = dict(unet.attn_processors)
-    with pytest.raises(RuntimeError, match="out of memory"), shared_attention(unet, cross=True):
+    with pytest.raises(RuntimeError, match="out of memory"), shared_attention(BASE.attention_layers(unet), cross=True):
         assert not set(unet.attn_processors.values()) & set(before.values())
         raise RuntimeError("out of memory")
     assert dict(unet.attn_processors) == before
@@ -121,12 +123,12 @@ def test_processors_are_restored_after_an_error(unet: UNet2DConditionModel) -> N
 
 def test_queries_and_keys_that_nobody_takes_are_not_computed(unet: UNet2DConditionModel) -> None:
     rows: list[tuple[int, int]] = []
-    layer = self_attentions(unet)[0]
+    layer = BASE.attention_layers(unet).to_itself[0]
     hooks = [
         layer.to_q.register_forward_hook(lambda _, args, __: rows.append((len(args[0]), 0))),
         layer.to_v.register_forward_hook(lambda _, args, __: rows.append((0, len(args[0])))),
     ]
-    with shared_attention(unet) as shared:
+    with shared_attention(BASE.attention_layers(unet)) as shared:
         shared.itself = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).itself
         run(unet, 12)
     for hook in hooks:

@@ -14,7 +14,7 @@ import pytest
 
 from ip2p import rendering, store
 from ip2p.config import EditTypeRendering, FilteringConfig, PipelineConfig, Thresholds
-from ip2p.images import decode_image
+from ip2p.images import open_picture
 from ip2p.models import loading
 from ip2p.records import EditTriplet
 from ip2p.rendering import draw_spec
@@ -69,7 +69,8 @@ def write_triplets(config: PipelineConfig, triplets: list[EditTriplet] = TRIPLET
 
 
 def table(config: PipelineConfig, stage: str, number: int = 0) -> list[dict[str, Any]]:
-    return pq.read_table(RunFolder(config.out).shard(stage, number)).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(RunFolder(config.out).shard(stage, number)).to_pylist()
+    return rows
 
 
 def stamp(config: PipelineConfig) -> dict[str, tuple[int, bytes]]:
@@ -116,7 +117,7 @@ def test_the_scores_are_those_of_the_stored_pixels(config: PipelineConfig, image
     assert len(rows) == 6
     for row in rows:
         assert row["original_image"]["path"].endswith(image_format)
-        images = [[decode_image(row[f"{side}_image"]["bytes"])] for side in ("original", "edited")]
+        images = [[open_picture(row[f"{side}_image"]["bytes"])] for side in ("original", "edited")]
         scored = from_row(row)
         (found,) = scorer.score([scored.candidate.triplet], *images)
         assert found.original == pytest.approx(scored.scores.original, abs=1e-5)
@@ -143,7 +144,7 @@ def test_only_accepted_images_are_kept_unless_asked(config: PipelineConfig) -> N
     rendering.write_shard(keeping, 0)
     rows = table(keeping, "pairs")
     assert [row["reason"] for row in rows] == ["low_direction"] * 6
-    assert all(decode_image(row["edited_image"]["bytes"]).size == (64, 64) for row in rows)
+    assert all(open_picture(row["edited_image"]["bytes"]).size == (64, 64) for row in rows)
 
 
 def test_stricter_filtering_judges_the_table_and_renders_nothing(config: PipelineConfig, renders: list[int]) -> None:
@@ -182,7 +183,7 @@ def test_looser_filtering_renders_the_newly_accepted_alone_and_ends_as_if_it_had
         wanted = expected[row["triplet_id"], row["candidate"]]
         assert {**row, "original_image": 0, "edited_image": 0} == {**wanted, "original_image": 0, "edited_image": 0}
         for side in ("original_image", "edited_image"):
-            found, image = (np.asarray(decode_image(each[side]["bytes"])).astype(int) for each in (row, wanted))
+            found, image = (np.asarray(open_picture(each[side]["bytes"])).astype(int) for each in (row, wanted))
             assert np.abs(found - image).max() <= 1
 
 
@@ -215,7 +216,7 @@ def test_the_batch_size_does_not_change_what_is_rendered(config: PipelineConfig)
     write_triplets(single)
     rendering.write_shard(single, 0)
     for one, two in zip(table(config, "pairs"), table(single, "pairs"), strict=True):
-        first, second = (np.asarray(decode_image(row["edited_image"]["bytes"])).astype(int) for row in (one, two))
+        first, second = (np.asarray(open_picture(row["edited_image"]["bytes"])).astype(int) for row in (one, two))
         assert np.abs(first - second).max() <= 1
         assert one["clip_image"] == pytest.approx(two["clip_image"], abs=1e-3)
 

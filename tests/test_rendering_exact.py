@@ -14,7 +14,7 @@ from ip2p.config import RenderingConfig
 from ip2p.models.loading import load_text_to_image
 from ip2p.p2p.sampler import fits_text_encoder, render_pairs, sample_latents
 from ip2p.records import Candidate, EditTriplet, RenderSpec
-from tests.explicit import ExplicitPair
+from tests.explicit_attention import ExplicitPair
 
 CIRCLE, SQUARE, BOTH = (
     "a small red circle on a white background",
@@ -104,7 +104,7 @@ def test_half_precision_differs_from_explicit_maps_by_its_rounding_alone(tiny_sd
     """One step from the same noise, so that rounding has no time to grow; blended places may flip and are left out."""
     config, batch = with_operator({key: value for key, value in OPERATORS[name].items() if key != "local_blend"})
     config = replace(config, num_inference_steps=1)
-    options = {"revision": None, "variant": None, "device": "cpu"}
+    options: dict[str, Any] = {"revision": None, "variant": None, "device": "cpu"}
     low, high = (load_text_to_image(str(tiny_sd), dtype=each, **options) for each in (dtype, "float32"))
     with torch.inference_mode():
         found = sample_latents(low, batch, config).unflatten(0, (2, -1))

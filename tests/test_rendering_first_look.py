@@ -48,7 +48,8 @@ def render(config: PipelineConfig, name: str, **settings: Any) -> PipelineConfig
 
 
 def rows_of(config: PipelineConfig, stage: str = "candidates") -> list[dict[str, Any]]:
-    return pq.read_table(RunFolder(config.out).shard(stage, 0)).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(RunFolder(config.out).shard(stage, 0)).to_pylist()
+    return rows
 
 
 def with_direction(config: PipelineConfig, least: float, slack: float = 0.0) -> PipelineConfig:

@@ -14,15 +14,14 @@ from diffusers import StableDiffusionPipeline
 
 from ip2p.config import CrossAlignment, RenderingConfig
 from ip2p.models.loading import load_text_to_image
+from ip2p.models.noise.discrete import DiscreteNoise, usable_schedulers
+from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
 from ip2p.p2p.alignment import map_tokens, stack_maps
-from ip2p.p2p.attention import cross_attentions, self_attentions
 from ip2p.p2p.sampler import (
     check_renderable,
     encode_texts,
     fits_text_encoder,
-    new_scheduler,
     sample_latents,
-    usable_schedulers,
 )
 from ip2p.p2p.steps import is_shared, plan_step
 from ip2p.records import Candidate, EditTriplet, RenderSpec
@@ -186,7 +185,8 @@ def test_without_p2p_each_side_equals_diffusers_own_pipeline(
 ) -> None:
     pair = candidate(CIRCLE, SQUARE, seed=11, guidance_scale=guidance_scale, p2p=0.0)
     found = sides(pipeline, [pair], replace(CONFIG, scheduler=scheduler))
-    peer = StableDiffusionPipeline(**{**pipeline.components, "scheduler": new_scheduler(pipeline, scheduler)})
+    own = DiscreteNoise.new_scheduler(pipeline.scheduler, scheduler)
+    peer = StableDiffusionPipeline(**{**pipeline.components, "scheduler": own})
     peer.set_progress_bar_config(disable=True)
     for prompt, latents in zip((CIRCLE, SQUARE), found, strict=True):
         expected = peer(
@@ -205,7 +205,7 @@ def test_shared_steps_equal_a_caption_that_changes_on_the_way(pipeline: Any, sch
     pair = candidate(CIRCLE, SQUARE, guidance_scale=3.0, p2p=0.0, shared_steps=0.5)
     original, edited = sides(pipeline, [pair], config)
     alone, _ = sides(pipeline, [candidate(CIRCLE, EMPTY, guidance_scale=3.0, p2p=0.0)], config)
-    steps = new_scheduler(pipeline, scheduler)
+    steps = DiscreteNoise.new_scheduler(pipeline.scheduler, scheduler)
     steps.set_timesteps(6)
     num_steps, seen = len(steps.timesteps), [0]
 
@@ -239,7 +239,7 @@ def test_shared_steps_are_computed_once(pipeline: Any) -> None:
 
 def test_texts_are_encoded_as_diffusers_does(pipeline: Any) -> None:
     with torch.inference_mode():
-        found = encode_texts(pipeline, ["", CIRCLE, SQUARE, CIRCLE])
+        found = encode_texts(pipeline, BASE, ["", CIRCLE, SQUARE, CIRCLE]).hidden
         positive, negative = pipeline.encode_prompt([CIRCLE, SQUARE], "cpu", 1, True)
     expected = torch.stack([negative[0], positive[0], positive[1], positive[0]])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -272,7 +272,7 @@ def test_a_scheduler_that_cannot_be_used_is_refused_with_a_list_of_others(pipeli
 
 
 def test_a_scheduler_keeps_the_models_noise_schedule(pipeline: Any) -> None:
-    scheduler = new_scheduler(pipeline, "EulerAncestralDiscreteScheduler")
+    scheduler = DiscreteNoise.new_scheduler(pipeline.scheduler, "EulerAncestralDiscreteScheduler")
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.rescale_betas_zero_snr
     assert scheduler.config.timestep_spacing == "trailing"
@@ -290,7 +290,8 @@ def test_a_caption_is_measured_before_it_is_cut(pipeline: Any) -> None:
 
 
 def test_the_models_processors_are_back_after_rendering_and_after_an_error(pipeline: Any) -> None:
-    layers = [*self_attentions(pipeline.unet), *cross_attentions(pipeline.unet)]
+    attention = BASE.attention_layers(pipeline.unet)
+    layers = [*attention.to_itself, *attention.to_text]
     before = [layer.processor for layer in layers]
 
     def fail(*_: object) -> None:
@@ -306,6 +307,6 @@ def test_the_models_processors_are_back_after_rendering_and_after_an_error(pipel
 
 
 def test_every_scheduler_that_is_offered_is_tested_here(pipeline: Any) -> None:
-    offered = usable_schedulers(pipeline)
+    offered = usable_schedulers(pipeline.scheduler)
     assert "DDIMScheduler" in offered
     assert set(offered) <= {*STOCHASTIC, *DETERMINISTIC}

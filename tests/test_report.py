@@ -25,7 +25,7 @@ from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.report import write_report
 from ip2p.report.svg import ticks
 from ip2p.shapes.language import EDIT_TYPES
-from tests.told_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
+from tests.example_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
 
 
 class Page(HTMLParser):
@@ -191,7 +191,7 @@ def test_all_baselines_and_all_measures_are_told(html: str) -> None:
         "copy the input",
         "untrained",
         "SDEdit 0.5",
-        "No-op",
+        "No change ↓",
         "LPIPS outside mask ↓",
         "SDEdit 0.5: success",
         "+0.210",
@@ -292,6 +292,24 @@ def test_pictures_for_the_readme_are_written(run_folder: Path) -> None:
     for name in ("strip", "pairs", "curve"):
         with Image.open(run_folder / "report" / f"{name}.png") as image:
             assert image.width > 600 and np.asarray(image.convert("L")).std() > 10
+
+
+def test_a_plain_sheet_per_edit_type_is_written_and_left_alone_until_the_scores_are_newer(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    config = copied(run_folder, tmp_path)
+    folder = store.RunFolder(config.out).evaluation
+    write_report(config)
+    sheets = sorted((folder / "images").glob("*.png"))
+    assert [path.name for path in sheets] == sorted(f"model-{kind}.png" for kind in EDIT_TYPES)
+    with Image.open(sheets[0]) as image:
+        assert image.size == (6 + 4 * (2 * 64 + 6), 6 + 4 * (64 + 6))  # 16 edits, before beside after
+    first = [path.stat().st_mtime_ns for path in sheets]
+    write_report(config)
+    assert [path.stat().st_mtime_ns for path in sheets] == first
+    (folder / "scores.parquet").touch()
+    write_report(config)
+    assert all(path.stat().st_mtime_ns > time for path, time in zip(sheets, first, strict=True))
 
 
 def test_report_without_rejected_images_says_how_to_keep_them(run_folder: Path, tmp_path: Path) -> None:

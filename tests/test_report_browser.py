@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ip2p.report import write_comparison, write_report
-from tests.told_run import synthetic_config, write_synthetic_run
+from tests.example_run import synthetic_config, write_synthetic_run
 
+pytestmark = pytest.mark.slow
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1280, "height": 900}
 CARDS = "#pairs-cards > .card"

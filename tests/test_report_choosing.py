@@ -116,7 +116,7 @@ def test_pictures_are_read_from_their_rows_across_row_groups(tmp_path: Path) -> 
 
 def test_the_hull_is_the_one_of_a_geometry_library() -> None:
     points = [tuple(point) for point in np.random.default_rng(1).normal(size=(60, 2)).tolist()]
-    hull = convex_hull(points)  # type: ignore[arg-type]
+    hull = convex_hull(points)
     assert set(hull) == {points[index] for index in ConvexHull(np.array(points)).vertices}
 
 

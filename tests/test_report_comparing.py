@@ -18,6 +18,8 @@ from ip2p.evaluation import metrics
 from ip2p.evaluation.metrics import mcnemar
 from ip2p.report.compare import describe_comparison
 
+CLIP = ("clip_original", "clip_edited", "clip_direction", "clip_image")
+
 
 def write_run(folder: Path, successes: list[bool], *, lift: float = 0.0, **knobs: Any) -> PipelineConfig:
     """A run that was evaluated on pictures of its number, with one point of the sweep."""
@@ -25,7 +27,7 @@ def write_run(folder: Path, successes: list[bool], *, lift: float = 0.0, **knobs
     (folder / "evaluation").mkdir(parents=True)
     rows = []
     for number, success in enumerate(successes):
-        scores = dict.fromkeys(metrics.CLIP, 0.1 * number + lift)
+        scores = dict.fromkeys(CLIP, 0.1 * number + lift)
         judged = {"success": success, "done": success, "kept": True, "legible": True}
         words = {"edit_type": "colour", "edit_prompt": f"edit {number}", "image_guidance_scale": 1.5}
         for kind in ("edit", "sweep"):

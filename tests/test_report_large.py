@@ -16,7 +16,7 @@ from PIL import Image
 
 from ip2p import store
 from ip2p.config import PipelineConfig
-from ip2p.evaluation.cases import IMAGE_TYPE
+from ip2p.images import IMAGE_TYPE
 from ip2p.report.facts import CLIP
 
 NUM_SHARDS, ROWS = 200, 1000

@@ -22,7 +22,8 @@ SCENE = Scene(background="beige", objects=(CIRCLE, STAR))
 
 
 def blurred(picture: Pixels, sigma: float) -> Pixels:
-    return ndimage.gaussian_filter(picture.astype(np.float32), (sigma, sigma, 0)).astype(np.uint8)
+    smooth: Pixels = ndimage.gaussian_filter(picture.astype(np.float32), (sigma, sigma, 0)).astype(np.uint8)
+    return smooth
 
 
 @pytest.mark.slow

@@ -49,7 +49,8 @@ from tests.tiny import tiny_unet, tiny_vae
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    loaded: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return loaded
 
 
 def fit(folder: Path, stops: list[int]) -> Tensor:

@@ -148,7 +148,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 def test_a_write_makes_its_folders_and_returns_the_checksum(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
-    digest = write_atomic(path, lambda file: file.write(b"content") and None)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"content")
+
+    digest = write_atomic(path, write)
     assert digest == sha256_of(path)
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
@@ -192,18 +196,19 @@ def test_counts_and_seconds_of_shards_are_added_up(tmp_path: Path) -> None:
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from ip2p.store import hold
 hold(Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
 def test_a_run_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True) as other:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=rf"run is in use by process {other.pid} on .*--out"):
             hold(root)

@@ -16,14 +16,16 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from ip2p.config import PipelineConfig, TrainingConfig
-from ip2p.models.components import load_noise_scheduler, load_text_encoder, load_tokenizer, load_vae, widen_conv_in
-from ip2p.models.noise import drop_conditions, objective_of
-from ip2p.models.texts import hidden_states
+from ip2p.config import TrainingConfig
+from ip2p.models.components import load_vae
+from ip2p.models.noise.discrete import DiscreteNoise
+from ip2p.models.stable_diffusion import widen_conv_in
+from ip2p.models.texts import Texts, hidden_states
 from ip2p.training.cache import load_cache
 from ip2p.training.data import decode_pair, open_rows, training_fingerprint
-from ip2p.training.draws import draw_samples, draw_step, weigh_timesteps
+from ip2p.training.draws import draw_samples, draw_step, drop_conditions
 from ip2p.training.losses import LossLog, mean_of_last, read_losses
 from tests.tiny import tiny_unet
 
@@ -82,27 +84,28 @@ def test_a_wide_unet_is_taken_as_it_is_and_a_wider_one_refused() -> None:
 
 def test_dropout_takes_five_percent_each_of_text_image_and_both() -> None:
     uniform = (torch.arange(100) + 0.5) / 100
-    condition, text = drop_conditions(
-        torch.ones(100, 4, 2, 2), torch.ones(100, 3, 5), torch.full((1, 3, 5), 7.0), uniform, 0.05
-    )
+    texts, none = Texts(torch.ones(100, 3, 5), torch.ones(100, 6)), Texts(torch.full((1, 3, 5), 7.0), torch.zeros(1, 6))
+    condition, dropped = drop_conditions(torch.ones(100, 4, 2, 2), texts, none, uniform, 0.05)
+    text, pooled = dropped.hidden, dropped.pooled
     no_text, no_image = (text == 7).all(2).all(1), (condition == 0).flatten(1).all(1)
-    assert ((no_text & ~no_image).sum(), (no_text & no_image).sum(), (~no_text & no_image).sum()) == (5, 5, 5)
+    dropped = (no_text & ~no_image, no_text & no_image, ~no_text & no_image)
+    assert [int(rows.sum()) for rows in dropped] == [5, 5, 5]
     assert (text[~no_text] == 1).all()
+    assert pooled is not None and torch.equal((pooled == 0).all(1), no_text) and pooled[~no_text].all()
     assert (condition[~no_image] == 1).all()
 
 
 def test_dropout_of_probability_zero_drops_nothing() -> None:
-    condition, text = drop_conditions(
-        torch.ones(50, 4, 2, 2), torch.ones(50, 3, 5), torch.zeros(1, 3, 5), torch.rand(50), 0.0
-    )
+    texts, none = Texts(torch.ones(50, 3, 5)), Texts(torch.zeros(1, 3, 5))
+    condition, kept = drop_conditions(torch.ones(50, 4, 2, 2), texts, none, torch.rand(50), 0.0)
     assert condition.all()
-    assert text.all()
+    assert kept.hidden.all()
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_noising_and_targets_are_those_of_the_scheduler(prediction_type: str) -> None:
     scheduler = DDPMScheduler(prediction_type=prediction_type, beta_schedule="scaled_linear")
-    objective = objective_of(scheduler, None)
+    objective = DiscreteNoise.of(scheduler, None)
     torch.manual_seed(0)
     latents, noise, steps = torch.randn(6, 4, 8, 8), torch.randn(6, 4, 8, 8), torch.tensor([0, 1, 400, 600, 998, 999])
     assert torch.allclose(objective.noised(latents, noise, steps), scheduler.add_noise(latents, noise, steps))
@@ -112,7 +115,7 @@ def test_noising_and_targets_are_those_of_the_scheduler(prediction_type: str) ->
 
 
 def test_the_bases_zero_terminal_snr_is_kept(tiny_sd: Path) -> None:
-    objective = objective_of(load_noise_scheduler(tiny_training(tiny_sd)), None)
+    objective = DiscreteNoise.load(tiny_training(tiny_sd))
     assert objective.prediction_type == "v_prediction"
     assert objective.alphas_cumprod[-1] < 1e-10
     latents, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
@@ -125,7 +128,7 @@ def test_min_snr_weights_mean_the_same_loss_in_every_prediction_type() -> None:
     guess = latents + 0.1 * torch.randn_like(latents)
     losses = []
     for kind in ("epsilon", "v_prediction", "sample"):
-        objective = objective_of(DDPMScheduler(prediction_type=kind), 5.0)
+        objective = DiscreteNoise.of(DDPMScheduler(prediction_type=kind), 5.0)
         share = objective.alphas_cumprod[steps][:, None, None, None]
         noised = objective.noised(latents, noise, steps)
         implied = (noised - share.sqrt() * guess) / (1 - share).sqrt()
@@ -166,12 +169,13 @@ def test_draws_depend_on_seed_step_and_process_alone() -> None:
 )
 def test_favoured_timesteps_are_drawn_more_often(bias: dict[str, Any], favoured: range) -> None:
     options = {f"timestep_bias_{name}": value for name, value in bias.items()}
-    weights = weigh_timesteps(TrainingConfig(timestep_bias_multiplier=4.0, **options), 1000)
+    config = TrainingConfig(timestep_bias_multiplier=4.0, **options)
+    weights = DiscreteNoise.of(DDPMScheduler(), None).timestep_chances(config)
     drawn = draw_step(torch.Size((20_000, 1)), weights, 0).timesteps
     share = torch.isin(drawn, torch.tensor(list(favoured))).float().mean().item()
     expected = 4 * 0.3 / (4 * 0.3 + 0.7) if favoured else 0.0
     assert share == pytest.approx(expected, abs=0.015)
-    assert (drawn.min(), drawn.max()) == (0, 999)
+    assert (int(drawn.min()), int(drawn.max())) == (0, 999)
 
 
 def test_a_missing_column_is_named_beside_those_that_are_there(tmp_path: Path, tiny_sd: Path) -> None:
@@ -223,10 +227,11 @@ def test_the_cache_holds_what_the_encoders_say(tmp_path: Path, tiny_sd: Path) ->
         assert torch.allclose(batch.mean, posterior.mean, atol=1e-5)
         assert torch.allclose(batch.deviation, posterior.std, atol=1e-5)
         assert torch.allclose(batch.condition, vae.encode(pixels[0]).latent_dist.mode(), atol=1e-5)
-        encoder, tokenizer = load_text_encoder(config, CPU), load_tokenizer(config)
+        encoder = CLIPTextModel.from_pretrained(tiny_sd, subfolder="text_encoder")
+        tokenizer = CLIPTokenizer.from_pretrained(tiny_sd, subfolder="tokenizer")
         prompts = [str(row.edit_prompt) for row in raw]
-        assert torch.allclose(batch.text, hidden_states(encoder, tokenizer, prompts), atol=1e-5)
-        assert torch.allclose(cache.null_text, hidden_states(encoder, tokenizer, [""]), atol=1e-5)
+        assert torch.allclose(batch.texts.hidden, hidden_states(encoder, tokenizer, prompts), atol=1e-5)
+        assert torch.allclose(cache.none.hidden, hidden_states(encoder, tokenizer, [""]), atol=1e-5)
     assert sum(len(part["text"]) for part in cache.texts) == 1 + 3
 
 
@@ -283,14 +288,14 @@ def test_a_finished_cache_is_not_computed_again(tmp_path: Path, tiny_sd: Path) -
 
 
 def test_the_fingerprint_follows_settings_and_data_but_not_paths(tmp_path: Path, tiny_sd: Path) -> None:
-    config = PipelineConfig(training=tiny_training(tiny_sd))
+    config = tiny_training(tiny_sd)
     first, copy = (str(write_pairs(tmp_path / name, [pair(0)])) for name in ("a", "b"))
     other = str(write_pairs(tmp_path / "c", [pair(1)]))
     base = training_fingerprint(config, first)
     assert training_fingerprint(config, copy) == base
     assert training_fingerprint(config, other) != base
-    assert training_fingerprint(replace(config, training=replace(config.training, seed=9)), first) != base
-    assert training_fingerprint(replace(config, training=replace(config.training, log_every=3)), first) == base
+    assert training_fingerprint(replace(config, seed=9), first) != base
+    assert training_fingerprint(replace(config, log_every=3), first) == base
 
 
 def test_the_loss_log_is_cut_back_to_where_a_training_goes_on(tmp_path: Path) -> None:

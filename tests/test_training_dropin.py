@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ip2p.models.components import widen_conv_in
+from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.training.__main__ import main
-from ip2p.training.lora import CONV_IN_FILE, LORA_FILE, load_lora
+from ip2p.training.lora import LORA_FILE, load_lora
 from ip2p.training.losses import read_losses
+from tests import processes
 from tests.test_training import pair, png, write_pairs
 from tests.test_training_run import same_weights
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_accelerator")]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 COLUMNS = "--original_image_column=original_image"
+ON_CPU = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_adapters_train_with_the_whole_first_convolution(
     output = tmp_path / "out"
     flags = ["--use_lora", "--rank", "2", "--max_train_steps", "3", "--learning_rate", "1e-2"]
     assert train(base, data, output, *flags) == 0
-    assert (output / LORA_FILE).exists() and (output / CONV_IN_FILE).exists()
+    assert (output / LORA_FILE).exists() and (output / "conv_in.safetensors").exists()
     before = UNet2DConditionModel.from_pretrained(base / "unet").state_dict()
     after = load_file(output / WEIGHTS)
     assert before.keys() == after.keys()
@@ -294,7 +294,7 @@ def test_adapters_train_with_the_whole_first_convolution(
 
 
 def test_a_folder_without_adapters_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no pytorch_lora_weights.safetensors with conv_in.safetensors"):
+    with pytest.raises(ValueError, match="holds no pytorch_lora_weights.safetensors"):
         load_lora(None, tmp_path)
 
 
@@ -337,11 +337,11 @@ def test_two_processes_train_what_one_does_at_the_same_batch(tmp_path: Path, dat
     flags = ["--max_train_steps", "4", "--conditioning_dropout_prob", "0.1", "--log_every", "1", "--random_flip"]
     words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
     words += ["--lr_warmup_steps=0", *flags]
-    for num, size in ((1, 4), (2, 2)):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num), "-m", "ip2p.training"]
-        command += [*words, f"--train_batch_size={size}", f"--output_dir={tmp_path / str(num)}"]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+    alone = [*words, "--train_batch_size=4", f"--output_dir={tmp_path / '1'}"]
+    processes.run(processes.training, alone, tmp_path / "log", os.environ | ON_CPU)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ip2p.training", *words]
+    command += ["--train_batch_size=2", f"--output_dir={tmp_path / '2'}"]
+    subprocess.run(command, env=os.environ | ON_CPU, check=True, capture_output=True)
     losses = [[e["loss"] for e in read_losses(tmp_path / name / "loss.jsonl")] for name in ("1", "2")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("1", "2"))
@@ -369,23 +369,20 @@ def test_a_tracker_that_is_not_there_is_named(
     assert "report_to must be of tensorboard, wandb, comet_ml, trackio, all or none" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_two_processes_that_are_killed_end_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
     words += ["--lr_warmup_steps=0", "--max_train_steps=40", "--checkpointing_steps=3", "--train_batch_size=2"]
     words += ["--resume_from_checkpoint=latest", "--use_ema", "--conditioning_dropout_prob=0.1"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "ip2p.training", *words]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    options: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, f"--output_dir={tmp_path / 'whole'}"], check=True, **options)
-    child = subprocess.Popen([*command, f"--output_dir={tmp_path / 'killed'}"], start_new_session=True, **options)
-    while child.poll() is None and not list((tmp_path / "killed").glob("checkpoint-*")):
-        time.sleep(0.02)
-    time.sleep(np.random.default_rng().uniform(0, 0.5))
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    whole, killed = ([*words, f"--output_dir={tmp_path / name}"] for name in ("whole", "killed"))
+    log, environment = tmp_path / "log", os.environ | ON_CPU
+    processes.run_ranks(processes.training, whole, log, environment)
+    with processes.ranks(processes.training, killed, log, environment) as children:
+        processes.wait_until(lambda: list((tmp_path / "killed").glob("checkpoint-*")), children[0])
+        children[0].join(np.random.default_rng().uniform(0, 0.5))
+        for child in children:
+            processes.kill(child)
     assert not (tmp_path / "killed/model_index.json").exists()
-    subprocess.run([*command, f"--output_dir={tmp_path / 'killed'}"], check=True, **options)
+    processes.run_ranks(processes.training, killed, log, environment)
     assert same_weights(tmp_path / "whole" / WEIGHTS, tmp_path / "killed" / WEIGHTS)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig
+from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
 from ip2p.training.optimizer import NEWTON_SCHULZ, NUM_ROUNDS, Muon, new_optimizer, orthogonalise
 from tests.tiny import tiny_unet
 
@@ -20,7 +21,8 @@ def by_singular_values(matrix: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     for _ in range(NUM_ROUNDS):
         values = a * values + b * values**3 + c * values**5
-    return (left @ values.diag() @ right).float()
+    orthogonal: Tensor = (left @ values.diag() @ right).float()
+    return orthogonal
 
 
 def train(optimizer: torch.optim.Optimizer, module: nn.Module, steps: range) -> None:
@@ -67,7 +69,7 @@ def test_muon_takes_a_convolution_for_the_matrix_of_its_outputs_in_any_memory_fo
     linear = nn.Linear(27, 8, bias=False)
     with torch.no_grad():
         linear.weight.copy_(convolution.weight.flatten(1))
-    last = copy.deepcopy(convolution).to(memory_format=torch.channels_last)
+    last = copy.deepcopy(convolution).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = []
     for module in (convolution, last, linear):
         optimizer, weight = muon_of(module), next(module.parameters())
@@ -104,11 +106,11 @@ def test_a_saved_and_loaded_muon_goes_on_as_if_never_stopped() -> None:
     whole = tiny_unet()
     stopped = copy.deepcopy(whole)
     config = TrainingConfig(optim="muon", learning_rate_conv_in=0.01)
-    optimizer = new_optimizer(whole, config, fused=False)
+    optimizer = new_optimizer(whole, BASE, config, fused=False)
     train(optimizer, whole, range(4))
-    first = new_optimizer(stopped, config, fused=False)
+    first = new_optimizer(stopped, BASE, config, fused=False)
     train(first, stopped, range(2))
-    second = new_optimizer(stopped, config, fused=False)
+    second = new_optimizer(stopped, BASE, config, fused=False)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     train(second, stopped, range(2, 4))
     for one, other in zip(whole.parameters(), stopped.parameters(), strict=True):
@@ -120,7 +122,7 @@ def test_a_saved_and_loaded_muon_goes_on_as_if_never_stopped() -> None:
 def test_every_parameter_is_trained_once_and_only_inner_matrices_by_muon(optim: str, rate: float | None) -> None:
     unet = tiny_unet(in_channels=8)
     config = TrainingConfig(optim=optim, learning_rate_conv_in=rate)  # type: ignore[arg-type]
-    optimizer = new_optimizer(unet, config, fused=False)
+    optimizer = new_optimizer(unet, BASE, config, fused=False)
     trained = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(trained) == sorted(id(parameter) for parameter in unet.parameters())
     rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}

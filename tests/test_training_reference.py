@@ -51,13 +51,14 @@ class Reference:
         with torch.no_grad():
             wide.weight.zero_()
             wide.weight[:, :4] = base.weight
+            assert wide.bias is not None
             wide.bias.copy_(base.bias)
         self.pipeline.unet.conv_in = wide
         self.optimizer = torch.optim.AdamW(self.pipeline.unet.parameters(), lr=config.learning_rate)
 
     def step(self, trainer: Trainer, step: int) -> float:
         """One step under the trainer's own draws; returns the loss."""
-        draws, numbers = trainer.sampling.draws(step), trainer.sampling.samples(step)
+        draws, numbers = trainer.stream.draws(step), trainer.stream.samples(step)
         pairs = [decode_pair(self.rows[number], self.config.resolution) for number in numbers]
         if self.config.random_flip:
             pairs = [each.mirrored() if turn else each for each, turn in zip(pairs, draws.mirrored, strict=True)]
@@ -79,7 +80,7 @@ class Reference:
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         self.optimizer.step()
-        return loss.item()
+        return float(loss.item())
 
     def _pixels(self, pairs: list[DecodedPair], side: int) -> Tensor:
         return torch.from_numpy(np.stack([each.pixels[side] for each in pairs])).permute(0, 3, 1, 2) / 127.5 - 1
@@ -120,18 +121,19 @@ def test_a_dropped_text_is_what_the_pipeline_takes_for_none(
     cache = load_cache(tmp_path / "cache", open_rows(str(data), config), config, accelerator)
     pipeline = DiffusionPipeline.from_pretrained(config.pretrained_model_name_or_path)
     _, none, _, none_pooled = pipeline.encode_prompt("make it red", device="cpu", num_images_per_prompt=1)
-    assert torch.equal(cache.null_text, none) and torch.equal(cache.null_pooled, none_pooled)
+    assert torch.equal(cache.none.hidden, none) and torch.equal(cache.none.pooled, none_pooled)
     trainer, _ = new_trainer(cache, config, accelerator)
     seen: list[dict[str, Tensor]] = []
 
     class Listening(nn.Module):
-        def forward(self, inputs: Tensor, timesteps: Tensor, text: Tensor, **options: Any) -> tuple[Tensor]:
-            seen.append({"text": text, "pooled": options["added_cond_kwargs"]["text_embeds"], "inputs": inputs})
+        def forward(self, inputs: Tensor, timesteps: Tensor, **options: Any) -> tuple[Tensor]:
+            texts = {"text": options["encoder_hidden_states"], "pooled": options["added_cond_kwargs"]["text_embeds"]}
+            seen.append(texts | {"inputs": inputs})
             return (inputs[:, :4],)
 
     object.__setattr__(trainer, "network", Listening())
     trainer.loss(0)
-    dropped = trainer.sampling.draws(0).dropout < 2 / 3
+    dropped = trainer.stream.draws(0).dropout < 2 / 3
     assert 0 < dropped.sum() < len(dropped)
     for name in ("text", "pooled"):
         assert [bool((row == 0).all()) for row in seen[0][name]] == dropped.tolist()
@@ -154,5 +156,5 @@ def test_condition_latents_are_scaled_where_that_is_asked_for(
 
         object.__setattr__(trainer, "network", Listening())
         trainer.loss(0)
-    torch.testing.assert_close(inputs[1][:, 4:], inputs[0][:, 4:] * trainer.latent_scale)
+    torch.testing.assert_close(inputs[1][:, 4:], inputs[0][:, 4:] * trainer.latents.scale)
     assert torch.equal(inputs[1][:, :4], inputs[0][:, :4])

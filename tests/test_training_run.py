@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from ip2p.config import PipelineConfig, TrainingConfig
 from ip2p.store import RunFolder
 from ip2p.training import launch
 from ip2p.training.__main__ import main
-from ip2p.training.cache import load_cache
+from ip2p.training.cache import LatentCache, load_cache
 from ip2p.training.checkpoint import Progress, find_checkpoints, read_checkpoint, write_checkpoint
 from ip2p.training.data import open_rows
 from ip2p.training.flags import job_of
@@ -34,6 +32,7 @@ from ip2p.training.losses import read_losses
 from ip2p.training.run import new_trainer
 from ip2p.training.run import run as run_job
 from ip2p.training.trainer import Trainer
+from tests import processes
 from tests.test_training import pair, tiny_training, write_pairs
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -57,14 +56,13 @@ def run(config: TrainingConfig, data: str, output: Path, export: Path, stop: Sto
     return run_job(job_of(config, data, output=output, export=export), stop)
 
 
-def start(config: TrainingConfig, data: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """A training in a process of its own."""
+def start(config: TrainingConfig, data: Path, folder: Path) -> ForkServerProcess:
+    """A training in a child process."""
     folder.mkdir(parents=True, exist_ok=True)
     job = job_of(config, str(data), output=folder / "training", export=folder / "model")
     (folder / "config.json").write_text(json.dumps(asdict(job)))
-    command = [sys.executable, "-m", "ip2p.training", "--config", str(folder / "config.json")]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    return processes.fork(processes.training, ["--config", str(folder / "config.json")], folder / "log", environment)
 
 
 def test_a_training_stopped_at_any_step_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
@@ -108,11 +106,9 @@ def test_a_killed_training_ends_in_the_same_weights(tmp_path: Path, data: Path, 
     run(config, str(data), tmp_path / "whole" / "training", tmp_path / "whole" / "model", Stop())
     killed = tmp_path / "killed"
     child = start(config, data, killed)
-    while child.poll() is None and not find_checkpoints(killed / "training"):
-        time.sleep(0.02)
-    time.sleep(np.random.default_rng().uniform(0, 1.0))
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    processes.wait_until(lambda: find_checkpoints(killed / "training"), child)
+    child.join(np.random.default_rng().uniform(0, 1.0))
+    processes.kill(child)
     assert not (killed / "model").exists()
     run(config, str(data), killed / "training", killed / "model", Stop())
     assert same_weights(tmp_path / "whole/model" / WEIGHTS, killed / "model" / WEIGHTS)
@@ -164,9 +160,9 @@ def test_a_step_of_two_halves_has_the_gradient_of_their_mean(tmp_path: Path, dat
 def test_the_first_convolution_can_learn_faster_than_the_rest(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     options = {"learning_rate": 1e-5, "learning_rate_conv_in": 1e-2, "lr_scheduler": "constant", "lr_warmup_steps": 0}
     trainer = trainer_on(data, tmp_path, tiny_training(tiny_sd, **options))
-    before = {name: value.clone() for name, value in trainer.trained.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.trained.denoiser.state_dict().items()}
     trainer.step(0)
-    moved = {name: (value - before[name]).abs().max() for name, value in trainer.trained.unet.state_dict().items()}
+    moved = {name: (value - before[name]).abs().max() for name, value in trainer.trained.denoiser.state_dict().items()}
     first = {name for name in moved if name.startswith("conv_in.")}
     assert all(9e-3 < moved[name] < 1.2e-2 for name in first)
     assert all(moved[name] < 1.2e-5 for name in moved.keys() - first)
@@ -177,20 +173,21 @@ def test_a_state_that_lies_otherwise_in_memory_goes_on_the_same(tmp_path: Path, 
     trainer.step(0)
     path = write_checkpoint(tmp_path, trainer.trained, Progress(step=1), limit=None)
     trainer.step(1)
-    expected = {name: value.clone() for name, value in trainer.trained.unet.state_dict().items()}
+    expected = {name: value.clone() for name, value in trainer.trained.denoiser.state_dict().items()}
     state = torch.load(path / "optimizer.bin", weights_only=True)
     state["state"] = {n: {k: v.contiguous() for k, v in each.items()} for n, each in state["state"].items()}
     torch.save(state, path / "optimizer.bin")  # as another launch, or diffusers' script, writes it
     read_checkpoint(path, trainer.trained)
     trainer.step(1)
-    assert all(torch.equal(value, expected[name]) for name, value in trainer.trained.unet.state_dict().items())
+    assert all(torch.equal(value, expected[name]) for name, value in trainer.trained.denoiser.state_dict().items())
 
 
 def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
     folder = write_pairs(tmp_path / "four", [pair(n) for n in range(4)])
     config = tiny_training(tiny_sd, train_batch_size=8, learning_rate=5e-3, lr_warmup_steps=0)
     trainer = trainer_on(folder, tmp_path, config)
-    for part in trainer.source.rows:  # the random autoencoder's own spread could not be learnt
+    assert isinstance(trainer.pairs, LatentCache)
+    for part in trainer.pairs.rows:  # the random autoencoder's own spread could not be learnt
         part["deviation"] = torch.zeros_like(part["deviation"])
         part["mean"] = torch.arange(4.0)[:, None, None, None, None].expand_as(part["mean"]) - 1.5
     with torch.no_grad():

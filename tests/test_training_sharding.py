@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
+from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -29,12 +29,13 @@ from ip2p.training.__main__ import main
 from ip2p.training.data import open_rows
 from ip2p.training.launch import LAUNCH_CONFIGS
 from ip2p.training.losses import read_losses
-from ip2p.training.run import new_accelerator, new_trainer, open_source
+from ip2p.training.run import new_accelerator, new_trainer, open_pairs
 from ip2p.training.trainer import Trainer
-from tests import fsdp_on_cpu
+from tests import fsdp_on_cpu, processes
 from tests.test_training import pair, write_pairs
 from tests.test_training_run import same_weights
 
+pytestmark = pytest.mark.slow
 FILE = "diffusion_pytorch_model.safetensors"
 WHOLE = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 SPLIT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
@@ -55,22 +56,32 @@ def words(model: Path, data: Path, output: Path, *flags: str) -> list[str]:
     return [*found, "--max_train_steps=6", "--checkpointing_steps=3", "--mixed_precision=no", *flags]
 
 
-def command(config: list[str], launch: str = "fsdp") -> list[str]:
+def launch_words(config: list[str], launch: str = "fsdp") -> list[str]:
     """Two processes of a shipped launch config, on this machine's CPU."""
     file = str(LAUNCH_CONFIGS / f"{launch}.yaml")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes=2"]
-    return [*launcher, "--main_process_port=0", "-m", "tests.fsdp_on_cpu", *config]
+    return ["--config_file", file, "--num_processes=2", "--main_process_port=0", "-m", "tests.fsdp_on_cpu", *config]
 
 
-def run_split(config: list[str], launch: str = "fsdp", **environment: str) -> None:
-    done = subprocess.run(command(config, launch), env=os.environ | SPLIT | environment, capture_output=True, text=True)
+def launch_split(config: list[str], launch: str = "fsdp") -> None:
+    """Trains as `accelerate launch` starts it."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch_words(config, launch)]
+    done = subprocess.run(command, env=os.environ | SPLIT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def run_whole(config: list[str]) -> None:
-    launcher = [sys.executable, "-m", "ip2p.training", *config]
-    done = subprocess.run(launcher, env=os.environ | WHOLE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+def split_environment() -> dict[str, str]:
+    """What `accelerate launch` hands to the processes of the shipped config that splits weights."""
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(launch_words([])))
+    launched: dict[str, str] = prepare_multi_gpu_env(arguments)
+    return os.environ | launched | SPLIT
+
+
+def run_split(config: list[str], folder: Path, **environment: str) -> None:
+    processes.run_ranks(fsdp_on_cpu.train, config, folder / "log", split_environment() | environment)
+
+
+def run_whole(config: list[str], folder: Path) -> None:
+    processes.run(processes.training, config, folder / "log", os.environ | WHOLE)
 
 
 def assert_close(first: Path, second: Path) -> None:
@@ -84,7 +95,7 @@ def assert_close(first: Path, second: Path) -> None:
 def split(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_sd: Path) -> Path:
     """A training of two processes, each with half of the weights."""
     output = tmp_path_factory.mktemp("split")
-    run_split(words(tiny_sd, data, output))
+    launch_split(words(tiny_sd, data, output))
     return output
 
 
@@ -109,16 +120,14 @@ def assert_same_training(found: Path, expected: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_sd: Path) -> Path:
     """The same training in one process."""
     output = tmp_path_factory.mktemp("whole")
-    run_whole(words(tiny_sd, data, output, "--train_batch_size=4"))
+    run_whole(words(tiny_sd, data, output, "--train_batch_size=4"), output)
     return output
 
 
-@pytest.mark.slow
 def test_split_weights_train_as_whole_ones_at_the_same_batch(split: Path, whole: Path) -> None:
     assert_same_training(split, whole)
 
 
-@pytest.mark.slow
 def test_a_split_trainings_export_edits_in_diffusers_pipeline(split: Path) -> None:
     assert same_weights(split / "unet" / FILE, split / "checkpoint-6/unet_ema" / FILE)
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(split)
@@ -127,40 +136,34 @@ def test_a_split_trainings_export_edits_in_diffusers_pipeline(split: Path) -> No
     assert [json.loads(line)["step"] for line in (split / "validation.jsonl").read_text().splitlines()] == [2, 4, 6]
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_a_split_training_goes_on_whole_and_the_other_way_round(
     tmp_path: Path, split: Path, whole: Path, data: Path, tiny_sd: Path
 ) -> None:
-    run_whole(
-        words(tiny_sd, data, tmp_path / "1", "--train_batch_size=4", f"--resume_from_checkpoint={split}/checkpoint-3")
-    )
-    run_split(words(tiny_sd, data, tmp_path / "2", f"--resume_from_checkpoint={whole}/checkpoint-3"))
+    resumed = ["--train_batch_size=4", f"--resume_from_checkpoint={split}/checkpoint-3"]
+    run_whole(words(tiny_sd, data, tmp_path / "1", *resumed), tmp_path)
+    run_split(words(tiny_sd, data, tmp_path / "2", f"--resume_from_checkpoint={whole}/checkpoint-3"), tmp_path)
     for name in ("1", "2"):
         assert [entry["step"] for entry in read_losses(tmp_path / name / "loss.jsonl")] == [4, 5, 6]
         assert_close(whole / "checkpoint-6/unet" / FILE, tmp_path / name / "checkpoint-6/unet" / FILE)
         assert_close(whole / "unet" / FILE, tmp_path / name / "unet" / FILE)
 
 
-@pytest.mark.slow
 def test_a_split_training_that_is_killed_ends_in_the_same_weights(
     tmp_path: Path, split: Path, data: Path, tiny_sd: Path
 ) -> None:
     config = words(tiny_sd, data, tmp_path, "--resume_from_checkpoint=latest")
-    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    child = subprocess.Popen(command(config), env=os.environ | SPLIT, **options)
-    while child.poll() is None and not list(tmp_path.glob("checkpoint-*")):
-        time.sleep(0.02)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    with processes.ranks(fsdp_on_cpu.train, config, tmp_path / "log", split_environment()) as children:
+        processes.wait_until(lambda: list(tmp_path.glob("checkpoint-*")), children[0])
+        for child in children:
+            processes.kill(child)
     assert not (tmp_path / "model_index.json").exists()
-    run_split(config)
+    run_split(config, tmp_path)
     for name in (f"unet/{FILE}", f"checkpoint-6/unet/{FILE}"):
         assert same_weights(split / name, tmp_path / name)
 
 
-@pytest.mark.slow
 def test_each_process_holds_half_of_weights_states_and_average(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
-    run_split(words(tiny_sd, data, tmp_path / "out"), **{fsdp_on_cpu.SIZES: str(tmp_path)})
+    run_split(words(tiny_sd, data, tmp_path / "out"), tmp_path, **{fsdp_on_cpu.SIZES: str(tmp_path)})
     sizes = [json.loads((tmp_path / f"sizes-{rank}.json").read_text()) for rank in (0, 1)]
     for what, share in (("weights", 1), ("states", 2), ("average", 1)):
         assert sizes[0][what] + sizes[1][what] == share * sizes[0]["all"]
@@ -189,11 +192,11 @@ def trainer_of(data: Path, model: Path, folder: Path, **changes: Any) -> Trainer
     places = {"train_data_dir": str(data), "output_dir": str(folder), "pretrained_model_name_or_path": str(model)}
     job = TrainingJob(**(fixed | places | changes))
     accelerator = new_accelerator(job)
-    return new_trainer(open_source(open_rows(job.data, job), job, accelerator, folder), job, accelerator)[0]
+    return new_trainer(open_pairs(open_rows(job.data, job), job, accelerator, folder), job, accelerator)[0]
 
 
 def test_blocks_are_gathered_one_at_a_time(tmp_path: Path, data: Path, tiny_sd: Path, alone: None) -> None:
-    unet = trainer_of(data, tiny_sd, tmp_path).trained.unet
+    unet = trainer_of(data, tiny_sd, tmp_path).trained.denoiser
     units = {type(module).__name__ for module in unet.modules() if isinstance(module, FSDPModule)}
     assert units >= {"FSDPUNet2DConditionModel", "FSDPBasicTransformerBlock", "FSDPResnetBlock2D"}
     assert all(isinstance(parameter, DTensor) for parameter in unet.parameters())
@@ -202,7 +205,7 @@ def test_blocks_are_gathered_one_at_a_time(tmp_path: Path, data: Path, tiny_sd: 
 def steps_of(trainer: Trainer) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """Losses, gradients' norms and weights after three steps."""
     found = [trainer.step(number) for number in range(3)]
-    unet = trainer.trained.whole(trainer.trained.average or trainer.trained.unet, is_main=True)
+    unet = trainer.trained.whole(trainer.trained.average or trainer.trained.denoiser, is_main=True)
     assert unet is not None
     return [float(loss) for loss, _ in found], [float(norm) for _, norm in found], unet.state_dict()
 
@@ -240,7 +243,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_masters(
     losses = steps_of(trainer)[0]
     np.testing.assert_allclose(losses, exact, rtol=0.02)
     assert losses != exact
-    assert {parameter.dtype for parameter in trainer.trained.unet.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.trained.denoiser.parameters()} == {torch.float32}
     assert {v.dtype for state in trainer.trained.optimizer.state.values() for v in state.values()} == {torch.float32}
 
 

@@ -10,7 +10,16 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 
 from ip2p.training.losses import read_losses
 from tests.test_training_run import same_weights
-from tests.test_training_sharding import FILE, assert_close, assert_same_training, data, run_split, whole, words
+from tests.test_training_sharding import (
+    FILE,
+    assert_close,
+    assert_same_training,
+    data,
+    launch_split,
+    run_split,
+    whole,
+    words,
+)
 
 __all__ = ["data", "whole"]
 
@@ -24,7 +33,7 @@ pytestmark = [
 def split(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_sd: Path) -> Path:
     """A training of two processes, each with half of the masters."""
     output = tmp_path_factory.mktemp("zero")
-    run_split(words(tiny_sd, data, output), "deepspeed")
+    launch_split(words(tiny_sd, data, output), "deepspeed")
     return output
 
 
@@ -36,8 +45,8 @@ def test_split_masters_train_as_whole_ones_at_the_same_batch(split: Path, whole:
 
 def test_accumulated_micro_steps_are_one_step(tmp_path: Path, whole: Path, data: Path, tiny_sd: Path) -> None:
     flags = ["--train_batch_size=1", "--gradient_accumulation_steps=2", "--max_train_steps=3", "--use_ema"]
-    run_split(words(tiny_sd, data, tmp_path / "two", *flags), "deepspeed")
-    run_split(words(tiny_sd, data, tmp_path / "one", *flags), "fsdp")
+    launch_split(words(tiny_sd, data, tmp_path / "two", *flags), "deepspeed")
+    run_split(words(tiny_sd, data, tmp_path / "one", *flags), tmp_path)
     losses = [[entry["loss"] for entry in read_losses(tmp_path / name / "loss.jsonl")] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for name in ("unet", "unet_ema"):
@@ -49,7 +58,7 @@ def test_checkpoints_go_on_under_zero_whoever_wrote_them(
 ) -> None:
     for name, source in (("own", split), ("other", whole)):
         config = words(tiny_sd, data, tmp_path / name, f"--resume_from_checkpoint={source}/checkpoint-3")
-        run_split(config, "deepspeed")
+        launch_split(config, "deepspeed")
         assert [entry["step"] for entry in read_losses(tmp_path / name / "loss.jsonl")] == [4, 5, 6]
         assert_close(whole / "checkpoint-6/unet" / FILE, tmp_path / name / "checkpoint-6/unet" / FILE)
         assert_close(whole / "unet" / FILE, tmp_path / name / "unet" / FILE)
@@ -67,11 +76,11 @@ def test_settings_that_zero_was_not_tried_with_are_refused(
     tmp_path: Path, data: Path, tiny_sd: Path, flag: str, message: str
 ) -> None:
     with pytest.raises(AssertionError, match=message):
-        run_split(words(tiny_sd, data, tmp_path, flag), "deepspeed")
+        launch_split(words(tiny_sd, data, tmp_path, flag), "deepspeed")
 
 
 def test_bf16_keeps_float32_weights(tmp_path: Path, split: Path, data: Path, tiny_sd: Path) -> None:
-    run_split(words(tiny_sd, data, tmp_path, "--mixed_precision=bf16", "--max_train_steps=2"), "deepspeed")
+    launch_split(words(tiny_sd, data, tmp_path, "--mixed_precision=bf16", "--max_train_steps=2"), "deepspeed")
     losses = [[entry["loss"] for entry in read_losses(path / "loss.jsonl")][:2] for path in (tmp_path, split)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert losses[0] != losses[1]

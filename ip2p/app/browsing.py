@@ -1,4 +1,4 @@
-"""Pairs of a run, of a folder of parquet files or of the hub, by edit type, verdict, score and words. No gradio here.
+"""Browses pairs of a run, of parquet files or of the hub, by edit type, verdict, score and words. No gradio here.
 
 Only texts and scores are held; pictures are read from their row when they are looked at.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,123 +15,102 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ip2p.console import first_line
-from ip2p.images import decode_image
+from ip2p.images import open_picture
 from ip2p.scoring import SCORE_COLUMNS
-from ip2p.sources.columns import KNOWN_SCHEMAS
-from ip2p.store import RunFolder, visible_parquet
+from ip2p.sources.columns import image_columns
+from ip2p.sources.location import Location, data_files, locate
+from ip2p.sources.rows import ListTable, ParquetTable, Row, Table, stream_rows
+from ip2p.store import RunFolder
 
 TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type")
 VERDICTS = ("accepted", "reason")
-SIDES = [tuple(schema[side] for schema in KNOWN_SCHEMAS.values()) for side in ("original_image", "edited_image")]
-"""Names of the image columns in well-known datasets, ours first."""
 ACCEPTED = "accepted"
 FROM_HUB = 200
 """Rows that are fetched of a hub dataset."""
+WAY_OUT = "Give a run folder, a folder of parquet files or a hub id (owner/name)."
 ROUNDING = 1e-5
 """Cosines of equal pictures come out a little over 1."""
 GAP = 4
 SMALL = 192
-"""Pictures under so many pixels are shown larger, each pixel a square."""
+"""Smaller pictures are shown larger, each pixel a square."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """All rows without their pictures; `file` and `row` say where those are."""
+    """All rows: their texts and scores, and where their pictures are read from."""
 
     table: pa.Table
-    files: tuple[Path, ...]
     columns: tuple[str, str]
     """Of the original and of the edited image."""
-    rows: tuple[dict[str, Any], ...] = ()
-    """Of a hub dataset, pictures and all."""
+    pictures: Table
 
     def choices(self, column: str) -> list[str]:
-        """What a column of texts has, most frequent first."""
+        """Lists the values of a column of texts, most frequent first."""
         if column not in self.table.column_names:
             return []
         counts = pc.value_counts(self.table[column]).to_pylist()
         return [row["values"] for row in sorted(counts, key=lambda row: -row["counts"]) if row["values"]]
 
     def scores(self) -> list[str]:
-        """Score columns that have numbers."""
+        """Lists the score columns that have numbers."""
         names = [name for name in SCORE_COLUMNS if name in self.table.column_names]
         return [name for name in names if self.table[name].null_count < len(self.table)]
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is looked for."""
+    """Criteria of a search."""
 
     edit_types: Sequence[str] = ()
     verdicts: Sequence[str] = ()
-    """`accepted` or reasons; any where there are none."""
+    """`accepted` or reasons; all if empty."""
     score: str | None = None
     low: float = -1.0
     high: float = 1.0
     words: str = ""
-    """In any of the texts."""
+    """Searched for in all texts."""
 
 
 def open_pairs(source: str) -> Pairs:
-    """ValueError with the way out where there are none."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = _files_of(path)
-        if not files:
-            raise ValueError(f"{source} holds no parquet file of pairs. Give a run or a folder of parquet files.")
-        return _open_files(files)
-    if source.count("/") == 1 and not source.startswith((".", "~", "/")):
-        return _open_hub(source)
-    raise ValueError(f"{source} does not exist. Give a run folder, a folder of parquet files or a hub id (owner/name).")
+    """Opens a run, a folder or a file of parquet, a pattern or a hub dataset. ValueError with the way out."""
+    location = locate(source, way_out=WAY_OUT)
+    if location.kind == "hub":
+        return _open_hub(location)
+    files = _files_of(location)
+    if not files:
+        raise ValueError(f"{source} holds no parquet file of pairs. {WAY_OUT}")
+    return _open_files(files)
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """A run's pairs, which may hold rejected ones too; else every parquet file."""
-    if (folder / "pairs").is_dir():
-        return RunFolder(folder).shards("pairs")
-    return visible_parquet(folder)
+def _files_of(location: Location) -> list[Path]:
+    """Lists a run's pairs, which may hold rejected ones too; else every parquet file."""
+    if location.kind == "path" and (location.path / "pairs").is_dir():
+        return RunFolder(location.path).shards("pairs")
+    return data_files(location)
 
 
 def _open_files(files: Sequence[Path]) -> Pairs:
-    names = pq.read_schema(files[0]).names
-    columns = _image_columns(names, str(files[0].parent))
-    wanted = [name for name in (*TEXTS, *VERDICTS, *SCORE_COLUMNS) if name in names]
-    parts = []
-    for number, file in enumerate(files):
-        part = pq.read_table(file, columns=wanted)
-        part = part.append_column("file", pa.array([number] * len(part), pa.int64()))
-        parts.append(part.append_column("row", pa.array(range(len(part)), pa.int64())))
-    return Pairs(pa.concat_tables(parts, promote_options="default"), tuple(files), columns)
-
-
-def _open_hub(name: str) -> Pairs:
-    from itertools import islice
-
-    from datasets import load_dataset
-
-    try:
-        rows = tuple(islice(load_dataset(name, split="train", streaming=True), FROM_HUB))
-    except Exception as error:  # the hub's client raises many kinds
-        first = first_line(error)
-        raise ValueError(f"could not load {name}: {first} Give a run folder or a folder of parquet files.") from error
-    columns = _image_columns(list(rows[0]) if rows else [], name)
-    texts = [
-        {key: row[key] for key in (*TEXTS, *SCORE_COLUMNS) if key in row} | {"row": n} for n, row in enumerate(rows)
+    pictures = ParquetTable(files)
+    columns = image_columns(pictures.names, where=str(files[0].parent))
+    names = [name for name in (*TEXTS, *VERDICTS, *SCORE_COLUMNS) if name in pictures.names]
+    parts = [
+        pq.read_table(file, columns=[name for name in names if name in present])
+        for file, present in pictures.names_by_file.items()
     ]
-    return Pairs(pa.Table.from_pylist(texts), (), columns, rows)
+    return Pairs(pa.concat_tables(parts, promote_options="default"), columns, pictures)
 
 
-def _image_columns(names: Sequence[str], where: str) -> tuple[str, str]:
-    found = [next((name for name in known if name in names), None) for known in SIDES]
-    if None in found:
-        have = ", ".join(names) or "none"
-        raise ValueError(f"{where} has no columns original_image and edited_image; its columns are: {have}.")
-    return str(found[0]), str(found[1])
+def _open_hub(location: Location) -> Pairs:
+    values = list(stream_rows(location, limit=FROM_HUB, way_out=WAY_OUT, split="train"))
+    rows = [Row(row, f"{location.word} row {number}") for number, row in enumerate(values, start=1)]
+    pictures = ListTable(rows)
+    columns = image_columns(pictures.names, where=location.word)
+    texts = [{key: row[key] for key in (*TEXTS, *SCORE_COLUMNS) if key in row} for row in values]
+    return Pairs(pa.Table.from_pylist(texts), columns, pictures)
 
 
 def find(pairs: Pairs, wanted: Wanted) -> np.ndarray:
-    """Numbers of the rows that are looked for, in their order."""
+    """Returns the numbers of the rows that match, in their order."""
     table = pairs.table
     keep = np.ones(len(table), dtype=bool)
     if wanted.edit_types and "edit_type" in table.column_names:
@@ -157,9 +134,9 @@ def _texts(table: pa.Table, name: str) -> np.ndarray:
 
 
 def side_by_side(pairs: Pairs, number: int) -> tuple[Image.Image, str]:
-    """A pair as one picture, the original on the left, and its caption."""
+    """Draws a pair as one picture, the original on the left, and writes its caption."""
     row = pairs.table.slice(number, 1).to_pylist()[0]
-    original, edited = _images(pairs, row)
+    original, edited = _images(pairs, number)
     height = max(original.height, edited.height)
     both = Image.new("RGB", (original.width + GAP + edited.width, height), "white")
     both.paste(original, (0, 0))
@@ -173,37 +150,6 @@ def side_by_side(pairs: Pairs, number: int) -> tuple[Image.Image, str]:
     return both, " · ".join(part for part in told if part)
 
 
-def _images(pairs: Pairs, row: dict[str, Any]) -> list[Image.Image]:
-    if pairs.rows:
-        found = pairs.rows[row["row"]]
-        return [_decoded(found[name]) for name in pairs.columns]
-    file, group, offset = _place(str(pairs.files[row["file"]]), row["row"])
-    table = _row_group(file, group, pairs.columns)
-    return [_decoded(table[name][offset].as_py()) for name in pairs.columns]
-
-
-def _decoded(cell: Any) -> Image.Image:
-    if isinstance(cell, Image.Image):
-        return cell.convert("RGB")
-    return decode_image(cell["bytes"])
-
-
-def _place(file: str, row: int) -> tuple[str, int, int]:
-    metadata = _metadata(file)
-    for group in range(metadata.num_row_groups):
-        size = metadata.row_group(group).num_rows
-        if row < size:
-            return file, group, row
-        row -= size
-    raise ValueError(f"{file} has become shorter since it was opened. Open it again.")
-
-
-@lru_cache(maxsize=64)
-def _metadata(file: str) -> pq.FileMetaData:
-    return pq.read_metadata(file)
-
-
-@lru_cache(maxsize=2)
-def _row_group(file: str, group: int, columns: tuple[str, str]) -> pa.Table:
-    with pq.ParquetFile(file) as opened:
-        return opened.read_row_group(group, columns=list(columns))
+def _images(pairs: Pairs, number: int) -> list[Image.Image]:
+    row = pairs.pictures.row(number, pairs.columns)
+    return [open_picture(row.picture(name) or b"") for name in pairs.columns]

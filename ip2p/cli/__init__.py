@@ -5,20 +5,26 @@ Exit codes: 0 done, 1 something broke, 2 a mistake in what was asked, 130 interr
 
 from __future__ import annotations
 
+import os
+import select
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 
 from ip2p import __version__
-from ip2p.cli import benchmark, data, editing, runs, serving
-from ip2p.cli.runs import mirrored
-from ip2p.config.files import suggest
-from ip2p.console import GOES_ON, is_mistake, log_failure, start_logging, told_in_a_line
+from ip2p.cli import benchmark, data, editing, prompts, runs, serving
+from ip2p.cli.parsing import HELP_WORDS, call
+from ip2p.console import RESUME_HINT, is_mistake, log_failure, one_line, start_logging, suggest
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "run": runs.run,
     "dataset": runs.dataset,
-    "prompts": data.prompts,
+    "dataset import": data.import_pairs,
+    "dataset inspect": data.inspect,
+    "prompts inspect": prompts.inspect_prompts,
+    "prompts try": prompts.try_caption,
+    "prompts export": prompts.export,
+    "prompts import": prompts.import_triplets,
+    "prompts finetune": prompts.finetune,
     "plan": data.plan_costs,
     "train": runs.train,
     "evaluate": runs.evaluate,
@@ -31,52 +37,83 @@ COMMANDS = {
     "app": editing.app,
     "serve": serving.serve,
 }
-
-HELP_WORDS = ("-h", "--help", "help")
+"""Functions of typed arguments. `dataset` is a command and a group, which tyro's subcommands cannot be."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; the console script's entry."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    if not words or words[0] in HELP_WORDS:
+    try:
+        code = _run_command([word for word in words if word != "--debug"], debug)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print(f"\nip2p: interrupted. {RESUME_HINT}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return 0 if isinstance(error, BrokenPipeError) and _nobody_reads() else _fail(error, debug)
+
+
+def overview(group: str = "") -> str:
+    """Lists the commands, or those of a group, with one line each."""
+    rows = [
+        f"  {name:<17} {(action.__doc__ or '').strip().splitlines()[0]}"
+        for name, action in COMMANDS.items()
+        if not group or name.startswith(f"{group} ")
+    ]
+    usage = f"usage: ip2p {group} COMMAND …" if group else "usage: ip2p COMMAND …"
+    hint = "`ip2p COMMAND --help` shows a command's options; --debug shows tracebacks; --version the version."
+    return "\n".join([usage, "", *rows, "", hint])
+
+
+def _run_command(words: list[str], debug: bool) -> int:
+    if not words or words[0] in (*HELP_WORDS, "help"):
         print(overview())
         return 0
     if words[0] == "--version":
         print(f"ip2p {__version__}")
         return 0
-    try:
-        return _run_command(words[0], words[1:], debug)
-    except KeyboardInterrupt:
-        print(f"\nip2p: interrupted. {GOES_ON}", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return _fail(error, debug)
-
-
-def overview() -> str:
-    """The commands with one line each."""
-    rows = [f"  {name:<10} {(command.__doc__ or '').strip().splitlines()[0]}" for name, command in COMMANDS.items()]
-    ways = "ip2p COMMAND --help shows a command's options; --debug shows tracebacks; --version the version."
-    return "\n".join(["usage: ip2p COMMAND …", "", *rows, "", ways])
-
-
-def _run_command(name: str, words: list[str], debug: bool) -> int:
-    if name not in COMMANDS:
-        raise ValueError(f"unknown command {name}. {suggest(name, list(COMMANDS))}")
     start_logging(debug)
-    reads_from_anywhere = name == "prompts" and words[:1] == ["import"]
-    with nullcontext(words) if reads_from_anywhere else mirrored(words) as local_words:
-        COMMANDS[name](local_words)
+    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+    if name not in COMMANDS:
+        _show_group(name, words[1:])
+        return 0
+    try:
+        call(COMMANDS[name], words[len(name.split()) :], f"ip2p {name}")
+    except SystemExit as end:  # tyro ends so after help
+        return int(end.code or 0)
     return 0
 
 
+def _show_group(group: str, words: list[str]) -> None:
+    """Shows the help of a group of commands. ValueError if there is no such group or its command is missing."""
+    members = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{group} ")]
+    if not members:
+        raise ValueError(f"unknown command {group}. {suggest(group, list(COMMANDS))}")
+    if not words or words[0] not in HELP_WORDS:
+        raise ValueError(f"`ip2p {group}` takes {', '.join(members)}; got {words[0] if words else 'nothing'}.")
+    print(overview(group))
+
+
+def _nobody_reads() -> bool:
+    """Returns True if standard output was closed, as by `head`; what is left to write then goes nowhere."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        is_closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+        if is_closed:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return False
+    return is_closed
+
+
 def _fail(error: Exception, debug: bool) -> int:
-    """One line on standard error; the traceback goes to the log file, or to the terminal with --debug."""
+    """Prints one line on standard error; the traceback goes to the log file, or to the terminal with --debug."""
     code, path = 2 if is_mistake(error) else 1, log_failure(error)
     where = "" if code == 2 else f" The log is {path}." if path else " Add --debug to see where."
-    print(f"ip2p: error: {told_in_a_line(error)}{where}", file=sys.stderr)
+    print(f"ip2p: error: {one_line(error)}{where}", file=sys.stderr)
     if debug:
         raise error
     return code

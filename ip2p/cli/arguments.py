@@ -1,149 +1,128 @@
-"""Command lines to configs: a preset or a file, then flags over it. Nothing here imports torch or prefect."""
+"""Arguments that commands share: a preset or a file to start from, or the run to work on."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import re
-import typing
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, ClassVar
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from ip2p.config import PipelineConfig
-from ip2p.config.files import read_config, read_run, suggest
+from ip2p.console import suggest
 from ip2p.presets import PRESETS
 
-T = TypeVar("T")
 
-SHORT_FORMS = {"runner": "runner.kind", "ray-address": "runner.address", "workers": "runner.max-workers"}
-"""Flags that are asked for often."""
-
-BOX = re.compile(r"[─│╭╮╰╯]+")
-
-
-def take_option(words: list[str], name: str) -> str | None:
-    """Removes `--name VALUE` or `--name=VALUE` from the words and returns the value."""
-    flag = f"--{name}"
-    for index, word in enumerate(words):
-        if word.startswith(f"{flag}="):
-            del words[index]
-            return word.removeprefix(f"{flag}=")
-        if word == flag:
-            if index + 1 == len(words):
-                raise ValueError(f"{flag} needs a value.")
-            value = words[index + 1]
-            del words[index : index + 2]
-            return value
-    return None
+def _read_whole(words: list[str]) -> int:
+    digits = words[0].replace(",", "").replace("_", "")
+    if not digits.isdigit() or int(digits) < 1:
+        raise ValueError(f"takes a whole number from 1 on, got {words[0]}.")
+    return int(digits)
 
 
-def take_whole(words: list[str], name: str) -> int | None:
-    """Removes `--name N` from the words and returns the number. ValueError where it is none."""
-    text = take_option(words, name)
-    if text is None:
-        return None
-    plain = text.replace(",", "").replace("_", "")
-    if not plain.isdigit() or int(plain) < 1:
-        raise ValueError(f"--{name} takes a whole number from 1 on, got {text}.")
-    return int(plain)
+Whole = Annotated[
+    int,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N",
+        instance_from_str=_read_whole,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A count, which may be written 450,000 or 450_000."""
 
 
-def take_run_folder(words: list[str], command: str) -> Path | None:
-    """Removes the run folder, the first word, and returns it; None where only help is asked for."""
-    if wants_help(words) and (not words or words[0].startswith("-")):
-        return None
-    if not words or words[0].startswith("-"):
-        raise ValueError(f"`ip2p {command}` needs a run folder. Write: ip2p {command} RUN")
-    return Path(words.pop(0))
+class OverSettings:
+    """Arguments of a command that takes every setting as a flag, laid over a base that the arguments name."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        "out",
+        "prompts.captions",
+        "prompts.num_captions",
+        "rendering.num_inference_steps",
+        "rendering.num_candidates",
+        "training.train_batch_size",
+        "training.learning_rate",
+        "training.max_train_steps",
+        "runner.kind",
+        "runner.max_workers",
+    )
+    """Settings that help shows first."""
+
+    def base(self) -> PipelineConfig:
+        """Returns the config that the flags are laid over; the defaults if the arguments do not name a valid one."""
+        raise NotImplementedError
+
+    def check(self, command: str) -> None:
+        """Raises ValueError if the arguments do not name a valid base."""
+
+    def check_settings(self, command: str, config: PipelineConfig) -> None:
+        """Raises ValueError if the command cannot work with the settings."""
 
 
-def wants_help(words: Sequence[str]) -> bool:
-    """Says whether help is asked for."""
-    return "-h" in words or "--help" in words
+@dataclass(frozen=True, kw_only=True)
+class NewRun(OverSettings):
+    """Arguments of a command that starts from a preset, a file or both."""
+
+    preset: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PRESET", help=f"Settings to start from: {', '.join(PRESETS)}."),
+    ] = None
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A .json or .yaml file laid over the preset, such as an earlier run's config.json."""
+
+    def base(self) -> PipelineConfig:
+        """Returns the preset with the file laid over it."""
+        from ip2p.config.files import read_config
+
+        base = PRESETS[self.preset]() if self.preset in PRESETS else PipelineConfig()
+        return read_config(self.config.expanduser(), base) if self.config else base
+
+    def check(self, command: str) -> None:
+        """Requires a known preset or a file."""
+        if self.preset is None and self.config is None:
+            raise ValueError(f"`{command}` needs a preset or --config FILE. Presets: {', '.join(PRESETS)}.")
+        self.check_preset()
+
+    def check_preset(self) -> None:
+        """Requires the preset, if one is named, to exist."""
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset}. {suggest(self.preset, list(PRESETS))}")
 
 
-def parse_new_run(words: list[str], command: str, *, options: str = "") -> PipelineConfig:
-    """`[PRESET] [--config FILE] [--out X] [--stage.knob value …]` to a config."""
-    for short, name in SHORT_FORMS.items():
-        if (value := take_option(words, short)) is not None:
-            words += [f"--{name}", value]
-    file = take_option(words, "config")
-    preset = words.pop(0) if words and not words[0].startswith("-") else None
-    names = ", ".join(PRESETS)
-    if preset is None and file is None and not wants_help(words):
-        raise ValueError(f"`ip2p {command}` needs a preset or --config FILE. Presets: {names}.")
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset}. {suggest(preset, list(PRESETS))}")
-    base = PRESETS[preset]() if preset else PipelineConfig()
-    if file is not None:
-        base = read_config(Path(file), base)
-    form = f"ip2p {command} PRESET [--config FILE]{options} [--stage.knob VALUE …]"
-    usage = f"{form}. Presets: {names}. A file is laid over the preset."
-    return parse(PipelineConfig, words, prog=f"ip2p {command} {preset or 'PRESET'}", description=usage, default=base)
+@dataclass(frozen=True, kw_only=True)
+class OfRun:
+    """Arguments of a command that works on a run."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder, or its URL."""
+
+    @property
+    def folder(self) -> Path:
+        """Returns the run folder."""
+        return Path(self.run)
 
 
-def parse_existing_run(words: list[str], command: str) -> PipelineConfig:
-    """`RUN [--stage.knob value …]` to the config that the run was made with, changed by the flags."""
-    folder = take_run_folder(words, command)
-    base = read_run(folder) if folder else PipelineConfig()
-    usage = f"ip2p {command} RUN [--stage.knob VALUE …]. Starts from RUN/config.json."
-    config = parse(PipelineConfig, words, prog=f"ip2p {command} RUN", description=usage, default=base)
-    if folder and config.out != folder:
-        raise ValueError(f"--out is not for `ip2p {command}`, which works inside {folder}. Leave it out.")
-    return config
+@dataclass(frozen=True, kw_only=True)
+class ExistingRun(OfRun, OverSettings):
+    """Arguments of a command that starts from a run's config.json."""
 
+    def base(self) -> PipelineConfig:
+        """Returns the config that the run was made with."""
+        from ip2p.config.files import read_run
 
-def parse(kind: type[T], words: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
-    """Words to a dataclass with tyro; mistakes become a ValueError of one line."""
-    base = tyro.MISSING_NONPROP if default is None else default
-    with _errors_as_values():
-        parsed, unknown = tyro.cli(
-            kind, args=list(words), prog=prog, description=description, return_unknown_args=True, default=base
-        )
-    if unknown:
-        raise ValueError(_describe_unknown(unknown[0], kind, default))
-    return typing.cast(T, parsed)
+        return read_run(self.folder) if (self.folder / "config.json").is_file() else PipelineConfig()
 
+    def check(self, command: str) -> None:
+        """Requires a run folder."""
+        from ip2p.config.files import read_run
 
-@contextlib.contextmanager
-def _errors_as_values() -> Iterator[None]:
-    """Turns the box that tyro draws around a mistake into the message inside it."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            yield
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise ValueError(_message_in_box(said.getvalue())) from None
+        read_run(self.folder)
 
-
-def _message_in_box(box: str) -> str:
-    lines = []
-    for line in box.splitlines()[1:]:
-        if "───" in line:
-            break
-        lines.append(BOX.sub("", line).strip())
-    message = " ".join(filter(None, lines)).removeprefix("Error parsing ")
-    return message if message.endswith((".", "?")) else f"{message}."
-
-
-def _describe_unknown(word: str, kind: type, default: object) -> str:
-    if not word.startswith("-"):
-        return f"{word!r} was not expected. Options are written --stage.knob VALUE."
-    known = [f"--{name}" for name in _flags(default if default is not None else kind)]
-    return f"unknown option {word}. {suggest(word.split('=')[0].replace('_', '-'), known)}"
-
-
-def _flags(config: object, where: str = "") -> Iterator[str]:
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, field.name, None)
-        name = f"{where}{field.name.replace('_', '-')}"
-        if dataclasses.is_dataclass(value):
-            yield from _flags(value, f"{name}.")
-        else:
-            yield name
+    def check_settings(self, command: str, config: PipelineConfig) -> None:
+        """Refuses to work in another folder than the run's."""
+        if config.out != self.folder:
+            raise ValueError(f"--out is not for `{command}`, which works inside {self.folder}. Leave it out.")

@@ -1,27 +1,48 @@
-"""`ip2p benchmark`: editors beside each other on MagicBrush, Emu Edit's test set, a dataset or anybody's pictures."""
+"""`ip2p benchmark`: compares editors on MagicBrush, Emu Edit's test set, a dataset or your own pictures."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ip2p.cli.arguments import parse, wants_help
-from ip2p.config import BenchmarkConfig, EvaluationConfig, VlmConfig
-from ip2p.config.files import evaluation_of
+import tyro
+
+from ip2p.config import BenchmarkConfig, VlmConfig
 
 
-def benchmark(words: list[str]) -> None:
-    """Lays editors side by side by a published protocol: ip2p benchmark SOURCE --models RUN RUN …"""
-    source = words.pop(0) if words and not words[0].startswith("-") else None
-    if source is None and not wants_help(words):
-        raise ValueError("`ip2p benchmark` needs a source. Write: ip2p benchmark SOURCE --models RUN/model")
-    usage = "ip2p benchmark SOURCE --models RUN RUN … [--out FOLDER]. SOURCE: folder, .jsonl, hub id or photographs."
-    default = BenchmarkConfig(source=source or "SOURCE", models=("RUN",), evaluation=_usual(words))
-    config = parse(BenchmarkConfig, words, prog="ip2p benchmark SOURCE", description=usage, default=default)
-    if config.models == ("RUN",):
-        raise ValueError("`ip2p benchmark` needs editors. Write: ip2p benchmark SOURCE --models RUN RUN …")
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark(BenchmarkConfig):
+    """Arguments of `ip2p benchmark`: the settings, with the source as the first word."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A test set, a dataset, a folder or .jsonl of pictures, or `photographs`."""
+
+    @classmethod
+    def start(cls, words: Sequence[str]) -> Any:
+        """Returns the defaults: the first model's run says how edits are made, so that its guidances need not be set.
+
+        Its vision-language judge is left out, whose server may be gone.
+        """
+        from ip2p.config.files import evaluation_of
+
+        named, _ = tyro.cli(Editors, args=list(words), return_unknown_args=True, add_help=False)
+        first = Path(named.models[0]) if named.models else Path()
+        evaluation = evaluation_of(first / "model" if (first / "model").is_dir() else first)
+        evaluation = dataclasses.replace(evaluation, resolution=0, vlm=VlmConfig())
+        return cls(source=tyro.MISSING_NONPROP, models=tyro.MISSING_NONPROP, evaluation=evaluation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Editors:
+    """The part of the arguments that the defaults depend on."""
+
+    models: tuple[str, ...] = ()
+
+
+def benchmark(config: Benchmark) -> None:
+    """Compares editors by a published protocol."""
     from ip2p.evaluation.benchmark import benchmark as run_benchmark
     from ip2p.report import write_benchmark
 
@@ -31,29 +52,22 @@ def benchmark(words: list[str]) -> None:
     print(f"  {'page':<11} {write_benchmark(config.out)}")
 
 
-def _usual(words: list[str]) -> EvaluationConfig:
-    """The evaluation settings of the first model's run, so that its guidances need not be said again.
-
-    Its vision-language judge is not among them: that server may be gone.
-    """
-    place = words.index("--models") + 1 if "--models" in words else len(words)
-    first = Path(words[place]) if place < len(words) else Path()
-    found = evaluation_of(first / "model" if (first / "model").is_dir() else first)
-    return dataclasses.replace(found, resolution=0, vlm=VlmConfig())
-
-
 def describe(figures: dict[str, Any]) -> Iterator[str]:
-    """A table: a line per editor, a column per figure."""
+    """Yields a table: a line per editor, a column per figure."""
     from ip2p.evaluation.benchmark import known_columns
 
     columns = known_columns(figures["protocol"], figures["editors"])
+    widths = [max(16, len(column.heading)) for column in columns]
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
-    yield "  " + " ".join([f"{'':<22}", *(f"{column.heading:>16}" for column in columns)])
-    for name, found in figures["editors"].items():
+    yield _line("", [column.heading for column in columns], widths)
+    for name, parts in figures["editors"].items():
         for part, words in (("single", ""), ("final", ", last of session")):
-            if found[part]:
-                cells = [_cell(found[part].get(column.name)) for column in columns]
-                yield "  " + " ".join([f"{name + words:<22}", *(f"{cell:>16}" for cell in cells)])
+            if parts[part]:
+                yield _line(name + words, [_cell(parts[part].get(column.name)) for column in columns], widths)
+
+
+def _line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  " + " ".join([f"{name:<22}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))])
 
 
 def _cell(value: float | None) -> str:

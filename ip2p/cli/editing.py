@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -14,23 +13,21 @@ from typing import Annotated, Any
 
 import tyro
 
-from ip2p.cli.arguments import parse
 from ip2p.config import EvaluationConfig
-from ip2p.config.files import evaluation_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditArguments:
-    """Applies instructions to pictures."""
+    """Arguments of `ip2p edit`."""
 
-    input: Annotated[Path, tyro.conf.Positional]
-    """Picture, folder of pictures, or .jsonl of `image`, `edit_prompt` and, if you like, `seed` and `output`."""
-    instruction: Annotated[str, tyro.conf.Positional]
-    """What to do; "" where a .jsonl says it."""
-    output: Annotated[Path, tyro.conf.Positional]
-    """Picture to write, or the folder where there are several."""
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """A picture, a folder of pictures, or a .jsonl of `image`, `edit_prompt` and optionally `seed` and `output`."""
+    instruction: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INSTRUCTION")]
+    """The edit, in quotes; "" if a .jsonl has it."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """Picture to write, or a folder if there are several."""
     model: str
     """Model folder of a run (RUN/model), or a hub id."""
     revision: str | None = None
@@ -38,23 +35,23 @@ class EditArguments:
     also: tuple[str, ...] = ()
     """More instructions for the same pictures."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of the noise: an edit for each."""
+    """Seeds of the noise, one edit for each."""
     guidance_scale: tuple[float, ...] = ()
-    """Text guidance, one or several; as in the run's evaluation, or 7.5."""
+    """Text guidance scales, one or several. Default: the run's, or 7.5."""
     image_guidance_scale: tuple[float, ...] = ()
-    """Image guidance, one or several; as in the run's evaluation, or 1.5."""
+    """Image guidance scales, one or several. Default: the run's, or 1.5."""
     num_inference_steps: int | None = None
-    """Denoising steps; as in the run's evaluation, or 20."""
+    """Denoising steps. Default: the run's, or 20."""
     resolution: int | None = None
-    """Pixels on the short side during the edit; the model's own by default."""
+    """Short side in pixels during the edit. Default: the model's own."""
     batch_size: int = 8
-    """Edits at a time."""
+    """Edits per batch."""
     device: str = "auto"
-    """Where to edit."""
+    """Device to edit on."""
     dtype: str = "float32"
     """Precision: float32, float16, bfloat16 or auto."""
     overwrite: bool = False
-    """Write over pictures that are there."""
+    """Overwrite existing pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +66,15 @@ class Wish:
     output: Path
 
 
-def edit(words: list[str]) -> None:
-    """Applies instructions to pictures: ip2p edit --model RUN/model in.png "make it red" out.png"""
-    options = parse(EditArguments, words, prog="ip2p edit", description="Applies instructions to pictures.")
+def edit(options: EditArguments) -> None:
+    """Applies instructions to pictures."""
+    from ip2p.config.files import evaluation_of
+
     usual = evaluation_of(Path(options.model))
     wishes = list(plan_edits(options, usual))
     there = [wish.output for wish in wishes if wish.output.exists()]
     if there and not options.overwrite:
-        raise ValueError(f"{there[0]} is there already. Give another name, or --overwrite.")
+        raise ValueError(f"{there[0]} exists already. Give another name, or --overwrite.")
     from ip2p.editing import Editor, Knobs
 
     steps = options.num_inference_steps or usual.num_inference_steps
@@ -149,18 +147,19 @@ def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
     folder = options.input
     paths = [folder]
     if folder.is_dir():
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = sorted(path for path in visible if path.suffix.lower() in PICTURES)
     for path, prompt, seed in itertools.product(paths, (options.instruction, *options.also), options.seeds):
         yield {"image": path, "edit_prompt": prompt, "seed": seed}
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    from ip2p.sources.files import read_json_file
+
     try:
-        for line in path.read_text().splitlines():
-            if line.strip():
-                row = json.loads(line)
-                found = {"image": path.parent / str(row["image"]), "edit_prompt": str(row["edit_prompt"])}
-                yield {**found, "seed": int(row.get("seed", 0)), "output": row.get("output")}
+        for _, row in read_json_file(path):
+            wish = {"image": path.parent / str(row["image"]), "edit_prompt": str(row["edit_prompt"])}
+            yield {**wish, "seed": int(row.get("seed", 0)), "output": row.get("output")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
 
@@ -175,23 +174,22 @@ def _name(row: dict[str, Any], options: EditArguments) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AppArguments:
-    """A page to edit pictures, browse pairs and compare runs."""
+    """Arguments of `ip2p app`."""
 
     runs: Path = Path("runs")
-    """Folder whose runs are shown."""
+    """Folder of the runs to show."""
     model: str | None = None
-    """Editor that is chosen at first: a model folder or a hub id; the newest run's by default."""
+    """Editor selected on start: a model folder or a hub id. Default: the newest run's."""
     device: str = "auto"
-    """Where to edit."""
+    """Device to edit on."""
     port: int | None = None
-    """Port on 127.0.0.1; the first that is free from 7860 on by default."""
+    """Port on 127.0.0.1. Default: the first free one from 7860."""
     share: bool = False
-    """Make the page reachable from the internet through gradio's relay."""
+    """Make the page public through gradio's relay."""
 
 
-def app(words: list[str]) -> None:
+def app(options: AppArguments) -> None:
     """Opens a web page on this machine: edit pictures, browse pairs, compare runs."""
-    options = parse(AppArguments, words, prog="ip2p app", description="A page on 127.0.0.1 over runs and editors.")
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs gradio. Install it: pip install 'ip2p[app]'")
     from ip2p.app import build_page, serve

@@ -1,4 +1,4 @@
-"""What each command does; everything heavy is imported inside."""
+"""Commands that make a run or work on one; everything heavy is imported inside."""
 
 from __future__ import annotations
 
@@ -6,160 +6,264 @@ import dataclasses
 import importlib
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from ip2p.cli.arguments import parse, parse_existing_run, parse_new_run, take_option, take_run_folder, wants_help
-from ip2p.cli.data import enter, import_pairs, inspect
+import tyro
+
+from ip2p.cli.arguments import ExistingRun, NewRun
+from ip2p.cli.parsing import local_copy
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
-from ip2p.config.files import read_run, read_run_data
-from ip2p.store.mirror import is_url, working_copy
+from ip2p.console import end_on_signals
+from ip2p.store.mirror import is_url
 
 logger = logging.getLogger(__name__)
 
 
-def run(words: list[str]) -> None:
-    """Everything, end to end: captions to an evaluated editor."""
-    config = parse_new_run(words, "run")
+@dataclass(frozen=True, kw_only=True)
+class DatasetRun(NewRun):
+    """Arguments of `ip2p dataset`."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        "out",
+        "prompts.captions",
+        "prompts.num_captions",
+        "prompts.num_triplets_per_caption",
+        "rendering.num_inference_steps",
+        "rendering.num_candidates",
+        "rendering.batch_size",
+        "dataset.test_fraction",
+        "runner.kind",
+        "runner.max_workers",
+    )
+    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
+    """Upload the dataset to this repository."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(NewRun):
+    """Arguments of `ip2p train`."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        "out",
+        "training.pretrained_model_name_or_path",
+        "training.resolution",
+        "training.train_batch_size",
+        "training.gradient_accumulation_steps",
+        "training.learning_rate",
+        "training.max_train_steps",
+        "training.mixed_precision",
+        "training.use_lora",
+        "evaluation.num_edits",
+    )
+    data: str
+    """The dataset folder of a run, any folder of parquet files, or a hub id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(ExistingRun):
+    """Arguments of `ip2p evaluate`."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        "evaluation.num_edits",
+        "evaluation.num_sweep_edits",
+        "evaluation.guidance_scale",
+        "evaluation.image_guidance_scale",
+        "evaluation.image_guidance_scales",
+        "evaluation.num_inference_steps",
+        "evaluation.lpips",
+        "evaluation.vlm.model",
+        "evaluation.batch_size",
+        "evaluation.seed",
+    )
+    data: str | None = None
+    """Data that the editor was trained on, if that was not the run's own dataset. Default: as the run recorded it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refiltering(ExistingRun):
+    """Arguments of `ip2p refilter`."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        *(f"filtering.thresholds.{name}" for name in ("original", "edited", "direction", "image", "max_image")),
+        "filtering.max_pairs_per_triplet",
+        "filtering.selection",
+        "dataset.test_fraction",
+        "dataset.train_share",
+        "dataset.max_duplicate_similarity",
+    )
+
+    def check_settings(self, command: str, config: PipelineConfig) -> None:
+        """Refuses settings that ask for more than the scores on disk can give."""
+        super().check_settings(command, config)
+        before = self.base()
+        free = ("out", "filtering", "dataset")
+        sections = (field.name for field in dataclasses.fields(config) if field.name not in free)
+        changed = [name for name in sections if getattr(config, name) != getattr(before, name)]
+        if changed:
+            way = f"ip2p run --config {config.out / 'config.json'}"
+            raise ValueError(f"`{command}` changes filtering and dataset, got {changed[0]}. For the rest use `{way}`.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Arguments of `ip2p compare`."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN …")]
+    """Two run folders or more, or their URLs."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")] = None
+    """Page to write. Default: a file beside the first run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation(ExistingRun):
+    """Arguments of `ip2p ablate`."""
+
+    variants: Annotated[str | None, tyro.conf.arg(metavar="full,tenth,unfiltered,fixed-p")] = None
+    """Variants to train, separated by commas. Default: all."""
+
+    def base(self) -> PipelineConfig:
+        """Returns the run's settings with the folder beside it that the variants go to."""
+        from ip2p import ablation
+
+        has_config = (self.folder / "config.json").is_file()
+        return ablation.config_of(self.folder) if has_config else PipelineConfig()
+
+    def check_settings(self, command: str, config: PipelineConfig) -> None:
+        """Allows any folder for the variants; `ablation.check_run` refuses the run's own."""
+
+
+def run(arguments: NewRun, config: PipelineConfig) -> None:
+    """Runs everything, end to end: captions to an evaluated editor."""
     run_flow(config, "pipeline")
 
 
-def dataset(words: list[str]) -> None:
-    """Regenerates the dataset only; `dataset import` takes over other people's, `dataset inspect` looks into one."""
-    if words and words[0] in ("import", "inspect"):
-        return {"import": import_pairs, "inspect": inspect}[words[0]](words[1:])
-    repo_id = take_option(words, "push-to-hub")
-    config = parse_new_run(words, "dataset", options=" [--push-to-hub ID]")
-    run_flow(config, "dataset")
-    if repo_id:
+def dataset(arguments: DatasetRun, config: PipelineConfig) -> None:
+    """Makes the dataset only: captions to filtered pairs in parquet."""
+    made = run_flow(config, "dataset")
+    if arguments.push_to_hub:
         from ip2p.hub import push_dataset
 
-        print(f"  {'pushed to':<11} {push_dataset(config.out / 'dataset', repo_id)}")
+        print(f"  {'pushed to':<11} {push_dataset(made.out / 'dataset', arguments.push_to_hub)}")
 
 
-def train(words: list[str]) -> None:
-    """Trains on parquet shards that exist already, and evaluates."""
-    data = take_option(words, "data")
-    config = parse_new_run(words, "train", options=" --data FOLDER_OR_HUB_ID")
-    if not data:
-        raise ValueError(
-            "`ip2p train` needs --data: the dataset folder of a run, any folder of parquet files, or a hub id."
-        )
-    run_flow(config, "training", data)
+def train(arguments: TrainingRun, config: PipelineConfig) -> None:
+    """Trains on a dataset that exists already, and evaluates."""
+    run_flow(config, "training", data=arguments.data)
 
 
-def evaluate(words: list[str]) -> None:
+def evaluate(arguments: Evaluation, config: PipelineConfig) -> None:
     """Measures a run's editor again and rewrites the report."""
-    from ip2p.store import update_summary
+    from ip2p.config.files import read_run_data
 
-    data = take_option(words, "data")
-    config = parse_existing_run(words, "evaluate")
     enter(config)
-    data = data or read_run_data(config.out)
+    data = arguments.data or read_run_data(config.out)
     from ip2p import evaluation, uses
 
-    figures = evaluation.evaluate(config, data=data)
+    evaluation.evaluate(config, data=data)
     uses.write_config(config, data)
-    update_summary(config.out, "evaluation", figures)
     _report(config)
 
 
-def refilter(words: list[str]) -> None:
+def refilter(arguments: Refiltering, config: PipelineConfig) -> None:
     """Applies other thresholds to the scores on disk and rewrites the dataset."""
-    config = parse_existing_run(words, "refilter")
-    _check_only_filtering(config)
     enter(config)
     from ip2p import dataset as dataset_stage
-    from ip2p import evaluation, rendering, store, uses
+    from ip2p import evaluation, rendering, uses
+    from ip2p.config.files import read_run_data
 
     data = read_run_data(config.out)
     rendering.refilter(config)
     uses.write_config(config, data)
-    store.update_summary(config.out, "rendering", rendering.summarise(config))
-    counts = dataset_stage.write_dataset(config)
-    store.update_summary(config.out, "dataset", counts | evaluation.oracle_precision(config))
+    rendering.summarise(config)
+    dataset_stage.write_dataset(config)
+    evaluation.oracle_precision(config)
     _report(config)
     if (config.out / "model").exists():
         print(
             "The model was trained on the earlier pairs. "
-            f"This trains it on these: ip2p run --config {config.out / 'config.json'}"
+            f"To train it on these: ip2p run --config {config.out / 'config.json'}"
         )
 
 
-def report(words: list[str]) -> None:
+def report(arguments: ExistingRun, config: PipelineConfig) -> None:
     """Rewrites a run's report."""
-    config = parse_existing_run(words, "report")
     _report(config)
 
 
-def compare(words: list[str]) -> None:
-    """Lays several runs side by side on one page: ip2p compare RUN RUN … [--output PAGE.html]"""
-    output = take_option(words, "output")
-    if wants_help(words) or len(words) < 2:
-        raise ValueError(
-            "`ip2p compare` takes two run folders or more. Write: ip2p compare RUN RUN [--output PAGE.html]"
-        )
+def compare(arguments: Comparison) -> None:
+    """Lays several runs side by side on one page."""
+    if len(arguments.runs) < 2:
+        raise ValueError("`ip2p compare` needs two run folders or more. Write: ip2p compare RUN RUN")
+    from ip2p.config.files import read_run
     from ip2p.report import write_comparison
 
-    configs = [dataclasses.replace(read_run(Path(word)), out=Path(word)) for word in words]
-    print(write_comparison(configs, Path(output) if output else None))
+    with ExitStack() as stack:
+        folders = [stack.enter_context(local_copy(run)) if is_url(run) else Path(run) for run in arguments.runs]
+        print(write_comparison([read_run(folder) for folder in folders], arguments.output))
 
 
-def ablate(words: list[str]) -> None:
+def ablate(arguments: Ablation, config: PipelineConfig) -> None:
     """Trains variants of a finished run (a tenth of the data, no filter, p fixed) and lays them side by side."""
-    from ip2p import ablation, uses
+    from ip2p import ablation
 
-    names = take_option(words, "variants")
-    run = take_run_folder(words, "ablate")
-    base = ablation.config_of(run) if run else PipelineConfig()
-    usage = "ip2p ablate RUN [--variants full,tenth,unfiltered,fixed-p] [--out FOLDER] [--stage.knob VALUE …]"
-    config = parse(PipelineConfig, words, prog="ip2p ablate RUN", description=usage, default=base)
-    if run is None:
-        return
-    chosen = ablation.choose_variants(names.split(",") if names else list(ablation.VARIANTS))
-    ablation.check_run(config, run)
-    enter(config)
-    started, page = time.monotonic(), config.out / "index.html"
-    if all(uses.is_complete(each.config, "pipeline") for each in ablation.variants_of(run, config, chosen)):
-        ablation.write_page([each.config for each in ablation.variants_of(run, config, chosen)], page)
-        print(f"Everything is done already in {config.out}.")
-    else:
-        _serve_and_run(config, "ablation", run, chosen)
-        print(f"Done in {time.monotonic() - started:.0f} s.")
+    names = arguments.variants.split(",") if arguments.variants else list(ablation.VARIANTS)
+    chosen = ablation.choose_variants(names)
+    _carry_out(config, "ablation", run=arguments.folder, variants=chosen)
     for name in chosen:
         print(f"{name}\n{describe_results(dataclasses.replace(config, out=config.out / name))}")
-    if page.exists():
+    if (page := config.out / "index.html").exists():
         print(f"{'page':<13} {page}")
 
 
-def run_flow(config: PipelineConfig, use: Any, data: str | None = None) -> None:
-    """Runs one of the three flows unless it is finished, and says where its results are."""
+def url_of(out: Path) -> str:
+    """Returns a run folder as it was written: a path has one slash of a URL's two."""
+    scheme, colon, rest = str(out).partition(":/")
+    return f"{scheme}://{rest.lstrip('/')}" if colon and len(scheme) > 1 and "/" not in scheme else str(out)
+
+
+def run_flow(config: PipelineConfig, use: str, **arguments: Any) -> PipelineConfig:
+    """Carries out a use unless it is done, and prints where its results are.
+
+    Returns the config with the folder that it worked in, a local copy if the run folder is a URL.
+    """
+    with local_copy(url_of(config.out)) as folder:
+        config = dataclasses.replace(config, out=folder)
+        _carry_out(config, use, **arguments)
+        print(describe_results(config))
+    return config
+
+
+def enter(config: PipelineConfig) -> None:
+    """Claims the run folder for this process, logs into it, and makes Ctrl-C end in one line."""
     from ip2p import uses
 
-    def work() -> None:
-        enter(config)
-        _serve_and_run(config, use, *([data] if use == "training" else []))
+    uses.enter(config)
+    end_on_signals()
+
+
+def _carry_out(config: PipelineConfig, use: str, **arguments: Any) -> None:
+    from ip2p import uses
 
     started = time.monotonic()
-    if uses.carry_out(config, use, work, data):
+    if uses.carry_out(config, use, lambda: _serve_and_run(config, use, **arguments), **arguments):
         print(f"Done in {time.monotonic() - started:.0f} s.")
     else:
         print(f"Everything is done already in {config.out}.")
-    print(describe_results(config))
 
 
-def _serve_and_run(config: PipelineConfig, use: str, *arguments: Any) -> None:
+def _serve_and_run(config: PipelineConfig, use: str, **arguments: Any) -> None:
     from flows.server import prefect_server
+    from ip2p.uses import USES
 
-    module = f"flows.{use}"
-    with prefect_server(meanwhile=lambda: importlib.import_module(module)):
-        from flows.runners import with_runner
+    end_on_signals()
+    with prefect_server(meanwhile=lambda: importlib.import_module(USES[use].flow.partition(":")[0])):
+        from flows.runners import flow_of
 
-        flow = with_runner(getattr(importlib.import_module(module), f"{use}_flow"), config.runner)
-        flow(config, *arguments)
+        flow_of(use, config.runner)(config, **arguments)
 
 
 def _report(config: PipelineConfig) -> None:
@@ -167,43 +271,3 @@ def _report(config: PipelineConfig) -> None:
 
     write_report(config)
     print(describe_results(config))
-
-
-def _check_only_filtering(config: PipelineConfig) -> None:
-    """ValueError where a flag asks for more than the scores on disk can give."""
-    before = read_run(config.out)
-    free = ("out", "filtering", "dataset")
-    changed = [
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name not in free and getattr(config, field.name) != getattr(before, field.name)
-    ]
-    if changed:
-        way = f"ip2p run --config {config.out / 'config.json'}"
-        raise ValueError(f"`ip2p refilter` changes filtering and dataset, got {changed[0]}. For the rest use `{way}`.")
-
-
-@contextmanager
-def mirrored(words: list[str]) -> Iterator[list[str]]:
-    """The words of a command with a run folder's URL replaced by its local copy, which the store follows meanwhile."""
-    places = [index for index, word in enumerate(words) if is_url(_value(word)) and _names_a_run(words, index)]
-    if not places:
-        yield words
-        return
-    place = places[0]
-    flag, url = words[place][: -len(_value(words[place]))], _value(words[place])
-    with working_copy(url) as local:
-        yield [*words[:place], f"{flag}{local}", *words[place + 1 :]]
-    print(f"  {'stored in':<11} {url}")
-
-
-def _value(word: str) -> str:
-    return word.removeprefix("--out=")
-
-
-def _names_a_run(words: list[str], index: int) -> bool:
-    """Whether a word is the value of --out or stands by itself, rather than as the value of another flag."""
-    before = words[index - 1] if index else ""
-    if words[index].startswith("--"):
-        return words[index].startswith("--out=")
-    return before == "--out" or not before.startswith("--")

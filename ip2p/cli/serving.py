@@ -4,39 +4,78 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from ip2p.cli.arguments import parse_new_run, take_option, take_whole
-from ip2p.config.files import suggest
+import tyro
+
+from ip2p.cli.arguments import NewRun, Whole
+from ip2p.cli.runs import url_of
+from ip2p.config import PipelineConfig
+from ip2p.console import suggest
 from ip2p.presets import PRESETS
 
 NAMES = ("run", "dataset", "train", "ablate")
 """The deployments, each named after the command that does the same."""
 NEEDED = {"train": "data", "ablate": "run"}
 """What a deployment cannot be started without."""
-OPTIONS = (
-    " [--deployment run,dataset,train,ablate] [--limit N] [--port N] [--data DATASET] [--run RUN]"
-    ' [--cron "0 3 * * *" [--timezone Europe/Berlin]]'
-)
 
 
-def serve(words: list[str]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Serving(NewRun):
+    """Arguments of `ip2p serve`. A preset and settings fill in the forms."""
+
+    deployment: Annotated[str | None, tyro.conf.arg(metavar=",".join(NAMES))] = None
+    """Deployments to offer, separated by commas. Default: all."""
+    limit: Whole = 1
+    """Runs at a time; others wait."""
+    port: Whole | None = None
+    """Port of Prefect's server. Default: a free one."""
+    data: str | None = None
+    """Data that the form of `train` is filled in with."""
+    run: str | None = None
+    """Run that the form of `ablate` is filled in with."""
+    cron: str | None = None
+    """Schedule such as "0 3 * * *", for one deployment."""
+    timezone: str = "UTC"
+    """Time zone of the schedule, such as Europe/Berlin."""
+
+    def check(self, command: str) -> None:
+        """Requires the preset, if one is named, to exist."""
+        self.check_preset()
+
+    def check_settings(self, command: str, config: PipelineConfig) -> None:
+        """Requires a preset if there are settings."""
+        if self.preset is None and (self.config or config != PipelineConfig()):
+            presets = ", ".join(PRESETS)
+            raise ValueError(f"`{command}` fills in forms that start from a preset. Name one: {presets}.")
+
+
+def serve(arguments: Serving, config: PipelineConfig) -> None:
     """Offers run, dataset, train and ablate on Prefect's page, to be started there or by a schedule."""
-    names, cron, zone = (take_option(words, name) for name in ("deployment", "cron", "timezone"))
-    limit, port = (take_whole(words, name) for name in ("limit", "port"))
-    filled_in: dict[str, Any] = {name: value for name in NEEDED.values() if (value := take_option(words, name))}
-    chosen = _choose(names)
-    if words:
-        filled_in |= _parameters(words)
-    if cron:
-        _check_schedule(chosen, filled_in)
+    chosen = _choose(arguments.deployment)
+    named = {"data": arguments.data, "run": arguments.run}
+    parameters: dict[str, Any] = {name: value for name, value in named.items() if value}
+    if arguments.cron:
+        _check_schedule(chosen, parameters)
+    if arguments.preset:
+        from flows.deployments import differences
+
+        settings = differences(config, PRESETS[arguments.preset]()) or None
+        parameters |= {"preset": arguments.preset, "out": url_of(config.out), "settings": settings}
     from flows.server import prefect_server
 
-    with prefect_server(lambda: importlib.import_module("flows.deployments"), schedules=True, port=port):
+    with prefect_server(lambda: importlib.import_module("flows.deployments"), schedules=True, port=arguments.port):
         from flows.deployments import Offer, offer_deployments
 
-        offer = Offer(names=chosen, parameters=filled_in, cron=cron, timezone=zone or "UTC", limit=limit or 1)
-        offer_deployments(offer, lambda url: _say(url, offer.names, cron))
+        offer = Offer(
+            names=chosen,
+            parameters=parameters,
+            cron=arguments.cron,
+            timezone=arguments.timezone,
+            limit=arguments.limit,
+        )
+        offer_deployments(offer, lambda url: _say(url, offer.names, arguments.cron))
     print("No longer serving.")
 
 
@@ -46,17 +85,6 @@ def _choose(names: str | None) -> list[str]:
         if name not in NAMES:
             raise ValueError(f"unknown deployment {name}. {suggest(name, NAMES)}")
     return chosen
-
-
-def _parameters(words: list[str]) -> dict[str, Any]:
-    """What the flags fill the forms in with: the preset, the folder, and the knobs that differ from the preset's."""
-    preset = words[0] if not words[0].startswith("-") else None
-    config = parse_new_run(words, "serve", options=OPTIONS)
-    if preset is None:
-        raise ValueError(f"`ip2p serve` fills in forms that start from a preset. Name one: {', '.join(PRESETS)}.")
-    from flows.deployments import differences
-
-    return {"preset": preset, "out": str(config.out), "settings": differences(config, PRESETS[preset]()) or None}
 
 
 def _check_schedule(chosen: list[str], filled_in: dict[str, Any]) -> None:

@@ -1,88 +1,88 @@
-"""Knobs of the evaluation."""
+"""Settings of the evaluation and of the benchmark."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.fields import check, check_positive
+from ip2p.config.fields import RESULT_FREE, check, check_positive
 from ip2p.config.prompts import ServerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VlmConfig:
-    """A vision-language model that looks at each edit and scores it from 0 to 10, in the manner of VIEScore."""
+    """Has a vision-language model score each edit from 0 to 10, as VIEScore does."""
 
     model: str | None = None
-    """Its name on the server, or a folder or hub id; none by default, and no such judge."""
+    """Name of the model on the server, or a local folder or hub id. Default: no such judge."""
     backend: Literal["server", "local"] = "server"
     """An OpenAI-compatible endpoint, or transformers in this process."""
     server: ServerConfig = ServerConfig()
-    """The endpoint."""
+    """Endpoint of the `server` backend."""
     revision: str | None = None
-    """Branch, tag or commit of a local one."""
+    """Branch, tag or commit of a local model on the hub."""
     device: str = "auto"
-    """Where a local one runs."""
+    """Device of a local model."""
     dtype: str = "auto"
-    """Its precision."""
+    """Precision of a local model."""
     max_new_tokens: int = 300
-    """Longest answer."""
+    """Longest answer in tokens."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_new_tokens")
-        asks = self.model is not None and self.backend == "server"
+        asks_server = self.model is not None and self.backend == "server"
         check(
-            not asks or bool(self.server.base_url),
+            not asks_server or bool(self.server.base_url),
             "evaluation.vlm.server.base_url is not set. Give an address such as http://127.0.0.1:8000/v1.",
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """How well the editor edits and how much it keeps."""
+    """Measures how well the editor edits and how much it preserves."""
 
     domain: str | None = None
-    """`module:Class` of a domain that draws held-out edits and judges them; else the test split and CLIP alone."""
+    """`module:Class` of a domain that draws held-out edits and judges them. Default: the test split, judged by CLIP."""
     data: str | None = None
-    """Dataset folder whose test split holds the held-out edits where there is no domain; else what was trained on."""
+    """Dataset folder whose test split is edited if there is no domain. Default: the training data."""
     num_edits: int = 490
     """Held-out edits for the main figures."""
     num_sweep_edits: int = 70
-    """Edits for the sweep of the image guidance, and for SDEdit."""
+    """Held-out edits for the image guidance sweep and for SDEdit."""
     image_guidance_scales: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
-    """Values of the sweep (paper, figure 8)."""
+    """Image guidance scales of the sweep (paper, figure 8)."""
     guidance_scale: float = 7.5
-    """Text guidance."""
+    """Text guidance scale."""
     image_guidance_scale: float = 1.5
-    """Image guidance outside the sweep."""
+    """Image guidance scale outside the sweep."""
     sdedit_strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
-    """Strengths of the baseline SDEdit, which is told the edited caption (paper, figure 8); none leaves it out."""
+    """Strengths of the SDEdit baseline, which is given the edited caption (paper, figure 8). Empty: no baseline."""
     sdedit_guidance_scale: float = 7.5
-    """Its text guidance."""
+    """Text guidance scale of SDEdit."""
     num_grid_edits: int = 4
-    """Edits shown at every pair of the two guidances below."""
+    """Held-out edits in the grid of guidance scales."""
     grid_guidance_scales: tuple[float, ...] = (3.0, 7.5, 12.0)
-    """Text guidances of the grid."""
+    """Text guidance scales of the grid."""
     grid_image_guidance_scales: tuple[float, ...] = (1.0, 1.5, 2.0)
-    """Image guidances of the grid."""
+    """Image guidance scales of the grid."""
     judge_clip_model: str | None = None
-    """The CLIP that judges edits, named like `scoring.clip_model`; better another than the filter's, which pairs were
-    chosen by. The filter's own where none is named, which the report says."""
+    """CLIP that judges edits, named as in `scoring.clip_model`. Prefer one other than the filter's, which selected the
+    training pairs. Default: the filter's, which the report mentions."""
     judge_clip_pretrained: str | None = None
     """open_clip's name of the judge's weights; unused for a folder."""
     vlm: VlmConfig = VlmConfig()
-    """A vision-language judge; its answers are kept."""
+    """Vision-language judge. Its answers are stored."""
     lpips: Literal["alex", "vgg", "squeeze"] | None = None
-    """Backbone of LPIPS outside the area that an edit may change, where that is known; wants the package lpips."""
+    """Backbone of LPIPS outside the area to edit, if that is known; needs the package lpips. Default: no LPIPS."""
     num_inference_steps: int = 20
     """Denoising steps."""
     resolution: int | None = None
-    """Pixels on the short side during an edit: the picture's own by default, the model's own if it is 0."""
-    batch_size: int = 32
-    """Edits per batch; the result does not depend on it."""
-    device: str = "auto"
-    """Where to edit."""
+    """Short side in pixels during an edit; 0 is the model's own. Default: the image's own."""
+    batch_size: int = field(default=32, metadata=RESULT_FREE)
+    """Edits per batch."""
+    device: str = field(default="auto", metadata=RESULT_FREE)
+    """Device to edit on."""
     seed: int = 1
     """Seed of the held-out edits and of the noise."""
 
@@ -100,34 +100,34 @@ Protocol = Literal["auto", "magicbrush", "emu_edit", "curve", "pictures"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkConfig:
-    """Editors beside each other on the same edits, seeds and settings."""
+    """Compares editors on the same edits, seeds and settings."""
 
     source: str
-    """MagicBrush or Emu Edit's test set (folder or hub id), a dataset like our own, a folder or .jsonl of pictures, or
-    `photographs`, the two of scikit-learn."""
+    """Test set of MagicBrush or Emu Edit (folder or hub id), a dataset like ours, a folder or .jsonl of pictures, or
+    `photographs`, two that scikit-learn ships."""
     models: tuple[str, ...] = ()
-    """Editors: runs, model folders or hub ids; the first is the one that the others are tested against."""
-    out: Path = Path("benchmarks/default")
-    """Folder for pictures, figures and the page."""
+    """Editors: runs, model folders or hub ids. The others are tested against the first."""
+    out: Path = field(default=Path("benchmarks/default"), metadata=RESULT_FREE)
+    """Folder of the pictures, the figures and the page."""
     protocol: Protocol = "auto"
-    """What is measured: as MagicBrush or Emu Edit do, the paper's curve over the image guidance, or all that the
-    pictures have a truth for; by the source's columns if it is not said."""
+    """Measures: MagicBrush's or Emu Edit's, the paper's curve over the image guidance, or whatever the pictures have a
+    ground truth for. `auto` decides by the source's columns."""
     split: str = "test"
     """Split of a dataset. The two hub repositories of Emu Edit name their splits the other way round."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     num: int | None = None
-    """At most so many edits, in turns from every edit type, sessions whole; all by default."""
+    """Most edits, balanced over edit types and with whole sessions. Default: all."""
     captions: Path | None = None
-    """MagicBrush's file of local descriptions, where it does not lie in the source; CLIP-T needs it."""
+    """MagicBrush's file of local descriptions, which CLIP-T needs, if it is not in the source."""
     base: str | None = None
-    """Text-to-image model for the baseline SDEdit; left out where none is named."""
+    """Text-to-image model of the SDEdit baseline. Default: no baseline."""
     clip_model: str = "ViT-B-32-quickgelu"
-    """The CLIP of MagicBrush's protocol and, by those who rebuilt it, of Emu Edit's."""
+    """CLIP of the MagicBrush protocol and, according to reimplementations, of Emu Edit's."""
     clip_pretrained: str | None = "openai"
     """open_clip's name of its weights; unused for a folder."""
     dino_model: str | None = "facebook/dino-vits16"
-    """Their DINO."""
+    """DINO of both protocols."""
     evaluation: EvaluationConfig = EvaluationConfig(resolution=0)
     """How edits are made and how many are swept."""
 

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import json
-import types
+import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ip2p.config import EvaluationConfig, PipelineConfig
+from pydantic import TypeAdapter, ValidationError
+
+from ip2p.config import EvaluationConfig, PipelineConfig, to_dict
+from ip2p.console import suggest
+
+Config = TypeVar("Config")
 
 NOT_SETTINGS = ("environment",)
-"""Keys of a run's config.json that say what it ran with."""
+"""Keys of a run's config.json that record what it ran with."""
 
 
 def read_config(path: Path, base: PipelineConfig | None = None) -> PipelineConfig:
-    """The settings of a file over those of `base`. ValueError names the key that is unknown or has a wrong value."""
+    """Lays the settings of a file over those of `base`. ValueError names an unknown key or a wrong value."""
     values = read_mapping(path)
     for name in NOT_SETTINGS:
         values.pop(name, None)
     try:
-        return typing.cast(PipelineConfig, overlay(base or PipelineConfig(), values))
+        return overlay(base or PipelineConfig(), values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def read_run(folder: Path) -> PipelineConfig:
-    """The config of a run folder, wherever it was moved to."""
+    """Reads the config of a run folder, wherever it was moved to."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -39,14 +44,14 @@ def read_run(folder: Path) -> PipelineConfig:
 
 
 def read_run_data(folder: Path) -> str | None:
-    """The data that the run of a folder was trained on, where that was not its own dataset."""
-    found = read_mapping(folder / "config.json").get("environment")
-    data = found.get("data") if isinstance(found, dict) else None
+    """Returns the data that a run was trained on; None if that was its own dataset."""
+    environment = read_mapping(folder / "config.json").get("environment")
+    data = environment.get("data") if isinstance(environment, dict) else None
     return data if isinstance(data, str) else None
 
 
 def evaluation_of(model: Path) -> EvaluationConfig:
-    """The evaluation settings of the run that a model's folder lies in; the usual ones for a model of other origin."""
+    """Reads the evaluation settings of the run that a model's folder lies in; the defaults if it lies in none."""
     try:
         return read_config(model.resolve().parent / "config.json").evaluation
     except (OSError, ValueError):
@@ -54,7 +59,7 @@ def evaluation_of(model: Path) -> EvaluationConfig:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a JSON or YAML file."""
+    """Reads a JSON or YAML file of keys and values."""
     if not path.is_file():
         raise FileNotFoundError(
             f"config file {path} does not exist. Give a .json or .yaml file, such as a run's config.json."
@@ -64,7 +69,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         values = json.loads(text) if path.suffix.lower() == ".json" else _read_yaml(text)
     except ValueError as error:
         raise ValueError(
-            f"{path} cannot be read: {' '.join(str(error).split())}. Mend it or start from a run's config.json."
+            f"{path} cannot be read: {' '.join(str(error).split())}. Correct it, or start from a run's config.json."
         ) from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, expected keys and values, such as rendering: {{...}}.")
@@ -80,74 +85,83 @@ def _read_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
-def overlay(base: Any, values: dict[str, Any], where: str = "") -> Any:
-    """A copy of a config dataclass with some fields taken from plain values."""
-    hints = typing.get_type_hints(type(base))
-    known = [field.name for field in dataclasses.fields(base)]
-    changes = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(f"unknown key {where}{key}. {suggest(str(key), known, where)}")
-        changes[key] = _as_field(hints[key], value, getattr(base, key), f"{where}{key}")
+def overlay(base: Config, values: Mapping[str, Any]) -> Config:
+    """Returns a copy of a config dataclass with some fields taken from plain values.
+
+    ValueError names the key that is unknown or has a wrong value.
+    """
+    plain = _merge(type(base), to_dict(base), values, "")
     try:
-        return dataclasses.replace(base, **changes)
-    except ValueError as error:
-        raise ValueError(f"{where}{error}") from error
+        return _validate(type(base), plain)
+    except ValidationError as error:
+        raise ValueError(_describe(error)) from error
 
 
-def suggest(name: str, known: Sequence[str], where: str = "") -> str:
-    """`Did you mean x?`, or the list where none is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {where}{near[0]}?" if near else f"Known are: {', '.join(known)}."
+def _validate(kind: type[Config], plain: dict[str, Any]) -> Config:
+    """Reads plain values strictly, so that no bool passes for a number; YAML's `1e-4`, a text, still does."""
+    adapter = _adapter(typing.cast(Any, kind))
+    try:
+        config: Config = adapter.validate_json(json.dumps(plain, default=str), strict=True)
+    except ValidationError as error:
+        numbers = [each for each in error.errors() if each["type"] == "float_type" and _is_number(each["input"])]
+        if not numbers:
+            raise
+        for number in numbers:
+            *path, last = number["loc"]
+            _at(plain, path)[last] = float(number["input"])
+        config = adapter.validate_json(json.dumps(plain, default=str), strict=True)
+    return config
 
 
-def _as_field(hint: Any, value: Any, default: Any, where: str) -> Any:
-    """The value as its field's type has it; lists become tuples, mappings become configs."""
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} takes keys and values, got {value!r}.")
-        base = default if isinstance(default, typing.cast(type, hint)) else typing.cast(type, hint)()
-        return overlay(base, value, f"{where}.")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _as_field(next(each for each in arguments if each is not type(None)), value, default, where)
-    if origin is dict:
-        return _as_dict(arguments[1], value, where)
-    if origin is tuple:
-        return _as_tuple(arguments, value, where)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} is {value!r}, expected one of: {', '.join(map(str, arguments))}.")
-        return value
-    return _as_scalar(hint, value, where)
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    return TypeAdapter(kind)
 
 
-def _as_dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} takes keys and values, got {value!r}.")
-    return {str(key): _as_field(hint, each, None, f"{where}.{key}") for key, each in value.items()}
+def _at(values: Any, path: Sequence[int | str]) -> Any:
+    return functools.reduce(lambda inner, key: inner[key], path, values)
 
 
-def _as_tuple(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} takes a list, got {value!r}.")
-    many = hints[-1] is Ellipsis
-    if not many and len(value) != len(hints):
-        raise ValueError(f"{where} takes {len(hints)} values, got {len(value)}: {value!r}.")
-    each_hint = [hints[0]] * len(value) if many else hints
-    return tuple(_as_field(hint, each, None, where) for hint, each in zip(each_hint, value, strict=True))
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
-def _as_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-4 as text
-        except ValueError:
-            pass
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where} takes {hint.__name__}, got {value!r}.")
-    return value
+def _merge(kind: Any, base: dict[str, Any], values: Any, where: str) -> dict[str, Any]:
+    """Lays values over a config's plain values, section by section; pydantic has no near miss to suggest."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where.rstrip('.')} takes keys and values, got {values!r}.")
+    hints = typing.get_type_hints(kind)
+    merged = dict(base)
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"unknown key {where}{key}. {suggest(str(key), list(hints), where)}")
+        merged[key] = value
+        if dataclasses.is_dataclass(hints[key]):
+            merged[key] = _merge(hints[key], base[key], value, f"{where}{key}.")
+        elif dataclasses.is_dataclass(entry := (typing.get_args(hints[key]) or [None])[-1]) and isinstance(
+            value, Mapping
+        ):
+            merged[key] = {name: _merge(entry, {}, each, f"{where}{key}.{name}.") for name, each in value.items()}
+    return merged
+
+
+def _describe(error: ValidationError) -> str:
+    """Says in a line what the first wrong value is, where it stands and what belongs there."""
+    errors = error.errors()
+    first = errors[0]
+    kind, value, path = first["type"], first["input"], first["loc"]
+    where = ".".join(map(str, path))
+    if kind == "value_error":
+        return f"{where}.{first['ctx']['error']}" if where else str(first["ctx"]["error"])
+    if kind == "literal_error":
+        choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{where} is {value!r}, expected one of: {choices}."
+    if kind in ("missing", "too_long"):
+        num = first["ctx"]["max_length"] if kind == "too_long" else max(int(each["loc"][-1]) for each in errors) + 1
+        name = where if kind == "too_long" else where.rpartition(".")[0]
+        return f"{name} takes {num} values, got {len(value)}: {value!r}."
+    wanted = {"tuple": "a list", "dict": "keys and values", "string": "text"}.get(name := kind.split("_")[0], name)
+    return f"{where} takes {wanted}, got {value!r}."

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from ip2p.config.fields import OMIT_IF_EMPTY, check, check_positive
+from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_positive
 
 Selection = Literal["best", "first"]
 
@@ -42,9 +42,9 @@ class ScoringConfig:
     (its CLIP is ViT-L-14 by openai), or a .safetensors file of linear layers that end in one number."""
     further: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Settings of scores that have no field here, by the `setting` that their file in ip2p/scoring declares."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=RESULT_FREE)
     """Where to score."""
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=RESULT_FREE)
     """Images per batch."""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Knobs of the parquet dataset."""
+"""Settings of the dataset and of the runner, and the whole pipeline as one config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ip2p.config.evaluation import EvaluationConfig
-from ip2p.config.fields import check, check_positive, check_unit
+from ip2p.config.fields import RESULT_FREE, check, check_positive, check_unit
 from ip2p.config.filtering import FilteringConfig, ScoringConfig
 from ip2p.config.prompts import PromptsConfig
 from ip2p.config.rendering import RenderingConfig
@@ -16,18 +16,18 @@ from ip2p.config.training import TrainingConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetConfig:
-    """Accepted pairs to a parquet dataset that `datasets.load_dataset` reads."""
+    """Writes accepted pairs as a parquet dataset that `datasets.load_dataset` reads."""
 
     test_fraction: float = 0.05
-    """Share of the triplets, by hash, that goes to the test split."""
+    """Fraction of the triplets, chosen by hash, that forms the test split."""
     train_share: float = 1.0
-    """Share of the training split's triplets, by hash, that is used. A larger one adds some and takes none away."""
+    """Fraction of the training triplets to use, chosen by hash. A larger fraction contains every smaller one."""
     rows_per_shard: int = 1000
     """Pairs per parquet file."""
     seed: int = 0
-    """Seed of the order of the rows."""
+    """Seed of the row order."""
     max_duplicate_similarity: float | None = None
-    """Leave out a pair whose two images are both at least this alike, by CLIP, to those of one that is in already."""
+    """Drop pairs whose two images both have at least this CLIP similarity to a kept pair's. Default: keep all."""
     license: str = "other"
     """SPDX identifier for the dataset card."""
 
@@ -44,18 +44,18 @@ class DatasetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
-    """How Prefect runs the shards."""
+    """Runs the shards with Prefect."""
 
     kind: Literal["threads", "processes", "ray"] = "threads"
-    """One process with threads, one process per GPU, or a Ray cluster."""
+    """Threads in one process, one process per GPU, or a Ray cluster."""
     max_workers: int = 1
-    """Shards at a time."""
+    """Shards to run at the same time."""
     address: str | None = None
-    """Ray cluster to join; a local one by default."""
+    """Address of the Ray cluster to join. Default: start a local one."""
     num_gpus: float | None = None
-    """GPUs that a shard takes on a Ray cluster, parts of one too; one where this machine has any, else none."""
+    """GPUs per shard on a Ray cluster, fractions allowed. Default: 1 if this machine has a GPU, else 0."""
     retries: int = 1
-    """Times a failed shard is tried again."""
+    """Retries of a failed shard."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_workers")
@@ -67,10 +67,10 @@ class RunnerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig:
-    """The whole pipeline."""
+    """Holds every setting of a run, a section per stage."""
 
-    out: Path = Path("runs/default")
-    """The run folder."""
+    out: Path = field(default=Path("runs/default"), metadata=RESULT_FREE)
+    """Run folder, or a URL such as s3://bucket/run."""
     prompts: PromptsConfig = PromptsConfig()
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
     scoring: ScoringConfig = ScoringConfig()

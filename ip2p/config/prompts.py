@@ -1,16 +1,16 @@
-"""Knobs of the prompt stage."""
+"""Settings of the prompt stage."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.fields import check, check_positive
+from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, check, check_positive
 from ip2p.config.rendering import Precision
 
 Backend = Literal["causal_lm", "chat", "server", "template"]
-"""What writes about a caption."""
+"""What writes triplets about a caption."""
 Language = Literal["any", "en"]
 
 DEFAULT_EDIT_TYPE_RULES: tuple[tuple[str, str], ...] = (
@@ -25,7 +25,6 @@ DEFAULT_EDIT_TYPE_RULES: tuple[tuple[str, str], ...] = (
     (r"\b(bigger|smaller|larger|tiny|huge|size|shrink|enlarge)\b", "size"),
     (r"\b(into|become|turn)\b", "object"),
 )
-
 
 DEFAULT_EDIT_TYPES: tuple[tuple[str, float], ...] = (
     ("object", 2.0),
@@ -49,16 +48,16 @@ DEFAULT_EDIT_TYPES: tuple[tuple[str, float], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleaningConfig:
-    """Which captions of a source are taken; all of them by default."""
+    """Selects captions from a source. The defaults take all of them."""
 
     strip_markup: bool = False
-    """Take tags, entities and web addresses out of the captions first, and leave out those that were little else."""
+    """Remove tags, entities and web addresses, then drop captions that were mostly markup."""
     min_words: int = 1
-    """Leave shorter captions out."""
+    """Drop shorter captions."""
     max_words: int | None = None
-    """Leave longer captions out."""
+    """Drop longer captions. Default: no limit."""
     language: Language = "any"
-    """`en` leaves out captions that do not read as English."""
+    """`en` drops captions that do not read as English."""
 
     def __post_init__(self) -> None:
         check_positive(self, "min_words", "max_words")
@@ -70,18 +69,18 @@ class CleaningConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScreeningConfig:
-    """What is asked of a triplet besides that it parses, changes something and fits the text encoder."""
+    """Rejects triplets beyond those that do not parse, change nothing or exceed the text encoder's length."""
 
     near_duplicate: float | None = None
-    """Leave out a triplet whose words are this much alike (Jaccard) to those of one that is kept before it."""
+    """Reject triplets whose word overlap (Jaccard) with an earlier kept triplet is at least this. Default: keep all."""
     check_agreement: bool = False
-    """Leave out a triplet where no word that the caption gained or lost is named by the instruction."""
+    """Reject triplets whose instruction names none of the words that the caption gained or lost."""
     banned_words: tuple[str, ...] = ()
-    """Leave out triplets with one of these words or phrases, in any case."""
+    """Reject triplets that contain one of these words or phrases, ignoring case."""
     moderation: str = ""
-    """`module:function` that is given a text and says True where it must not be used."""
+    """`module:function` that takes a text and returns True if it must not be used."""
     language: Language = "any"
-    """`en` leaves out triplets that do not read as English."""
+    """`en` rejects triplets that do not read as English."""
 
     def __post_init__(self) -> None:
         if self.near_duplicate is not None:
@@ -97,24 +96,24 @@ class ScreeningConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """An OpenAI-compatible endpoint, for the `server` backend. All but the answers' form may change during a run."""
+    """Reaches an OpenAI-compatible endpoint. Every setting but `response_format` may change during a run."""
 
     base_url: str = ""
-    """Where it answers, such as http://127.0.0.1:8000/v1: vLLM, llama.cpp, Ollama, `transformers serve`, a service."""
+    """Base URL, such as http://127.0.0.1:8000/v1: vLLM, llama.cpp, Ollama, `transformers serve` or a hosted service."""
     api_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; servers of one's own need none."""
+    """Environment variable that holds the API key. A local server needs none."""
     concurrency: int = 8
-    """Requests at a time, of one shard."""
+    """Concurrent requests per shard."""
     timeout: float = 60.0
-    """Seconds that an answer may take."""
+    """Seconds to wait for an answer."""
     max_retries: int = 8
-    """Times a request is sent again after a fault that may pass."""
+    """Retries after a transient error, with exponential backoff."""
     first_delay: float = 1.0
-    """Seconds before the first repetition, drawn from half of that to all of it; doubled each time."""
+    """Upper bound in seconds of the first backoff delay, which is drawn from its upper half; doubles every retry."""
     max_delay: float = 60.0
-    """Longest of these delays."""
+    """Longest backoff delay in seconds."""
     response_format: Literal["json_object", "json_schema", "none"] = "none"
-    """What the server is told of the answer's form; not every server knows each."""
+    """Response format to request. Not every server supports each."""
 
     def __post_init__(self) -> None:
         check_positive(self, "concurrency", "timeout", "first_delay", "max_delay")
@@ -127,109 +126,106 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptsConfig:
-    """Captions to edit triplets: where captions come from, what writes about them, which triplets are kept."""
+    """Writes edit triplets about captions: the captions, the language model, and which triplets are kept."""
 
-    captions: str = ""
-    """Captions (.txt, .csv, .parquet, a hub dataset) or ready triplets (.jsonl); a file or a URL."""
-    captions_column: str | None = None
-    """Column that holds the captions of a table; a .jsonl with it holds captions instead of triplets."""
-    captions_split: str = "train"
+    captions: str = field(default="", metadata=ANSWERS_FREE)
+    """Captions (.txt, .csv, .parquet, a hub dataset) or finished triplets (.jsonl): a file, a URL or a hub id."""
+    captions_column: str | None = field(default=None, metadata=ANSWERS_FREE)
+    """Caption column of a table. With it, a .jsonl holds captions rather than triplets."""
+    captions_split: str = field(default="train", metadata=ANSWERS_FREE)
     """Split of a hub dataset."""
-    captions_revision: str | None = None
+    captions_revision: str | None = field(default=None, metadata=ANSWERS_FREE)
     """Branch, tag or commit of a hub dataset."""
-    cleaning: CleaningConfig = CleaningConfig()
-    """Which of them are taken."""
-    num_captions: int | None = None
-    """Use the first so many captions; all by default."""
+    cleaning: CleaningConfig = field(default=CleaningConfig(), metadata=ANSWERS_FREE)
+    """Which captions of the source are used."""
+    num_captions: int | None = field(default=None, metadata=ANSWERS_FREE)
+    """Number of captions to use, from the first. Default: all."""
     num_triplets_per_caption: int = 1
-    """Triplets to write for each caption."""
+    """Triplets to write about each caption."""
     backend: Backend = "causal_lm"
-    """A model fine-tuned in the original's format, a chat model, a server that has one, or rules without a model."""
+    """Writer: a model fine-tuned on the original's format, a chat model, a server, or rules without a model."""
     model: str = ""
-    """Folder or hub id of the language model; its name where a server has it."""
+    """Folder or hub id of the language model, or its name on the server."""
     revision: str | None = None
     """Branch, tag or commit of the language model on the hub."""
-    shard_size: int = 100
+    shard_size: int = field(default=100, metadata=ANSWERS_FREE)
     """Captions per shard, the unit of work."""
-    batch_size: int = 50
-    """Captions per generation batch; the result does not depend on it."""
+    batch_size: int = field(default=50, metadata=RESULT_FREE)
+    """Captions per generation batch."""
     temperature: float = 0.7
-    """Sampling temperature; 0 takes the likeliest token."""
-    device: str = "auto"
-    """Where to generate: cpu, cuda, cuda:1, mps; `auto` takes the best there is."""
+    """Sampling temperature; 0 decodes greedily."""
+    device: str = field(default="auto", metadata=RESULT_FREE)
+    """Device to generate on: cpu, cuda, cuda:1, mps, or `auto` for the best available."""
     max_new_tokens: int = 256
     """Longest answer in tokens."""
     max_prompt_tokens: int | None = None
-    """Longest prompt in the text encoder's tokens; what the renderer's tokenizer allows by default."""
+    """Longest caption in the text encoder's tokens. Default: the limit of the rendering model's tokenizer."""
     dtype: Precision = "float32"
-    """Precision of the language model; `auto` is bfloat16 where the device multiplies it in hardware."""
+    """Precision of the language model; `auto` is bfloat16 on hardware that multiplies it natively, else float32."""
     examples: str = ""
-    """A .jsonl of triplets to show to `chat` and `server` models; the shipped ones for photographs by default."""
+    """A .jsonl of few-shot triplets for `chat` and `server` models. Default: the shipped ones about photographs."""
     num_examples: int = 4
-    """Examples shown with each caption, of the asked edit type where there are so many."""
+    """Few-shot examples per caption, of the requested edit type if there are enough."""
     edit_types: tuple[tuple[str, float], ...] = DEFAULT_EDIT_TYPES
-    """(edit type, weight): what `chat` and `server` models are asked for, drawn by caption."""
+    """(edit type, weight) pairs from which the type to request of `chat` and `server` models is drawn per caption."""
     num_repairs: int = 1
-    """Times that a `chat` or `server` model is shown an answer that is not as asked, to mend it."""
+    """Times that a `chat` or `server` model is asked to correct a malformed answer."""
     screening: ScreeningConfig = ScreeningConfig()
-    """Which triplets are left out."""
-    server: ServerConfig = ServerConfig()
-    """Where the `server` backend asks."""
+    """Which triplets are rejected."""
+    server: ServerConfig = field(default=ServerConfig(), metadata=ANSWERS_FREE)
+    """Endpoint of the `server` backend."""
     edit_type_rules: tuple[tuple[str, str], ...] = DEFAULT_EDIT_TYPE_RULES
-    """(regular expression, edit type): the first that is found in the instruction names its type; else 'other'."""
+    """(regular expression, edit type) pairs; the first that matches the instruction names its type, else 'other'."""
     seed: int = 0
-    """Seed of the sampling; each caption has its own generator."""
+    """Seed of the sampling. Each caption has its own generator."""
 
     def __post_init__(self) -> None:
         check_positive(self, "num_captions", "num_triplets_per_caption", "shard_size", "batch_size", "max_new_tokens")
         check_positive(self, "max_prompt_tokens")
         check(self.num_examples >= 0, f"num_examples must not be negative, got {self.num_examples}. Use 0 for none.")
         check(self.num_repairs >= 0, f"num_repairs must not be negative, got {self.num_repairs}. Use 0 for none.")
+        weights = [weight for _, weight in self.edit_types]
         check(
-            bool(self.edit_types) and all(weight >= 0 for _, weight in self.edit_types) and self._weight > 0,
-            f"edit_types takes weights of which none is negative and one is positive, got {self.edit_types}.",
+            all(weight >= 0 for weight in weights) and sum(weights) > 0,
+            f"edit_types needs weights of 0 or more, one of them above 0, got {self.edit_types}.",
         )
         check(
             self.temperature >= 0,
             f"temperature must not be negative, got {self.temperature}. Use 0 for greedy decoding.",
         )
 
-    @property
-    def _weight(self) -> float:
-        return sum(weight for _, weight in self.edit_types)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
-    """Teaching a causal language model the original's format."""
+    """Fine-tunes a causal language model on the original's prompt format."""
 
     model: str
     """Folder or hub id of the model to start from."""
     triplets: str
-    """A .jsonl of triplets to learn from."""
+    """A .jsonl of triplets to train on."""
     output: Path
-    """Folder to write the taught model to."""
+    """Folder to write the fine-tuned model to."""
     revision: str | None = None
     """Branch, tag or commit of the model on the hub."""
     num_epochs: int = 10
     """Most passes over the triplets."""
     patience: int = 2
-    """Stop after so many epochs in which the held-out loss did not fall below its least."""
+    """Epochs without a lower held-out loss after which training stops."""
     held_out: float = 0.1
-    """Fraction of the captions whose triplets are not learned, to tell when to stop."""
+    """Fraction of the captions whose triplets are held out for early stopping."""
     learning_rate: float = 5e-5
-    """Step size of AdamW; 10 times as much suits LoRA."""
+    """AdamW's learning rate. LoRA wants about 10 times as much."""
     batch_size: int = 8
-    """Triplets a step."""
+    """Triplets per step."""
     lora_rank: int | None = None
-    """Train low-rank additions to every linear layer instead of the whole model; merged into it when written."""
+    """Train LoRA adapters of this rank on every linear layer and merge them in. Default: train the whole model."""
     dtype: Precision = "float32"
-    """Precision of the model while it is taught."""
-    device: str = "auto"
-    """Where to train."""
+    """Precision of the model during training."""
+    device: str = field(default="auto", metadata=RESULT_FREE)
+    """Device to train on."""
     seed: int = 0
-    """Decides what is held out and the order."""
+    """Seed of the held-out split and of the order."""
 
     def __post_init__(self) -> None:
         check_positive(self, "num_epochs", "patience", "batch_size", "lora_rank", "learning_rate")
-        check(0 < self.held_out < 1, f"held_out must lie in (0, 1), got {self.held_out}. A tenth is usual.")
+        check(0 < self.held_out < 1, f"held_out must lie in (0, 1), got {self.held_out}. 0.1 is usual.")

@@ -1,11 +1,11 @@
-"""Knobs of the rendering."""
+"""Settings of the rendering."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.fields import check, check_positive, check_range, check_unit
+from ip2p.config.fields import RESULT_FREE, check, check_positive, check_range, check_unit
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -21,7 +21,7 @@ ImageFormat = Literal["png", "webp", "jpeg"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditTypeRendering:
-    """What the candidates of one edit type are rendered with, where it is not what all others are."""
+    """Overrides the rendering of one edit type. What is left out is as for every other type."""
 
     num_candidates: int | None = None
     """Candidates to render per triplet."""
@@ -32,13 +32,13 @@ class EditTypeRendering:
     cross_p2p: tuple[float, float] | None = None
     """Range of the fraction of steps with shared cross-attention."""
     shared_steps: tuple[float, float] | None = None
-    """Range of the fraction of first steps in which both sides follow the original's caption."""
+    """Range of the fraction of first steps in which both images follow the original caption."""
     reweight: tuple[float, float] | None = None
-    """Range of the factor on the maps of the edited caption's new words."""
+    """Range of the factor on the attention maps of the edited caption's new words."""
     reweight_steps: tuple[float, float] | None = None
-    """Range of the fraction of first steps in which it holds."""
+    """Range of the fraction of first steps with that factor."""
     local_blend: tuple[float, float] | None = None
-    """Range of the fraction of last steps in which only the changed words' places may differ."""
+    """Range of the fraction of last steps in which only the regions of the changed words may differ."""
 
     def __post_init__(self) -> None:
         _check_draws(self)
@@ -55,7 +55,7 @@ def _check_draws(config: RenderingConfig | EditTypeRendering) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderingConfig:
-    """Edit triplets to candidate pairs, with prompt-to-prompt."""
+    """Renders edit triplets as candidate pairs with prompt-to-prompt. Ranges are drawn from once per candidate."""
 
     model: str = ""
     """Folder or hub id of the text-to-image model."""
@@ -64,65 +64,65 @@ class RenderingConfig:
     variant: str | None = None
     """Weight variant on the hub, such as fp16."""
     dtype: Precision = "float32"
-    """Precision of weights and activations; `auto` is bfloat16 where the device multiplies it itself, else float32."""
-    device: str = "auto"
-    """Where to render: cpu, cuda, cuda:1, mps; `auto` takes the best there is."""
+    """Precision of the model; `auto` is bfloat16 on hardware that multiplies it natively, else float32."""
+    device: str = field(default="auto", metadata=RESULT_FREE)
+    """Device to render on: cpu, cuda, cuda:1, mps, or `auto` for the best available."""
     scheduler: str | None = None
-    """A diffusers scheduler class by name; the model's own by default."""
+    """Class name of a diffusers scheduler. Default: the model's own."""
     num_inference_steps: int = 50
     """Denoising steps."""
     first_look_steps: int | None = None
-    """Render every candidate in so few steps first, and in full only if that passes the filter within
-    `filtering.first_look_slack`. Pays where most candidates are rejected."""
+    """Preview every candidate in this many steps, and render it in full only if the preview passes the filter within
+    `filtering.first_look_slack`. Pays off if most candidates are rejected. Default: no preview."""
     guidance_scale: tuple[float, float] = (7.5, 15.0)
-    """Range of the classifier-free guidance, drawn per candidate."""
+    """Range of the classifier-free guidance."""
     p2p: tuple[float, float] = (0.1, 0.9)
-    """Range of the fraction of steps with shared self-attention, drawn per candidate."""
+    """Range of the fraction of steps with shared self-attention."""
     cross_p2p: tuple[float, float] = (0.0, 0.0)
-    """Range of the fraction of steps with shared cross-attention, drawn per candidate; the paper has none."""
+    """Range of the fraction of steps with shared cross-attention. The paper shares none."""
     cross_alignment: CrossAlignment = "replace"
-    """Which tokens share it: "refine" those that both captions have, "replace" also a word that another stands for."""
+    """Tokens that share cross-attention: `refine` those in both captions, `replace` also a word and its substitute."""
     shared_steps: tuple[float, float] = (0.0, 0.0)
-    """Range of the fraction of first steps in which both sides follow the original's caption, drawn per candidate.
+    """Range of the fraction of first steps in which both images follow the original caption.
 
-    What these steps settle, mostly layout, is then the same on both sides, and each costs half. The paper has none.
+    These steps fix mostly the layout, and each costs half. The paper has none.
     """
     reweight: tuple[float, float] = (1.0, 1.0)
-    """Range of the factor on the cross-attention maps of the edited caption's new words, drawn per candidate."""
+    """Range of the factor on the cross-attention maps of the edited caption's new words."""
     reweight_steps: tuple[float, float] = (1.0, 1.0)
-    """Range of the fraction of first steps in which that factor holds, drawn per candidate."""
+    """Range of the fraction of first steps with that factor."""
     local_blend: tuple[float, float] = (0.0, 0.0)
-    """Range of the fraction of last steps in which only the changed words' places may differ, drawn per candidate.
+    """Range of the fraction of last steps in which only the regions of the changed words may differ.
 
-    Those are where the words that one caption has and the other has not are attended to (local blend, Hertz et al.;
-    they take 0.8). The paper has none.
+    A region is where a word that only one caption has is attended to (local blend; Hertz et al. use 0.8). The paper has
+    none.
     """
     blend_threshold: float = 0.3
-    """Local blend: a place is a word's where its map exceeds this share of the map's maximum."""
+    """Local blend: a position belongs to a word if its map exceeds this fraction of the map's maximum."""
     blend_max_positions: int = 256
-    """Local blend looks at the maps of the layers with the most positions, up to this number; 256 is 16 x 16."""
+    """Local blend: use the maps of the largest layers with at most this many positions; 256 is 16 x 16."""
     p2p_max_positions: int | None = None
-    """Share self-attention only in layers of at most so many positions (Hertz et al.: 256); in all by default."""
-    attention_backend: AttentionBackend = "auto"
-    """torch's fused kernel (`sdpa`, also what `auto` takes), or xformers' where it can run."""
+    """Share self-attention only in layers with at most this many positions (Hertz et al.: 256). Default: in all."""
+    attention_backend: AttentionBackend = field(default="auto", metadata=RESULT_FREE)
+    """Attention kernel: torch's (`sdpa`, the choice of `auto`) or xformers' if it runs on the device."""
     num_candidates: int = 4
-    """Candidates to render per triplet; at most so many where `filtering.selection` is "first"."""
+    """Candidates to render per triplet; the most if `filtering.selection` is "first"."""
     per_edit_type: dict[str, EditTypeRendering] = field(default_factory=dict)
-    """What single edit types are rendered with instead: some bear more sharing, some need more candidates."""
-    batch_size: int = 8
-    """Pairs per batch; the result does not depend on it."""
+    """Overrides by edit type: some tolerate more sharing, some need more candidates."""
+    batch_size: int = field(default=8, metadata=RESULT_FREE)
+    """Pairs per batch."""
     height: int | None = None
-    """Image height in pixels; the model's own by default."""
+    """Image height in pixels. Default: the model's own."""
     width: int | None = None
-    """Image width in pixels; the model's own by default."""
+    """Image width in pixels. Default: the model's own."""
     image_format: ImageFormat = "png"
-    """Codec of the stored images; CLIP scores what comes out of it."""
+    """Codec of the stored images. Scores are computed on the decoded images."""
     image_quality: int = 95
-    """Quality of a lossy codec."""
+    """Quality of a lossy codec, 1 to 100."""
     keep_rejected_images: bool = False
     """Keep the images of rejected candidates too."""
     seed: int = 0
-    """Seed of the run; every draw is a hash of it, the triplet and the candidate's number."""
+    """Seed of the run. Every draw is a hash of it, the triplet and the candidate's number."""
 
     def __post_init__(self) -> None:
         check_positive(self, "num_inference_steps", "first_look_steps", "batch_size", "height", "width")
@@ -134,4 +134,7 @@ class RenderingConfig:
         check_positive(self, "blend_max_positions", "p2p_max_positions")
         check_unit("blend_threshold", self.blend_threshold)
         _check_draws(self)
-        check(1 <= self.image_quality <= 100, f"image_quality must lie in 1..100, got {self.image_quality}.")
+        check(
+            1 <= self.image_quality <= 100,
+            f"image_quality must lie in 1..100, got {self.image_quality}. Use 95 for a loss that is hardly visible.",
+        )

@@ -1,29 +1,29 @@
-"""Knobs of the training."""
+"""Settings of the training, as a stage of a run and as a job with flags of its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.fields import check, check_positive, check_unit
+from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, check, check_positive, check_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """A parquet dataset to an instruction-following editor. Names are those of diffusers' scripts."""
+    """Trains an instruction-following editor on a parquet dataset. Names are those of diffusers' scripts."""
 
-    pretrained_model_name_or_path: str = ""
+    pretrained_model_name_or_path: str = field(default="", metadata=WEIGHTS_FREE)
     """Folder or hub id of the text-to-image model to start from."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     variant: str | None = None
     """Weight variant on the hub, such as fp16."""
     non_ema_revision: str | None = None
-    """Revision of the UNet alone, where a hub repository keeps unaveraged weights in a branch."""
+    """Revision of the UNet alone, for hub repositories that keep non-EMA weights in a branch."""
     pretrained_vae_model_name_or_path: str | None = None
-    """Another autoencoder, such as one of Stable Diffusion XL mended for float16."""
+    """Another autoencoder, such as an SDXL autoencoder patched for float16. Default: the base model's."""
     vae_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Precision of the autoencoder while it encodes; it is exported in float32."""
+    """Precision of the autoencoder during encoding. It is exported in float32."""
     original_image_column: str = "original_image"
     """Column of the image before the edit."""
     edited_image_column: str = "edited_image"
@@ -31,41 +31,41 @@ class TrainingConfig:
     edit_prompt_column: str = "edit_prompt"
     """Column of the instruction."""
     max_train_samples: int | None = None
-    """Use the first so many rows."""
-    streaming: bool = False
-    """Read a hub dataset row by row without downloading it first."""
+    """Number of rows to train on, from the first. Default: all."""
+    streaming: bool = field(default=False, metadata=WEIGHTS_FREE)
+    """Stream a hub dataset row by row instead of downloading it first."""
     cache: bool = True
-    """Encode every pair once and keep the latents on disk; else encode at every step, with `dataloader_num_workers`."""
-    dataloader_num_workers: int = 0
-    """Processes that decode images where there is no cache."""
+    """Encode every pair once and keep the latents on disk. Without it, pairs are encoded at every step."""
+    dataloader_num_workers: int = field(default=0, metadata=WEIGHTS_FREE)
+    """Worker processes that decode images if there is no cache."""
     resolution: int = 256
-    """Images are resized to this many pixels on the short side and cropped square."""
+    """Size of the training images: the short side is resized to it, then the image is cropped square."""
     center_crop: bool = True
-    """Crop at the centre; else anywhere, which matters to images that are not square and rules a cache out."""
+    """Crop at the centre. Otherwise crop at random, which rules out the cache for images that are not square."""
     random_flip: bool = False
-    """Mirror half of the samples, both images; not for instructions that say left or right."""
+    """Mirror both images of half of the samples. Not for instructions that mention left or right."""
     train_batch_size: int = 16
     """Samples per step and process."""
     gradient_accumulation_steps: int = 1
-    """Micro-steps per optimizer step."""
+    """Forward and backward passes per optimizer step."""
     max_train_steps: int | None = 15000
-    """Optimizer steps; as `num_train_epochs` says where it is not set."""
+    """Optimizer steps. If unset, `num_train_epochs` decides."""
     num_train_epochs: int = 100
-    """Passes over the data, where `max_train_steps` is not set."""
+    """Passes over the data if `max_train_steps` is unset."""
     use_lora: bool = False
-    """Train low-rank adapters of the attention (peft) and the whole first convolution, and nothing else."""
+    """Train only LoRA adapters of the attention (peft) and the first convolution."""
     rank: int = 4
-    """Rank of the adapters."""
+    """Rank of the LoRA adapters."""
     optim: Literal["adamw", "muon"] = "adamw"
-    """AdamW, or Muon for the inner weight matrices and AdamW for the rest: fewer steps, each a little longer."""
+    """AdamW, or Muon for the inner weight matrices and AdamW for the rest: fewer but slightly slower steps."""
     use_8bit_adam: bool = False
-    """AdamW with states of 8 bits, from bitsandbytes; plain AdamW, and a word about it, where that is not there."""
+    """8-bit AdamW (bitsandbytes). Falls back to AdamW with a warning if that is not installed."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     learning_rate_conv_in: float | None = None
-    """Peak learning rate of the widened first convolution, whose new half starts at zero; the same by default."""
+    """Peak learning rate of the widened first convolution, whose new half starts at zero. Default: `learning_rate`."""
     lr_scheduler: str = "constant"
-    """A diffusers schedule: constant, constant_with_warmup, linear, cosine, …"""
+    """Learning rate schedule of diffusers: constant, constant_with_warmup, linear, cosine, …"""
     lr_warmup_steps: int = 500
     """Optimizer steps of warm-up."""
     lr_num_cycles: int = 1
@@ -73,90 +73,90 @@ class TrainingConfig:
     lr_power: float = 1.0
     """Power of the polynomial schedule."""
     scale_lr: bool = False
-    """Multiply the learning rate by the pairs of an optimizer step."""
+    """Multiply the learning rate by the number of samples per optimizer step."""
     adam_beta1: float = 0.9
-    """First moment's decay."""
+    """Decay of Adam's first moment."""
     adam_beta2: float = 0.999
-    """Second moment's decay."""
+    """Decay of Adam's second moment."""
     adam_weight_decay: float = 1e-2
     """Decoupled weight decay."""
     adam_epsilon: float = 1e-8
-    """Adam's denominator."""
+    """Epsilon in Adam's denominator."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Norm to clip gradients to."""
     conditioning_dropout_prob: float | None = 0.05
-    """Chance of each of: no text, no image, neither (paper, section 3.2.1); none where it is not set."""
+    """Probability of dropping each of: the text, the image, both (paper, section 3.2.1). Unset: drop nothing."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
-    """What the UNet is taught to predict; what its base does by default."""
+    """Prediction target of the UNet. Default: that of the base model."""
     noise_offset: float = 0.0
-    """Share of a noise that is constant over each channel (0.05 to 0.1 lets a model learn dark and bright images)."""
+    """Weight of per-channel constant noise. 0.05 to 0.1 lets a model learn dark and bright images."""
     scale_condition_latents: bool = False
-    """Multiply the image condition's latents by the autoencoder's factor, as CosXL Edit does; the original does not.
+    """Multiply the condition's latents by the autoencoder's scaling factor. CosXL Edit does, the original does not.
 
-    An export of Stable Diffusion XL tells its pipeline so (`is_cosxl_edit`).
+    An exported Stable Diffusion XL pipeline records it (`is_cosxl_edit`).
     """
     crops_coords_top_left_h: int | None = None
-    """Stable Diffusion XL is told each pair's own crop, or this one for all: its row, …"""
+    """Crop row to tell Stable Diffusion XL for all pairs, with the resolution as the size. Default: each pair's own."""
     crops_coords_top_left_w: int | None = None
-    """… and its column; the image's size then counts as the resolution."""
+    """Crop column to tell Stable Diffusion XL for all pairs. Default: each pair's own."""
     snr_gamma: float | None = None
-    """Min-SNR loss weighting (5.0 is usual); plain by default."""
+    """Gamma of Min-SNR loss weighting; 5.0 is usual. Default: no weighting."""
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
     """Timesteps to draw more often: the first `portion`, the last `portion`, or those from `begin` to `end`."""
     timestep_bias_multiplier: float = 1.0
-    """How much more often."""
+    """Factor by which those timesteps are drawn more often."""
     timestep_bias_portion: float = 0.25
-    """Share of the timesteps that `earlier` and `later` favour; `later` is where the noise is strong."""
+    """Fraction of the timesteps that `earlier` and `later` favour. `later` ones are the noisy ones."""
     timestep_bias_begin: int = 0
     """First favoured timestep under `range`."""
     timestep_bias_end: int = 1000
     """End of the favoured timesteps under `range`, exclusive."""
     use_ema: bool = True
-    """Average the weights and export the average."""
+    """Average the weights (EMA) and export the average."""
     ema_decay: float = 0.9999
     """Decay of the average, reached after a warm-up."""
-    offload_ema: bool = False
-    """Keep the average in the CPU's memory."""
+    offload_ema: bool = field(default=False, metadata=WEIGHTS_FREE)
+    """Keep the average in CPU memory."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] | None = "no"
-    """Autocast precision; weights stay float32. `auto` is bf16 where the device multiplies it itself, else no.
+    """Autocast precision; weights stay float32. `auto` is bf16 on hardware that multiplies it natively, else no.
 
-    Where it is not set, what `accelerate launch` says.
+    If unset, `accelerate launch` decides.
     """
     allow_tf32: bool = False
-    """Let a GPU multiply float32 in TF32."""
+    """Multiply float32 in TF32 on GPUs that can."""
     gradient_checkpointing: bool = False
-    """Trade time for memory."""
+    """Save memory at the cost of time."""
     enable_xformers_memory_efficient_attention: bool = False
-    """Use xformers' attention; torch's own, and a word about it, where that cannot run."""
+    """Use xformers' attention. Falls back to torch's with a warning if it cannot run."""
     compile: bool = False
     """Compile the UNet's repeated blocks with torch.compile."""
-    checkpointing_steps: int = 500
-    """Steps between checkpoints."""
-    checkpoints_total_limit: int | None = 2
-    """Keep at most so many checkpoints."""
-    log_every: int = 10
+    checkpointing_steps: int = field(default=500, metadata=WEIGHTS_FREE)
+    """Optimizer steps between checkpoints."""
+    checkpoints_total_limit: int | None = field(default=2, metadata=RESULT_FREE)
+    """Number of checkpoints to keep. Unset: all."""
+    log_every: int = field(default=10, metadata=RESULT_FREE)
     """Steps between entries of the loss log and of the trackers."""
-    report_to: str = "tensorboard"
-    """Trackers, with commas between them: tensorboard, wandb, comet_ml, trackio; all that are installed, or none."""
-    validation_steps: int | None = None
-    """Optimizer steps between validations."""
-    validation_epochs: int | None = None
-    """Epochs between validations."""
-    val_image_url_or_path: str | None = None
+    report_to: str = field(default="tensorboard", metadata=WEIGHTS_FREE)
+    """Trackers, separated by commas: tensorboard, wandb, comet_ml, trackio; or `all` installed ones, or `none`."""
+    validation_steps: int | None = field(default=None, metadata=WEIGHTS_FREE)
+    """Optimizer steps between validations. Default: no validation."""
+    validation_epochs: int | None = field(default=None, metadata=WEIGHTS_FREE)
+    """Epochs between validations. Default: no validation."""
+    val_image_url_or_path: str | None = field(default=None, metadata=WEIGHTS_FREE)
     """Image to edit at every validation."""
-    validation_prompt: str | None = None
-    """What to do to it."""
-    validation_file: str | None = None
-    """JSON lines of `image` and `edit_prompt`, edited at every validation."""
-    num_validation_images: int = 4
-    """Edits of each, from seeds of their own."""
-    num_validation_pairs: int = 64
-    """Pairs of the test split, if the data have one, whose loss is measured at every validation."""
-    launch_args: str = ""
-    """Arguments of `accelerate launch`; a process per GPU by default.
+    validation_prompt: str | None = field(default=None, metadata=WEIGHTS_FREE)
+    """Instruction for that image."""
+    validation_file: str | None = field(default=None, metadata=WEIGHTS_FREE)
+    """JSON lines of `image` and `edit_prompt` to edit at every validation."""
+    num_validation_images: int = field(default=4, metadata=WEIGHTS_FREE)
+    """Edits per image, each from another seed."""
+    num_validation_pairs: int = field(default=64, metadata=WEIGHTS_FREE)
+    """Pairs of the test split, if there is one, whose loss is measured at every validation."""
+    launch_args: str = field(default="", metadata=WEIGHTS_FREE)
+    """Arguments of `accelerate launch`. Default: one process per GPU.
 
-    "--config_file fsdp --num_processes 4" splits the weights over four GPUs; multi_gpu and deepspeed are there too, or
-    give a file.
+    "--config_file fsdp --num_processes 4" shards the weights over four GPUs; multi_gpu and deepspeed are shipped
+    too, or name a file.
     """
     seed: int = 0
     """Seed of sample order, noise, timesteps and dropout."""
@@ -174,37 +174,40 @@ class TrainingConfig:
             f"timestep_bias_begin must lie in [0, timestep_bias_end), got {begin} and {end}. Give the earlier first.",
         )
         p = self.conditioning_dropout_prob or 0.0
-        check(0 <= p <= 1 / 3, f"conditioning_dropout_prob is spent three times, so it must lie in [0, 1/3], got {p}.")
+        check(
+            0 <= p <= 1 / 3,
+            f"conditioning_dropout_prob counts three times, so it must lie in [0, 1/3], got {p}. The paper's is 0.05.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob(TrainingConfig):
-    """Trains an editor on pairs. Every flag of diffusers' InstructPix2Pix scripts is here under its own name."""
+    """Trains an editor on pairs. Every flag of diffusers' InstructPix2Pix scripts is here under the same name."""
 
     dataset_name: str | None = None
     """Hub id of the pairs, a folder of parquet files or an fsspec pattern such as s3://bucket/data/train-*.parquet."""
     dataset_config_name: str | None = None
-    """Which of a hub dataset's configurations."""
+    """Configuration of the hub dataset."""
     train_data_dir: str | None = None
     """Folder of the pairs: parquet files, or images with a metadata.jsonl."""
     cache_dir: str | None = None
-    """Where downloaded datasets go; the hub's usual place by default."""
+    """Folder for downloaded datasets. Default: the hub's cache."""
     output_dir: str = "instruct-pix2pix-model"
-    """Where checkpoints, logs and the latent cache go."""
+    """Folder for checkpoints, logs and the latent cache."""
     export_dir: str | None = None
-    """Where the trained pipeline goes; into `output_dir` itself by default."""
+    """Folder for the trained pipeline. Default: `output_dir` itself."""
     logging_dir: str = "logs"
     """Folder of the trackers' files, within `output_dir`."""
     resume_from_checkpoint: str | None = None
-    """A checkpoint's folder or its name in `output_dir`, `latest`, or `auto`: the latest of these very settings."""
+    """Folder of a checkpoint or its name in `output_dir`, `latest`, or `auto`: the latest with these settings."""
     push_to_hub: bool = False
-    """Upload the trained pipeline. The token comes from the environment (HF_TOKEN) or from `hf auth login`."""
+    """Upload the trained pipeline. The token comes from HF_TOKEN or `hf auth login`."""
     hub_model_id: str | None = None
-    """Repository to upload to; named like `output_dir` by default."""
+    """Repository to upload to. Default: named like `output_dir`."""
 
     @property
     def data(self) -> str:
-        """What to train on."""
+        """Names the data to train on."""
         return self.dataset_name or self.train_data_dir or ""
 
     def __post_init__(self) -> None:
@@ -221,4 +224,4 @@ DIFFUSERS_DEFAULTS = {
     "mixed_precision": None,
     "checkpoints_total_limit": None,
 }
-"""Where diffusers' scripts differ from ours when a flag is left out."""
+"""Defaults of diffusers' scripts that differ from ours."""

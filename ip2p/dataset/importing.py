@@ -1,12 +1,11 @@
 """Other people's pairs as a run folder of ours, so that they are scored, filtered, written and trained on like our own.
 
-Every row becomes a triplet and a candidate; rows that cannot be used are counted by reason and keep their place. Where
-a source has no captions, its pictures are told apart by their group, so that one picture never lies in two splits.
+Every row becomes a triplet and a candidate; rows that cannot be used are counted by reason and keep their place. If a
+source has no captions, its pictures are told apart by their group, so that one picture never lies in two splits.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
 import math
@@ -17,25 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ip2p import store
 from ip2p.config import PipelineConfig
-from ip2p.images import decode_image
+from ip2p.images import open_picture, plain_file
 from ip2p.prompts import Generation, name_edit_type, triplets_table
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, content_hash
 from ip2p.rendering import keep_shard
 from ip2p.rendering.candidates import key_of
 from ip2p.rendering.table import EncodedPair
 from ip2p.scoring.scorer import Scorer
-from ip2p.sources.rows import SourceRow
+from ip2p.sources.pairs import SourceRow
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 1000
-MOST_PIXELS = 2**26
-"""Larger images are refused: they would fill the memory."""
 UNSCORED = PairScores(original=math.nan, edited=math.nan, direction=math.nan, image=math.nan)
 
 
@@ -47,6 +43,7 @@ class Imported:
     images: tuple[bytes, bytes]
 
 
+@store.summarised("prompts")
 def import_rows(
     config: PipelineConfig, rows: Iterator[SourceRow], name: str, scorer: Scorer | None = None
 ) -> dict[str, int]:
@@ -98,7 +95,7 @@ def _import_row(row: SourceRow, config: PipelineConfig, name: str, seen: Counter
         raise ValueError("no instruction")
     if not row.original_image or not row.edited_image:
         raise ValueError("no image")
-    images = clean_image(row.original_image), clean_image(row.edited_image)
+    images = plain_file(row.original_image), plain_file(row.edited_image)
     (original, original_size), (edited, edited_size) = images
     if original_size != edited_size:
         raise ValueError(f"two sizes: {original_size} and {edited_size}")
@@ -118,39 +115,6 @@ def _import_row(row: SourceRow, config: PipelineConfig, name: str, seen: Counter
     return Imported(Candidate(triplet=triplet, spec=candidate), (original, edited))
 
 
-def clean_image(content: bytes) -> tuple[bytes, tuple[int, int]]:
-    """The file as it is where it is plain RGB and upright, else as such in PNG; and its (width, height).
-
-    Transparency is laid on white. ValueError where it does not decode or is larger than `MOST_PIXELS`.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"image too large: {image.width} x {image.height}")
-            image.load()
-            is_plain = image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
-            if is_plain and image.format in ("PNG", "JPEG", "WEBP"):
-                return content, image.size
-            upright = ImageOps.exif_transpose(image)
-            plain = _on_white(upright) if _may_be_transparent(upright) else upright.convert("RGB")
-    except ValueError:
-        raise
-    except Exception as error:  # codecs raise many kinds, and a broken row must not end the import
-        raise ValueError(f"image does not decode: {error}") from error
-    file = io.BytesIO()
-    plain.save(file, "PNG")
-    return file.getvalue(), plain.size
-
-
-def _may_be_transparent(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
 def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mapping[str, int], started: float) -> None:
     table = triplets_table([Generation(each.original_prompt, "", each, "") for each in triplets])
     counts = {"captions": len(triplets), "generations": len(triplets), "kept": len(triplets), **reasons}
@@ -163,7 +127,7 @@ def _score(usable: Sequence[Imported], scorer: Scorer | None) -> tuple[list[Scor
     scores: Sequence[PairScores] = [UNSCORED] * len(usable)
     embeddings: Sequence[bytes | None] = [None] * len(usable)
     if scorer is not None and usable:
-        originals, edited = ([decode_image(each.images[side]) for each in usable] for side in (0, 1))
+        originals, edited = ([open_picture(each.images[side]) for each in usable] for side in (0, 1))
         scores, embeddings = scorer.score([each.candidate.triplet for each in usable], originals, edited)
     scored = [
         ScoredCandidate(candidate=pair.candidate, scores=values, verdict=Verdict())

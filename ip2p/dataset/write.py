@@ -61,6 +61,7 @@ class OutputFile:
     rows: tuple[tuple[int, int], ...]
 
 
+@store.summarised("dataset")
 def write_dataset(config: PipelineConfig) -> dict[str, Any]:
     """Writes `dataset/` unless it is done; returns counts. ValueError with the way out where no pair was accepted."""
     started = time.monotonic()

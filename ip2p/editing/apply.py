@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ip2p.models.texts import hidden_states, none_and_texts_for_xl
+from ip2p.models.architecture import Architecture, architecture_of
+from ip2p.models.latents import LatentSpace, decode_images
+from ip2p.models.texts import Texts, join_texts
 
 Picture = Image.Image | NDArray[np.uint8]
 Resample = Image.Resampling.LANCZOS
@@ -33,10 +34,12 @@ def edit_images(
     batch_size: int = 8,
     on_batch: Callable[[int], Any] | None = None,
 ) -> list[NDArray[np.uint8]]:
-    """The edited images (H, W, 3), each as large as its input. `on_batch` hears how many images a batch had."""
+    """Returns the edited images (H, W, 3), each as large as its input. `on_batch` gets each batch's size."""
     if not len(images) == len(instructions) == len(seeds):
         counts = f"{len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds"
         raise ValueError(f"every edit takes an image, an instruction and a seed, got {counts}. Give as many of each.")
+    base = architecture_of(pipeline)
+    terms = guidance_terms(guidance_scale, image_guidance_scale)
     arrays = [_as_array(image) for image in images]
     groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, array in enumerate(arrays):
@@ -45,15 +48,12 @@ def edit_images(
     for group in groups.values():
         for some in (group[start : start + batch_size] for start in range(0, len(group), batch_size)):
             batch = np.stack([arrays[index] for index in some])
-            terms = guidance_terms(guidance_scale, image_guidance_scale)
             fitted = _resize_all(batch, fitting_size(pipeline, batch.shape[2], batch.shape[1]))
-            image, texts = (
-                encode_images(pipeline, fitted),
-                encode_text(pipeline, [instructions[index] for index in some]),
-            )
+            image = encode_images(pipeline, base, fitted)
+            texts = encode_texts(pipeline, base, ["", *(instructions[index] for index in some)])
             conditions = stack_conditions(terms, image, texts, fitted.shape[1:3])
-            latents = denoise(pipeline, conditions, num_inference_steps, [seeds[index] for index in some])
-            results = _resize_all(decode_latents(pipeline, latents), (batch.shape[2], batch.shape[1]))
+            latents = denoise(pipeline, base, conditions, num_inference_steps, [seeds[index] for index in some])
+            results = _resize_all(decode_images(pipeline.vae, latents), (batch.shape[2], batch.shape[1]))
             edited.update(zip(some, results, strict=True))
             if on_batch is not None:
                 on_batch(len(some))
@@ -61,62 +61,43 @@ def edit_images(
 
 
 def fitting_size(pipeline: Any, width: int, height: int) -> tuple[int, int]:
-    """The nearest size that the autoencoder can halve as often as it does."""
+    """Returns the nearest size that the autoencoder can halve as often as it does."""
     factor = pipeline.vae_scale_factor
     return max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
 
 
-def encode_text(pipeline: Any, prompts: list[str]) -> Texts:
-    """Of the instructions, and of none as the pipeline has it."""
-    if hasattr(pipeline, "text_encoder_2"):
-        states, pooled = none_and_texts_for_xl(pipeline, prompts)
-        return Texts(states[1:], states[:1], pooled[1:], pooled[:1])
-    hidden = hidden_states(pipeline.text_encoder, pipeline.tokenizer, ["", *prompts]).to(pipeline.unet.dtype)
-    return Texts(hidden[1:], hidden[:1])
+def encode_texts(pipeline: Any, base: Architecture, texts: Sequence[str]) -> Texts:
+    """Encodes texts in the denoiser's precision."""
+    dtype = base.denoiser(pipeline).dtype
+    return base.text_encoders(pipeline).encode(texts).map(lambda values: values.to(dtype))
 
 
-def encode_images(pipeline: Any, images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, 3) to the posterior's mode (N, C, h, w), scaled for a model of CosXL's convention alone."""
+def encode_images(pipeline: Any, base: Architecture, images: NDArray[np.uint8]) -> Tensor:
+    """Encodes (N, H, W, 3) to the posterior's mode (N, C, h, w), normalised for a model of CosXL's convention alone."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents: Tensor = pipeline.vae.encode(pixels.to(pipeline.vae.device, pipeline.vae.dtype)).latent_dist.mode()
-    scale = pipeline.vae.config.scaling_factor if getattr(pipeline, "is_cosxl_edit", False) else 1.0
-    return latents.to(pipeline.unet.dtype) * scale
-
-
-def decode_latents(pipeline: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """(N, C, h, w) to (N, H, W, 3)."""
-    vae = pipeline.vae
-    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-    scaled = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    images: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).cpu().numpy()
-    return images
+    latents = latents.to(base.denoiser(pipeline).dtype)
+    return LatentSpace.of(pipeline.vae.config).scaled(latents) if getattr(pipeline, "is_cosxl_edit", False) else latents
 
 
 def denoise(
-    pipeline: Any,
-    conditions: Conditions,
-    num_inference_steps: int,
-    seeds: Sequence[int],
+    pipeline: Any, base: Architecture, conditions: Conditions, num_inference_steps: int, seeds: Sequence[int]
 ) -> Tensor:
     """Samples latents from noise; each image's chance comes from its own generator on the CPU."""
-    unet = pipeline.unet
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)  # a fresh one holds no earlier state
-    scheduler.set_timesteps(num_inference_steps, device=unet.device)
+    denoiser = base.denoiser(pipeline)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = conditions.image.shape[1:]
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    latents = noise.to(unet.device, unet.dtype) * scheduler.init_noise_sigma
-    options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for timestep in scheduler.timesteps:
+    scheduler = base.noise.new_scheduler(pipeline.scheduler, None)
+    sampler = base.noise.sampler(scheduler, num_inference_steps, denoiser.device, generators)
+    noise = torch.stack([torch.randn(conditions.image.shape[1:], generator=generator) for generator in generators])
+    latents = sampler.start(noise.to(denoiser.device, denoiser.dtype))
+    for timestep in sampler.timesteps:
 
-        def predict(inputs: Tensor, text: Tensor, at: Tensor = timestep) -> Tensor:
-            prediction: Tensor = unet(inputs, at, text, added_cond_kwargs=conditions.added, return_dict=False)[0]
-            return prediction
+        def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = timestep) -> Tensor:
+            return base.predict(denoiser, inputs, at, texts, condition=image, sizes=conditions.sizes)
 
-        prediction = guided(predict, scheduler.scale_model_input(latents, timestep), conditions)
-        latents = scheduler.step(prediction, timestep, latents, **options, return_dict=False)[0]
-    result: Tensor = latents
-    return result
+        prediction = guided(predict, sampler.inputs(latents, timestep), conditions)
+        latents = sampler.step(prediction, timestep, latents)
+    return latents
 
 
 def _as_array(image: Picture) -> NDArray[np.uint8]:
@@ -134,7 +115,7 @@ def _resize_all(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One evaluation of the UNet and its weight in the sum."""
+    """One evaluation of the denoiser and its weight in the sum."""
 
     weight: float
     with_image: bool
@@ -142,7 +123,11 @@ class Term:
 
 
 def guidance_terms(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
-    """The evaluations that the scales call for: one to three."""
+    """Returns the one to three evaluations that the scales call for.
+
+    The paper's equation 3, e(0,0) + s_I (e(I,0) - e(0,0)) + s_T (e(I,T) - e(I,0)), with its terms collected, so that
+    those of weight zero are not computed. Unlike diffusers' pipeline it holds for every scale, below 1 too.
+    """
     terms = [
         Term(guidance_scale, with_image=True, with_text=True),
         Term(image_guidance_scale - guidance_scale, with_image=True, with_text=False),
@@ -152,54 +137,33 @@ def guidance_terms(guidance_scale: float, image_guidance_scale: float) -> list[T
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """What the text encoders say of N instructions, and of none."""
-
-    hidden: Tensor
-    """(N, L, D)."""
-    none: Tensor
-    """(1, L, D)."""
-    pooled: Tensor | None = None
-    """(N, P), of a Stable Diffusion XL; so is the next."""
-    pooled_none: Tensor | None = None
-    """(1, P)."""
-
-
-@dataclass(frozen=True, slots=True)
 class Conditions:
     """What the edits of a batch are conditioned on, once per term, stacked."""
 
     terms: list[Term]
     image: Tensor
     """(terms * N, C, H, W)."""
-    text: Tensor
-    """(terms * N, L, D)."""
-    added: dict[str, Tensor] | None = None
-    """A Stable Diffusion XL's pooled texts and sizes, as its UNet takes them."""
+    texts: Texts
+    """(terms * N, …)."""
+    sizes: Tensor
+    """(6,) the images' height and width, the crop's top and left, height and width again."""
 
 
 def stack_conditions(terms: list[Term], image: Tensor, texts: Texts, size: Sequence[int]) -> Conditions:
-    """Repeats the conditions for each term; a missing image is zero, a missing text what the pipeline takes for none.
+    """Repeats the conditions for each term. A missing image is zero.
 
-    `size` is the images' (height, width), which a Stable Diffusion XL is told.
+    `texts` are no text and then those of the N images, `size` is the images' (height, width).
     """
-    images = [image if term.with_image else torch.zeros_like(image) for term in terms]
-    hidden = _stacked(terms, texts.hidden, texts.none)
-    if texts.pooled is None or texts.pooled_none is None:
-        return Conditions(terms, torch.cat(images), hidden)
-    pooled = _stacked(terms, texts.pooled, texts.pooled_none)
-    time_ids = torch.tensor([*size, 0, 0, *size], device=pooled.device).expand(len(pooled), -1)
-    return Conditions(terms, torch.cat(images), hidden, {"text_embeds": pooled, "time_ids": time_ids})
+    images = torch.cat([image if term.with_image else torch.zeros_like(image) for term in terms])
+    none, present = texts.map(lambda values: values[:1].expand_as(values[1:])), texts.map(lambda values: values[1:])
+    stacked = join_texts([present if term.with_text else none for term in terms])
+    return Conditions(terms, images, stacked, torch.tensor([*size, 0, 0, *size], device=image.device))
 
 
-def _stacked(terms: list[Term], text: Tensor, none: Tensor) -> Tensor:
-    return torch.cat([text if term.with_text else none.expand_as(text) for term in terms])
-
-
-def guided(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, conditions: Conditions) -> Tensor:
-    """The weighted sum of the predictions. `predict` takes the UNet's input and the text."""
+def guided(predict: Callable[[Tensor, Tensor, Texts], Tensor], latents: Tensor, conditions: Conditions) -> Tensor:
+    """Returns the weighted sum of the predictions. `predict` takes latents, the images to edit and the texts."""
     repeated = torch.cat([latents] * len(conditions.terms))
-    predictions = predict(torch.cat([repeated, conditions.image], dim=1), conditions.text).chunk(len(conditions.terms))
+    predictions = predict(repeated, conditions.image, conditions.texts).chunk(len(conditions.terms))
     total = torch.zeros_like(latents)
     for term, prediction in zip(conditions.terms, predictions, strict=True):
         total += term.weight * prediction

@@ -1,4 +1,4 @@
-"""A trained editor as one object: `Editor("RUN/model")(image, "make it snowy")`."""
+"""Offers a trained editor as one object: `Editor("RUN/model")(image, "make it snowy")`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from ip2p.editing.apply import Resample, edit_images
+from ip2p.models.architecture import architecture_of
 from ip2p.models.editor import load_editor
 
-Source = Image.Image | Path | str
+ImageSource = Image.Image | Path | str
 MOST_PIXELS = 2**26
 """Larger pictures are refused: they would fill the memory."""
 
@@ -33,7 +34,7 @@ class Knobs:
 
 
 class Editor:
-    """An editor of a folder or a hub id, Stable Diffusion or XL, loaded once per process."""
+    """An editor of a folder or a hub id, loaded once per process."""
 
     def __init__(
         self,
@@ -44,17 +45,19 @@ class Editor:
         revision: str | None = None,
         knobs: Knobs | None = None,
     ) -> None:
-        """`knobs` are used where a call says nothing else. ValueError where the model is no editor."""
+        """Loads the model; `knobs` are a call's defaults. ValueError if the model is not an editor."""
         self.pipeline = load_editor(str(model), device, revision, dtype)
         self.knobs = knobs or Knobs()
 
-    def __call__(self, image: Source, instruction: str, *, seed: int = 0, knobs: Knobs | None = None) -> Image.Image:
-        """The edited picture, as large as the input. ValueError where the input cannot be read."""
+    def __call__(
+        self, image: ImageSource, instruction: str, *, seed: int = 0, knobs: Knobs | None = None
+    ) -> Image.Image:
+        """Returns the edited picture, as large as the input. ValueError if the input cannot be read."""
         return self.edit_all([image], [instruction], seeds=[seed], knobs=knobs)[0]
 
     def edit_all(
         self,
-        images: Sequence[Source],
+        images: Sequence[ImageSource],
         instructions: Sequence[str],
         *,
         seeds: Sequence[int],
@@ -62,9 +65,9 @@ class Editor:
         batch_size: int = 8,
         on_batch: Callable[[int], Any] | None = None,
     ) -> list[Image.Image]:
-        """One edit per image, instruction and seed, equal sizes together; `on_batch` hears how many are done."""
+        """Makes one edit per image, instruction and seed, equal sizes together; `on_batch` gets each batch's size."""
         knobs = knobs or self.knobs
-        pictures = [read_image(each) for each in images]
+        pictures = [read_image(image) for image in images]
         edited = edit_images(
             self.pipeline,
             [self._fit(picture, knobs.resolution) for picture in pictures],
@@ -83,7 +86,7 @@ class Editor:
 
     def edit_grid(
         self,
-        image: Source,
+        image: ImageSource,
         instruction: str,
         *,
         guidance_scales: Sequence[float],
@@ -91,7 +94,7 @@ class Editor:
         seed: int = 0,
         knobs: Knobs | None = None,
     ) -> list[list[Image.Image]]:
-        """A row of edits per text guidance, a column per image guidance."""
+        """Makes a row of edits per text guidance, with a column per image guidance."""
         knobs, picture = knobs or self.knobs, read_image(image)
 
         def edit(text: float, kept: float) -> Image.Image:
@@ -102,15 +105,15 @@ class Editor:
         return [list(map(edit, repeat(text), image_guidance_scales)) for text in guidance_scales]
 
     def _fit(self, picture: Image.Image, resolution: int | None) -> Image.Image:
-        """The short side at the resolution of the edit."""
-        side = resolution or self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+        """Resizes the short side to the resolution of the edit."""
+        side = resolution or architecture_of(self.pipeline).native_side(self.pipeline)
         factor = side / min(picture.size)
         width, height = (max(1, round(length * factor)) for length in picture.size)
         return picture.resize((width, height), Resample)
 
 
-def read_image(source: Source) -> Image.Image:
-    """An RGB image, upright. ValueError where there is none, or where it is larger than `MOST_PIXELS`."""
+def read_image(source: ImageSource) -> Image.Image:
+    """Reads an RGB image, upright. ValueError if it cannot be read or has more than `MOST_PIXELS`."""
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         if image.width * image.height <= MOST_PIXELS:
@@ -123,7 +126,7 @@ def read_image(source: Source) -> Image.Image:
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Writes a picture in the format of its name. ValueError where that is none."""
+    """Writes a picture in the format of its name. ValueError if the name has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         image.save(path)

@@ -1,4 +1,4 @@
-"""How good the editor and the dataset are, in figures with intervals; torch is imported only where a model is run."""
+"""Measures the editor and the dataset in figures with intervals; torch is imported only to run a model."""
 
 from __future__ import annotations
 

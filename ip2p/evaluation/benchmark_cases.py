@@ -5,68 +5,49 @@ Pictures stay encoded until they are asked for, so that a benchmark's thousands 
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from ip2p.evaluation.cases import EditCase, Mask, Pixels
-from ip2p.sources.rows import as_text, content_of
+from ip2p.evaluation.cases import EditCase, Mask
+from ip2p.images import Picture, open_pixels, open_upright
+from ip2p.sources.columns import EMU_EDIT, KNOWN_SCHEMAS, MAGICBRUSH_TURNS, guess_columns
+from ip2p.sources.files import read_json_file
+from ip2p.sources.location import locate
+from ip2p.sources.rows import HubTable, ParquetTable, Row, Table, lay_out, open_table
 
 Layout = Literal["magicbrush", "emu_edit", "pairs", "pictures"]
-PICTURES = ("original_image", "target_image", "mask")
+TEXTS = ("edit_prompt", "original_prompt", "edited_prompt", "edit_type", "session")
+PICTURES = {"original_image": "original_image", "edited_image": "target_image", "mask": "mask"}
+"""Columns of pictures to fields of a case."""
 WHITE = 250
 """Least value of the pixels that a mask without transparency marks."""
+MAGICBRUSH = KNOWN_SCHEMAS["osunlp/MagicBrush"] | MAGICBRUSH_TURNS
 
 
-class StoredCase(EditCase):
-    """A case that decodes its pictures whenever they are asked for; `load` takes a picture's name."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An edit as it lies in a source: its texts, and how each picture is loaded."""
 
-    __slots__ = ("_load",)
-    _load: Callable[[str], Any]
+    texts: Mapping[str, str]
+    pictures: Mapping[str, Callable[[], Any]]
 
-    def __init__(self, load: Callable[[str], Any], **texts: Any) -> None:
-        for field in fields(EditCase):
-            if field.name not in PICTURES:
-                value = texts.get(field.name, "" if field.default is MISSING else field.default)
-                object.__setattr__(self, field.name, value)
-        object.__setattr__(self, "_load", load)
-
-    def placed(self, previous: int | None, is_last: bool) -> StoredCase:
-        """The same at a place of a session."""
-        names = [field.name for field in fields(EditCase) if field.name not in PICTURES]
-        texts = {name: getattr(self, name) for name in names}
-        return StoredCase(self._load, **(texts | {"previous": previous, "is_last": is_last}))
-
-    @property
-    def original_image(self) -> Pixels:
-        """Decoded anew."""
-        found: Pixels = self._load("original_image")
-        return found
-
-    @property
-    def target_image(self) -> Pixels | None:
-        """Decoded anew."""
-        found: Pixels | None = self._load("target_image")
-        return found
-
-    @property
-    def mask(self) -> Mask | None:
-        """Decoded anew."""
-        found: Mask | None = self._load("mask")
-        return found
+    def placed(self, previous: int | None, is_last: bool) -> EditCase:
+        """Makes the case at its place in a session."""
+        fields: dict[str, Any] = {**dict.fromkeys(TEXTS, ""), **self.texts, **self.pictures}
+        fields["edit_type"] = fields["edit_type"] or "other"
+        return EditCase(**fields, previous=previous, is_last=is_last)
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Cases and how they lay where they were found."""
+    """Cases, and the layout in which they were found."""
 
     layout: Layout
     cases: list[EditCase]
@@ -80,212 +61,164 @@ def read_benchmark(
     num: int | None = None,
     captions: Path | None = None,
 ) -> Benchmark:
-    """The cases of a folder, a .jsonl, parquet files or a hub id; whole sessions up to `num` cases, types in turn.
+    """Reads the cases of a folder, a .jsonl, parquet files or a hub id: whole sessions up to `num`, types in turn.
 
-    `captions` is MagicBrush's file of local descriptions. ValueError where the source is of no known form.
+    `captions` is MagicBrush's file of local descriptions. ValueError if the source is of no known form.
     """
     path = Path(source).expanduser()
     if source == "photographs":
-        return Benchmark("pictures", _chosen(_photographs(), num))
+        return Benchmark("pictures", _choose(_photographs(), num))
     if (path / "edit_sessions.json").is_file():
-        return Benchmark("magicbrush", _chosen(_magicbrush_folder(path, captions), num))
+        return Benchmark("magicbrush", _choose(_magicbrush_folder(path, captions), num))
     listing = path if path.suffix == ".jsonl" else path / "edits.jsonl"
     if listing.is_file():
-        return Benchmark("pictures", _chosen(_listed(listing), num))
-    return _read_table(source, split, revision, num, captions)
+        return Benchmark("pictures", _choose(_listed(listing), num))
+    table = open_table(locate(source), split=split, revision=revision, any_split=True)
+    layout, columns = _layout_of(table.names, source)
+    return Benchmark(layout, _choose(_tabled(table, columns, _read_captions(captions)), num))
 
 
-def _chosen(cases: Sequence[StoredCase], num: int | None) -> list[EditCase]:
-    """Whole sessions, in turns from every edit type, up to `num` cases; `previous` counts within what is chosen."""
-    sessions: dict[str, list[StoredCase]] = defaultdict(list)
-    for number, case in enumerate(cases):
-        sessions[case.session or f"case {number}"].append(case)
+def _choose(edits: Sequence[Found], num: int | None) -> list[EditCase]:
+    """Takes whole sessions, in turns from every edit type, up to `num` cases; `previous` counts within these."""
+    sessions: dict[str, list[Found]] = defaultdict(list)
+    for number, edit in enumerate(edits):
+        sessions[edit.texts.get("session") or f"case {number}"].append(edit)
     turns: dict[str, int] = defaultdict(int)
-    ordered: list[tuple[int, int, list[StoredCase]]] = []
+    ordered: list[tuple[int, int, list[Found]]] = []
     for place, session in enumerate(sessions.values()):
-        kind = session[0].edit_type
+        kind = session[0].texts.get("edit_type") or "other"
         ordered.append((turns[kind], place, session))
         turns[kind] += 1
-    chosen: list[EditCase] = []
+    cases: list[EditCase] = []
     for _, _, session in sorted(ordered, key=lambda item: item[:2]):
-        start, last = len(chosen), len(session) - 1
+        start, last = len(cases), len(session) - 1
         if num is None or start + len(session) <= num:
-            chosen += [
-                case.placed(start + turn - 1 if turn else None, turn == last) for turn, case in enumerate(session)
+            cases += [
+                edit.placed(start + turn - 1 if turn else None, turn == last) for turn, edit in enumerate(session)
             ]
-    if not chosen:
+    if not cases:
         raise ValueError(f"the source holds no edits, or every session is longer than {num}. Ask for more.")
-    return chosen
-
-
-def _read_table(source: str, split: str, revision: str | None, num: int | None, captions: Path | None) -> Benchmark:
-    from datasets import Image as ImageFeature
-
-    from ip2p.sources.columns import open_dataset
-
-    dataset = open_dataset(source, {}, split=split, revision=revision)
-    layout, columns = _layout_of(dataset.column_names, source)
-    for name in columns.values():
-        if isinstance(dataset.features[name], ImageFeature):
-            dataset = dataset.cast_column(name, ImageFeature(decode=False))
-    pictures = [theirs for ours, theirs in columns.items() if ours in PICTURES]
-    texts = dataset.remove_columns([name for name in dataset.column_names if name in pictures])
-    told = _read_captions(captions)
-    cases = [
-        StoredCase(partial(_cell, dataset, number, columns), **_texts(row, columns, told))
-        for number, row in enumerate(texts)
-    ]
-    return Benchmark(layout, _chosen(cases, num))
-
-
-_MAGICBRUSH = {
-    "original_image": "source_img",
-    "target_image": "target_img",
-    "mask": "mask_img",
-    "edit_prompt": "instruction",
-    "session": "img_id",
-    "turn": "turn_index",
-}
-_EMU_EDIT = {
-    "original_image": "image",
-    "edit_prompt": "instruction",
-    "original_prompt": "input_caption",
-    "edited_prompt": "output_caption",
-    "edit_type": "task",
-}
+    return cases
 
 
 def _layout_of(names: Sequence[str], source: str) -> tuple[Layout, dict[str, str]]:
-    """Which dataset has such columns, and what ours are called there."""
-    from ip2p.sources.columns import guess_columns
-
-    known: tuple[tuple[Layout, dict[str, str]], ...] = (("magicbrush", _MAGICBRUSH), ("emu_edit", _EMU_EDIT))
+    """Recognises whose dataset has such columns; maps our names, `session` and `turn` among them, to those at hand."""
+    known: tuple[tuple[Layout, dict[str, str]], ...] = (("magicbrush", MAGICBRUSH), ("emu_edit", EMU_EDIT))
     for layout, columns in known:
-        needed = [theirs for ours, theirs in columns.items() if ours not in ("mask", "turn")]
-        if all(name in names for name in needed):
-            return layout, {ours: theirs for ours, theirs in columns.items() if theirs in names}
+        if all(theirs in names for ours, theirs in columns.items() if ours not in MAGICBRUSH_TURNS):
+            present = {ours: theirs for ours, theirs in columns.items() if theirs in names}
+            return layout, present | ({"session": present["group"]} if layout == "magicbrush" else {})
     try:
         columns = guess_columns(names)
     except ValueError as error:
-        raise ValueError(f"{source} is no benchmark that is known: {error}") from error
-    columns |= {name: name for name in ("original_prompt", "edited_prompt", "edit_type") if name in names}
-    return "pairs", {{"edited_image": "target_image"}.get(ours, ours): theirs for ours, theirs in columns.items()}
+        raise ValueError(f"{source} is not a known benchmark: {error}") from error
+    return "pairs", columns | {
+        name: name for name in ("original_prompt", "edited_prompt", "edit_type") if name in names
+    }
 
 
-def _texts(row: Mapping[str, Any], columns: Mapping[str, str], told: Mapping[str, Any]) -> dict[str, str]:
-    names = ("edit_prompt", "original_prompt", "edited_prompt", "edit_type", "session")
-    found = {name: as_text(row[columns[name]]) for name in names if name in columns}
-    turn = row.get(columns.get("turn", ""))
-    if turn is not None and told:
-        found["edited_prompt"] = _caption(told, found["session"], f"{found['session']}-output{turn}.png")
-    return {"edit_type": "other", **{name: text for name, text in found.items() if text}}
+def _tabled(table: Table, columns: Mapping[str, str], captions: Mapping[str, Any]) -> list[Found]:
+    pictures = {field: columns[name] for name, field in PICTURES.items() if name in columns}
+    texts = {name: theirs for name, theirs in columns.items() if name in (*TEXTS, "turn")}
+    rows = [_texts(row, texts, captions) for row in table.read(list(texts.values()))]
+    if isinstance(table, ParquetTable):
+        table = HubTable(lay_out(table, list(dict.fromkeys(pictures.values())), []), "the benchmark")
+    return [
+        Found(row, {field: partial(_cell, table, number, theirs, field) for field, theirs in pictures.items()})
+        for number, row in enumerate(rows)
+    ]
 
 
-def _cell(dataset: Any, number: int, columns: Mapping[str, str], name: str) -> Any:
-    """One picture of a row."""
-    if name not in columns:
-        return None
-    content = content_of(dataset[number][columns[name]])
-    if content is None:
-        return None
-    return read_mask(io.BytesIO(content)) if name == "mask" else read_pixels(io.BytesIO(content))
+def _texts(row: Row, columns: Mapping[str, str], captions: Mapping[str, Any]) -> dict[str, str]:
+    texts = {name: row.text(theirs) for name, theirs in columns.items() if name != "turn"}
+    turn = row.values.get(columns.get("turn", ""))
+    if turn is not None and captions:
+        texts["edited_prompt"] = _caption(captions, texts["session"], f"{texts['session']}-output{turn}.png")
+    return texts
+
+
+def _cell(table: Table, number: int, column: str, field: str) -> Any:
+    picture = table.row(number, [column]).picture(column)
+    return None if picture is None else _open(picture, field)
+
+
+def _open(picture: Picture, field: str) -> Any:
+    return read_mask(picture) if field == "mask" else open_pixels(picture)
 
 
 def _read_captions(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text())
+        captions = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot read the captions {path}: {error}. Give MagicBrush's local_descriptions.json."
         ) from error
-    return found if isinstance(found, dict) else {}
+    return captions if isinstance(captions, dict) else {}
 
 
-def _caption(told: Mapping[str, Any], session: str, name: str) -> str:
-    of_session = told.get(session)
-    return as_text(of_session.get(name)) if isinstance(of_session, dict) else ""
+def _caption(captions: Mapping[str, Any], session: str, name: str) -> str:
+    of_session = captions.get(session)
+    return _as_text(of_session.get(name)) if isinstance(of_session, dict) else ""
 
 
-def _magicbrush_folder(folder: Path, captions: Path | None) -> list[StoredCase]:
-    """The unpacked test split: `edit_sessions.json` beside `images/<session>/<file>`."""
+def _as_text(value: Any) -> str:
+    return Row({"text": value}, "").text("text")
+
+
+def _magicbrush_folder(folder: Path, captions: Path | None) -> list[Found]:
+    """Reads the unpacked test split: `edit_sessions.json` beside `images/<session>/<file>`."""
     names = ("local_descriptions.json", "local_captions.json")
     beside = next((folder / name for name in names if (folder / name).is_file()), None)
-    told, cases = _read_captions(captions or beside), list[StoredCase]()
-    for session, turns in json.loads((folder / "edit_sessions.json").read_text()).items():
+    by_session, edits = _read_captions(captions or beside), list[Found]()
+    for session, turns in json.loads((folder / "edit_sessions.json").read_text(encoding="utf-8")).items():
         for turn in turns:
             files = {"original_image": turn["input"], "target_image": turn["output"], "mask": turn.get("mask")}
             paths = {name: folder / "images" / session / file for name, file in files.items() if file}
-            caption = _caption(told, session, turn["output"])
-            texts = {"edit_prompt": turn["instruction"], "edited_prompt": caption, "edit_type": "other"}
-            cases.append(StoredCase(partial(_file, paths), session=session, **texts))
-    return cases
+            caption = _caption(by_session, session, turn["output"])
+            texts = {"session": session, "edit_prompt": turn["instruction"], "edited_prompt": caption}
+            edits.append(Found(texts, _loaders(paths)))
+    return edits
 
 
-def _listed(path: Path) -> list[StoredCase]:
-    """Lines of `image, edit_prompt` and, where known, `target, mask, original_prompt, edited_prompt, edit_type`."""
-    cases: list[StoredCase] = []
-    for number, row in enumerate(_lines(path), start=1):
+def _listed(path: Path) -> list[Found]:
+    """Reads lines of `image, edit_prompt` and perhaps `target, mask, original_prompt, edited_prompt, edit_type`."""
+    edits: list[Found] = []
+    for number, row in read_json_file(path):
         if not isinstance(row, dict) or not row.get("image") or not row.get("edit_prompt"):
             raise ValueError(f"{path} line {number} must hold `image` and `edit_prompt`, got {row!r}.")
         files = {"original_image": row["image"], "target_image": row.get("target"), "mask": row.get("mask")}
         paths = {name: path.parent / str(file) for name, file in files.items() if file}
-        missing = next((each for each in paths.values() if not each.is_file()), None)
+        missing = next((file for file in paths.values() if not file.is_file()), None)
         if missing is not None:
-            raise ValueError(f"{path} line {number} names {missing}, which is no file. Paths count from the .jsonl.")
-        texts = {name: as_text(row.get(name)) for name in ("original_prompt", "edited_prompt", "session")}
-        kind = as_text(row.get("edit_type")) or "other"
-        cases.append(StoredCase(partial(_file, paths), edit_prompt=str(row["edit_prompt"]), edit_type=kind, **texts))
-    return cases
+            raise ValueError(f"{path} line {number} names {missing}, which is not a file. Paths count from the .jsonl.")
+        texts = {name: _as_text(row.get(name)) for name in TEXTS} | {"edit_prompt": str(row["edit_prompt"])}
+        edits.append(Found(texts, _loaders(paths)))
+    return edits
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            if line.strip():
-                yield json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path} line {number} is no JSON: {error}.") from error
+def _loaders(paths: Mapping[str, Path]) -> dict[str, Callable[[], Any]]:
+    return {field: partial(_open, path, field) for field, path in paths.items()}
 
 
-def _file(paths: Mapping[str, Path], name: str) -> Any:
-    if name not in paths:
-        return None
-    return read_mask(paths[name]) if name == "mask" else read_pixels(paths[name])
-
-
-def _photographs() -> list[StoredCase]:
-    """Edits of the two photographs that scikit-learn ships, in words of our own."""
+def _photographs() -> list[Found]:
+    """Describes edits of the two photographs that scikit-learn ships, in words of our own."""
     from ip2p.presets import data_folder
 
     try:
         from sklearn.datasets import load_sample_images
     except ImportError as error:
-        wish = "pip install 'ip2p[photographs]'"
-        raise ValueError(f"the photographs come with scikit-learn. Install it with: {wish}") from error
+        command = "pip install 'ip2p[photographs]'"
+        raise ValueError(f"the photographs come with scikit-learn. Install it with: {command}") from error
     images = dict(zip(("china.jpg", "flower.jpg"), load_sample_images().images, strict=True))
-    cases: list[StoredCase] = []
-    for row in _lines(data_folder() / "photographs.jsonl"):
-        pixels = np.asarray(images[row.pop("image")])
-        cases.append(StoredCase(partial(_pixels, {"original_image": pixels}), **row))
-    return cases
+    rows = [dict(row) for _, row in read_json_file(data_folder() / "photographs.jsonl")]
+    return [Found(row, {"original_image": partial(np.asarray, images[row.pop("image")])}) for row in rows]
 
 
-def _pixels(found: Mapping[str, Pixels], name: str) -> Pixels | None:
-    return found.get(name)
-
-
-def read_pixels(source: Path | io.BytesIO) -> Pixels:
-    """An RGB picture, upright."""
-    with Image.open(source) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def read_mask(source: Path | io.BytesIO) -> Mask:
-    """Where a mask marks: what it makes transparent, or, where it makes nothing so, what is white in it."""
-    with Image.open(source) as image:
-        opaque = np.asarray(image.convert("RGBA"))
+def read_mask(source: Picture) -> Mask:
+    """Reads where a mask marks: what it makes transparent, or else what is white in it."""
+    opaque = np.asarray(open_upright(source).convert("RGBA"))
     through: Mask = opaque[..., 3] == 0
     white: Mask = opaque[..., :3].min(-1) >= WHITE
     return through if through.any() else white

@@ -1,4 +1,4 @@
-"""What a domain is: it draws edits of which it knows the truth, and says whether an edited picture shows it."""
+"""Held-out edits, and domains: a domain draws edits of which it knows the truth, and judges edited pictures by it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import importlib
 import io
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from ip2p.config import PipelineConfig
+from ip2p.images import IMAGE_TYPE, encode_png, open_pixels
 from ip2p.records import EditTriplet, content_hash
+from ip2p.sources.location import Location, split_files
+from ip2p.sources.rows import ParquetTable, Row, first_wording
 from ip2p.store import RunFolder
 
 Pixels = npt.NDArray[np.uint8]
@@ -28,31 +31,59 @@ Mask = npt.NDArray[np.bool_]
 """(height, width)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EditCase:
-    """One held-out edit: a picture, an instruction, and the texts of before and after."""
+T = TypeVar("T")
 
-    original_image: Pixels
+
+class Stored(Generic[T]):
+    """A field that takes a value, or a function that loads it anew whenever it is read."""
+
+    def __init__(self, *default: T) -> None:
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, case: object | None, owner: type | None = None) -> T:
+        if case is None:  # a dataclass asks for the default
+            if not self.default:
+                raise AttributeError(self.name)
+            return self.default[0]
+        stored = case.__dict__[self.name]
+        value: T = stored() if callable(stored) else stored
+        return value
+
+    def __set__(self, case: object, value: T | Callable[[], T]) -> None:
+        case.__dict__[self.name] = value
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditCase:
+    """One held-out edit: a picture, an instruction, and the texts of before and after.
+
+    Each picture is given as an array, or as a function that loads it: a benchmark's thousands stay encoded until then.
+    """
+
+    original_image: Stored[Pixels] = Stored()
     edit_prompt: str
     original_prompt: str
     edited_prompt: str
     edit_type: str
     payload: Any = None
     """The domain's own truth."""
-    target_image: Pixels | None = None
-    """A right answer, of the original's size, where one is known."""
-    mask: Mask | None = None
-    """Where the edit may change the picture, where that is known."""
+    target_image: Stored[Pixels | None] = Stored(None)
+    """A right answer, of the original's size, if one is known."""
+    mask: Stored[Mask | None] = Stored(None)
+    """Pixels that the edit may change, if they are known."""
     session: str = ""
     """Edits of one session follow each other; "" for one that stands alone."""
     previous: int | None = None
-    """Number of the case that this one goes on from, in its session."""
+    """Number of the case that this one continues, in its session."""
     is_last: bool = True
     """None of the session follows."""
 
     @property
     def triplet(self) -> EditTriplet:
-        """The three texts."""
+        """Returns the three texts."""
         return EditTriplet(
             original_prompt=self.original_prompt,
             edit_prompt=self.edit_prompt,
@@ -63,7 +94,7 @@ class EditCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditJudgement:
-    """What the domain says of an edited picture."""
+    """A domain's judgement of an edited picture."""
 
     done: bool
     """The requested change is there."""
@@ -74,7 +105,7 @@ class EditJudgement:
 
     @property
     def success(self) -> bool:
-        """Done and kept."""
+        """Returns whether the edit is done and all else kept."""
         return self.done and self.kept
 
 
@@ -94,12 +125,12 @@ class Domain(Protocol):
         ...
 
     def edit_types(self) -> tuple[str, ...]:
-        """The edit types in the order in which reports name them."""
+        """Returns the edit types in the order in which reports name them."""
         ...
 
 
 def load_domain(name: str) -> Domain:
-    """Imports `module:Class` and makes one; a wrong name is a ValueError that says which half is wrong."""
+    """Imports `module:Class` and makes one. ValueError says which half of a wrong name is wrong."""
     module_name, _, class_name = name.partition(":")
     if not module_name or not class_name:
         raise ValueError(
@@ -121,87 +152,62 @@ _PROMPTS = ("original_prompt", "edited_prompt")
 
 
 def hold_out_cases(config: PipelineConfig, domain: Domain | None, data: Path | None = None) -> list[EditCase]:
-    """The held-out edits of a run; `data` is a dataset folder other than the run's own."""
+    """Returns the held-out edits of a run; `data` is a dataset folder other than the run's own."""
     if domain is not None:
         return domain.draw_cases(config.evaluation.num_edits, config.evaluation.seed)
-    folder = data or RunFolder(config.out).dataset
-    return read_test_split(folder / "dataset" if (folder / "dataset").is_dir() else folder, config)
+    return read_test_split(data or RunFolder(config.out).dataset, config)
 
 
 def read_test_split(folder: Path, config: PipelineConfig) -> list[EditCase]:
-    """The first rows of a dataset folder's test split; rows whose image does not decode are left out."""
-    files = sorted((folder / "data").glob("test-*.parquet")) or sorted(folder.glob("test-*.parquet"))
-    cases: list[EditCase] = []
-    for file in files:
-        cases += _read_cases(file, config, config.evaluation.num_edits - len(cases))
-        if len(cases) >= config.evaluation.num_edits:
-            break
-    return cases
+    """Reads the first rows of a dataset's test split, else of its validation split; leaves broken pictures out.
 
-
-def _read_cases(file: Path, config: PipelineConfig, num: int) -> list[EditCase]:
-    names = pq.read_schema(file).names
-    image_column, text_column = config.training.original_image_column, config.training.edit_prompt_column
-    missing = [name for name in (image_column, text_column) if name not in names]
-    if missing:
-        have = ", ".join(names)
-        raise ValueError(
-            f"{file} lacks the column {missing[0]}; it has {have}. Set training.original_image_column and the like."
-        )
-    wanted = [image_column, text_column, *(name for name in (*_PROMPTS, "edit_type") if name in names)]
-    cases: list[EditCase] = []
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=wanted):
-        for row in batch.to_pylist():
-            image = _decode_or_none(row[image_column])
-            if image is None:
-                logger.warning("left out a row of %s: its image does not decode", file.name)
-                continue
-            if len(cases) == num:
-                return cases
-            original, edited = (str(row.get(name) or "") for name in _PROMPTS)
-            cases.append(
-                EditCase(
-                    original_image=image,
-                    edit_prompt=row[text_column] or "",
-                    original_prompt=original,
-                    edited_prompt=edited,
-                    edit_type=row.get("edit_type") or "other",
-                )
+    ValueError if a column is missing.
+    """
+    location = Location(str(folder), "path")
+    files = folder.is_dir() and (split_files(location, "test") or split_files(location, "validation"))
+    if not files:
+        return []
+    table = ParquetTable(files)
+    image, text = config.training.original_image_column, config.training.edit_prompt_column
+    for file, names in table.names_by_file.items():
+        if missing := next((name for name in (image, text) if name not in names), None):
+            raise ValueError(
+                f"{file} lacks the column {missing}; it has {', '.join(names)}. "
+                "Set training.original_image_column and the like."
             )
-    return cases
+    cases = (_read_case(row, image, text) for row in table.read([image, text, *_PROMPTS, "edit_type"]))
+    return list(islice((case for case in cases if case is not None), config.evaluation.num_edits))
 
 
-def _decode_or_none(cell: dict[str, bytes] | None) -> Pixels | None:
+def _read_case(row: Row, image: str, text: str) -> EditCase | None:
     try:
-        return decode_image((cell or {})["bytes"])
-    except (OSError, KeyError, TypeError):
+        pixels = open_pixels(row.picture(image) or b"")
+    except ValueError:
+        logger.warning("left out %s: its image does not decode", row.where)
         return None
-
-
-def decode_image(content: bytes) -> Pixels:
-    """An encoded image as (height, width, 3) uint8."""
-    with Image.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def encode_png(pixels: Pixels) -> bytes:
-    """An image as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    original, edited, kind = (str(row.values.get(name) or "") for name in (*_PROMPTS, "edit_type"))
+    return EditCase(
+        original_image=pixels,
+        edit_prompt=first_wording(row.values[text]) or "",
+        original_prompt=original,
+        edited_prompt=edited,
+        edit_type=kind or "other",
+    )
 
 
 def balanced_subset(cases: Sequence[EditCase], num: int) -> list[int]:
-    """Numbers of at most `num` cases, taken in turns from every edit type, in rising order."""
+    """Chooses the numbers of at most `num` cases, in turns from every edit type, in rising order."""
     by_type: dict[str, list[int]] = defaultdict(list)
     for number, case in enumerate(cases):
         by_type[case.edit_type].append(number)
-    turns = [(turn, order, number) for order, some in enumerate(by_type.values()) for turn, number in enumerate(some)]
+    turns = [
+        (turn, order, number) for order, numbers in enumerate(by_type.values()) for turn, number in enumerate(numbers)
+    ]
     return sorted(number for _, _, number in sorted(turns)[:num])
 
 
 def fingerprint_case(case: EditCase) -> str:
-    """Hash of the pixels, the texts and the place in a session."""
+    """Hashes the pixels, the texts and the place in a session."""
     texts = (case.edit_prompt, case.original_prompt, case.edited_prompt, case.edit_type)
     truth = [hash_pixels(pixels) for pixels in (case.target_image, case.mask)]
     place = (case.session, case.previous, case.is_last)
@@ -209,19 +215,16 @@ def fingerprint_case(case: EditCase) -> str:
 
 
 def hash_pixels(pixels: Pixels | Mask | None) -> str:
-    """Of their shape and values."""
+    """Hashes shape and values; empty for None."""
     return "" if pixels is None else content_hash(pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
 SHOWN_SIDE = 512
-"""Larger pictures are reduced where they are kept to be looked at."""
+"""Larger pictures are reduced if they are kept to be looked at."""
 
 
 def encode_shown(pixels: Pixels) -> bytes:
-    """A picture to be looked at: small ones exactly, large ones reduced."""
+    """Encodes a picture to be looked at: small ones exactly, large ones reduced."""
     if max(pixels.shape[:2]) <= SHOWN_SIDE // 4:
         return encode_png(pixels)
     image, buffer = Image.fromarray(pixels), io.BytesIO()
@@ -231,7 +234,7 @@ def encode_shown(pixels: Pixels) -> bytes:
 
 
 def cases_table(cases: Sequence[EditCase]) -> pa.Table:
-    """The cases with their pictures, as the report reads them."""
+    """Tabulates the cases with their pictures, as the report reads them."""
     images = [{"bytes": encode_shown(case.original_image), "path": None} for case in cases]
     texts = {name: [getattr(case, name) for case in cases] for name in ("edit_type", "edit_prompt", *_PROMPTS)}
     columns = {"case": list(range(len(cases))), **texts}

@@ -1,4 +1,4 @@
-"""How clean the rendered pairs are: the share that the domain calls right, of the accepted and of all candidates.
+"""Measures how clean the rendered pairs are: the share that the domain calls right, accepted and of all candidates.
 
 The domain's verdicts are kept per pairs shard, so that a finished run is not judged again.
 """
@@ -23,24 +23,25 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.evaluation import metrics
-from ip2p.evaluation.cases import Domain, decode_image, load_domain
+from ip2p.evaluation.cases import Domain, load_domain
+from ip2p.evaluation.measures.oracle import OracleMeasure, verdict_of
+from ip2p.images import open_pixels
 from ip2p.records import EditTriplet
 
 logger = logging.getLogger(__name__)
 
 _TRIPLET = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
 _SPEC = ("triplet_id", "candidate", "accepted", "reason")
-SCHEMA = pa.schema(
-    [("triplet_id", pa.string()), ("candidate", pa.int64()), ("edit_type", pa.string()), ("accepted", pa.bool_())]
-    + [(name, pa.bool_()) for name in ("success", "done", "kept", "legible")]
-)
+_KEYS = [("triplet_id", pa.string()), ("candidate", pa.int64()), ("edit_type", pa.string()), ("accepted", pa.bool_())]
+SCHEMA = pa.schema([*_KEYS, *((column.name, column.type) for column in OracleMeasure.columns)])
 _NONE: dict[str, Any] = {"oracle_precision": None, "oracle_precision_all": None}
 
 
+@store.summarised("dataset", adds=True)
 def oracle_precision(config: PipelineConfig) -> dict[str, Any]:
-    """Share of pairs that `judge_pair` calls a success: accepted, and all where every candidate's images were kept.
+    """Returns the share of right pairs among the accepted, and among all if every candidate's images were kept.
 
-    Both are None without a domain, or where there are no such pairs.
+    Both are None if there is no domain or no such pairs.
     """
     domain_name = config.evaluation.domain
     if not domain_name:
@@ -55,16 +56,16 @@ def oracle_precision(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _is_judged(shard: Path, folder: Path, domain_name: str) -> bool:
-    return store.finished(folder / shard.name, _asked(shard, domain_name)) is not None
+    return store.finished(folder / shard.name, _verdicts_hash(shard, domain_name)) is not None
 
 
-def _asked(shard: Path, domain_name: str) -> str:
+def _verdicts_hash(shard: Path, domain_name: str) -> str:
     sidecar = store.read_sidecar(shard)
     return fingerprint(domain_name, sidecar.sha256 if sidecar else "")
 
 
 def _judge_shards(shards: Sequence[Path], folder: Path, domain_name: str) -> None:
-    """One shard here, several in processes: reading pictures holds the interpreter."""
+    """Judges one shard here, several in processes, because reading pictures holds the interpreter."""
     judge_shard = partial(_judge_shard, folder=folder, domain_name=domain_name)
     num_workers = min(len(shards), os.cpu_count() or 1)
     with ExitStack() as stack:
@@ -77,7 +78,7 @@ def _judge_shards(shards: Sequence[Path], folder: Path, domain_name: str) -> Non
 
 
 def has_rejected(records: Sequence[metrics.Record], run: store.RunFolder) -> bool:
-    """Says whether the judged pairs are all candidates, and not just the accepted ones."""
+    """True if the judged pairs are all candidates, and not just the accepted ones."""
     num_candidates = sum(int(pq.read_metadata(path).num_rows) for path in run.shards("candidates"))
     return num_candidates > 0 and len(records) == num_candidates
 
@@ -85,7 +86,7 @@ def has_rejected(records: Sequence[metrics.Record], run: store.RunFolder) -> boo
 def summarise_precision(
     records: Sequence[metrics.Record], edit_types: Sequence[str], *, everything: bool
 ) -> dict[str, Any]:
-    """The two shares with their intervals, counts and the same by edit type."""
+    """Returns the two shares with their intervals, counts and the same by edit type."""
     accepted = metrics.summarise([record for record in records if record["accepted"]], edit_types)
     figures = _named("oracle_precision", accepted)
     figures |= _named(
@@ -96,8 +97,8 @@ def summarise_precision(
 
 def _named(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     by_type = {
-        kind: {"n": some["n"], "value": some["success"], "interval": some["success_interval"]}
-        for kind, some in figures["by_type"].items()
+        kind: {"n": of_type["n"], "value": of_type["success"], "interval": of_type["success_interval"]}
+        for kind, of_type in figures["by_type"].items()
     }
     return {
         name: figures["success"],
@@ -115,13 +116,11 @@ def _judge_shard(shard: Path, folder: Path, domain_name: str) -> None:
         rows += [_judge_row(row, domain) for row in batch.to_pylist()]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     store.write_shard(
-        folder / shard.name, table, fingerprint=_asked(shard, domain_name), seconds=time.monotonic() - started
+        folder / shard.name, table, fingerprint=_verdicts_hash(shard, domain_name), seconds=time.monotonic() - started
     )
 
 
 def _judge_row(row: dict[str, Any], domain: Domain) -> dict[str, Any]:
     triplet = EditTriplet(**{name: row[name] or "" for name in _TRIPLET})
-    images = (decode_image(row[name]["bytes"]) for name in ("original_image", "edited_image"))
-    judged = domain.judge_pair(triplet, *images)
-    flags = {"success": judged.success, "done": judged.done, "kept": judged.kept, "legible": judged.legible}
-    return {name: row[name] for name in ("triplet_id", "candidate", "edit_type", "accepted")} | flags
+    images = (open_pixels(row[name]["bytes"]) for name in ("original_image", "edited_image"))
+    return {name: row[name] for name, _ in _KEYS} | verdict_of(domain.judge_pair(triplet, *images))

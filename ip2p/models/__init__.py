@@ -1,1 +1,5 @@
-"""Base models: how they are loaded, how their texts are encoded and how their denoisers are widened."""
+"""Base models: one file per architecture, and how their parts and pipelines are loaded.
+
+`architecture` holds the interface. Every module of this folder that has an `ARCHITECTURE` is a base that can be used;
+`noise/` has a file per noise process.
+"""

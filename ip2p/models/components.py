@@ -2,150 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ip2p.config import TrainingConfig
-from ip2p.console import first_line
-from ip2p.models.loading import check_model_source
+from ip2p.models.latents import LatentSpace
+from ip2p.models.loading import check_model_source, from_source
 
-T = TypeVar("T")
-
-
-def is_xl(config: TrainingConfig) -> bool:
-    """Whether the base is a Stable Diffusion XL: two text encoders, and a UNet that is told sizes and crops."""
-    return "text_encoder_2" in model_index(config)
+INDEX = "model_index.json"
 
 
 def model_index(config: TrainingConfig) -> dict[str, Any]:
-    """The base's model_index.json."""
-    found: dict[str, Any] = DiffusionPipeline.load_config(_source(config), revision=config.revision)
-    return found
+    """Reads the base's model_index.json."""
+    return read_index(_source(config), config.revision)
 
 
-def load_unet(config: TrainingConfig) -> UNet2DConditionModel:
-    """The UNet in float32. ValueError where the trainer has no use for its kind."""
-    revision = config.non_ema_revision or config.revision
-    unet: UNet2DConditionModel = _load(
-        UNet2DConditionModel, config, "unet", torch_dtype=torch.float32, revision=revision
+def read_index(source: str, revision: str | None) -> dict[str, Any]:
+    """Reads the model_index.json of a folder or a hub id. ValueError if it cannot be read."""
+    index: dict[str, Any] = from_source(DiffusionPipeline.load_config, source, revision=revision)
+    return index
+
+
+def load_model(kind: Any, config: TrainingConfig, part: str, **options: Any) -> Any:
+    """Loads a network of the base, in the config's variant, from safetensors alone."""
+    return load_part(kind, config, part, **{"variant": config.variant, "use_safetensors": True, **options})
+
+
+def load_part(kind: Any, config: TrainingConfig, part: str, **options: Any) -> Any:
+    """Loads what lies in a folder of the base, such as a tokenizer. ValueError if it cannot be loaded."""
+    return from_source(
+        kind.from_pretrained, _source(config), **{"revision": config.revision, **options}, subfolder=part
     )
-    if unet.config.addition_embed_type not in (None, "text_time"):
-        raise ValueError(
-            f"{config.pretrained_model_name_or_path} wants {unet.config.addition_embed_type} embeddings, which the "
-            "trainer does not give. Start from a Stable Diffusion 1.x, 2.x or XL model."
-        )
-    return unet
+
+
+def load_config(kind: Any, config: TrainingConfig, part: str) -> dict[str, Any]:
+    """Reads the config of what lies in a folder of the base."""
+    settings: dict[str, Any] = from_source(kind.load_config, _source(config), subfolder=part, revision=config.revision)
+    return settings
+
+
+def freeze(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Moves a network to a device, for inference alone; float32 leaves the precision as it is."""
+    network = network.to(device) if dtype == torch.float32 else network.to(device, dtype)
+    return network.eval().requires_grad_(False)
 
 
 def load_vae(config: TrainingConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The autoencoder, frozen."""
-    vae: AutoencoderKL
-    if config.pretrained_vae_model_name_or_path:
-        vae = _from_pretrained(AutoencoderKL, config.pretrained_vae_model_name_or_path, torch_dtype=torch.float32)
+    """Loads the autoencoder, frozen."""
+    replacement = config.pretrained_vae_model_name_or_path
+    if replacement:
+        vae = from_source(AutoencoderKL.from_pretrained, replacement, torch_dtype=torch.float32)
     else:
-        vae = _load(AutoencoderKL, config, "vae", torch_dtype=torch.float32)
-    vae = vae.to(device) if dtype == torch.float32 else vae.to(device, dtype)
-    return vae.eval().requires_grad_(False)
+        vae = load_model(AutoencoderKL, config, "vae", torch_dtype=torch.float32)
+    return freeze(vae, device, dtype)
 
 
-def load_text_encoder(config: TrainingConfig, device: torch.device) -> CLIPTextModel:
-    """The text encoder, frozen, in float32."""
-    encoder: CLIPTextModel = _load(CLIPTextModel, config, "text_encoder", dtype=torch.float32)
-    return _frozen(encoder, device)
-
-
-def load_second_text_encoder(config: TrainingConfig, device: torch.device) -> CLIPTextModelWithProjection:
-    """The second text encoder of a Stable Diffusion XL, frozen, in float32."""
-    kind, part = CLIPTextModelWithProjection, "text_encoder_2"
-    encoder: CLIPTextModelWithProjection = _load(kind, config, part, dtype=torch.float32)
-    return _frozen(encoder, device)
-
-
-def _frozen(encoder: T, device: torch.device) -> T:
-    network = cast(torch.nn.Module, encoder)
-    network.to(device).eval().requires_grad_(False)
-    return encoder
-
-
-def load_tokenizer(config: TrainingConfig, subfolder: str = "tokenizer") -> CLIPTokenizer:
-    """A tokenizer: `tokenizer`, or `tokenizer_2` of a Stable Diffusion XL."""
-    tokenizer: CLIPTokenizer = _load(CLIPTokenizer, config, subfolder)
-    return tokenizer
-
-
-def load_noise_scheduler(config: TrainingConfig) -> DDPMScheduler:
-    """The base's noise schedule, whatever its sampler, in the form that training uses."""
-    return _load(DDPMScheduler, config, "scheduler")
-
-
-def load_sampler(config: TrainingConfig) -> SchedulerMixin:
-    """The base's own sampler, for the exported pipeline, with the prediction type that was trained."""
-    scheduler = DDPMScheduler.load_config(_source(config), subfolder="scheduler", revision=config.revision)
-    changes = {"prediction_type": config.prediction_type} if config.prediction_type else {}
-    return getattr(diffusers, scheduler["_class_name"]).from_config(scheduler, **changes)
-
-
-def latent_scale(config: TrainingConfig) -> float:
-    """What the autoencoder's latents are multiplied with before noise is added."""
-    return float(_vae_config(config).get("scaling_factor", 0.18215))
+def load_latent_space(config: TrainingConfig) -> LatentSpace:
+    """Reads how the autoencoder's latents are normalised."""
+    return LatentSpace.of(_vae_config(config))
 
 
 def latent_shape(config: TrainingConfig) -> tuple[int, int, int]:
-    """(C, H, W) of the latents of an image at the config's resolution."""
+    """Returns (C, H, W) of the latents of an image at the config's resolution."""
     vae = _vae_config(config)
     size = config.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
     return int(vae["latent_channels"]), size, size
 
 
 def _vae_config(config: TrainingConfig) -> dict[str, Any]:
-    found: dict[str, Any]
-    if config.pretrained_vae_model_name_or_path:
-        found = AutoencoderKL.load_config(config.pretrained_vae_model_name_or_path)
-    else:
-        found = AutoencoderKL.load_config(_source(config), subfolder="vae", revision=config.revision)
-    return found
+    replacement = config.pretrained_vae_model_name_or_path
+    if not replacement:
+        return load_config(AutoencoderKL, config, "vae")
+    settings: dict[str, Any] = from_source(AutoencoderKL.load_config, replacement)
+    return settings
 
 
 def _source(config: TrainingConfig) -> str:
     what = "training.pretrained_model_name_or_path"
-    return check_model_source(config.pretrained_model_name_or_path, what=what, marker="model_index.json")
-
-
-def _load(kind: Any, config: TrainingConfig, subfolder: str, **options: Any) -> Any:
-    options = {"revision": config.revision, **options}
-    if "torch_dtype" in options or "dtype" in options:  # a model
-        options |= {"variant": config.variant, "use_safetensors": True}
-    return _from_pretrained(kind, _source(config), subfolder=subfolder, **options)
-
-
-def _from_pretrained(kind: Any, source: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(source, **options)
-    except OSError as error:
-        first = first_line(error)
-        what = f"{options['subfolder']} of {source}" if "subfolder" in options else source
-        raise ValueError(f"could not load {what}: {first} Give an existing model folder or a hub id.") from error
-
-
-def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
-    """Widens the first convolution in place: weights and bias kept, new channels zero. A wide UNet is left alone."""
-    old = unet.conv_in
-    if old.in_channels == in_channels:
-        return unet
-    if old.in_channels > in_channels:
-        raise ValueError(f"conv_in takes {old.in_channels} channels, expected at most {in_channels}. Use another UNet.")
-    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
-    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
-    with torch.no_grad():
-        new.weight.zero_()
-        new.weight[:, : old.in_channels].copy_(old.weight)
-        if old.bias is not None and new.bias is not None:
-            new.bias.copy_(old.bias)
-    unet.conv_in = new
-    unet.register_to_config(in_channels=in_channels)
-    return unet
+    return check_model_source(config.pretrained_model_name_or_path, what=what, marker=INDEX)

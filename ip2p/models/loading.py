@@ -1,7 +1,7 @@
-"""Every heavy model, loaded once per process under a key of plain values.
+"""Loads every heavy model once per process, under a key of plain values.
 
-A lock guards the table (`lru_cache` is none: four threads would load four times). Model folders are checked here, so
-that a wrong path is a one-line error and never a search on the hub.
+A lock guards the table (`lru_cache` is not a lock: four threads would load four times). Model folders are checked here,
+so that a wrong path is a one-line error and never a search on the hub.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def unload_all() -> None:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` becomes cuda, mps or cpu; anything else stays."""
+    """Turns `auto` into cuda, mps or cpu; anything else stays."""
     if name != "auto":
         return name
     if torch.cuda.is_available():
@@ -104,7 +104,7 @@ def resolve_device(name: str) -> str:
 
 
 def resolve_dtype(name: str, device: str) -> str:
-    """`auto` becomes bfloat16 where `device` multiplies it in hardware, else float32; anything else stays.
+    """Turns `auto` into bfloat16 if `device` multiplies it in hardware, else float32; anything else stays.
 
     A CPU without such instructions computes bfloat16 too, but slower than float32.
     """
@@ -119,7 +119,7 @@ def resolve_dtype(name: str, device: str) -> str:
 
 
 def check_model_source(name: str, *, what: str, marker: str) -> str:
-    """Returns `name` where it is a folder that holds `marker` or can be a hub id; otherwise says what is wrong."""
+    """Returns `name` if it is a folder that holds `marker` or can be a hub id. ValueError otherwise."""
     if not name:
         raise ValueError(f"{what} is not set. Give a model folder or a hub id.")
     path = Path(name).expanduser()
@@ -136,21 +136,22 @@ def check_model_source(name: str, *, what: str, marker: str) -> str:
 def load_text_to_image(
     model: str, *, revision: str | None, variant: str | None, dtype: str, device: str
 ) -> DiffusionPipeline:
-    """The text-to-image pipeline of a folder or hub id, without safety checker and progress bar."""
+    """Loads the text-to-image pipeline of a folder or hub id, without safety checker and progress bar."""
 
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
 
     def load() -> DiffusionPipeline:
-        from diffusers import DiffusionPipeline
+        from ip2p.models.architecture import pipeline_kind
 
         source = check_model_source(model, what="rendering.model", marker="model_index.json")
+        architecture, kind = pipeline_kind(source, revision, what="rendering.model")
         options: dict[str, Any] = {"revision": revision, "variant": variant, "torch_dtype": getattr(torch, precision)}
-        pipeline = _from_source(DiffusionPipeline.from_pretrained, source, **options, use_safetensors=True)
+        pipeline = from_source(kind.from_pretrained, source, **options, use_safetensors=True)
         if getattr(pipeline, "safety_checker", None) is not None:
             pipeline.safety_checker = None
         pipeline.set_progress_bar_config(disable=True)
-        for part in (pipeline.unet, pipeline.vae):
+        for part in (architecture.denoiser(pipeline), pipeline.vae):
             part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
         return pipeline.to(place)
 
@@ -158,7 +159,7 @@ def load_text_to_image(
 
 
 def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:
-    """An open_clip model in float32, from a local folder or by architecture and weights."""
+    """Loads an open_clip model in float32, from a local folder or by architecture and weights."""
 
     def load() -> ClipModel:
         import open_clip
@@ -169,28 +170,26 @@ def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:
             name, weights = f"local-dir:{model}", None
         else:
             name, weights = model, pretrained
-            known = open_clip.list_models()
-            if name not in known and not name.startswith(("hf-hub:", "local-dir:")):
+            names = open_clip.list_models()
+            if name not in names and not name.startswith(("hf-hub:", "local-dir:")):
                 raise ValueError(
-                    f"scoring.clip_model {name} is neither a folder nor one of open_clip's {len(known)} models."
+                    f"scoring.clip_model {name} is neither a folder nor one of open_clip's {len(names)} models."
                 )
-        clip, _, preprocess = _from_source(
-            open_clip.create_model_and_transforms, name, pretrained=weights, device=place
-        )
+        clip, _, preprocess = from_source(open_clip.create_model_and_transforms, name, pretrained=weights, device=place)
         return ClipModel(clip.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(name), place)
 
     return load_once(("clip", model, pretrained, resolve_device(device)), load)
 
 
 def load_image_model(model: str, *, device: str) -> ImageModel:
-    """An image encoder such as DINOv2 in float32, with the preprocessing that it was trained with."""
+    """Loads an image encoder such as DINOv2 in float32, with the preprocessing that it was trained with."""
 
     def load() -> ImageModel:
         from transformers import AutoImageProcessor, AutoModel
 
         source = check_model_source(model, what="scoring.dino_model", marker="preprocessor_config.json")
-        network = _from_source(AutoModel.from_pretrained, source)
-        processor = _from_source(AutoImageProcessor.from_pretrained, source)
+        network = from_source(AutoModel.from_pretrained, source)
+        processor = from_source(AutoImageProcessor.from_pretrained, source)
         place = resolve_device(device)
         return ImageModel(network.to(place).eval().requires_grad_(False), processor, place)
 
@@ -198,7 +197,7 @@ def load_image_model(model: str, *, device: str) -> ImageModel:
 
 
 def load_language_model(model: str, *, revision: str | None, device: str, dtype: str = "float32") -> LanguageModel:
-    """A causal language model, padded on the left for batched generation."""
+    """Loads a causal language model, padded on the left for batched generation."""
 
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
@@ -207,34 +206,42 @@ def load_language_model(model: str, *, revision: str | None, device: str, dtype:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         source = check_model_source(model, what="prompts.model", marker="config.json")
-        tokenizer = _from_source(AutoTokenizer.from_pretrained, source, revision=revision, padding_side="left")
+        tokenizer = from_source(AutoTokenizer.from_pretrained, source, revision=revision, padding_side="left")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         options: dict[str, Any] = {"revision": revision, "dtype": getattr(torch, precision)}
-        network = _from_source(AutoModelForCausalLM.from_pretrained, source, **options)
+        network = from_source(AutoModelForCausalLM.from_pretrained, source, **options)
         return LanguageModel(network.to(place).eval(), tokenizer)
 
     return load_once(("language-model", model, revision, precision, place), load)
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The text tokenizer of a diffusers model folder or hub id."""
+    """Loads the text tokenizer of a diffusers model folder or hub id."""
 
     def load() -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
         source = check_model_source(model, what="rendering.model", marker="model_index.json")
-        found: PreTrainedTokenizerBase = _from_source(
+        tokenizer: PreTrainedTokenizerBase = from_source(
             AutoTokenizer.from_pretrained, source, revision=revision, subfolder="tokenizer"
         )
-        return found
+        return tokenizer
 
     return load_once(("tokenizer", model, revision), load)
 
 
-def _from_source(load: Callable[..., Any], source: str, **options: Any) -> Any:
+def from_source(
+    load: Callable[..., Any],
+    source: str,
+    *,
+    what: str | None = None,
+    way_out: str = "Give an existing model folder or a hub id.",
+    **options: Any,
+) -> Any:
+    """Returns `load(source, **options)`; a failure becomes a ValueError of one line. `what` names it in the error."""
     try:
         return load(source, **options)
-    except (OSError, RuntimeError) as error:
-        first = first_line(error)
-        raise ValueError(f"could not load {source}: {first}. Give an existing model folder or a hub id.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        name = what or (f"{options['subfolder']} of {source}" if "subfolder" in options else source)
+        raise ValueError(f"could not load {name}: {first_line(error).rstrip('.')}. {way_out}") from error

@@ -1,4 +1,4 @@
-"""Which token of the original caption each token of the edited one goes by, for cross-attention prompt-to-prompt.
+"""Matches each token of the edited caption with tokens of the original, for cross-attention prompt-to-prompt.
 
 Two ways, after Hertz et al. (2022): *refine* matches equal tokens and leaves new ones to themselves; *replace* matches
 word by word, so a word that was swapped goes where the one stood that it stands for.
@@ -24,12 +24,12 @@ Words = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class TokenMap:
-    """How maps of the original caption's tokens become those of the edited one's, of one pair or stacked of many."""
+    """How maps of the original caption's tokens become those of the edited one's, for one pair or stacked for many."""
 
     matrix: Tensor
     """([N,] L, L) float32: [i, j] is the share of the original token i's map in that of the edited token j."""
     own: Tensor
-    """([N,] L) float32: 1 where an edited token keeps its own map, else 0."""
+    """([N,] L) float32: 1 if an edited token keeps its own map, else 0."""
     gone: Tensor
     """([N,] L) float32: 1 at words of the original that the edited caption lacks, else 0."""
     new: Tensor
@@ -37,7 +37,7 @@ class TokenMap:
 
 
 def stack_maps(maps: Sequence[TokenMap], device: torch.device) -> TokenMap:
-    """Those of N pairs in one."""
+    """Stacks the maps of N pairs."""
     columns = zip(*((one.matrix, one.own, one.gone, one.new) for one in maps), strict=True)
     return TokenMap(*(torch.stack(column).to(device) for column in columns))
 
@@ -66,13 +66,13 @@ def map_tokens(tokenizer: Any, original: str, edited: str, way: str) -> TokenMap
 
 
 def split_words(tokenizer: Any, text: str) -> list[list[int]]:
-    """Token ids of each word; CLIP's tokenizer splits at white space before anything else."""
+    """Returns the token ids of each word; CLIP's tokenizer splits at white space before anything else."""
     words: list[list[int]] = [tokenizer(word, add_special_tokens=False).input_ids for word in text.split()]
     return words
 
 
 def match_words(original: Words, edited: Words) -> list[tuple[int, int, float]]:
-    """(place, place, share) word k for word k: token by token, or evenly where a word has more tokens on one side."""
+    """Matches word k with word k, as (place, place, share): token by token, or evenly if one has more tokens."""
     matched, i, j = [], 0, 0
     for one, other in zip(original, edited, strict=True):
         if len(one) == len(other):
@@ -84,7 +84,7 @@ def match_words(original: Words, edited: Words) -> list[tuple[int, int, float]]:
 
 
 def match_tokens(original: Words, edited: Words) -> list[tuple[int, int, float]]:
-    """(place, place, 1) of equal tokens, by Needleman-Wunsch with match 1, mismatch -1 and gap 0."""
+    """Matches equal tokens, as (place, place, 1), by Needleman-Wunsch with match 1, mismatch -1 and gap 0."""
     one, other = ([token for word in words for token in word] for words in (original, edited))
     scores = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
     for i, j in product(range(len(one)), range(len(other))):
@@ -102,17 +102,13 @@ def match_tokens(original: Words, edited: Words) -> list[tuple[int, int, float]]
     return pairs[::-1]
 
 
-def tokenizers_of(pipeline: Any) -> list[Any]:
-    """The model's tokenizers; Stable Diffusion XL has two, of one vocabulary."""
-    names = ("tokenizer", "tokenizer_2")
-    return [found for name in names if (found := getattr(pipeline, name, None)) is not None]
-
-
-def align_captions(pipeline: Any, batch: Sequence[Candidate], alignment: CrossAlignment) -> TokenMap:
-    """How each pair's captions are aligned."""
+def align_captions(
+    tokenizer: Any, batch: Sequence[Candidate], alignment: CrossAlignment, device: torch.device
+) -> TokenMap:
+    """Aligns the captions of each pair."""
     triplets = [candidate.triplet for candidate in batch]
     with tokenizer_lock:
         maps = [
-            map_tokens(pipeline.tokenizer, each.original_prompt, each.edited_prompt, alignment) for each in triplets
+            map_tokens(tokenizer, triplet.original_prompt, triplet.edited_prompt, alignment) for triplet in triplets
         ]
-    return stack_maps(maps, pipeline.unet.device)
+    return stack_maps(maps, device)

@@ -1,4 +1,12 @@
-"""The fused attention kernels to choose from: torch's own, and xformers' where it can run."""
+"""Prompt-to-prompt on fused kernels: the edited side of a pair attends with the original's queries and keys.
+
+An attention map depends on queries and keys alone, so taking both from the original is taking its map, exactly, while
+each side keeps its own values; no map is ever made. Self-attention shares at every resolution, like the original's.
+Cross-attention follows Hertz et al. (2022, section 3.2): an aligned token of the edited caption takes the map of its
+token in the original, a new one keeps its own, and either may be weighted. All that is linear in the maps, so it moves
+onto the values: two fused calls. Only local blend looks at maps: a few words' at the low resolutions. The kernels are
+torch's, and xformers' if it can run.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
 from ip2p.config import AttentionBackend
 from ip2p.console import first_line
+from ip2p.models.architecture import AttentionLayers
 
 logger = logging.getLogger(__name__)
 
@@ -25,23 +33,23 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """torch's scaled dot-product attention."""
+    """Runs torch's scaled dot-product attention."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
 def xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """xformers' memory-efficient attention, which wants (B, N, heads, D)."""
+    """Runs xformers' memory-efficient attention, which takes (B, N, heads, D)."""
     from xformers.ops import memory_efficient_attention
 
-    query, key, value = (each.transpose(1, 2).contiguous() for each in (query, key, value))
+    query, key, value = (states.transpose(1, 2).contiguous() for states in (query, key, value))
     if mask is not None:
         mask = mask.expand(query.shape[0], query.shape[2], query.shape[1], key.shape[1]).to(query.dtype)
-    found: Tensor = memory_efficient_attention(query, key, value, attn_bias=mask, scale=scale)
-    return found.transpose(1, 2)
+    attended: Tensor = memory_efficient_attention(query, key, value, attn_bias=mask, scale=scale)
+    return attended.transpose(1, 2)
 
 
 def choose_kernel(backend: AttentionBackend, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The kernel of a backend; torch's, with one log line, where xformers is asked for and cannot run."""
+    """Returns the kernel of a backend; torch's, with one log line, if xformers is asked for and cannot run."""
     if backend != "xformers":
         return sdpa
     return xformers if _xformers_runs(device.type, dtype) else sdpa
@@ -49,7 +57,7 @@ def choose_kernel(backend: AttentionBackend, device: torch.device, dtype: torch.
 
 @cache
 def _xformers_runs(device: str, dtype: torch.dtype) -> bool:
-    """Tries it on a few numbers; the answer, logged once where it is no, holds for the process."""
+    """Tries it on a few numbers; the answer, logged once if it is no, holds for the process."""
     try:
         sample = torch.zeros(1, 1, 16, 16, device=device, dtype=dtype)
         xformers(sample, sample, sample, None, 1.0)
@@ -61,7 +69,7 @@ def _xformers_runs(device: str, dtype: torch.dtype) -> bool:
 
 
 _processors_lock = threading.RLock()
-"""A UNet holds one set of processors, so threads that render with it take turns."""
+"""A denoiser holds one set of processors, so threads that render with it take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ class WatchedWords:
     words: Tensor
     """(K, tokens): the weight of each token's map."""
     slots: Tensor
-    """(K,) what each is summed up under: `blend.PlacesOfWords`."""
+    """(K,) the row of `PlacesOfWords` under which it is summed."""
     max_positions: int
     """Layers with more positions are not watched: their maps would be large."""
     seen: dict[int, Tensor] = field(default_factory=dict)
@@ -121,8 +129,8 @@ class WatchedWords:
         logits = (query[self.rows] @ key[self.rows].mT).float() * scale
         if mask is not None:
             logits = logits + mask[self.rows]
-        found = torch.einsum("khnl,kl->kn", logits.softmax(-1), self.words) / query.shape[1]
-        self.seen[positions] = self.seen.get(positions, 0) + found
+        maps = torch.einsum("khnl,kl->kn", logits.softmax(-1), self.words) / query.shape[1]
+        self.seen[positions] = self.seen.get(positions, 0) + maps
 
 
 class SharedAttention:
@@ -131,16 +139,16 @@ class SharedAttention:
     def __init__(self, kernel: Kernel = sdpa) -> None:
         self.kernel = kernel
         self.itself: SelfSharing | None = None
-        """None where every row takes its own."""
+        """None if every row takes its own."""
         self.max_positions: int | None = None
-        """Self-attention is shared in layers of at most so many positions; None for all."""
+        """Most positions of a layer in which self-attention is shared; None for all layers."""
         self.cross: CrossSharing | None = None
-        """None where every row takes its own."""
+        """None if every row takes its own."""
         self.emphasis: Emphasis | None = None
         self.watched: WatchedWords | None = None
 
     def attend_to_itself(self, attn: Attention, states: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, N, C) to (B, heads, N, D)."""
+        """Maps (B, N, C) to (B, heads, N, D)."""
         shared = self.itself
         if shared is None or (self.max_positions is not None and states.shape[1] > self.max_positions):
             return self.kernel(*_projected(attn, states, states), mask, attn.scale)
@@ -149,7 +157,7 @@ class SharedAttention:
         return self.kernel(query, key, _heads(attn, attn.to_v(states)), mask, attn.scale)
 
     def attend_to_text(self, attn: Attention, states: Tensor, texts: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, N, C) and (B, L, C') to (B, heads, N, D); some maps' columns are moved by moving the values."""
+        """Maps (B, N, C) and (B, L, C') to (B, heads, N, D); some maps' columns are moved by moving the values."""
         query, key, value = _projected(attn, states, texts)
         scale, cross = attn.scale, self.cross
         if self.watched is not None:
@@ -180,7 +188,7 @@ class SharedAttentionProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """(B, N, C) or (B, C, H, W) in and out, as diffusers' `AttnProcessor2_0`."""
+        """Maps (B, N, C) or (B, C, H, W) to the same shape, as diffusers' `AttnProcessor2_0`."""
         residual = hidden_states
         if attn.spatial_norm is not None:
             hidden_states = attn.spatial_norm(hidden_states, temb)
@@ -222,7 +230,7 @@ def _key(attn: Attention, context: Tensor) -> Tensor:
 
 
 def _heads(attn: Attention, states: Tensor) -> Tensor:
-    """(B, N, C) to (B, heads, N, D)."""
+    """Splits (B, N, C) into (B, heads, N, D)."""
     heads: Tensor = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
     return heads
 
@@ -236,29 +244,21 @@ def _mask_of(attn: Attention, attention_mask: Tensor | None, context: Tensor) ->
 
 
 @contextmanager
-def shared_attention(unet: nn.Module, *, cross: bool = False, kernel: Kernel = sdpa) -> Iterator[SharedAttention]:
-    """Installs the processors on every self-attention of a UNet, with `cross` on every cross-attention too.
+def shared_attention(
+    layers: AttentionLayers, *, cross: bool = False, kernel: Kernel = sdpa
+) -> Iterator[SharedAttention]:
+    """Installs the processors on every self-attention, with `cross` on every cross-attention too.
 
     Puts the old ones back at the end, also on error.
     """
     shared = SharedAttention(kernel)
     with _processors_lock:
-        chosen = [*self_attentions(unet), *(cross_attentions(unet) if cross else ())]
-        layers = [(layer, layer.processor) for layer in chosen]
+        chosen = [*layers.to_itself, *(layers.to_text if cross else ())]
+        processors = [(layer, layer.processor) for layer in chosen]
         try:
-            for layer, _ in layers:
+            for layer in chosen:
                 layer.set_processor(SharedAttentionProcessor(shared))
             yield shared
         finally:
-            for layer, processor in layers:
+            for layer, processor in processors:
                 layer.set_processor(processor)
-
-
-def self_attentions(unet: nn.Module) -> list[Any]:
-    """The self-attention layers of a UNet (`attn1` of its transformer blocks)."""
-    return [layer for layer in unet.modules() if isinstance(layer, Attention) and not layer.is_cross_attention]
-
-
-def cross_attentions(unet: nn.Module) -> list[Any]:
-    """The layers of a UNet that attend to the text (`attn2` of its transformer blocks)."""
-    return [layer for layer in unet.modules() if isinstance(layer, Attention) and layer.is_cross_attention]

@@ -24,7 +24,7 @@ from ip2p.records import Candidate, RenderSpec
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """Which rows of [originals, edited], 2 N in all, the UNet computes in a step, and what they share."""
+    """Which rows of [originals, edited], 2 N in all, the denoiser computes in a step, and what they share."""
 
     num_halves: int
     computed: Tensor
@@ -32,7 +32,7 @@ class StepRows:
     result_of: Tensor
     """(2 N,) for each row the place among `computed` of the prediction that it takes."""
     itself: SelfSharing | None
-    """Self-attention of the halves * R computed rows; None where every row takes its own."""
+    """Self-attention of the halves * R computed rows; None if every row takes its own."""
     crossing: Tensor
     """(N,) bool: pairs whose edited sides take cross-attention maps of their originals."""
     emphasised: Tensor
@@ -43,14 +43,14 @@ class StepRows:
     """(N,) bool: pairs whose sides are blended after the step."""
 
     def to(self, device: torch.device) -> StepRows:
-        """The same on another device."""
+        """Returns the same rows on another device."""
         names = ("computed", "result_of", "crossing", "emphasised", "watched", "is_blended")
         moved = {name: getattr(self, name).to(device) for name in names}
         itself = self.itself and SelfSharing(self.itself.distinct.to(device), self.itself.place.to(device))
         return replace(self, **moved, itself=itself)
 
     def cross_sharing(self, token_maps: TokenMap) -> CrossSharing | None:
-        """What cross-attention shares."""
+        """Returns what cross-attention shares; None if no pair does."""
         pairs = self.crossing.nonzero().flatten()
         if not len(pairs):
             return None
@@ -58,14 +58,14 @@ class StepRows:
         return CrossSharing(edited, originals, token_maps.matrix[pairs], token_maps.own[pairs])
 
     def emphasis(self, token_maps: TokenMap, factors: Tensor) -> Emphasis | None:
-        """The weights of new words; `factors` (N,)."""
+        """Returns the weights of new words, from `factors` (N,); None if no pair has any."""
         pairs = self.emphasised.nonzero().flatten()
         if not len(pairs):
             return None
         return Emphasis(self._rows_of(pairs)[1], 1 + (factors[pairs, None] - 1) * token_maps.new[pairs])
 
     def watched_words(self, token_maps: TokenMap, max_positions: int) -> WatchedWords | None:
-        """Words that are gone in the original rows; new ones in the edited rows and in those they take maps from."""
+        """Marks words gone from the original rows, and new ones in the edited rows and in those they take maps from."""
         pairs = self.watched.nonzero().flatten()
         if not len(pairs):
             return None
@@ -82,13 +82,13 @@ class StepRows:
         )
 
     def _rows_of(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of the batch of both sides of pairs, in the last half."""
+        """Returns the rows of the batch of both sides of pairs, in the last half."""
         first = len(self.computed) * (self.num_halves - 1)
         return pairs + first, self.result_of[len(self.crossing) + pairs] + first
 
 
 def plan_step(specs: Sequence[RenderSpec], step: int, num_steps: int, *, num_halves: int) -> StepRows:
-    """The rows of step `step` of 0 … num_steps - 1."""
+    """Plans step `step` of 0 … num_steps - 1."""
     num = len(specs)
     apart = [index for index, spec in enumerate(specs) if not is_shared(spec.shared_steps, step, num_steps)]
     result_of = torch.arange(num).repeat(2)
@@ -110,7 +110,7 @@ def plan_step(specs: Sequence[RenderSpec], step: int, num_steps: int, *, num_hal
 
 
 def _share_itself(attending: Sequence[bool], apart: Sequence[int], num: int, num_halves: int) -> SelfSharing | None:
-    """Edited rows that attend take from their originals, all others from themselves."""
+    """Lets edited rows that attend take from their originals, and all others from themselves."""
     if not any(attending):
         return None
     own = torch.arange(num, num + len(apart))
@@ -120,13 +120,13 @@ def _share_itself(attending: Sequence[bool], apart: Sequence[int], num: int, num
 
 
 def is_shared(fraction: float, step: int, num_steps: int) -> bool:
-    """Whether a share of the first `fraction` of the steps still holds in step `step` of 0 … num_steps - 1."""
+    """Tells whether a share of the first `fraction` of the steps still holds in step `step` of 0 … num_steps - 1."""
     return fraction > step / max(1, num_steps - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class WordSharing:
-    """What goes by single words, of the N pairs of a batch."""
+    """What the N pairs of a batch share by single words."""
 
     token_maps: TokenMap
     factors: Tensor
@@ -135,13 +135,15 @@ class WordSharing:
     config: RenderingConfig
 
     @classmethod
-    def of(cls, pipeline: Any, batch: Sequence[Candidate], config: RenderingConfig) -> WordSharing | None:
-        """That of a batch; None where no pair goes by words."""
+    def of(
+        cls, tokenizer: Any, batch: Sequence[Candidate], config: RenderingConfig, device: torch.device
+    ) -> WordSharing | None:
+        """Builds it for a batch; None if no pair uses word-level sharing."""
         specs = [candidate.spec for candidate in batch]
-        if not any(goes_by_words(spec) for spec in specs):
+        if not any(uses_words(spec) for spec in specs):
             return None
-        factors = torch.tensor([spec.reweight for spec in specs], device=pipeline.unet.device)
-        token_maps = align_captions(pipeline, batch, config.cross_alignment)
+        factors = torch.tensor([spec.reweight for spec in specs], device=device)
+        token_maps = align_captions(tokenizer, batch, config.cross_alignment, device)
         return cls(token_maps, factors, PlacesOfWords(len(batch)), config)
 
     def before_step(self, plan: StepRows, shared: SharedAttention) -> None:
@@ -151,7 +153,7 @@ class WordSharing:
         shared.watched = plan.watched_words(self.token_maps, self.config.blend_max_positions)
 
     def after_step(self, plan: StepRows, shared: SharedAttention, latents: Tensor) -> Tensor:
-        """(2 N, C, h, w) latents; where a pair is blended its edited side keeps the original's away from the words."""
+        """Blends (2 N, C, h, w) latents: away from its words, an edited side keeps the original's latents."""
         if shared.watched is not None:
             self.places.add(shared.watched)
         if not plan.is_blended.any():
@@ -162,8 +164,8 @@ class WordSharing:
         return torch.cat([originals, torch.where(may_differ, edited, originals)])
 
 
-def goes_by_words(spec: RenderSpec) -> bool:
-    """Whether anything that goes by single words is on."""
+def uses_words(spec: RenderSpec) -> bool:
+    """Tells whether anything that goes by single words is on."""
     return spec.cross_p2p > 0 or spec.local_blend > 0 or (spec.reweight != 1 and spec.reweight_steps > 0)
 
 
@@ -172,7 +174,13 @@ NEIGHBOURHOOD = 3
 
 
 class PlacesOfWords:
-    """The sums of maps of N pairs: rows 0 … N - 1 for the originals' words that are gone, then for the edited's new."""
+    """Finds the places of the changed words of N pairs, for local blend (Hertz et al., 2022, section 3.2).
+
+    A place belongs to a word if the cross-attention to it, summed over the steps so far and the layers of one
+    resolution, exceeds a share of its maximum. Words of the original are looked for in its maps, words of the edited
+    caption in the edited side's, as they are once shared. Rows 0 … N - 1 hold the sums of the originals' words that are
+    gone, the rows after them those of the edited captions' new words.
+    """
 
     def __init__(self, num_pairs: int) -> None:
         self._num = num_pairs
@@ -180,12 +188,12 @@ class PlacesOfWords:
 
     def add(self, watched: WatchedWords) -> None:
         """Adds a step's maps."""
-        for positions, found in watched.seen.items():
-            sums = self._sums.setdefault(positions, found.new_zeros(2 * self._num, positions))
-            sums.index_add_(0, watched.slots, found)
+        for positions, maps in watched.seen.items():
+            sums = self._sums.setdefault(positions, maps.new_zeros(2 * self._num, positions))
+            sums.index_add_(0, watched.slots, maps)
 
     def mask(self, size: tuple[int, int], threshold: float) -> Tensor:
-        """(N, 1, h, w) bool at the latents' size: where a pair's sides may differ."""
+        """Returns (N, 1, h, w) bool at the latents' size: true at places where a pair's sides may differ."""
         if not self._sums:
             raise ValueError(
                 "local blend finds no layer with few enough positions. Raise rendering.blend_max_positions."
@@ -196,12 +204,12 @@ class PlacesOfWords:
         maps = F.max_pool2d(maps, NEIGHBOURHOOD, stride=1, padding=NEIGHBOURHOOD // 2)
         maps = F.interpolate(maps, size=size)
         highest = maps.amax(dim=(2, 3), keepdim=True)
-        found = (maps > threshold * highest) & (highest > 0)
-        return found[: self._num] | found[self._num :]
+        is_word = (maps > threshold * highest) & (highest > 0)
+        return is_word[: self._num] | is_word[self._num :]
 
 
 def grid_of(positions: int, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a layer with so many positions, halved as often as need be from latents of `size`."""
+    """Returns (height, width) of a layer with this many positions, halved as often as need be from `size`."""
     height, width = size
     while height * width > positions:
         height, width = math.ceil(height / 2), math.ceil(width / 2)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint, to_dict
+from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, names_with
 from ip2p.prompts.asking import Answer, Request
 from ip2p.prompts.captions import Entry, ReadyLine, read_entries
 
@@ -37,17 +38,14 @@ _FIRST = (
     "max_new_tokens max_prompt_tokens edit_type_rules seed"
 )
 FIRST_KNOBS = _FIRST.split()
-"""Those of the first version; later ones count only where they are not as by default, so that its shards stay done."""
-_THROUGH_CAPTIONS = "captions captions_column captions_split captions_revision num_captions cleaning shard_size"
-RESULT_FREE = [*_THROUGH_CAPTIONS.split(), "batch_size", "device", "server"]
-"""Knobs that act through the captions, or on how fast they are asked about."""
+"""Knobs of the first version; later ones count only if they differ from their default, so that its shards stay done."""
 JUDGING = ("screening", "edit_type_rules")
 """Knobs that act on answers that are there."""
 Fits = Callable[[str], bool]
 
 
 def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
-    """A shard's captions and ready lines. ValueError where there is no such shard."""
+    """Returns a shard's captions and ready lines. ValueError if there is no such shard."""
     size = config.prompts.shard_size
     entries = read_entries(config.prompts, config.out)[number * size : (number + 1) * size]
     if number < 0 or not entries:
@@ -56,22 +54,27 @@ def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
 
 
 def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
-    """What decides the answers, or the triplets, as plain values."""
-    default = to_dict(PromptsConfig())
+    """Collects what decides the answers, or the triplets, as plain values."""
+    default, free = to_dict(PromptsConfig()), names_with(PromptsConfig, RESULT_FREE, ANSWERS_FREE)
     deciding = {
         name: value
         for name, value in to_dict(config).items()
-        if name not in (*RESULT_FREE, *without) and (name in FIRST_KNOBS or value != default[name])
+        if name not in free.union(without) and (name in FIRST_KNOBS or value != default[name])
     }
     form = config.server.response_format
     return deciding | ({"response_format": form} if config.backend == "server" and form != "none" else {})
 
 
 def write_answers(config: PipelineConfig, number: int) -> store.Sidecar | None:
-    """Writes `answers/part-<number>.parquet` unless it is done; None where no caption is to be asked about."""
+    """Writes `answers/part-<number>.parquet` unless it is done; None if no caption is to be asked about."""
+    return answer_entries(config, number, entries_of(config, number))
+
+
+def answer_entries(config: PipelineConfig, number: int, entries: Sequence[Entry]) -> store.Sidecar | None:
+    """Writes a shard's answers as `write_answers` does, from its entries."""
     from ip2p.prompts.screening import length_check
 
-    captions = [entry for entry in entries_of(config, number) if not isinstance(entry, ReadyLine)]
+    captions = [entry for entry in entries if not isinstance(entry, ReadyLine)]
     if not captions:
         return None
     path, wanted = _path(config, number), _fingerprint(config, captions)
@@ -90,7 +93,7 @@ def write_answers(config: PipelineConfig, number: int) -> store.Sidecar | None:
 
 
 def read_answers(config: PipelineConfig, number: int) -> list[tuple[Request, Answer]]:
-    """The requests of a shard with their answers, in order."""
+    """Reads the requests of a shard with their answers, in order."""
     rows = pq.read_table(_path(config, number)).to_pylist()
     return [
         (Request(row["caption"], row["attempt"]), Answer(row["text"], tuple(row["earlier"]), row["reason"]))
@@ -99,7 +102,7 @@ def read_answers(config: PipelineConfig, number: int) -> list[tuple[Request, Ans
 
 
 def journal_path(config: PipelineConfig, number: int) -> Path:
-    """Where a server's answers are kept as they come."""
+    """Returns where a server's answers are kept as they come."""
     return config.out / "answers" / f"journal-{number:05d}.jsonl"
 
 
@@ -114,7 +117,7 @@ def _fingerprint(config: PipelineConfig, captions: Sequence[str]) -> str:
 
 
 def examples_shown(config: PromptsConfig) -> list[str]:
-    """The examples' hashes, where any are shown: the file may change under its name."""
+    """Returns the examples' hashes, if any are shown: the file may change under its name."""
     from ip2p.prompts.asking import read_examples
 
     shows = config.backend in ("chat", "server") and config.num_examples

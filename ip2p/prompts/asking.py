@@ -10,11 +10,10 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from ip2p.config import PromptsConfig
-from ip2p.prompts.captions import ReadyLine, read_entries
+from ip2p.prompts.captions import read_triplet_lines
 from ip2p.prompts.format import Reason, format_json, name_edit_type, parse_answer, parse_json
 from ip2p.records import EditTriplet, hash_to_unit
 
@@ -39,7 +38,7 @@ REPAIR = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer that is wanted."""
+    """Asks for one answer about a caption."""
 
     caption: str
     attempt: int
@@ -47,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: the text that counts, those that had to be mended before it, and why there is none."""
+    """Holds what came back: the text that counts, those that had to be repaired before it, and why there is none."""
 
     text: str
     earlier: tuple[str, ...] = ()
@@ -55,15 +54,15 @@ class Answer:
 
 
 class Backend(Protocol):
-    """What writes about captions."""
+    """Writes about captions."""
 
     def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
-        """One answer per request, in order; `on_answer` is told how many more there are."""
+        """Returns one answer per request, in order; calls `on_answer` with the number of new ones."""
         ...
 
 
 def read_answer(config: PromptsConfig, request: Request, answer: Answer, source: str) -> EditTriplet | Reason:
-    """The triplet that an answer makes of its caption, or why it makes none."""
+    """Makes a triplet of a caption and its answer, or returns why that fails."""
     if answer.reason:
         return answer.reason
     found = _parse(config, answer.text)
@@ -87,7 +86,7 @@ def _parse(config: PromptsConfig, text: str) -> tuple[str, str, str] | Reason:
 
 
 def draw_edit_type(config: PromptsConfig, request: Request) -> str:
-    """By weight; the attempts at a caption take different types as long as there are any (Efraimidis and Spirakis)."""
+    """Draws by weight; attempts at a caption take different types as long as there are any (Efraimidis, Spirakis)."""
     weights = {name: weight for name, weight in config.edit_types if weight > 0}
 
     def key(name: str) -> float:
@@ -98,7 +97,7 @@ def draw_edit_type(config: PromptsConfig, request: Request) -> str:
 
 
 def draw_examples(config: PromptsConfig, request: Request, edit_type: str) -> list[EditTriplet]:
-    """Those of the edit type first, in an order drawn by hash; never about the caption itself."""
+    """Draws examples by hash, those of the edit type first; never one about the caption itself."""
 
     def key(example: EditTriplet) -> tuple[bool, float]:
         drawn = hash_to_unit("example", config.seed, request.caption, request.attempt, example.id)
@@ -109,7 +108,7 @@ def draw_examples(config: PromptsConfig, request: Request, edit_type: str) -> li
 
 
 def read_examples(source: str) -> tuple[EditTriplet, ...]:
-    """The triplets of a file, or the shipped ones. ValueError where one is malformed."""
+    """Reads the triplets of a file, or the shipped ones. ValueError if one is malformed."""
     from ip2p.presets import data_folder
 
     return _read_examples(source or str(data_folder() / "prompts" / "photo.jsonl"))
@@ -117,17 +116,18 @@ def read_examples(source: str) -> tuple[EditTriplet, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _read_examples(source: str) -> tuple[EditTriplet, ...]:
-    if not Path(source).expanduser().is_file() or not source.endswith(".jsonl"):
-        raise ValueError(f"prompts.examples {source} is no .jsonl file. Give a file with one triplet a line.")
-    lines = [line for line in read_entries(PromptsConfig(captions=source)) if isinstance(line, ReadyLine)]
+    try:
+        lines = read_triplet_lines(source)
+    except ValueError as error:
+        raise ValueError(f"prompts.examples {error}") from error
     broken = [line for line in lines if line.triplet is None]
     if broken:
-        raise ValueError(f"prompts.examples {source} line {broken[0].number} is no triplet: {broken[0].problem}.")
+        raise ValueError(f"prompts.examples {source} line {broken[0].number} is not a triplet: {broken[0].problem}.")
     return tuple(line.triplet for line in lines if line.triplet)
 
 
 def messages_for(config: PromptsConfig, request: Request) -> list[Message]:
-    """The conversation that ends with the caption: instructions, examples, question."""
+    """Writes the conversation that ends with the caption: instructions, examples, question."""
     edit_type = draw_edit_type(config, request)
     types = ", ".join(name for name, weight in config.edit_types if weight > 0)
     messages = [_message("system", f"{SYSTEM}{types}.")]
@@ -139,13 +139,13 @@ def messages_for(config: PromptsConfig, request: Request) -> list[Message]:
 
 
 def repair_messages(messages: Sequence[Message], text: str, reason: Reason) -> list[Message]:
-    """The conversation goes on with what was wrong."""
+    """Continues the conversation with what was wrong."""
     wrong = f"{REPAIR[reason]} Answer again with the JSON object alone."
     return [*messages, _message("assistant", text), _message("user", wrong)]
 
 
 def needs_repair(config: PromptsConfig, text: str) -> Reason:
-    """Why an answer should be asked for again, or nothing."""
+    """Returns why an answer should be asked for again; empty if it should not."""
     found = _parse(config, text)
     return found if isinstance(found, str) and found in REPAIR else ""
 

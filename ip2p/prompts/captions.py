@@ -17,26 +17,31 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ip2p import store
 from ip2p.config import CleaningConfig, PromptsConfig
 from ip2p.records import EditTriplet, content_hash
-from ip2p.sources.captions import WAY_OUT, Row, caption_of, is_hub_id, is_remote, read_rows, suffix_of
+from ip2p.sources.columns import CAPTION_COLUMNS, TRIPLET_ALIASES
+from ip2p.sources.files import Unreadable, open_file, read_lines
+from ip2p.sources.location import Location, locate
+from ip2p.sources.rows import read_file, stream_rows
 
 logger = logging.getLogger(__name__)
 
-ALIASES = {
-    "original_prompt": ("original_prompt", "input", "caption"),
-    "edit_prompt": ("edit_prompt", "edit"),
-    "edited_prompt": ("edited_prompt", "output"),
-}
-"""Names of the three texts in jsonl files; the later ones are those of the original's files."""
+WAY_OUT = (
+    "Set prompts.captions to a text file with one caption a line, a .csv or .parquet file, a hub dataset (owner/name) "
+    "or a .jsonl file of triplets."
+)
+TABLES = (".csv", ".parquet")
+
+Line = str | Mapping[str, object]
+"""A line of text, or the columns of a table's row."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyLine:
-    """One line of a jsonl file: a triplet, or None where the line is malformed."""
+    """One line of a jsonl file: a triplet, or None if the line is malformed."""
 
     number: int
     text: str
@@ -58,110 +63,133 @@ class Captions:
 
 
 def read_entries(config: PromptsConfig, out: Path | None = None) -> tuple[Entry, ...]:
-    """The first `num_captions` entries without blank lines and repetitions. ValueError where there are none."""
+    """Reads the first `num_captions` entries without blank lines and repetitions. ValueError if there are none."""
     return read_captions(config, out).entries
 
 
 def read_captions(config: PromptsConfig, out: Path | None = None) -> Captions:
-    """The entries with the counts of what was left out; `out` is the run folder that a remote source is copied to."""
+    """Reads the entries and counts what was left out; `out` is the run folder that a remote source is copied to."""
     if not config.captions:
         raise ValueError(f"prompts.captions is not set. {WAY_OUT}")
-    found = _read_remote(config, out) if is_remote(config.captions) else _read_local(config)
-    if not found.entries:
-        raise ValueError(f"captions file {config.captions} holds no caption{_told(found.left_out)}. {WAY_OUT}")
-    return Captions(found.entries[: config.num_captions], found.left_out)
+    location = locate(config.captions, what="captions file", way_out=WAY_OUT)
+    if not location.is_local:
+        captions = _read_copy(location, config, out) if out else _read_remote(location, config)
+    elif location.path.is_file():
+        captions = _read_once(location.path, location.name, config.captions_column, config.cleaning)
+    else:
+        raise ValueError(f"captions file {config.captions} does not exist. {WAY_OUT}")
+    if not captions.entries:
+        raise ValueError(f"captions file {config.captions} holds no caption{_listed(captions.left_out)}. {WAY_OUT}")
+    return Captions(captions.entries[: config.num_captions], captions.left_out)
 
 
-def holds_triplets(config: PromptsConfig) -> bool:
-    """Whether the source is a .jsonl of ready triplets."""
-    return suffix_of(config.captions) == ".jsonl" and config.captions_column is None
+def read_triplet_lines(source: str) -> list[ReadyLine]:
+    """Reads a .jsonl file of triplets, each once, malformed lines among them. ValueError if there is no such file."""
+    path = Path(source).expanduser()
+    if not path.is_file() or path.suffix.lower() != ".jsonl":
+        raise ValueError(f"{source} is not a .jsonl file. Give a file with one triplet a line.")
+    entries = _read_once(path, path.name, None, CleaningConfig()).entries
+    return [entry for entry in entries if isinstance(entry, ReadyLine)]
 
 
-def _told(left_out: Mapping[str, int]) -> str:
-    return f" ({', '.join(f'{num} {reason}' for reason, num in left_out.items())})" if left_out else ""
+def numbered_lines(
+    location: Location, *, split: str = "train", revision: str | None = None, limit: int | None = None
+) -> Iterator[tuple[int, Line]]:
+    """Yields numbered lines or rows, from 1. ValueError with the way out if the source cannot be read.
+
+    A dataset of the hub is read as a stream; it needs a `limit`, which the caller may reach later than its rows.
+    """
+    if location.kind == "hub":
+        if limit is None:
+            raise ValueError(
+                f"prompts.num_captions is not set for the hub dataset {location.word}. Set how many to take."
+            )
+        yield from enumerate(stream_rows(location, way_out=WAY_OUT, split=split, revision=revision), start=1)
+        return
+    try:
+        if location.suffix in TABLES:
+            yield from ((number, row.values) for number, row in enumerate(read_file(location), start=1))
+        else:
+            with open_file(location) as file:
+                yield from read_lines(file)
+    except Unreadable as error:
+        raise ValueError(f"captions file {error} {WAY_OUT}") from error
 
 
-def _read_local(config: PromptsConfig) -> Captions:
-    path = Path(config.captions).expanduser()
-    if not path.is_file():
-        raise ValueError(f"captions file {path} does not exist. {WAY_OUT}")
+def _read_once(path: Path, name: str, column: str | None, cleaning: CleaningConfig) -> Captions:
+    """Reads a local file anew only if it has changed: every shard starts from all captions."""
     stat = path.stat()
-    wanted = (config.captions, config.captions_column, config.cleaning)
-    return _read_file(*wanted, stat.st_mtime_ns, stat.st_size)
+    return _read_version(path, name, column, cleaning, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=4)
-def _read_file(source: str, column: str | None, cleaning: Any, modified: int, size: int) -> Captions:
-    return _collect(PromptsConfig(captions=source, captions_column=column, cleaning=cleaning), None)
+def _read_version(
+    path: Path, name: str, column: str | None, cleaning: CleaningConfig, modified: int, size: int
+) -> Captions:
+    return _collect(numbered_lines(Location(str(path), "path")), name, path.suffix.lower(), column, cleaning)
 
 
-def _read_remote(config: PromptsConfig, out: Path | None) -> Captions:
-    """From the run folder's copy, which is made the first time."""
-    if out is None:
-        return _collect(config, config.num_captions)
-    asked = (config.captions_column, config.captions_split, config.captions_revision, config.cleaning)
-    name = content_hash(config.captions, *asked, config.num_captions)
-    suffix = ".jsonl" if holds_triplets(config) else ".txt"
-    path, counts = (out / "captions" / f"{name}{ending}" for ending in (suffix, ".json"))
-    if not counts.is_file():
-        found = _collect(config, config.num_captions)
-        _copy(found, path)
-        store.write_json(counts, {"captions": config.captions, "left_out": dict(found.left_out)})
-    copied = _read_local(PromptsConfig(captions=str(path)))
-    return Captions(_with_source(copied.entries, config.captions), store.read_json(counts)["left_out"])
-
-
-def _copy(found: Captions, path: Path) -> None:
-    lines = [entry if isinstance(entry, str) else entry.text for entry in found.entries]
-    store.write_atomic(path, lambda file: file.writelines(f"{line}\n".encode() for line in lines))
-
-
-def _with_source(entries: tuple[Entry, ...], source: str) -> tuple[Entry, ...]:
-    """Ready triplets under the name of what they come from, not of their copy."""
-    name = source if is_hub_id(source) else Path(source).name
-    return tuple(
-        dataclasses.replace(entry, triplet=dataclasses.replace(entry.triplet, source=name))
-        if isinstance(entry, ReadyLine) and entry.triplet
-        else entry
-        for entry in entries
+def _read_remote(location: Location, config: PromptsConfig) -> Captions:
+    lines = numbered_lines(
+        location, split=config.captions_split, revision=config.captions_revision, limit=config.num_captions
     )
+    column, limit = config.captions_column, config.num_captions
+    return _collect(lines, location.name, location.suffix, column, config.cleaning, limit)
 
 
-def _collect(config: PromptsConfig, limit: int | None) -> Captions:
-    """Entries in the source's order, each once, up to a limit."""
+def _read_copy(location: Location, config: PromptsConfig, out: Path) -> Captions:
+    """Reads the run folder's copy, which is made the first time."""
+    settings = (config.captions_column, config.captions_split, config.captions_revision, config.cleaning)
+    name = content_hash(config.captions, *settings, config.num_captions)
+    is_ready = holds_triplets(location.suffix, config.captions_column)
+    path, counts = (out / "captions" / f"{name}{ending}" for ending in (".jsonl" if is_ready else ".txt", ".json"))
+    if not counts.is_file():
+        captions = _read_remote(location, config)
+        lines = [entry if isinstance(entry, str) else entry.text for entry in captions.entries]
+        store.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+        store.write_json(counts, {"captions": config.captions, "left_out": dict(captions.left_out)})
+    entries = _read_once(path, location.name, None, CleaningConfig()).entries
+    return Captions(entries, store.read_json(counts)["left_out"])
+
+
+def _collect(
+    lines: Iterable[tuple[int, Line]],
+    name: str,
+    suffix: str,
+    column: str | None,
+    cleaning: CleaningConfig,
+    limit: int | None = None,
+) -> Captions:
+    """Cleans the entries of a source called `name`, in its order, each once, up to a limit."""
     left_out: Counter[str] = Counter()
-    unique: dict[object, Entry] = {}
-    for entry in _entries(config, read_rows(config), left_out):
+    entries: dict[object, Entry] = {}
+    is_ready = holds_triplets(suffix, column)
+    for number, line in lines:
+        if is_ready and isinstance(line, str):
+            entry: Entry = _ready_line(name, number, line)
+        else:
+            caption = _caption_of(line, None if suffix == ".txt" else column, name, number)
+            entry, reason = clean_caption(caption, cleaning)
+            if reason:
+                left_out[reason] += 1
+                continue
         identity = _identity(entry)
-        left_out["duplicate"] += identity in unique
-        unique.setdefault(identity, entry)
-        if limit is not None and len(unique) >= limit:
+        left_out["duplicate"] += identity in entries
+        entries.setdefault(identity, entry)
+        if limit is not None and len(entries) >= limit:
             break
     counts = {reason: num for reason, num in left_out.items() if num}
-    logger.info("%s: %d entries%s", config.captions, len(unique), _told(counts))
-    return Captions(tuple(unique.values()), counts)
+    logger.info("%s: %d entries%s", name, len(entries), _listed(counts))
+    return Captions(tuple(entries.values()), counts)
 
 
-def _entries(config: PromptsConfig, rows: Iterable[tuple[int, Row]], left_out: Counter[str]) -> Iterator[Entry]:
-    ready, name = holds_triplets(config), Path(config.captions).name
-    for number, row in rows:
-        if ready and isinstance(row, str):
-            yield _read_line(name, number, row)
-            continue
-        caption, reason = clean_caption(_caption_of(row, config, number), config.cleaning)
-        if reason:
-            left_out[reason] += 1
-        else:
-            yield caption
+def holds_triplets(suffix: str, column: str | None) -> bool:
+    """Returns whether a source holds ready triplets: a .jsonl of which no column is named."""
+    return suffix == ".jsonl" and column is None
 
 
-def _caption_of(row: Row, config: PromptsConfig, number: int) -> str:
-    column = config.captions_column if suffix_of(config.captions) != ".txt" else None
-    try:
-        return caption_of(row, column, config.captions)
-    except json.JSONDecodeError as error:
-        logger.warning("%s line %d is left out: %s", config.captions, number, error)
-        return ""
+def _listed(left_out: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{num} {reason}' for reason, num in left_out.items())})" if left_out else ""
 
 
 def _identity(entry: Entry) -> object:
@@ -170,7 +198,29 @@ def _identity(entry: Entry) -> object:
     return entry.triplet.id if entry.triplet else entry.number
 
 
-def _read_line(name: str, number: int, text: str) -> ReadyLine:
+def _caption_of(line: Line, column: str | None, name: str, number: int) -> str:
+    """Returns the caption of a line; empty if its cell is or the line is not JSON. ValueError names the columns."""
+    if isinstance(line, str):
+        if column is None:
+            return line
+        try:
+            line = json.loads(line)
+        except ValueError as error:
+            logger.warning("%s line %d is left out: %s", name, number, error)
+            return ""
+    if not isinstance(line, Mapping):
+        raise ValueError(f"{name} line {number} must hold one JSON object, got {type(line).__name__}.")
+    present = column or next((candidate for candidate in CAPTION_COLUMNS if candidate in line), None)
+    if present is None or present not in line:
+        raise ValueError(
+            f"{name} has no column {column or 'named ' + ' or '.join(CAPTION_COLUMNS)}; it has "
+            f"{', '.join(map(str, line)) or 'none'}. Set prompts.captions_column to one of them."
+        )
+    value = line[present]
+    return value if isinstance(value, str) else ""
+
+
+def _ready_line(name: str, number: int, text: str) -> ReadyLine:
     try:
         return ReadyLine(number, text.strip(), to_triplet(json.loads(text), name))
     except ValueError as error:
@@ -179,27 +229,24 @@ def _read_line(name: str, number: int, text: str) -> ReadyLine:
 
 
 def to_triplet(record: object, source: str) -> EditTriplet:
-    """A line's object under any of the known names. ValueError says what is wrong with it."""
-    if not isinstance(record, dict):
+    """Makes a triplet of a line's object under any of the known names. ValueError says what is wrong with it."""
+    if not isinstance(record, Mapping):
         raise ValueError(f"a line holds one JSON object, got {type(record).__name__}")
-    texts = {name: _text_of(record, name) for name in ALIASES}
+    texts = {name: _text_of(record, name) for name in TRIPLET_ALIASES}
     edit_type = record.get("edit_type") or ""
     if not isinstance(edit_type, str):
         raise ValueError(f"edit_type must be a string, got {edit_type!r}")
     return EditTriplet(**texts, edit_type=edit_type, source=source)
 
 
-def _text_of(record: dict[str, object], name: str) -> str:
-    for alias in _present(record, name):
-        value = record[alias]
-        if isinstance(value, str) and value.strip():
-            return normalise(value)
-        raise ValueError(f"{alias} must be a text that is not empty, got {value!r}")
-    raise ValueError(f"{name} is missing; the line has {', '.join(map(str, record)) or 'nothing'}")
-
-
-def _present(record: dict[str, object], name: str) -> Iterator[str]:
-    return (alias for alias in ALIASES[name] if alias in record)
+def _text_of(record: Mapping[str, object], name: str) -> str:
+    alias = next((alias for alias in TRIPLET_ALIASES[name] if alias in record), None)
+    if alias is None:
+        raise ValueError(f"{name} is missing; the line has {', '.join(map(str, record)) or 'nothing'}")
+    value = record[alias]
+    if isinstance(value, str) and value.strip():
+        return normalise(value)
+    raise ValueError(f"{alias} must be a text that is not empty, got {value!r}")
 
 
 Dropped = Literal["", "empty", "markup", "too_short", "too_long", "language"]
@@ -208,16 +255,16 @@ TAG = re.compile(r"<[^<>]{1,200}>")
 ADDRESS = re.compile(r"(https?://|www\.)\S+|\S+@\S+\.\w+", re.IGNORECASE)
 FILE_NAME = re.compile(r"\b[\w-]+\.(jpe?g|png|gif|webp|tiff?|bmp|svg|pdf)\b", re.IGNORECASE)
 LITTLE_ELSE = 0.25
-"""A caption of which less than this share is left was no caption."""
+"""Least share of a text that must be left for it to have been a caption."""
 
 
 def normalise(text: str) -> str:
-    """One space between words, none around."""
+    """Leaves one space between words, none around."""
     return " ".join(text.split())
 
 
 def clean_caption(text: str, config: CleaningConfig) -> tuple[str, Dropped]:
-    """The caption as it is used, and the reason against it where there is one."""
+    """Returns the caption as it is used, and the reason against it if there is one."""
     plain = normalise(text)
     if config.strip_markup:
         stripped = strip_markup(plain)
@@ -235,7 +282,7 @@ def clean_caption(text: str, config: CleaningConfig) -> tuple[str, Dropped]:
 
 
 def strip_markup(text: str) -> str:
-    """Without tags, entities, addresses and names of picture files."""
+    """Removes tags, entities, addresses and names of picture files."""
     plain = TAG.sub(" ", html.unescape(text))
     for pattern in (ADDRESS, FILE_NAME):
         plain = pattern.sub(" ", plain)
@@ -262,12 +309,12 @@ WORD = re.compile(r"[^\W\d_]+")
 
 
 def reads_as(text: str, language: str) -> bool:
-    """True for any text where the language is `any`."""
+    """Returns whether a text reads as the language; any text does as `any`."""
     return language == "any" or reads_as_english(text)
 
 
 def reads_as_english(text: str) -> bool:
-    """Mostly Latin letters, and at least as many English as foreign function words."""
+    """Checks for mostly Latin letters, and at least as many English as foreign function words."""
     letters = [letter for letter in text if letter.isalpha()]
     if not letters or sum(map(_is_latin, letters)) < LATIN_SHARE * len(letters):
         return False

@@ -1,4 +1,4 @@
-"""Triplets in and out: a run's to a jsonl file, and other people's files under our names."""
+"""Moves triplets in and out: a run's to a jsonl file, and other people's files under our names."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from ip2p import store
-from ip2p.config import PipelineConfig, PromptsConfig
-from ip2p.prompts.captions import ALIASES, to_triplet
+from ip2p.config import PipelineConfig
+from ip2p.prompts.captions import Line, numbered_lines, to_triplet
 from ip2p.records import EditTriplet
-from ip2p.sources.captions import Row, read_rows
+from ip2p.sources.columns import TRIPLET_ALIASES
+from ip2p.sources.location import locate
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ FIELDS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "sourc
 
 
 def export_triplets(config: PipelineConfig, path: Path, *, rejected: bool = False) -> int:
-    """Writes a run's kept triplets, or with `rejected` every generation and its reason; returns how many lines."""
+    """Writes a run's kept triplets, or with `rejected` every generation and its reason; returns the number of lines."""
     shards = store.RunFolder(config.out).shards("triplets")
     if not shards:
         raise ValueError(f"{config.out} has no triplets. Run `ip2p dataset` into that folder first.")
@@ -38,42 +39,49 @@ def export_triplets(config: PipelineConfig, path: Path, *, rejected: bool = Fals
     return len(chosen)
 
 
-def import_triplets(source: str, path: Path, columns: Mapping[str, str] | None = None, **options: Any) -> Counter[str]:
+def import_triplets(
+    source: str,
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    limit: int | None = None,
+) -> Counter[str]:
     """Writes the triplets of a jsonl, csv or parquet file or a hub dataset under our names; returns counts by reason.
 
-    `columns` maps our names to theirs; without it those of the original's files are known. ValueError where not one
-    row is a triplet.
+    `columns` maps our names to theirs; the default knows those of the original's files. ValueError if no row is a
+    triplet.
     """
+    location = locate(source, what="triplets file", way_out="Give a .jsonl, .csv or .parquet file or a hub dataset.")
+    lines = numbered_lines(location, split=split, revision=revision, limit=limit)
     counts, first = Counter[str](), ""
-    seen: dict[str, EditTriplet] = {}
-    for number, row in read_rows(PromptsConfig(captions=source, **options)):
+    triplets: dict[str, EditTriplet] = {}
+    for number, line in lines:
         try:
-            triplet = to_triplet(_renamed(row, columns), Path(source).name)
+            triplet = to_triplet(_renamed(line, columns), Path(source).name)
         except ValueError as error:
             logger.debug("%s row %d is left out: %s", source, number, error)
             counts["malformed"] += 1
             first = first or f"row {number}: {error}"
             continue
-        counts["duplicate" if triplet.id in seen else "imported"] += 1
-        seen.setdefault(triplet.id, triplet)
-    if not seen:
+        counts["duplicate" if triplet.id in triplets else "imported"] += 1
+        triplets.setdefault(triplet.id, triplet)
+    if not triplets:
         raise ValueError(
             f"{source} has no triplet ({first or 'it is empty'}). Name its columns with --columns "
-            f"{','.join(f'{name}=THEIRS' for name in ALIASES)}."
+            f"{','.join(f'{name}=THEIRS' for name in TRIPLET_ALIASES)}."
         )
-    _write_lines(path, [{name: getattr(triplet, name) for name in FIELDS} for triplet in seen.values()])
+    _write_lines(path, [{name: getattr(triplet, name) for name in FIELDS} for triplet in triplets.values()])
     return counts
 
 
-def _renamed(row: Row, columns: Mapping[str, str] | None) -> object:
-    found = json.loads(row) if isinstance(row, str) else dict(row)
-    if columns is None or not isinstance(found, dict):
-        return found
-    return {ours: found[theirs] for ours, theirs in columns.items() if theirs in found}
+def _renamed(line: Line, columns: Mapping[str, str] | None) -> object:
+    record = json.loads(line) if isinstance(line, str) else line
+    if columns is None or not isinstance(record, Mapping):
+        return record
+    return {ours: record[theirs] for ours, theirs in columns.items() if theirs in record}
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    def write(file: IO[bytes]) -> None:
-        file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows)
-
-    store.write_atomic(path, write)
+    store.write_bytes(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())

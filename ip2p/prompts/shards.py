@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint
-from ip2p.prompts.answers import entries_of, examples_shown, knobs_that_decide, read_answers, write_answers
+from ip2p.prompts.answers import answer_entries, entries_of, examples_shown, knobs_that_decide, read_answers
 from ip2p.prompts.asking import Answer, Request, read_answer
 from ip2p.prompts.backends import check_backend, open_backend
 from ip2p.prompts.captions import Entry, ReadyLine, normalise, read_captions, read_entries
@@ -76,7 +76,7 @@ def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
         logger.info("%s is done: %d triplets", path.name, done.counts.get("kept", 0))
         return done
     started = time.monotonic()
-    answered = write_answers(config, number)
+    answered = answer_entries(config, number, entries)
     fits = length_check(config)
     screen = Screen(config.prompts.screening, fits, _index_of(config, before))
     written = write_about(config.prompts, entries, read_answers(config, number) if answered else [], fits=fits)
@@ -95,8 +95,9 @@ def read_triplets(path: Path) -> list[EditTriplet]:
     return [EditTriplet(**{name: row[name] for name in TEXT_COLUMNS}) for row in rows if not row["reason"]]
 
 
+@store.summarised("prompts")
 def summarise(config: PipelineConfig) -> dict[str, Any]:
-    """Counts of all shards, and what of the source was no caption."""
+    """Adds up the counts of all shards, and of lines of the source that are not captions."""
     found = store.summarise_shards(config.out, "triplets")
     left_out = read_captions(config.prompts, config.out).left_out
     return found | ({"left_out_captions": dict(left_out)} if left_out else {})

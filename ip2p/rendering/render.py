@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ip2p.config import PipelineConfig
 from ip2p.filtering import OVER_LIMIT, judge_batch, num_accepted_by_triplet, passes_first_look
-from ip2p.images import decode_image, encode_image
+from ip2p.images import encode_image, open_picture
 from ip2p.models import loading
 from ip2p.p2p.sampler import RenderedPair, fits_text_encoder, is_guided, render_pairs
 from ip2p.prompts import read_triplets
@@ -182,8 +182,8 @@ def render_again(config: PipelineConfig, candidates: Sequence[Candidate]) -> Ite
 def _decoded(pairs: Sequence[EncodedPair]) -> tuple[list[Image.Image], list[Image.Image]]:
     """Returns the original and the edited images."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        originals = list(pool.map(decode_image, [pair.original for pair in pairs]))
-        return originals, list(pool.map(decode_image, [pair.edited for pair in pairs]))
+        originals = list(pool.map(open_picture, [pair.original for pair in pairs]))
+        return originals, list(pool.map(open_picture, [pair.edited for pair in pairs]))
 
 
 def encoded_pairs(config: PipelineConfig, candidates: Sequence[Candidate]) -> Iterator[EncodedPair]:

@@ -103,6 +103,7 @@ def sum_counts(sidecars: Sequence[Sidecar]) -> dict[str, int]:
     return dict(total)
 
 
+@store.summarised("rendering")
 def summarise(config: PipelineConfig) -> dict[str, Any]:
     """Returns counts and seconds of the finished shards, for the run's summary."""
     paths = RunFolder(config.out).shards("candidates")

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ip2p.config import PipelineConfig
-from ip2p.report import compare, data, editor, format, pictures, sheets
+from ip2p.report import compare, data, edit_sheets, editor, format, pictures, sheets
 from ip2p.report.facts import RunFacts, read_run
 from ip2p.store import RunFolder, write_atomic
 
@@ -23,12 +23,13 @@ __all__ = ["write_benchmark", "write_comparison", "write_report"]
 
 
 def write_report(config: PipelineConfig) -> Path:
-    """Writes `report/index.html` and its PNGs from what lies in the run folder, and returns the page's path."""
+    """Writes `report/index.html` and the PNGs of a run from its folder, and returns the page's path."""
     facts = read_run(config)
     folder = RunFolder(config.out).report
     pictures.write_strip(folder / "strip.png", facts)
     pictures.write_pairs(folder / "pairs.png", facts)
     pictures.write_curve(folder / "curve.png", facts)
+    edit_sheets.write_edit_sheets(RunFolder(config.out).evaluation, facts.figures)
     page = render_page(facts).encode()
     write_atomic(folder / "index.html", lambda file: _write(file, page))
     logger.info("the report is %s (%.1f MB)", folder / "index.html", len(page) / 1e6)

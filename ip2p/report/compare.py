@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.evaluation.benchmark import Column, known_columns
+from ip2p.evaluation.benchmark import PROTOCOLS, known_columns
+from ip2p.evaluation.measures import Column
 from ip2p.evaluation.metrics import paired
 from ip2p.report import charts, data, editor, facts
 from ip2p.report.charts import tradeoff_chart, usable
@@ -162,12 +163,6 @@ Section = dict[str, Any]
 
 NUM_SHOWN, MOST_EDITORS = 120, 6
 SIDE_BYTES = 12_000_000
-PROTOCOLS = {
-    "magicbrush": "MagicBrush's protocol: against the target, edit by edit, and at the end of each session",
-    "emu_edit": "Emu Edit's protocol: against the input and the captions, which rewards doing nothing",
-    "curve": "the paper's curve: what is kept against what is changed, over the image guidance",
-    "pictures": "pictures with instructions, by all that they have a truth for",
-}
 
 
 def describe_page(folder: Path) -> dict[str, Any]:
@@ -182,7 +177,7 @@ def describe_page(folder: Path) -> dict[str, Any]:
     drawn = usable(curves)
     return {
         "name": folder.resolve().name,
-        "protocol": PROTOCOLS[protocol],
+        "protocol": PROTOCOLS[protocol].words,
         "source": mapping(found.get("settings")).get("source", ""),
         "n": found["n"],
         "models": list(mapping(found.get("models"))),

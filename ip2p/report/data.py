@@ -243,8 +243,10 @@ def figures_of_cost(facts: RunFacts) -> list[tuple[str, str, str]]:
         rows.append(("Candidates rendered per accepted pair", f"{rendered / accepted:.2f}", share))
         if (calls := denoiser_calls(facts)) is not None:
             steps = mapping(facts.config.get("rendering")).get("num_inference_steps")
-            how = f"images through the UNet, at one call a step, {steps} steps, guided ones twice, shared steps once"
-            rows.append(("UNet evaluations per accepted pair", f"{calls / accepted:.1f}", how))
+            how = (
+                f"images through the denoiser, at one call a step, {steps} steps, guided ones twice, shared steps once"
+            )
+            rows.append(("denoiser evaluations per accepted pair", f"{calls / accepted:.1f}", how))
         rows += _pair_seconds(facts, accepted)
     return rows + _training(facts)
 

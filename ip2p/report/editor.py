@@ -15,19 +15,18 @@ from ip2p.report.data import MOST_TYPES, num_accepted, precisions
 from ip2p.report.facts import UNREADABLE, Row, RunFacts
 from ip2p.report.format import (
     EDITOR,
-    SHARES,
     cell,
     clipped,
     count,
     editor_name,
+    headings_of,
     is_number,
+    is_share,
     mapping,
-    measures_of,
     p_value,
     percent,
     percents,
     score,
-    shares_of,
     signed,
 )
 from ip2p.report.pictures import Album, read_pictures
@@ -72,7 +71,7 @@ def _chart(editors: Mapping[str, Row]) -> Section:
     shown = {name: some for name, some in editors.items() if is_number(some.get(value))}
     shown = dict(list(shown.items())[: len(MARKS)])
     series = {name: {**_types(some), ALL: some} for name, some in shown.items()}
-    svg = charts.by_type_chart(series, value, title, words, share=value in SHARES) if series else None
+    svg = charts.by_type_chart(series, value, title, words, share=is_share(value)) if series else None
     left_out = len(editors) - len(shown) if len(shown) == len(MARKS) else 0
     return {"svg": svg, "title": title, "legend": legend(list(series)), "editors_left_out": left_out}
 
@@ -83,7 +82,7 @@ def _types(some: Row) -> Row:
 
 def figures_table(editors: Mapping[str, Row]) -> Section:
     """A row per editor, a column per figure that one of them has."""
-    columns = {**shares_of(*editors.values()), **measures_of(*editors.values())}
+    columns = headings_of(*editors.values())
     rows = [
         {"name": name, "n": some["n"], "cells": [cell(some, column) for column in columns]}
         for name, some in editors.items()
@@ -96,7 +95,7 @@ def _by_type_table(found: Row, editors: Mapping[str, Row]) -> Section | None:
     kinds = _types(found)
     if not kinds:
         return None
-    columns = {**shares_of(*kinds.values()), **measures_of(*kinds.values())}
+    columns = headings_of(*kinds.values())
     others = {name: some for name, some in editors.items() if name != EDITOR and is_number(some.get("success"))}
     rows = [
         {
@@ -183,8 +182,7 @@ def curves_of(found: Row) -> dict[str, Sequence[Row]]:
 def points_table(curves: Mapping[str, Sequence[Row]]) -> Section:
     """Every point in figures, for those who do not see the chart or want to copy it."""
     points = [(name, point) for name, curve in curves.items() for point in curve]
-    every = [point for _, point in points]
-    columns = {**shares_of(*every), **measures_of(*every)}
+    columns = headings_of(*(point for _, point in points))
     rows = []
     for name, point in points:
         words, value = knob_of(point)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from ip2p import scoring
+from ip2p.evaluation.measures import columns
 from ip2p.filtering import REASONS as FILTER_REASONS
 
 Row = Mapping[str, Any]
@@ -30,32 +31,6 @@ REASONS = {
 SCORES = {score.column: score.title for score in scoring.SCORES.values()}
 """Short names of what a pair is scored by."""
 
-SHARES = {"success": "Success", "done": "Done", "kept": "Kept", "legible": "Legible", "no_op": "No-op"}
-"""Figures that are shares of edits."""
-
-MEASURES = {
-    "clip_direction": "CLIP direction ↑",
-    "clip_image": "CLIP image ↑",
-    "clip_target": "CLIP image ↔ target ↑",
-    "clip_edited": "CLIP edited ↔ caption ↑",
-    "dino_input": "DINO ↔ input ↑",
-    "dino_target": "DINO ↔ target ↑",
-    "l1_input": "L1 ↔ input ↓",
-    "l1": "L1 ↔ target ↓",
-    "l2": "L2 ↔ target ↓",
-    "ssim_kept": "SSIM outside mask ↑",
-    "lpips_kept": "LPIPS outside mask ↓",
-    "change": "Largest change",
-    "vlm_followed": "VLM: followed ↑",
-    "vlm_kept": "VLM: kept ↑",
-    "vlm_quality": "VLM: quality ↑",
-    "vlm": "VLM: whole ↑",
-}
-"""Titles of figures that are means; an arrow says which way is better. Others go by their own name."""
-
-SAYING_LITTLE = ("clip_original", "change")
-"""What the input is worth by its own caption is the same for every editor; `no_op` says what the change is for."""
-
 EDITOR = "trained editor"
 EDITORS = {"model": EDITOR, "copy": "copy the input"}
 MOST_LETTERS = 300
@@ -71,17 +46,23 @@ def reason_name(reason: str | None) -> str:
     return REASONS.get(reason or "", reason or "")
 
 
-def measures_of(*figures: Row) -> dict[str, str]:
-    """Title of every mean that one of the figures has: the known ones first, then all else with an interval."""
-    names = {name.removesuffix("_interval") for some in figures for name in some if name.endswith("_interval")}
-    names -= {*SHARES, *SAYING_LITTLE}
-    there = [name for name in (*MEASURES, *sorted(names - MEASURES.keys())) if name in names]
-    return {name: MEASURES.get(name, name) for name in there if any(is_number(some.get(name)) for some in figures)}
+def headings_of(*figures: Row) -> dict[str, str]:
+    """Headings of what one of the figures has, by name: shares, means, then figures that no measure declares."""
+    known = sorted(columns().values(), key=lambda column: column.kind == "mean")
+    headings = {column.name: column.heading for column in known if column.shown != "nowhere"}
+    names = {name.removesuffix("_interval") for row in figures for name in row if name.endswith("_interval")}
+    headings |= {name: name for name in sorted(names - columns().keys())}
+    return {name: words for name, words in headings.items() if any(is_number(row.get(name)) for row in figures)}
 
 
-def shares_of(*figures: Row) -> dict[str, str]:
-    """Title of every share that one of the figures has."""
-    return {name: title for name, title in SHARES.items() if any(is_number(some.get(name)) for some in figures)}
+def title_of(name: str) -> str:
+    """Title of a measured value, or its name if no measure declares it."""
+    return columns()[name].title if name in columns() else name
+
+
+def is_share(name: str) -> bool:
+    """True for a figure that is a share of the edits."""
+    return name in columns() and columns()[name].kind == "share"
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -150,5 +131,5 @@ def cell(figures: Row | None, name: str) -> Row | None:
     if not figures or not is_number(figures.get(name)):
         return None
     bounds = figures.get(f"{name}_interval") or ()
-    form, spread = (percent, percents) if name in SHARES else (score, scores)
+    form, spread = (percent, percents) if is_share(name) else (score, scores)
     return {"value": form(figures[name]), "interval": spread(*bounds) if len(bounds) == 2 else ""}

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from ip2p.evaluation.cases import decode_image
+from ip2p.evaluation.cases import Pixels
 from ip2p.evaluation.metrics import types_of
-from ip2p.evaluation.sheets import write_png
+from ip2p.images import open_pixels
 from ip2p.report.charts import band_of, usable
 from ip2p.report.facts import UNREADABLE, Row, RunFacts, take_turns
 from ip2p.store import write_atomic
@@ -211,7 +211,7 @@ def _column(pictures: Sequence[bytes], words: str) -> Image.Image:
 
 
 def _enlarged(content: bytes) -> Image.Image:
-    image = Image.fromarray(decode_image(content))
+    image = Image.fromarray(open_pixels(content))
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         return image
@@ -261,3 +261,14 @@ def _draw_curve(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(color="#e2e3e0")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Writes an image atomically."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+
+    def write(file: Any) -> None:
+        file.write(buffer.getvalue())
+
+    write_atomic(path, write)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ip2p.evaluation.metrics import types_of
 from ip2p.report.data import num_accepted
 from ip2p.report.facts import UNREADABLE, Row, RunFacts, first_of_each, rank_edits, take_turns
-from ip2p.report.format import MEASURES, SCORES, clipped, is_number, mapping, reason_name
+from ip2p.report.format import SCORES, clipped, is_number, mapping, reason_name, title_of
 from ip2p.report.pictures import ROWS_AT_ONCE, Album, Picture, read_pictures
 
 Section = dict[str, Any]
@@ -235,7 +235,7 @@ def _edit_card(row: Row, pictures: Sequence[Picture]) -> Card:
             "no_op": "" if row.get("no_op") is None else "yes" if row["no_op"] else "no",
         },
         "scores": scores,
-        "names": {name: MEASURES.get(name, name).removeprefix("CLIP ").rstrip(" ↑↓") for name in scores},
+        "names": {name: title_of(name).removeprefix("CLIP ") for name in scores},
         "case": row["case"],
     }
 

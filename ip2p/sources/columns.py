@@ -1,21 +1,14 @@
-"""How datasets from elsewhere are read: a folder of parquet files, a glob or a hub id, with columns renamed to ours."""
+"""What other people call the columns of their datasets, stated once, and how a user names them."""
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
 
-import pyarrow.parquet as pq
-
-from ip2p.console import first_line
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
+SIDES = ("original_image", "edited_image")
 NEEDED = ("original_image", "edit_prompt", "edited_image")
 OPTIONAL = ("original_prompt", "edited_prompt")
+OURS = (*NEEDED, *OPTIONAL, "edit_type", "group")
+"""Columns of ours that a pair can have; `group` tells pictures apart, so that one picture lies in one split."""
 
 KNOWN_SCHEMAS: dict[str, dict[str, str]] = {
     "timbrooks/instructpix2pix-clip-filtered": {name: name for name in (*NEEDED, *OPTIONAL)},
@@ -57,11 +50,31 @@ KNOWN_SCHEMAS: dict[str, dict[str, str]] = {
         "edited_image": "cartoonized_image",
     },
 }
-"""Our column names to those of a dataset on the hub."""
+"""Our column names to those of a dataset of pairs on the hub."""
+
+MAGICBRUSH_TURNS = {"mask": "mask_img", "turn": "turn_index"}
+"""What MagicBrush has beside its pairs: edits of one group follow each other, and each has a mask."""
+EMU_EDIT = {
+    "original_image": "image",
+    "edit_prompt": "instruction",
+    "original_prompt": "input_caption",
+    "edited_prompt": "output_caption",
+    "edit_type": "task",
+}
+"""Emu Edit's test set, which has no edited pictures."""
+
+TRIPLET_ALIASES = {
+    "original_prompt": ("original_prompt", "input", "caption"),
+    "edit_prompt": ("edit_prompt", "edit"),
+    "edited_prompt": ("edited_prompt", "output"),
+}
+"""Names of the three texts in files of triplets; the later ones are those of the original software's files."""
+CAPTION_COLUMNS = ("caption", "text", "TEXT", "prompt", "original_prompt")
+"""Searched in this order if no column of captions is named."""
 
 
 def guess_columns(names: Collection[str]) -> dict[str, str]:
-    """Our column names to those at hand, by the known schema that fits. ValueError where none does."""
+    """Maps our column names to those at hand by the known schema that fits. ValueError if none does."""
     for mapping in KNOWN_SCHEMAS.values():
         if all(mapping[column] in names for column in NEEDED):
             return {ours: theirs for ours, theirs in mapping.items() if theirs in names}
@@ -71,6 +84,17 @@ def guess_columns(names: Collection[str]) -> dict[str, str]:
     )
 
 
+def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, where: str) -> dict[str, str]:
+    """Maps our names to those of a table: as the user says or as a known schema has it, and columns under our names.
+
+    ValueError if a column of the mapping is missing or no known schema fits.
+    """
+    columns = dict(guess_columns(names) if mapping is None else mapping)
+    check_columns(columns, names, where=where)
+    free = [name for name in OURS if name in names and name not in columns and name not in columns.values()]
+    return columns | {name: name for name in free}
+
+
 def check_columns(columns: Mapping[str, str], names: Collection[str], *, where: str) -> None:
     """Raises a ValueError that names the missing columns and those there are."""
     missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in names]
@@ -78,83 +102,11 @@ def check_columns(columns: Mapping[str, str], names: Collection[str], *, where: 
         raise ValueError(f"{where} has no column {', '.join(missing)}; it has {', '.join(sorted(names)) or '(none)'}.")
 
 
-def parquet_files(source: str | Path, split: str = "train") -> list[Path]:
-    """The parquet files of a split in a local folder, or those of a glob or file; none where `source` is neither."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
-        return [file for file in files if file.name.startswith(split)] or [f for f in files if not _names_split(f)]
-    return sorted(Path(name) for name in glob.glob(str(path), recursive=True) if name.endswith(".parquet"))
-
-
-def _names_split(path: Path) -> bool:
-    return path.name.startswith(("train", "test", "validation", "val", "dev"))
-
-
-def read_columns(source: str | Path, split: str = "train") -> list[str]:
-    """Column names of a local folder, glob or file. ValueError where there is no parquet file."""
-    return list(pq.read_schema(_checked_files(source, split)[0]).names)
-
-
-def _checked_files(source: str | Path, split: str) -> list[Path]:
-    files = parquet_files(source, split)
-    if not files:
-        raise ValueError(f"{source} holds no parquet file of the split {split}. Give a folder, a glob or a hub id.")
-    return files
-
-
-def open_dataset(
-    source: str | Path,
-    columns: Mapping[str, str] | None = None,
-    *,
-    split: str = "train",
-    revision: str | None = None,
-) -> Dataset:
-    """The split with our column names and Image features; guesses the schema where `columns` is not given."""
-    return with_our_names(_load(source, split, revision), columns, where=str(source))
-
-
-def with_our_names(dataset: Dataset, columns: Mapping[str, str] | None, *, where: str) -> Dataset:
-    """A dataset with our column names and Image features; guesses the schema where `columns` is not given."""
-    from datasets import Image
-
-    mapping = dict(columns) if columns is not None else guess_columns(dataset.column_names)
-    check_columns(mapping, dataset.column_names, where=where)
-    dataset = _rename(dataset, mapping)
-    for name in ("original_image", "edited_image"):
-        if name in mapping and not isinstance(dataset.features[name], Image):
-            dataset = dataset.cast_column(name, Image())
-    return dataset
-
-
-def _rename(dataset: Dataset, mapping: Mapping[str, str]) -> Dataset:
-    """Our names for the columns of a mapping; a column that bears one of our names by chance is dropped."""
-    taken = [name for name in mapping if name in dataset.column_names and mapping[name] != name]
-    dataset = dataset.remove_columns([name for name in taken if name not in mapping.values()])
-    return dataset.rename_columns({theirs: ours for ours, theirs in mapping.items() if theirs != ours})
-
-
-def _load(source: str | Path, split: str, revision: str | None) -> Dataset:
-    from datasets import load_dataset
-
-    if not _is_local(source):
-        return _load_from_hub(str(source), split, revision)
-    files: Sequence[str] = [str(file) for file in _checked_files(source, split)]
-    return load_dataset("parquet", data_files={split: list(files)}, split=split)
-
-
-def _load_from_hub(source: str, split: str, revision: str | None) -> Dataset:
-    from datasets import load_dataset
-
-    options: dict[str, Any] = {"split": split, "revision": revision}
-    try:
-        return load_dataset(source, **options)
-    except (OSError, ValueError) as error:
-        first = first_line(error)
-        raise ValueError(f"could not load {source}: {first}. Give a parquet folder, a glob or a hub id.") from error
-
-
-def _is_local(source: str | Path) -> bool:
-    text = str(source)
-    pattern = text.endswith(".parquet") or any(mark in text for mark in "*?[")
-    return pattern or text.startswith((".", "/", "~")) or Path(text).exists()
+def image_columns(names: Collection[str], *, where: str) -> tuple[str, str]:
+    """Finds the columns of the original and the edited image under any known name. ValueError if one is missing."""
+    known = (list(dict.fromkeys(schema[side] for schema in KNOWN_SCHEMAS.values())) for side in SIDES)
+    original, edited = (next((name for name in candidates if name in names), None) for candidates in known)
+    if original is None or edited is None:
+        have = ", ".join(names) or "none"
+        raise ValueError(f"{where} has no columns original_image and edited_image; its columns are: {have}.")
+    return original, edited

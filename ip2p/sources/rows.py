@@ -1,130 +1,323 @@
-"""Rows of other people's datasets: the original's folders, image folders, parquet and the hub, under our names.
+"""Rows of data, whatever holds them: parquet, JSON lines, csv, image folders, and the hub.
 
-A row is read as it lies there; nothing is decoded here. Images are file contents.
+A row knows where it stands, so that an error names file and number, and what its paths count from. Nothing is decoded
+and nothing is judged here.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ip2p.sources.columns import open_dataset, with_our_names
+from ip2p.console import first_line
+from ip2p.sources.files import (
+    Unreadable,
+    open_file,
+    read_csv,
+    read_footer,
+    read_json_lines,
+    read_parquet,
+    read_plain_columns,
+    read_row,
+)
+from ip2p.sources.location import (
+    METADATA_NAMES,
+    PARQUET,
+    WAY_OUT,
+    Location,
+    dataset_in,
+    of_split,
+    split_files,
+    visible_files,
+)
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
-SIDES = ("original_image", "edited_image")
-ORIGINAL_NAMES = {"original_prompt": ("input", "caption"), "edit_prompt": ("edit",), "edited_prompt": ("output",)}
-"""Keys of the original's `prompt.json`: its code writes `caption`, the released data has `input`."""
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+FILE_NAME = "file_name"
+"""The column of an image folder that names the picture; `<column>_file_name` names that of another column."""
 
 
 @dataclass(frozen=True, slots=True)
-class SourceRow:
-    """A pair as another dataset has it."""
+class Row:
+    """One row and its place."""
 
-    original_image: bytes | None
-    edited_image: bytes | None
-    original_prompt: str = ""
-    edit_prompt: str = ""
-    edited_prompt: str = ""
-    edit_type: str = ""
-    group: str = ""
-    """What tells the source's pictures apart, where it says so: rows of one picture belong in one split."""
-    spec: Mapping[str, float] = field(default_factory=dict)
-    """Seed and settings, where the source has them."""
+    values: Mapping[str, Any]
+    where: str
+    """Such as `pairs.jsonl line 3`."""
+    folder: Path | None = None
+    """What relative paths in the row count from."""
 
+    def text(self, column: str) -> str:
+        """Returns the text of a column, the first one if it holds several wordings; empty if there is none."""
+        value = first_wording(self.values.get(column))
+        return "" if value is None else str(value).strip()
 
-def read_source(
-    source: str, columns: Mapping[str, str] | None = None, *, split: str = "train", revision: str | None = None
-) -> Iterator[SourceRow]:
-    """All rows. ValueError where the source is of no known form, with the way out."""
-    folder = Path(source).expanduser()
-    if folder.is_dir() and is_original_layout(folder):
-        return read_original_layout(folder)
-    if folder.is_dir() and any(next(folder.rglob(name), None) for name in METADATA_NAMES):
-        from datasets import load_dataset
+    def picture(self, column: str) -> bytes | Path | None:
+        """Returns the picture file of a column, or its path; None if there is none."""
+        cell = self.values.get(column)
+        if isinstance(cell, Mapping):
+            cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, bytes | bytearray):
+            return bytes(cell) or None
+        return self._resolve(cell) if isinstance(cell, str) and cell else None
 
-        loaded = load_dataset("imagefolder", data_dir=str(folder), split=split)
-        return _read_table(with_our_names(loaded, columns, where=source))
-    return _read_table(open_dataset(source, columns, split=split, revision=revision))
+    def content(self, column: str) -> bytes | None:
+        """Returns the content of the picture file of a column; None if there is none."""
+        picture = self.picture(column)
+        return picture.read_bytes() if isinstance(picture, Path) else picture
 
-
-def is_original_layout(folder: Path) -> bool:
-    """Whether a folder is what the original's image stage wrote: a folder with a prompt.json per triplet."""
-    return (folder / "seeds.json").is_file() or next(folder.glob("*/prompt.json"), None) is not None
-
-
-def read_original_layout(folder: Path) -> Iterator[SourceRow]:
-    """The pairs on disk, whether or not `seeds.json` names them: the released one names folders that are not there."""
-    for prompt in sorted(folder.glob("*/prompt.json")):
-        try:
-            texts = json.loads(prompt.read_text())
-        except ValueError:
-            texts = {}
-        found = {name: _first(texts, keys) for name, keys in ORIGINAL_NAMES.items()}
-        settings = _read_metadata(prompt.with_name("metadata.jsonl"))
-        for original in sorted(prompt.parent.glob("*_0.*")):
-            seed = original.stem.removesuffix("_0")
-            edited = original.with_name(f"{seed}_1{original.suffix}")
-            spec = {"seed": int(seed)} if seed.isdigit() else {}
-            yield SourceRow(
-                original.read_bytes(),
-                edited.read_bytes() if edited.is_file() else None,
-                **found,
-                group=prompt.parent.name,
-                spec=spec | settings.get(seed, {}),
-            )
+    def _resolve(self, name: str) -> Path | None:
+        path = Path(name).expanduser()
+        beside = [self.folder / path] if self.folder is not None else []
+        return next((place for place in (*beside, path) if place.is_file()), None)
 
 
-def _first(texts: Any, keys: Sequence[str]) -> str:
-    values = (texts.get(key) for key in keys) if isinstance(texts, dict) else ()
-    return next((value for value in values if isinstance(value, str)), "")
+class Table(Protocol):
+    """Rows in a fixed order."""
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, in order of first appearance."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yields all rows, with the columns of these that each has."""
+        ...
+
+    def row(self, number: int, columns: Sequence[str]) -> Row:
+        """Returns one row, counted from 0."""
+        ...
 
 
-def _read_metadata(path: Path) -> dict[str, dict[str, float]]:
-    """By seed; a line of a run that was killed may be broken, and later lines of a seed replace earlier ones."""
-    found: dict[str, dict[str, float]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-            found[str(row["seed"])] = {"p2p": float(row["p2p_threshold"]), "guidance_scale": float(row["cfg_scale"])}
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+def first_wording(value: Any) -> Any:
+    """Returns the first entry of a list, None for an empty one, and anything else as it is."""
+    if isinstance(value, list | tuple):
+        return value[0] if value else None
+    return value
 
 
-def _read_table(dataset: Dataset) -> Iterator[SourceRow]:
+def open_table(
+    location: Location, *, split: str = "train", revision: str | None = None, any_split: bool = False
+) -> Table:
+    """Opens the rows of a split; `any_split` also takes files of which none names a split.
+
+    ValueError if the location holds no data of a known form, with the way out.
+    """
+    if location.kind == "hub" or (location.kind == "url" and location.suffix == PARQUET):
+        options: dict[str, Any] = {"revision": revision} if location.kind == "hub" else {}
+        return HubTable(load_dataset(location, split=split, **options), location.word)
+    if location.kind == "url" or (location.path.is_file() and location.suffix in (".jsonl", ".csv")):
+        return ListTable(list(read_file(location)))
+    if files := split_files(location, split, any_split=any_split):
+        return ParquetTable(files)
+    if tables := metadata_tables(location, split, any_split=any_split):
+        return ListTable([row for table in tables for row in read_metadata(table)])
+    raise ValueError(f"{location.word} holds no parquet file of the split {split}. {WAY_OUT}")
+
+
+class ParquetTable:
+    """Rows of parquet files; a batch of one file is in memory at a time."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        opened = [read_footer(file) for file in self.files]
+        self.names_by_file = {file: names for file, (names, _) in zip(self.files, opened, strict=True)}
+        self.num_rows = [num_rows for _, num_rows in opened]
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of all files, in order of first appearance."""
+        return list(dict.fromkeys(name for names in self.names_by_file.values() for name in names))
+
+    def __len__(self) -> int:
+        return sum(self.num_rows)
+
+    def read(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yields all rows, with the columns of these that their file has. ValueError names a file that is broken."""
+        for file in self.files:
+            present = [name for name in dict.fromkeys(columns) if name in self.names_by_file[file]]
+            for number, values in enumerate(read_parquet(file, present), start=1):
+                yield Row(values, f"{file} row {number}", file.parent)
+
+    def row(self, number: int, columns: Sequence[str]) -> Row:
+        """Returns one row, counted from 0; its row group is read and kept for the next call."""
+        left = number
+        for file, num_rows in zip(self.files, self.num_rows, strict=True):
+            if left < num_rows:
+                present = tuple(name for name in columns if name in self.names_by_file[file])
+                return Row(read_row(file, left, present), f"{file} row {left + 1}", file.parent)
+            left -= num_rows
+        raise IndexError(f"row {number} of {len(self)}")
+
+
+class ListTable:
+    """Rows that are in memory: tables of texts and paths."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The columns of all rows, in order of first appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.values))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yields all rows, whole."""
+        return iter(self.rows)
+
+    def row(self, number: int, columns: Sequence[str]) -> Row:
+        """Returns one row, whole, counted from 0."""
+        return self.rows[number]
+
+
+class HubTable:
+    """Rows of a dataset that `datasets` has laid out on disk."""
+
+    def __init__(self, dataset: Dataset, word: str) -> None:
+        self.dataset, self.word = without_decoding(dataset), word
+
+    @property
+    def names(self) -> list[str]:
+        """The columns."""
+        return list(self.dataset.column_names)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yields all rows, with the columns of these that there are."""
+        rows = self.dataset.select_columns([name for name in dict.fromkeys(columns) if name in self.names])
+        return (Row(values, f"{self.word} row {number}") for number, values in enumerate(rows, start=1))
+
+    def row(self, number: int, columns: Sequence[str]) -> Row:
+        """Returns one row, whole, counted from 0."""
+        return Row(self.dataset[number], f"{self.word} row {number + 1}")
+
+
+def lay_out(
+    table: ParquetTable, pictures: Sequence[str], texts: Sequence[str], cache_dir: str | None = None
+) -> Dataset:
+    """Lays columns of parquet files out on disk, once, so that each row is found by its number.
+
+    Parquet itself would read a whole row group for each row.
+    """
+    from datasets import Dataset, Features, Image, Value
+
+    features = Features({name: Image(decode=False) for name in pictures} | {name: Value("string") for name in texts})
+    inputs = {
+        "files": tuple(str(file.resolve()) for file in table.files),
+        "pictures": tuple(pictures),
+        "texts": tuple(texts),
+        "stamps": tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in table.files),
+    }
+    return Dataset.from_generator(_laid_out_rows, features=features, gen_kwargs=inputs, cache_dir=cache_dir)
+
+
+def _laid_out_rows(
+    files: Sequence[str], pictures: Sequence[str], texts: Sequence[str], stamps: Sequence[object]
+) -> Iterator[dict[str, Any]]:
+    """Yields what `lay_out` stores; `stamps` tell versions of the files apart."""
+    for row in ParquetTable([Path(file) for file in files]).read((*pictures, *texts)):
+        found = {name: row.picture(name) for name in pictures}
+        cells = {name: None if picture is None else _as_cell(picture) for name, picture in found.items()}
+        wordings = {name: first_wording(row.values.get(name)) for name in texts}
+        yield cells | {name: text if isinstance(text, str) else None for name, text in wordings.items()}
+
+
+def _as_cell(picture: bytes | Path) -> dict[str, Any]:
+    is_path = isinstance(picture, Path)
+    return {
+        "bytes": None if is_path else picture,
+        "path": str(picture.resolve()) if isinstance(picture, Path) else None,
+    }
+
+
+def read_file(location: Location) -> Iterator[Row]:
+    """Yields the rows of one .jsonl, .csv or .parquet file, local or at a URL. ValueError names what is wrong where.
+
+    Parquet gives its plain columns alone, without pictures and lists.
+    """
+    folder = location.path.parent if location.is_local else None
+    with open_file(location) as file:
+        if location.suffix == PARQUET:
+            rows: Iterable[tuple[int, Any]] = enumerate(read_plain_columns(file, location.word), start=1)
+        elif location.suffix == ".csv":
+            rows = read_csv(file, location.word)
+        else:
+            rows = read_json_lines(file, location.word)
+        for number, values in rows:
+            where = f"{location.word} {'line' if location.suffix == '.jsonl' else 'row'} {number}"
+            if not isinstance(values, Mapping):
+                raise Unreadable(f"{where} must hold one JSON object, got {type(values).__name__}.")
+            yield Row(values, where, folder)
+
+
+def metadata_tables(location: Location, split: str = "train", *, any_split: bool = False) -> list[Path]:
+    """Lists the tables of a split that name a folder's pictures; empty if it is not an image folder."""
+    if location.kind != "path" or not location.path.is_dir():
+        return []
+    root = dataset_in(location.path)
+    tables = [path for path in visible_files(root) if path.name in METADATA_NAMES]
+    return of_split(tables, split, root, any_split=any_split)
+
+
+def read_metadata(table: Path) -> Iterator[Row]:
+    """Yields the rows of an image folder's table: `file_name` as `image`, `<column>_file_name` as the column."""
+    for row in read_file(Location(str(table), "path")):
+        values = {_picture_column(name): value for name, value in row.values.items()}
+        yield Row(values, row.where, row.folder)
+
+
+def _picture_column(name: str) -> str:
+    return "image" if name == FILE_NAME else name.removesuffix(f"_{FILE_NAME}")
+
+
+def load_dataset(
+    location: Location, *, split: str = "train", streaming: bool = False, way_out: str = WAY_OUT, **options: Any
+) -> Any:
+    """Loads a dataset of the hub, or a parquet file at a URL. ValueError of one line, with a way out, if that fails."""
+    import datasets
+
+    options |= {"split": split, "streaming": streaming}
+    with _loading(location.word, way_out):
+        if location.kind == "url":
+            return datasets.load_dataset("parquet", data_files={split: location.word}, **options)
+        return datasets.load_dataset(location.word, **options)
+
+
+def stream_rows(
+    location: Location, *, limit: int | None = None, way_out: str = WAY_OUT, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Yields the first rows of a hub dataset as they arrive. ValueError as for `load_dataset`."""
+    rows: IterableDataset = load_dataset(location, streaming=True, way_out=way_out, **options)
+    with _loading(location.word, way_out):
+        yield from islice(without_decoding(rows), limit)
+
+
+@contextmanager
+def _loading(word: str, way_out: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the hub's client raises many kinds
+        raise ValueError(f"could not load {word}: {first_line(error).rstrip('.')}. {way_out}") from error
+
+
+def without_decoding(dataset: Any) -> Any:
+    """Returns the dataset with its pictures left as files."""
     from datasets import Image
 
-    for side in SIDES:
-        dataset = dataset.cast_column(side, Image(decode=False))
-    wanted = {*TEXTS, *SIDES, "edit_type", "group"}
-    dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
-    for row in dataset:
-        original, edited, instruction, kind, group = (
-            as_text(row.get(name)) for name in ("original_prompt", "edited_prompt", "edit_prompt", "edit_type", "group")
-        )
-        images = content_of(row["original_image"]), content_of(row["edited_image"])
-        yield SourceRow(*images, original, instruction, edited, kind, group)
-
-
-def as_text(value: Any) -> str:
-    """A column may hold several wordings; the first is taken."""
-    if isinstance(value, list):
-        value = value[0] if value else ""
-    return "" if value is None else str(value).strip()
-
-
-def content_of(cell: Any) -> bytes | None:
-    """The file behind a cell of an image column that is not decoded."""
-    if not isinstance(cell, dict):
-        return None
-    if cell.get("bytes"):
-        return bytes(cell["bytes"])
-    path = cell.get("path")
-    return Path(path).read_bytes() if path and Path(path).is_file() else None
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset

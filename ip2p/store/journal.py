@@ -1,7 +1,6 @@
-"""Answers of a server, kept as they come: one line each, on disk before the next request is counted as done.
+"""Append-only files of records, of which a kill can cut short the last one only.
 
-A line that a kill cut short is ignored and asked for again. Keys say all that was asked, so an answer is only ever used
-for the same question.
+A record is whole or not there: what was cut short is left out and made again.
 """
 
 from __future__ import annotations
@@ -13,42 +12,111 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
+
+from ip2p.store.shards import write_bytes
 
 logger = logging.getLogger(__name__)
 
 
-class Journal:
-    """An append-only file of answers by key; several threads may add to it."""
+class RecordFile:
+    """JSON lines, appended one by one."""
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        """A `durable` file has a record on disk before `append` returns."""
+        self.path, self.durable = path, durable
+
+    def read(self) -> list[Any]:
+        """Returns all whole records, in order."""
+        records = []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n") if self.path.is_file() else (), start=1):
+            try:
+                records += [json.loads(line)] if line.strip() else []
+            except ValueError:
+                logger.warning("%s line %d was cut short and is left out", self.path, number)
+        return records
+
+    def append(self, record: Any) -> None:
+        """Adds a record."""
+        self._write(f"{json.dumps(record, ensure_ascii=False)}\n".encode(), is_text=True)
+
+    def rewrite(self, records: Sequence[Any]) -> None:
+        """Replaces all records at once."""
+        write_bytes(self.path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records).encode())
+
+    def remove(self) -> None:
+        """Removes the file: its records are kept elsewhere by now."""
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, content: bytes, *, is_text: bool) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            file.write((_line_break_before(file) if is_text else b"") + content)
+            file.flush()
+            if self.durable:
+                os.fsync(file.fileno())
+
+
+class Journal(RecordFile):
+    """Answers by key; several threads may add to it.
+
+    Keys state all that was asked, so an answer is only ever used for the same question.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._lock = path, threading.Lock()
-        self._found = _read(path)
+        super().__init__(path)
+        self._lock = threading.Lock()
+        self._answers: dict[str, dict[str, Any]] = {}
+        for record in self.read():
+            if isinstance(record, dict) and "key" in record:
+                self._answers.setdefault(str(record.pop("key")), record)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """What was answered to this question before."""
-        return self._found.get(key)
+        """Returns what was answered to this question before."""
+        return self._answers.get(key)
 
     def add(self, key: str, answer: dict[str, Any]) -> None:
-        """Returns when the answer is on disk; the first answer to a question stays."""
+        """Appends an answer; the first answer to a question stays."""
         with self._lock:
-            if key in self._found:
-                return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"key": key, **answer}, ensure_ascii=False) + "\n"
-            with self.path.open("ab+") as file:
-                file.write(_line_break_before(file) + line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            self._found[key] = answer
+            if key not in self._answers:
+                self.append({"key": key, **answer})
+                self._answers[key] = answer
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._answers)
 
 
-def _line_break_before(file: Any) -> bytes:
+class EditJournal(RecordFile):
+    """Rows of a part that is not finished, pictures included: blocks of Arrow, each after its length."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        super().__init__(path)
+        self.schema = schema
+
+    def read(self) -> list[dict[str, Any]]:
+        """Returns all whole rows; a block that was cut short is removed from the file."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb+") as file:
+            rows = [row for table in _whole_blocks(file) for row in table.to_pylist()]
+            file.truncate()
+        return rows
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Appends rows."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.schema) as writer:
+            writer.write_table(pa.Table.from_pylist(list(rows), schema=self.schema))
+        content = sink.getvalue().to_pybytes()
+        self._write(_LENGTH.pack(len(content)) + content, is_text=False)
+
+
+_LENGTH = struct.Struct("<Q")
+
+
+def _line_break_before(file: IO[bytes]) -> bytes:
     """Ends a line that a kill cut short."""
     if file.seek(0, os.SEEK_END) == 0:
         return b""
@@ -56,58 +124,8 @@ def _line_break_before(file: Any) -> bytes:
     return b"" if file.read(1) == b"\n" else b"\n"
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), start=1):
-        try:
-            record = json.loads(line) if line else None
-        except ValueError:
-            logger.warning("%s line %d was cut short and is asked for again", path, number)
-            continue
-        if isinstance(record, dict) and "key" in record:
-            found.setdefault(str(record.pop("key")), record)
-    return found
-
-
-_LENGTH = struct.Struct("<Q")
-
-
-class EditJournal:
-    """The rows of a part that is not finished."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole rows; a record that was cut short is removed from the file."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb+") as file:
-            rows: list[dict[str, Any]] = []
-            for table in _whole(file):
-                rows += table.to_pylist()
-            file.truncate()
-        return rows
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Returns when the rows are on disk."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self.schema) as writer:
-            writer.write_table(pa.Table.from_pylist(list(rows), schema=self.schema))
-        content = sink.getvalue().to_pybytes()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(_LENGTH.pack(len(content)) + content)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def remove(self) -> None:
-        """The part is finished."""
-        self.path.unlink(missing_ok=True)
-
-
-def _whole(file: Any) -> Iterator[pa.Table]:
-    """The records up to the first that is not whole; leaves the file's position at its start."""
+def _whole_blocks(file: IO[bytes]) -> Iterator[pa.Table]:
+    """Yields the blocks up to the first that is not whole; leaves the file's position at its start."""
     while True:
         start = file.tell()
         head = file.read(_LENGTH.size)

@@ -16,6 +16,7 @@ import diffusers
 import transformers
 
 from ip2p.models.loading import keep_freed_memory
+from ip2p.store import lock_file
 from ip2p.training.flags import parse
 from ip2p.training.launch import STOP_AT_END_OF_INPUT
 from ip2p.training.loop import Interrupted, Stop
@@ -50,20 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _locked(folder: Path, is_main: bool) -> Iterator[None]:
-    """One training at a time in a folder; another one waits."""
-    if not is_main or sys.platform == "win32":
+    """Allows one training at a time in a folder; another one waits."""
+    if not is_main:
         yield
         return
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("waiting for another training in %s to end", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = lock_file(folder / ".lock")
+    if lock is None:
+        logger.warning("waiting for another training in %s to end", folder)
+        lock = lock_file(folder / ".lock", wait=True)
+    try:
         yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the frozen encoders say of every pair, computed once and kept on disk.
+"""Keeps the frozen encoders' outputs for every pair on disk, computed once.
 
 Per row, and for `random_flip` once more for its mirror image: mean and deviation of the edited image's posterior (so
 that each step samples anew), the mode of the original image's, *not* scaled (as the original's weights and diffusers'
-pipeline expect), and its sizes and crop. Per instruction: what the text encoders say; number 0 is no instruction. Parts
-are safetensors, memory-mapped, each written atomically: a killed build goes on where it stopped. The key is a hash of
+pipeline expect), and its sizes and crop. Per instruction: its encoded text; number 0 is no instruction. Parts are
+safetensors, memory-mapped, each written atomically: a killed build resumes at its last part. The key is a hash of
 model, data, resolution and mirroring.
 """
 
@@ -33,18 +33,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ip2p.config import TrainingConfig, fingerprint
+from ip2p.models.architecture import base_architecture
 from ip2p.models.components import load_vae
-from ip2p.models.texts import TextEncoders
+from ip2p.models.texts import Texts, join_texts
 from ip2p.store import write_json
 from ip2p.training.data import DecodedPair, RawPair, Rows, decode_pair, model_fingerprint
-from ip2p.training.draws import Batch, Sampling, StepDraws
+from ip2p.training.draws import Batch, SampleStream, StepDraws
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 1024
 LAYOUT = 2
 """Changes when the same pairs would be stored differently."""
-SHOWN_ERRORS = 5
+LOGGED_ERRORS = 5
+ROW_COLUMNS = ("mean", "deviation", "condition", "time_ids")
+"""Of a part on disk; the last are the sizes of `Batch`."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 T = TypeVar("T")
 
@@ -65,44 +68,42 @@ class LatentCache:
         return int(self.starts[-1])
 
     @property
-    def null_text(self) -> Tensor:
-        """(1, L, D): no instruction."""
-        return self.texts[0]["text"][:1].float()
-
-    @property
-    def null_pooled(self) -> Tensor | None:
-        """(1, P), of a Stable Diffusion XL."""
-        return self.texts[0]["pooled"][:1].float() if "pooled" in self.texts[0] else None
+    def none(self) -> Texts:
+        """What the base takes for no instruction; one text."""
+        return self._texts([0]).map(lambda values: values.float())
 
     @property
     def latent_shape(self) -> torch.Size:
         """(C, H, W)."""
         return self.rows[0]["mean"].shape[2:]
 
-    def load(self, sampling: Sampling, micro_step: int, draws: StepDraws) -> Batch:
-        """The batch of a micro-step, whose draws these are."""
-        return self.take(sampling.samples(micro_step), draws.mirrored.tolist())
+    def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
+        """Returns the batch of a micro-step, whose draws these are."""
+        return self.take(stream.samples(micro_step), draws.mirrored.tolist())
 
     def take(self, samples: list[int], mirrored: list[bool]) -> Batch:
-        """The samples of these numbers, mirrored where it says so and the cache was built for it."""
+        """Returns the samples of these numbers; `mirrored` ones are mirrored if the cache was built for it."""
         parts = np.searchsorted(self.starts, samples, side="right") - 1
         offsets = np.asarray(samples) - self.starts[parts]
         places = [(self.rows[part], int(offset)) for part, offset in zip(parts, offsets, strict=True)]
         prompts = [int(part["prompt"][place]) for part, place in places]
-        rows = {
-            name: torch.stack(
+        mean, deviation, condition, sizes = (
+            torch.stack(
                 [part[name][at][-1 if mirror else 0] for (part, at), mirror in zip(places, mirrored, strict=True)]
             )
-            for name in ("mean", "deviation", "condition", *(("time_ids",) if "pooled" in self.texts[0] else ()))
-        }
-        return Batch(**rows, **{name: self._text(name, prompts) for name in self.texts[0]})
+            for name in ROW_COLUMNS
+        )
+        return Batch(mean, deviation, condition, self._texts(prompts), sizes)
 
-    def _text(self, name: str, prompts: list[int]) -> Tensor:
-        return torch.stack([self.texts[prompt // ROWS_PER_PART][name][prompt % ROWS_PER_PART] for prompt in prompts])
+    def _texts(self, prompts: list[int]) -> Texts:
+        rows = [(self.texts[prompt // ROWS_PER_PART], prompt % ROWS_PER_PART) for prompt in prompts]
+        hidden = torch.stack([part["text"][row] for part, row in rows])
+        pooled = torch.stack([part["pooled"][row] for part, row in rows]) if "pooled" in self.texts[0] else None
+        return Texts(hidden, pooled)
 
 
 def cache_key(rows: Rows, config: TrainingConfig) -> str:
-    """Hash of what decides the cache's content."""
+    """Hashes what decides the cache's content."""
     views = config.resolution, config.random_flip, str(_storage(config)), LAYOUT
     vae = config.pretrained_vae_model_name_or_path, config.vae_precision
     return fingerprint(rows.fingerprint, model_fingerprint(config), *vae, *views)
@@ -113,7 +114,7 @@ def _storage(config: TrainingConfig) -> torch.dtype:
 
 
 def load_cache(root: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> LatentCache:
-    """The cache of these rows; what lacks is computed, its parts shared out over the processes."""
+    """Loads the cache of these rows; missing parts are computed, shared out over the processes."""
     folder = root / cache_key(rows, config)
     started = time.monotonic()
     if accelerator.is_main_process:
@@ -127,7 +128,7 @@ def load_cache(root: Path, rows: Rows, config: TrainingConfig, accelerator: Acce
         clear_device_cache(garbage_collection=True)  # the accelerator's own would forget what it has prepared
         _log_dropped(folder, rows)
     else:
-        logger.info("the latent cache is there already: %s", folder)
+        logger.info("using the latent cache in %s", folder)
     seconds = time.monotonic() - started
     if accelerator.is_main_process:
         write_json(folder / "finished.json", {"rows": len(rows)})
@@ -143,7 +144,7 @@ def _drop_others(folder: Path) -> None:
 
 
 def unique_prompts(prompts: list[str | None]) -> list[str]:
-    """The empty instruction first, then each in the order of its first row."""
+    """Returns the empty instruction first, then each in the order of its first row."""
     return list(dict.fromkeys(["", *(prompt for prompt in prompts if prompt is not None)]))
 
 
@@ -158,13 +159,12 @@ def _write_texts(folder: Path, rows: Rows, config: TrainingConfig, accelerator: 
     todo = [number for number, path in enumerate(paths) if _mine(path, number, accelerator)]
     if not todo:
         return
-    encoders = TextEncoders(config, accelerator.device)
+    encoders = base_architecture(config).load_text_encoders(config, accelerator.device)
     for number in todo:
-        first, rest = ([encoders.none()], blocks[0][1:]) if number == 0 else ([], blocks[number])
-        encoded = [*first, *(encoders.encode(list(some)) for some in _batched(rest, 64))]
-        tensors = {"text": torch.cat([each.hidden for each in encoded])}
-        pooled = [each.pooled for each in encoded if each.pooled is not None]
-        _save(paths[number], tensors | ({"pooled": torch.cat(pooled)} if pooled else {}), config, {})
+        first, rest = ([blocks[0][:1]], blocks[0][1:]) if number == 0 else ([], blocks[number])
+        texts = join_texts([encoders.encode(some) for some in (*first, *_batched(rest, 64))])
+        pooled = {} if texts.pooled is None else {"pooled": texts.pooled}
+        _save(paths[number], {"text": texts.hidden} | pooled, config, {})
 
 
 def _write_rows(folder: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> None:
@@ -215,7 +215,7 @@ def _encode_block(
         if images:
             encoded.append(_encode_views(vae, images, config))
     columns = [torch.cat(parts) for parts in zip(*encoded, strict=True)] or [torch.zeros(0)] * 4
-    tensors = dict(zip(("mean", "deviation", "condition", "time_ids"), columns, strict=True))
+    tensors = dict(zip(ROW_COLUMNS, columns, strict=True))
     return tensors | {"prompt": torch.tensor(kept).long()}, dropped
 
 
@@ -228,24 +228,24 @@ def _decoded(pair: RawPair, resolution: int) -> DecodedPair | ValueError:
 
 def _note(error: ValueError, row: int, dropped: Counter[str]) -> None:
     dropped[str(error).partition(":")[0].partition(",")[0]] += 1
-    if dropped.total() <= SHOWN_ERRORS:
+    if dropped.total() <= LOGGED_ERRORS:
         logger.warning("dropped row %d: %s", row, error)
 
 
 def _encode_views(vae: AutoencoderKL, pairs: Sequence[DecodedPair], config: TrainingConfig) -> tuple[Tensor, ...]:
-    """Each (N, views, …): the pairs as they are and, for `random_flip`, mirrored."""
+    """Encodes pairs as they are and, for `random_flip`, mirrored; each result is (N, views, …)."""
     views = [pairs, [pair.mirrored() for pair in pairs]] if config.random_flip else [pairs]
-    encoded = [(*encode_pairs(vae, as_pixels(view)), time_ids_of(view, config)) for view in views]
+    encoded = [(*encode_pairs(vae, as_pixels(view)), sizes_of(view, config)) for view in views]
     return tuple(torch.stack(view, 1).cpu() for view in zip(*encoded, strict=True))
 
 
 def as_pixels(pairs: Sequence[DecodedPair]) -> np.ndarray:
-    """(N, 2, H, W, 3) uint8."""
+    """Stacks pairs as (N, 2, H, W, 3) uint8."""
     return np.stack([pair.pixels for pair in pairs])
 
 
-def time_ids_of(pairs: Sequence[DecodedPair], config: TrainingConfig) -> Tensor:
-    """(N, 6): each pair's own, or those that the config gives all."""
+def sizes_of(pairs: Sequence[DecodedPair], config: TrainingConfig) -> Tensor:
+    """Returns (N, 6) sizes and crops: each pair's own, or those that the config gives all."""
     top, left, size = config.crops_coords_top_left_h, config.crops_coords_top_left_w, config.resolution
     if top is None and left is None:
         return torch.tensor([pair.time_ids() for pair in pairs])
@@ -253,7 +253,7 @@ def time_ids_of(pairs: Sequence[DecodedPair], config: TrainingConfig) -> Tensor:
 
 
 def encode_pairs(vae: AutoencoderKL, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, 2, H, W, 3) uint8 to the edited images' posterior mean and deviation and the originals' mode, in float32."""
+    """Encodes (N, 2, H, W, 3) uint8 to the edited images' mean and deviation and the originals' mode, in float32."""
     pixels = torch.as_tensor(images).to(vae.device, non_blocking=True).permute(1, 0, 4, 2, 3).to(vae.dtype) / 127.5 - 1
     edited = vae.encode(pixels[1]).latent_dist
     condition = vae.encode(pixels[0]).latent_dist.mode()

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written to a temporary folder, renamed, the oldest pruned after.
+"""Writes checkpoints that are whole or not there: to a temporary folder, renamed, the oldest pruned after.
 
 The names inside are those of diffusers' scripts: `checkpoint-N/{unet,unet_ema,optimizer.bin,scheduler.bin}`;
 `state.json` holds the counters. There is no state of random generators: all chance is a function of the step.
@@ -16,19 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from ip2p.models.architecture import Architecture
 from ip2p.training.lora import trained_weights, write_lora
 from ip2p.training.sharding import Parts, check_fits, states_like
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+DENOISER, AVERAGE = "unet", "unet_ema"
+"""The folders in a checkpoint, as diffusers' scripts name them."""
 TRAINED = "trained.safetensors"
-"""Adapters and first convolution, bit for bit."""
+"""Adapters and widened layer, bit for bit."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,37 +52,40 @@ class Progress:
 class Trained:
     """All that a step changes."""
 
-    unet: UNet2DConditionModel
-    average: UNet2DConditionModel | nn.ParameterList | None
+    base: Architecture
+    denoiser: Any
+    average: Any | nn.ParameterList | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: GradScaler | None
     is_lora: bool = False
-    """Adapters and the first convolution are trained; the rest is the base's and is not saved."""
+    """Adapters and the widened layer are trained; the rest is the base's and is not saved."""
     parts: Parts | None = None
     """How the weights are split over the processes; the average then is a list of parts."""
 
     def parts_of(self, network: nn.Module) -> list[Tensor]:
-        """This process's parts of the UNet or of its average."""
-        return self.parts.masters() if self.parts is not None and network is self.unet else list(network.parameters())
+        """Returns this process's parts of the denoiser or of its average."""
+        return (
+            self.parts.masters() if self.parts is not None and network is self.denoiser else list(network.parameters())
+        )
 
-    def whole(self, network: nn.Module, *, is_main: bool) -> UNet2DConditionModel | None:
-        """The UNet or its average in the main process, None in others; all take part where weights are split."""
+    def whole(self, network: nn.Module, *, is_main: bool) -> Any | None:
+        """Returns the denoiser or its average in the main process, None in others; all take part."""
         if self.parts is None:
             return network if is_main else None
         return self.parts.whole(self.parts_of(network), is_main=is_main)
 
     def states(self, *, is_main: bool) -> dict[str, Any] | None:
-        """The optimizer's state in the main process, None in others; all take part where it is split."""
+        """Returns the optimizer's state in the main process, None in others; all take part if it is split."""
         if self.parts is None:
             return self.optimizer.state_dict() if is_main else None
         return self.parts.whole_states(is_main=is_main)
 
 
 def find_checkpoints(output: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    found = [path for path in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in found if (path / "scheduler.bin").exists()), key=_step_of)
+    """Lists whole checkpoints, oldest first."""
+    folders = [path for path in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in folders if (path / "scheduler.bin").exists()), key=_step_of)
 
 
 def _step_of(path: Path) -> int:
@@ -101,14 +107,14 @@ def write_checkpoint(
     if is_main:
         _remove(temporary)
         temporary.mkdir(parents=True)
-    _save_network(trained.unet, trained, temporary / "unet", is_main)
+    _save_network(trained.denoiser, trained, temporary / DENOISER, is_main)
     if trained.average is not None:
-        _save_network(trained.average, trained, temporary / "unet_ema", is_main)
+        _save_network(trained.average, trained, temporary / AVERAGE, is_main)
     states = trained.states(is_main=is_main)
     if not is_main:
         return path
     if trained.average is not None:
-        _note_ema(temporary / "unet_ema" / "config.json", progress.step, decay)
+        _note_ema(temporary / AVERAGE / "config.json", progress.step, decay)
     torch.save(states, temporary / "optimizer.bin")
     torch.save(trained.schedule.state_dict(), temporary / "scheduler.bin")
     if trained.scaler is not None:
@@ -127,12 +133,12 @@ def _save_network(network: nn.Module, trained: Trained, folder: Path, is_main: b
     if whole is None:
         return
     if not trained.is_lora:
-        save_unet(whole, folder)
+        _save_whole(whole, folder)
         return
     folder.mkdir()
-    weights = {name: value.contiguous().cpu() for name, value in trained_weights(whole, trained.unet).items()}
+    weights = {name: value.contiguous().cpu() for name, value in trained_weights(whole, trained.denoiser).items()}
     save_file(weights, folder / TRAINED)
-    write_lora(whole, folder)
+    write_lora(whole, trained.base, folder)
 
 
 def _note_ema(path: Path, step: int, decay: float) -> None:
@@ -143,24 +149,24 @@ def _note_ema(path: Path, step: int, decay: float) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | counters | shape, indent=2) + "\n")
 
 
-def save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Writes a UNet whose weights may lie in channels-last order."""
-    unet.to(memory_format=torch.contiguous_format)
-    unet.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
-    unet.to(memory_format=torch.channels_last)
+def _save_whole(denoiser: Any, folder: Path) -> None:
+    """Writes a denoiser whose weights may lie in channels-last order."""
+    denoiser.to(memory_format=torch.contiguous_format)
+    denoiser.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
+    denoiser.to(memory_format=torch.channels_last)
 
 
 def read_checkpoint(path: Path, trained: Trained) -> Progress:
     """Puts a checkpoint's weights and counters in place, one of diffusers' scripts too.
 
-    ValueError where it holds other weights than are trained.
+    ValueError if it holds other weights than are trained.
     """
-    _load_network(trained.unet, trained, path / "unet")
+    _load_network(trained.denoiser, trained, path / DENOISER)
     if trained.average is not None:
-        has_average = (path / "unet_ema").exists()
+        has_average = (path / AVERAGE).exists()
         if not has_average:
             logger.warning("%s has no averaged weights; the average starts from its weights", path)
-        _load_network(trained.average, trained, path / ("unet_ema" if has_average else "unet"))
+        _load_network(trained.average, trained, path / (AVERAGE if has_average else DENOISER))
     states = _read(path / "optimizer.bin")
     if trained.parts is None:
         trained.optimizer.load_state_dict(states_like(states, trained.optimizer))
@@ -173,7 +179,7 @@ def read_checkpoint(path: Path, trained: Trained) -> Progress:
 
 
 def _read_progress(path: Path) -> Progress:
-    """The counters; of a checkpoint that another script wrote only its step is known."""
+    """Reads the counters; a checkpoint of another script has only its step."""
     try:
         return Progress(**json.loads((path / "state.json").read_text()))
     except FileNotFoundError:
@@ -181,7 +187,7 @@ def _read_progress(path: Path) -> Progress:
 
 
 def _load_network(network: nn.Module, trained: Trained, folder: Path) -> None:
-    """Copies saved weights into the UNet or its average, bit for bit."""
+    """Copies saved weights into the denoiser or its average, bit for bit."""
     weights = _read_weights(folder)
     strict = not (folder / TRAINED).exists()
     if trained.parts is None:
@@ -199,24 +205,26 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         if file.exists():
             return load_file(file)
     if not folder.exists():
-        raise ValueError(f"{folder} does not exist. Give a checkpoint with a UNet.")
-    several: dict[str, Tensor] = UNet2DConditionModel.from_pretrained(folder).state_dict()
-    return several
+        raise ValueError(f"{folder} does not exist. Give a checkpoint with a denoiser.")
+    shards: dict[str, Tensor] = AutoModel.from_pretrained(folder).state_dict()
+    return shards
 
 
-def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, wanted: str | None = "auto") -> Progress:
-    """Where to go on: at the start, at a checkpoint that is named, at the `latest`, or, under `auto`, at the newest of
-    the same training, where those of others are removed. ValueError where a named one is not there."""
-    if wanted is None:
+def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, name: str | None = "auto") -> Progress:
+    """Resumes from the checkpoint of this name or path, from the `latest`, or at the start if `name` is None.
+
+    `auto` is the newest one of the same training; it removes those of others. ValueError if a named one is missing.
+    """
+    if name is None:
         return fresh
-    if wanted == "auto":
+    if name == "auto":
         path = _newest_of_the_same(output, fresh, max_steps)
-    elif wanted == "latest":
+    elif name == "latest":
         path = next(iter(reversed(find_checkpoints(output))), None)
     else:
-        path = _named(output, wanted)
+        path = _named(output, name)
     if path is None:
-        if wanted == "latest":
+        if name == "latest":
             logger.warning("%s has no checkpoint; training starts from its base", output)
         return fresh
     progress = read_checkpoint(path, trained)
@@ -224,26 +232,26 @@ def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, want
         logger.warning("%s was made under other settings or on other data", path)
     if progress.num_processes != fresh.num_processes:
         logger.warning("%s was made by %d processes; the samples' order changes", path, progress.num_processes)
-    logger.info("going on from %s", path)
+    logger.info("resuming from %s", path)
     return replace(progress, fingerprint=fresh.fingerprint, num_processes=fresh.num_processes)
 
 
 def _newest_of_the_same(output: Path, fresh: Progress, max_steps: int) -> Path | None:
     for path in reversed(find_checkpoints(output)):
-        found = _read_progress(path)
-        if found.fingerprint == fresh.fingerprint and found.step <= max_steps:
+        progress = _read_progress(path)
+        if progress.fingerprint == fresh.fingerprint and progress.step <= max_steps:
             return path
         logger.warning("removing %s: it belongs to other settings or other data", path)
         _remove(path)
     return None
 
 
-def _named(output: Path, wanted: str) -> Path:
-    for path in (Path(wanted).expanduser(), output / wanted):
+def _named(output: Path, name: str) -> Path:
+    for path in (Path(name).expanduser(), output / name):
         if (path / "scheduler.bin").exists():
             return path
     names = ", ".join(path.name for path in find_checkpoints(output)) or "none"
-    raise ValueError(f"there is no checkpoint {wanted}, in {output} neither; there are: {names}.")
+    raise ValueError(f"there is no checkpoint {name}, also not in {output}. Available: {names}.")
 
 
 def _read(path: Path) -> Any:

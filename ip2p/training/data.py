@@ -1,40 +1,56 @@
-"""Where the pairs come from: a folder of parquet files or a dataset on the hub. No torch here.
+"""Where the pairs come from: a folder of parquet files or of pictures, a table, or a dataset on the hub. No torch here.
 
 The latent cache reads rows in order, once; a training without one reads them by number.
 """
 
 from __future__ import annotations
 
-import glob
 import itertools
 import logging
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from ip2p.config import PipelineConfig, TrainingConfig, fingerprint
-from ip2p.console import first_line
-from ip2p.store import sha256_of, visible_parquet
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-import io
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ip2p.config import TrainingConfig, fingerprint
+from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
+from ip2p.images import fitted_size, open_picture, read_size
+from ip2p.sources.location import Location, held_out_files, locate, split_files
+from ip2p.sources.rows import (
+    HubTable,
+    ParquetTable,
+    Row,
+    Table,
+    first_wording,
+    lay_out,
+    load_dataset,
+    metadata_tables,
+    without_decoding,
+)
+from ip2p.sources.rows import open_table as open_source
+from ip2p.store import sha256_of
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
 logger = logging.getLogger(__name__)
 
 HASHED_BYTES = 1 << 30
-"""Files are told apart by content up to so many bytes, beyond by size and time."""
-READ_ROWS = 64
-OTHER_SPLITS = ("test", "validation", "val-", "eval")
+"""Files are told apart by content up to this size, beyond by size and time."""
+WAY_OUT = "Give a folder of parquet files or of pictures with a metadata.jsonl, a pattern or a hub id (owner/name)."
+
+
+@dataclass(frozen=True, slots=True)
+class RawPair:
+    """A row as it is stored: two picture files, as content or path, and the instruction."""
+
+    original: bytes | Path | None
+    edited: bytes | Path | None
+    edit_prompt: str | None
 
 
 class Rows(Protocol):
@@ -45,68 +61,170 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def prompts(self) -> list[str | None]:
-        """The instructions of all rows, without reading an image."""
+        """Reads the instructions of all rows, without a picture."""
         ...
 
     def read(self) -> Iterator[RawPair]:
-        """All rows."""
+        """Yields all rows."""
         ...
 
 
 def open_rows(data: str, config: TrainingConfig) -> Rows:
-    """The training rows of a folder, a parquet file or a hub id. ValueError where there are none or a column lacks."""
-    files = find_files(data)
-    if files:
+    """Opens the training rows of a folder, a file, a pattern or a hub id.
+
+    ValueError if there are none or a column is missing, with the way out.
+    """
+    if files := find_files(data):
         return ParquetRows(files, config)
-    dataset = _load_dataset(data, config, **_as_dataset(data))
-    return (StreamedRows if config.streaming else DatasetRows)(dataset, config, data)
+    location = _located(data)
+    if location.is_local:
+        return _listed_rows(location, config)
+    dataset = _load_remote(location, config, streaming=config.streaming)
+    return StreamedRows(dataset, config, data) if config.streaming else _dataset_rows(dataset, config, data)
+
+
+def open_table(data: str, config: TrainingConfig) -> TableRows:
+    """Opens the training rows, each found by its number; parquet files are laid out for that on disk, once."""
+    location = _located(data)
+    if location.is_local and not find_files(data):
+        return _listed_rows(location, config)
+    if not location.is_local:
+        return _dataset_rows(_load_remote(location, config), config, data)
+    table = _parquet(find_files(data), config)
+    original, edited, prompt = _columns_of(config)
+    pictures = list(dict.fromkeys((original, edited)))
+    return _dataset_rows(lay_out(table, pictures, [prompt], _cache_dir(config)), config, data)
 
 
 def find_files(data: str) -> list[Path]:
-    """The parquet files of the training split under a path or pattern; empty where `datasets` must look for `data`."""
-    if not data:
-        raise ValueError("no data to train on. Give a folder of parquet files or a hub id.")
-    path = Path(data).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        files = visible_parquet(_dataset_in(path))
-        is_of_images = not files and any(path.glob("**/metadata.*"))
-        return [] if is_of_images else _of_training(files, _dataset_in(path))
-    if "://" in data:
-        return []
-    if glob.has_magic(data):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if name.endswith(".parquet"))
-        if not found:
-            raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
-        return found
-    if path.is_absolute() or data.startswith((".", "~")) or data.count("/") != 1:
-        raise ValueError(f"{data} does not exist. Give a folder of parquet files or a hub id (owner/name).")
-    return []
+    """Lists the parquet files of the training split that `data` names; empty if `data` is of another kind.
+
+    ValueError if it names nothing.
+    """
+    location = _located(data)
+    files = split_files(location, "train")
+    if location.kind == "glob" and not files:
+        raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
+    if location.kind == "path" and not files and not _is_listing(location) and not metadata_tables(location):
+        raise ValueError(f"{data} holds no parquet file of a training split. Give one with data/train-*.parquet.")
+    return files
 
 
 def find_test_files(data: str) -> list[Path]:
-    """The parquet files of a folder's other splits; none of anything that is no folder."""
-    path = Path(data).expanduser()
-    files = visible_parquet(_dataset_in(path)) if path.is_dir() else []
-    return [file for file in files if file.name.startswith(OTHER_SPLITS)]
+    """Lists the parquet files of a folder's other splits; none of anything that is not a folder."""
+    return held_out_files(_located(data))
 
 
-def _dataset_in(folder: Path) -> Path:
-    """The dataset of a run; any other folder itself."""
-    return folder / "dataset" if (folder / "dataset").is_dir() else folder
+def _located(data: str) -> Location:
+    return locate(data, what="" if data else "data to train on", way_out=WAY_OUT)
 
 
-def _of_training(files: list[Path], folder: Path) -> list[Path]:
-    train = [path for path in files if path.name.startswith("train")]
-    found = train or [path for path in files if not path.name.startswith(OTHER_SPLITS)]
-    if not found:
-        raise ValueError(f"{folder} holds no parquet file of a training split. Give one with data/train-*.parquet.")
-    return found
+def _is_listing(location: Location) -> bool:
+    return location.path.is_file() and location.suffix in (".jsonl", ".csv")
 
 
-def check_columns(config: TrainingConfig, columns: list[str], where: str) -> None:
-    """ValueError that names what there is where a column of the config is not among it."""
+def _listed_rows(location: Location, config: TrainingConfig) -> TableRows:
+    """Opens the rows of an image folder or of a table that names picture files."""
+    table = open_source(location)
+    columns = _columns_of(config)
+    pictures = [row.picture(name) for row in table.read(columns) for name in columns[:2]]
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in pictures if isinstance(path, Path)]
+    prompts = [row.text(columns[2]) for row in table.read(columns[2:])]
+    return TableRows(table, config, location.word, fingerprint("listed", stamps, prompts))
+
+
+def _load_remote(location: Location, config: TrainingConfig, **options: Any) -> Any:
+    named = {"name": getattr(config, "dataset_config_name", None), "cache_dir": _cache_dir(config)}
+    options |= {name: value for name, value in named.items() if value is not None}
+    return load_dataset(location, split="train", way_out=WAY_OUT, **options)
+
+
+def _cache_dir(config: TrainingConfig) -> str | None:
+    return getattr(config, "cache_dir", None)
+
+
+def _dataset_rows(dataset: Any, config: TrainingConfig, name: str) -> TableRows:
+    columns = _columns_of(config)
+    check_columns(config, dataset.column_names, name)
+    num_rows = min(len(dataset), config.max_train_samples or len(dataset))
+    table = HubTable(dataset.select_columns(list(dict.fromkeys(columns))).select(range(num_rows)), name)
+    return TableRows(table, config, name, table.dataset._fingerprint)
+
+
+class TableRows:
+    """Rows of a table, by number or in order."""
+
+    def __init__(self, table: Table, config: TrainingConfig, name: str, identity: object) -> None:
+        self.columns = _columns_of(config)
+        check_columns(config, table.names, name)
+        if not len(table):
+            raise ValueError(f"{name} has no rows. Give a dataset with at least one pair.")
+        self.table = table
+        self.num_rows = min(len(table), config.max_train_samples or len(table))
+        self.fingerprint = fingerprint(name, identity)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, number: int) -> RawPair:
+        return _as_pair(self.table.row(number, self.columns), self.columns)
+
+    def prompts(self) -> list[str | None]:
+        """Reads the instructions of all rows."""
+        rows = itertools.islice(self.table.read(self.columns[2:]), self.num_rows)
+        return [_as_prompt(row.values.get(self.columns[2])) for row in rows]
+
+    def read(self) -> Iterator[RawPair]:
+        """Yields all rows; memory holds one batch."""
+        rows = itertools.islice(self.table.read(self.columns), self.num_rows)
+        return (_as_pair(row, self.columns) for row in rows)
+
+
+class ParquetRows(TableRows):
+    """Rows of local parquet files."""
+
+    def __init__(self, files: list[Path], config: TrainingConfig) -> None:
+        super().__init__(_parquet(files, config), config, str(files[0].parent), None)
+        self.fingerprint = fingerprint(fingerprint_files(files), self.columns, self.num_rows)
+
+
+def _parquet(files: list[Path], config: TrainingConfig) -> ParquetTable:
+    """Opens parquet files, of which each must have the columns."""
+    table = ParquetTable(files)
+    for file, names in table.names_by_file.items():
+        check_columns(config, names, str(file))
+    return table
+
+
+class StreamedRows:
+    """Rows of a hub dataset, read one after another; nothing is downloaded before."""
+
+    def __init__(self, dataset: IterableDataset, config: TrainingConfig, name: str) -> None:
+        self.columns = _columns_of(config)
+        columns = dataset.column_names or list(next(iter(dataset)))
+        check_columns(config, columns, name)
+        self.dataset = without_decoding(dataset.select_columns(list(dict.fromkeys(self.columns))))
+        self.limit, self.name = config.max_train_samples, name
+        self._prompts: list[str | None] | None = None
+        self.fingerprint = fingerprint(name, columns, self.limit, "streaming")
+
+    def __len__(self) -> int:
+        return len(self.prompts())
+
+    def prompts(self) -> list[str | None]:
+        """Reads the instructions of all rows, in a pass of their own."""
+        if self._prompts is None:
+            rows = itertools.islice(self.dataset.select_columns(self.columns[2:]), self.limit)
+            self._prompts = [_as_prompt(row[self.columns[2]]) for row in rows]
+        return self._prompts
+
+    def read(self) -> Iterator[RawPair]:
+        """Yields all rows."""
+        return (_as_pair(Row(row, self.name), self.columns) for row in itertools.islice(self.dataset, self.limit))
+
+
+def check_columns(config: TrainingConfig, columns: Sequence[str], where: str) -> None:
+    """Raises a ValueError if a column of the config is missing; it names those there are."""
     for knob in ("original_image_column", "edited_image_column", "edit_prompt_column"):
         name = getattr(config, knob)
         if name not in columns:
@@ -114,8 +232,23 @@ def check_columns(config: TrainingConfig, columns: list[str], where: str) -> Non
             raise ValueError(f"{where} has no column {name!r}; its columns are: {present}. Set training.{knob}.")
 
 
+def _columns_of(config: TrainingConfig) -> list[str]:
+    return [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+
+
+def _as_pair(row: Row, columns: Sequence[str]) -> RawPair:
+    original, edited, prompt = columns
+    return RawPair(row.picture(original), row.picture(edited), _as_prompt(row.values.get(prompt)))
+
+
+def _as_prompt(value: Any) -> str | None:
+    """Returns an instruction as it is stored, the first if there are several wordings; None if there is none."""
+    text = first_wording(value)
+    return text if isinstance(text, str) and text.strip() else None
+
+
 def fingerprint_files(paths: list[Path]) -> str:
-    """Tells sets of files apart: by content, or by size and time where they are large."""
+    """Tells sets of files apart: by content, or by size and time if they are large."""
     sizes = [path.stat().st_size for path in paths]
     if sum(sizes) <= HASHED_BYTES:
         return fingerprint([path.name for path in paths], [sha256_of(path) for path in paths])
@@ -123,7 +256,7 @@ def fingerprint_files(paths: list[Path]) -> str:
 
 
 def model_fingerprint(config: TrainingConfig) -> str:
-    """Tells base models apart: by their files where they are local, else by name and revision."""
+    """Tells base models apart: by their files if they are local, else by name and revision."""
     folder = Path(config.pretrained_model_name_or_path).expanduser()
     if not folder.is_dir():
         return fingerprint(config.pretrained_model_name_or_path, config.revision, config.variant)
@@ -134,181 +267,19 @@ def _decides(path: Path) -> bool:
     return path.suffix in (".safetensors", ".json", ".txt") and not path.name.startswith(".")
 
 
-FREE_HERE = {
-    *("pretrained_model_name_or_path", "checkpointing_steps", "checkpoints_total_limit", "log_every", "report_to"),
-    *("dataloader_num_workers", "streaming", "offload_ema", "launch_args", "num_validation_images"),
-    *("validation_steps", "validation_epochs", "validation_file", "val_image_url_or_path", "validation_prompt"),
-    "num_validation_pairs",
-}
-"""Fields that do not decide the weights, or whose content does."""
+def training_fingerprint(training: TrainingConfig, data: str) -> str:
+    """Hashes what decides the trained weights: settings, the base model's content and the data's."""
+    return fingerprint(resume_fingerprint(training, data), training.max_train_steps)
 
 
-def training_fingerprint(config: PipelineConfig, data: str) -> str:
-    """Hash of what decides the trained weights: settings, the base model's content and the data's."""
-    return fingerprint(resume_fingerprint(config, data), config.training.max_train_steps)
-
-
-def resume_fingerprint(config: PipelineConfig, data: str) -> str:
-    """The same for a checkpoint: under a constant learning rate a training may be made longer."""
-    training = config.training
-    free = FREE_HERE | ({"max_train_steps"} if training.lr_scheduler.startswith("constant") else set())
+def resume_fingerprint(training: TrainingConfig, data: str) -> str:
+    """Hashes the same for a checkpoint: under a constant learning rate a training may be made longer."""
+    free = names_with(TrainingConfig, RESULT_FREE, WEIGHTS_FREE)
+    if training.lr_scheduler.startswith("constant"):
+        free |= {"max_train_steps"}
     knobs = {field.name: getattr(training, field.name) for field in fields(TrainingConfig) if field.name not in free}
     files = find_files(data)
     return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data)
-
-
-class ParquetRows:
-    """Rows of local parquet files, read by batches straight from the files."""
-
-    def __init__(self, files: list[Path], config: TrainingConfig) -> None:
-        self.files = files
-        self.columns = _columns_of(config)
-        num_rows = 0
-        for file in files:
-            opened = _open_parquet(file)
-            check_columns(config, opened.schema_arrow.names, str(file))
-            num_rows += opened.metadata.num_rows
-        if not num_rows:
-            raise ValueError(f"{files[0].parent} has no rows. Give a dataset with at least one pair.")
-        self.num_rows = min(num_rows, config.max_train_samples or num_rows)
-        self.fingerprint = fingerprint(fingerprint_files(files), self.columns, self.num_rows)
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def prompts(self) -> list[str | None]:
-        """The instructions of all rows."""
-        read = (_as_prompt(row[self.columns[2]]) for row in self._rows(self.columns[2:], 4096))
-        return list(itertools.islice(read, self.num_rows))
-
-    def read(self) -> Iterator[RawPair]:
-        """All rows; memory holds one batch."""
-        rows = itertools.islice(self._rows(self.columns, READ_ROWS), self.num_rows)
-        return (_as_pair(row, self.columns) for row in rows)
-
-    def _rows(self, columns: list[str], batch_size: int) -> Iterator[dict[str, Any]]:
-        for file in self.files:
-            for batch in _open_parquet(file).iter_batches(batch_size=batch_size, columns=list(dict.fromkeys(columns))):
-                yield from batch.to_pylist()
-
-
-class DatasetRows:
-    """Rows of anything that `datasets` reads, by number or in order."""
-
-    def __init__(self, dataset: Dataset, config: TrainingConfig, name: str) -> None:
-        self.columns = _columns_of(config)
-        check_columns(config, dataset.column_names, name)
-        num_rows = min(len(dataset), config.max_train_samples or len(dataset))
-        needed = dataset.select_columns(list(dict.fromkeys(self.columns))).select(range(num_rows))
-        self.dataset = _without_decoding(needed)
-        self.fingerprint = fingerprint(name, self.dataset._fingerprint)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, number: int) -> RawPair:
-        return _as_pair(self.dataset[number], self.columns)
-
-    def prompts(self) -> list[str | None]:
-        """The instructions of all rows."""
-        return [_as_prompt(value) for value in self.dataset[self.columns[2]]]
-
-    def read(self) -> Iterator[RawPair]:
-        """All rows."""
-        return (_as_pair(row, self.columns) for row in self.dataset)
-
-
-class StreamedRows:
-    """Rows of a hub dataset, read one after another; nothing is downloaded before."""
-
-    def __init__(self, dataset: IterableDataset, config: TrainingConfig, name: str) -> None:
-        self.columns = _columns_of(config)
-        columns = dataset.column_names or list(next(iter(dataset)))
-        check_columns(config, columns, name)
-        self.dataset = _without_decoding(dataset.select_columns(list(dict.fromkeys(self.columns))))
-        self.most = config.max_train_samples
-        self._prompts: list[str | None] | None = None
-        self.fingerprint = fingerprint(name, columns, self.most, "streaming")
-
-    def __len__(self) -> int:
-        return len(self.prompts())
-
-    def prompts(self) -> list[str | None]:
-        """The instructions of all rows, in a pass of their own."""
-        if self._prompts is None:
-            rows = itertools.islice(self.dataset.select_columns(self.columns[2:]), self.most)
-            self._prompts = [_as_prompt(row[self.columns[2]]) for row in rows]
-        return self._prompts
-
-    def read(self) -> Iterator[RawPair]:
-        """All rows."""
-        return (_as_pair(row, self.columns) for row in itertools.islice(self.dataset, self.most))
-
-
-def _open_parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read as parquet: {error}. Remove it or write it again.") from error
-
-
-def open_table(data: str, config: TrainingConfig) -> DatasetRows:
-    """The training rows, each to be had by its number; parquet files are laid out for that on disk, once."""
-    files = find_files(data)
-    options = {"path": "parquet", "data_files": [str(path) for path in files]} if files else _as_dataset(data)
-    return DatasetRows(_load_dataset(data, config, **options), config, data)
-
-
-def _as_dataset(data: str) -> dict[str, Any]:
-    """What `load_dataset` takes for a folder of images, a pattern of parquet files or a hub id."""
-    folder = Path(data).expanduser()
-    if folder.is_dir():
-        return {"path": "imagefolder", "data_dir": str(folder)}
-    if data.endswith(".parquet"):
-        return {"path": "parquet", "data_files": data}
-    return {"path": data}
-
-
-def _load_dataset(data: str, config: TrainingConfig, **options: Any) -> Any:
-    from datasets import load_dataset
-
-    where = {"name": getattr(config, "dataset_config_name", None), "cache_dir": getattr(config, "cache_dir", None)}
-    try:
-        return load_dataset(**options, **where, split="train", streaming=config.streaming)
-    except Exception as error:  # the hub client raises many kinds
-        first = first_line(error)
-        raise ValueError(f"could not load {data}: {first} Give a folder of parquet files or a hub id.") from error
-
-
-def _without_decoding(dataset: Any) -> Any:
-    from datasets import Image as ImageFeature
-
-    for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, ImageFeature):
-            dataset = dataset.cast_column(name, ImageFeature(decode=False))
-    return dataset
-
-
-def _columns_of(config: TrainingConfig) -> list[str]:
-    return [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
-
-
-def _as_pair(row: dict[str, Any], columns: list[str]) -> RawPair:
-    original, edited, prompt = (row[name] for name in columns)
-    return RawPair(original, edited, _as_prompt(prompt))
-
-
-def _as_prompt(value: Any) -> str | None:
-    return value if isinstance(value, str) and value.strip() else None
-
-
-@dataclass(frozen=True, slots=True)
-class RawPair:
-    """A row as it is stored: two undecoded images and the instruction."""
-
-    original: Any
-    edited: Any
-    edit_prompt: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,14 +294,14 @@ class DecodedPair:
     """Where the crop begins in the resized image."""
 
     def mirrored(self) -> DecodedPair:
-        """From right to left; the crop is counted from the mirrored image's left."""
+        """Mirrors the pair; the crop is counted from the mirrored image's left."""
         resolution = self.pixels.shape[1]
         rest = _resized(self.size, resolution)[1] - resolution
         top, left = self.top_left
         return DecodedPair(self.pixels[..., ::-1, :].copy(), self.size, (top, rest - left))
 
     def time_ids(self) -> tuple[int, ...]:
-        """What a Stable Diffusion XL is told: original size, crop and target size."""
+        """Returns what Stable Diffusion XL is conditioned on: original size, crop and target size."""
         resolution = self.pixels.shape[1]
         return (*self.size, *self.top_left, resolution, resolution)
 
@@ -338,11 +309,13 @@ class DecodedPair:
 def decode_pair(pair: RawPair, resolution: int, crop: tuple[float, float] = (0.5, 0.5)) -> DecodedPair:
     """Resizes the short side and crops square, at shares `crop` of the rest from top and left.
 
-    ValueError where the row is of no use.
+    ValueError if the row cannot be used.
     """
     if pair.edit_prompt is None:
         raise ValueError("no instruction")
-    original, edited = _open_image(pair.original), _open_image(pair.edited)
+    if not pair.original or not pair.edited:
+        raise ValueError("no image")
+    original, edited = open_picture(pair.original), open_picture(pair.edited)
     if abs(original.width * edited.height - edited.width * original.height) > 0.02 * original.width * edited.height:
         raise ValueError(f"two shapes, {original.size} and {edited.size}")
     size = original.height, original.width
@@ -354,30 +327,17 @@ def decode_pair(pair: RawPair, resolution: int, crop: tuple[float, float] = (0.5
 
 
 def _resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """(height, width) once the short side is `resolution`."""
-    height, width = (round(side * resolution / min(size)) for side in size)
-    return height, width
+    """Returns (height, width) once the short side is `resolution`."""
+    return fitted_size(size, resolution)
 
 
-def is_square(cell: Any) -> bool:
-    """By the header alone; what cannot be read counts as square, since it is dropped later."""
-    content = cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+def is_square(picture: bytes | Path | None) -> bool:
+    """Decides by the header alone; what cannot be read counts as square, since it is dropped later."""
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else str(content)) as image:
-            return image.width == image.height
-    except Exception:  # codecs raise many kinds
+        width, height = read_size(picture or b"")
+    except ValueError:
         return True
-
-
-def _open_image(cell: Any) -> Image.Image:
-    content = cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
-    if not content:
-        raise ValueError("no image")
-    try:
-        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # codecs raise many kinds, and a broken row must not end the run
-        raise ValueError(f"image does not decode: {error}") from error
+    return width == height
 
 
 def _fit(image: Image.Image, resolution: int, crop: tuple[float, float]) -> NDArray[np.uint8]:

@@ -1,7 +1,8 @@
-"""The trained editor as a folder that diffusers' InstructPix2Pix pipelines load, Stable Diffusion's or XL's."""
+"""Writes the trained editor as a folder that its pipeline loads, with a card; uploads both, never states or logs."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -9,73 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    StableDiffusionInstructPix2PixPipeline,
-    StableDiffusionXLInstructPix2PixPipeline,
-    UNet2DConditionModel,
-)
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 
 from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.hub import check_token, public_name, telling_refusals
-from ip2p.models import components
-from ip2p.training.lora import CONV_IN_FILE, LORA_FILE, without_adapters, write_lora
+from ip2p.models.architecture import Architecture
+from ip2p.models.components import INDEX
+from ip2p.training.lora import LORA_FILE, widened_file, without_adapters, write_lora
+
+logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-INDEX = "model_index.json"
 
 
-def build_pipeline(unet: UNet2DConditionModel, config: TrainingConfig, device: torch.device = CPU) -> Any:
-    """The pipeline of a UNet, with the base's other parts in float32."""
-    parts: dict[str, Any] = {
-        "vae": components.load_vae(config, device),
-        "text_encoder": components.load_text_encoder(config, device),
-        "tokenizer": components.load_tokenizer(config),
-        "unet": unet,
-        "scheduler": components.load_sampler(config),
-    }
-    if not components.is_xl(config):
-        nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return StableDiffusionInstructPix2PixPipeline(**parts, **nothing)
-    pipeline = StableDiffusionXLInstructPix2PixPipeline(
-        **parts,
-        text_encoder_2=components.load_second_text_encoder(config, device),
-        tokenizer_2=components.load_tokenizer(config, "tokenizer_2"),
-        force_zeros_for_empty_prompt=components.model_index(config).get("force_zeros_for_empty_prompt", True),
-        add_watermarker=False,
-        is_cosxl_edit=config.scale_condition_latents,
-    )
-    pipeline.register_to_config(is_cosxl_edit=config.scale_condition_latents)  # else it is lost when saved
-    return pipeline
-
-
-def write_editor(unet: UNet2DConditionModel, config: TrainingConfig, folder: Path) -> None:
+def write_editor(denoiser: Any, base: Architecture, config: TrainingConfig, folder: Path) -> None:
     """Writes the pipeline beside its place and moves it there; its index comes last and vouches for the rest."""
-    plain = without_adapters(unet) if config.use_lora else unet
-    pipeline = build_pipeline(plain.to(CPU, memory_format=torch.contiguous_format), config)
+    plain = without_adapters(denoiser) if config.use_lora else denoiser
+    pipeline = base.build_editor(plain.to(CPU, memory_format=torch.contiguous_format), config, CPU)
     temporary = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary, safe_serialization=True)
     if config.use_lora:
-        write_lora(unet, temporary)
-    for name in ("tokenizer", "tokenizer_2"):
-        _copy_vocabulary(config, temporary / name)
-    _move(temporary, folder)
+        write_lora(denoiser, base, temporary)
+    for tokenizer in temporary.glob("tokenizer*"):
+        _copy_vocabulary(config, tokenizer)
+    _move(temporary, folder, stale=(INDEX, LORA_FILE, widened_file(base)))
 
 
 def _copy_vocabulary(config: TrainingConfig, folder: Path) -> None:
-    """Some loaders read the tokenizer's older files, which its own writer leaves out."""
+    """Copies the tokenizer's older files, which some loaders read and its own writer leaves out."""
     for name in ("vocab.json", "merges.txt"):
         source = Path(config.pretrained_model_name_or_path).expanduser() / folder.name / name
-        if folder.exists() and source.exists() and not (folder / name).exists():
+        if source.exists() and not (folder / name).exists():
             shutil.copyfile(source, folder / name)
 
 
-def _move(new: Path, place: Path) -> None:
-    """Part by part, since the place may hold checkpoints and logs too."""
+def _move(new: Path, place: Path, *, stale: tuple[str, ...]) -> None:
+    """Moves part by part, since the place may hold checkpoints and logs too; `stale` files are removed first."""
     place.mkdir(parents=True, exist_ok=True)
-    for stale in (INDEX, LORA_FILE, CONV_IN_FILE):
-        (place / stale).unlink(missing_ok=True)
+    for name in stale:
+        (place / name).unlink(missing_ok=True)
     parts = sorted(new.iterdir(), key=lambda path: path.name == INDEX)
     for part in parts:
         old = place / f".doomed-{part.name}"
@@ -87,33 +61,19 @@ def _move(new: Path, place: Path) -> None:
     new.rmdir()
 
 
-logger = logging.getLogger(__name__)
-
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-SENT = ["README.md", "model_index.json", LORA_FILE, CONV_IN_FILE, *(f"{part}/*" for part in PARTS)]
-"""Of the export's folder, which may be the training's."""
-
-USAGE = {
-    False: "StableDiffusionInstructPix2PixPipeline",
-    True: "StableDiffusionXLInstructPix2PixPipeline",
-}
-
-
-def write_card(job: TrainingJob, folder: Path, summary: dict[str, Any], *, is_xl: bool) -> None:
-    """README.md of the exported pipeline: what it is, how it was trained, how it is used."""
-    base = public_name(job.pretrained_model_name_or_path)
-    is_id = base == job.pretrained_model_name_or_path
+def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: dict[str, Any]) -> None:
+    """Writes the pipeline's README.md: what it is, how it was trained, how it is used."""
+    model = public_name(job.pretrained_model_name_or_path)
+    is_id = model == job.pretrained_model_name_or_path
     data = ModelCardData(
-        base_model=base if is_id else None,
+        base_model=model if is_id else None,
         library_name="diffusers",
         pipeline_tag="image-to-image",
         tags=["instruct-pix2pix", "image-editing", "diffusers", *(["lora"] if job.use_lora else [])],
     )
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
-    folder_name = job.hub_model_id or folder.name
-    (folder / "README.md").write_text(
-        str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(job, base, folder_name, summary, settings, is_xl=is_xl)}"))
-    )
+    text = _text(job, model, base.editor.__name__, job.hub_model_id or folder.name, summary, settings)
+    (folder / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
 
 
 SHOWN = (
@@ -134,11 +94,10 @@ SHOWN = (
 )
 
 
-def _text(job: TrainingJob, base: str, name: str, summary: dict[str, Any], settings: str, *, is_xl: bool) -> str:
-    kind = USAGE[is_xl]
+def _text(job: TrainingJob, model: str, kind: str, name: str, summary: dict[str, Any], settings: str) -> str:
     return f"""# {name}
 
-Edits images as an instruction says (InstructPix2Pix, https://arxiv.org/abs/2211.09800). Trained from `{base}` on
+Edits images as an instruction says (InstructPix2Pix, https://arxiv.org/abs/2211.09800). Trained from `{model}` on
 {summary["samples"]} pairs of `{public_name(job.data)}` for {summary["steps"]} steps with ip2p.
 
 ```python
@@ -161,19 +120,29 @@ them.
 
 
 def check_may_upload(job: TrainingJob) -> None:
-    """ValueError, before the training starts, where it is to be uploaded and there is no token."""
+    """Raises ValueError, before the training starts, if it is to be uploaded and there is no token."""
     if job.push_to_hub:
         check_token(get_token())
 
 
-def upload(job: TrainingJob, folder: Path) -> str:
+def upload(job: TrainingJob, base: Architecture, folder: Path) -> str:
     """Uploads the pipeline and its card; returns the address. The token is the environment's or the hub client's."""
     api = HfApi(token=check_token(get_token()))
     name = job.hub_model_id or Path(job.output_dir).resolve().name
     with telling_refusals(name):
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Upload the trained editor", allow_patterns=SENT
+            repo_id=repository,
+            folder_path=folder,
+            commit_message="Upload the trained editor",
+            allow_patterns=_pipeline_files(base, folder),
         )
     logger.info("uploaded %s to %s", folder, repository)
     return str(repository)
+
+
+def _pipeline_files(base: Architecture, folder: Path) -> list[str]:
+    """Returns patterns of the pipeline's own files, since the folder may be the training's too."""
+    index = json.loads((folder / INDEX).read_text())
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and all(kind)]
+    return ["README.md", INDEX, LORA_FILE, widened_file(base), *(f"{part}/*" for part in parts)]

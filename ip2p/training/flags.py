@@ -1,7 +1,7 @@
-"""The command line of a training: every flag of diffusers' InstructPix2Pix scripts, read into the one config.
+"""Parses the flags of a training: every flag of diffusers' InstructPix2Pix scripts.
 
-The flags are the fields of `TrainingJob`, and so are their names; what is left out is what those scripts take. A flag
-that differs between the two scripts is accepted in both spellings.
+The flags are the fields of `TrainingJob` and default to what the scripts default to. A flag that the two scripts spell
+differently is accepted in both spellings.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ip2p.config.files import overlay
 logger = logging.getLogger(__name__)
 
 OTHER_SPELLINGS = {"val_image_url": "val_image_url_or_path"}
-ANY = "?"
+UNKNOWN_DATA = "?"
 
 
 def parse(arguments: Sequence[str]) -> TrainingJob:
-    """Flags to a job. `--config FILE` starts from the fields of a JSON file instead of the scripts' defaults.
+    """Parses flags to a job. `--config FILE` starts from a JSON file of its fields instead of the scripts' defaults.
 
-    ValueError for settings that cannot be; SystemExit for flags that are not known, and for `--help`.
+    ValueError for invalid settings; SystemExit for unknown flags and for `--help`.
     """
     own, words = _own_flags().parse_known_args(_canonical(arguments))
-    base = _read(own.config) if own.config else TrainingJob(train_data_dir=ANY, **DIFFUSERS_DEFAULTS)  # type: ignore[arg-type]
+    base = _read(own.config) if own.config else TrainingJob(train_data_dir=UNKNOWN_DATA, **DIFFUSERS_DEFAULTS)  # type: ignore[arg-type]
     if own.hub_token:
-        logger.warning("a token on the command line is seen by others on this machine; set HF_TOKEN instead")
+        logger.warning("a token on the command line is visible to others on this machine; set HF_TOKEN instead")
         os.environ["HF_TOKEN"] = own.hub_token  # where the hub's client looks; it is in no config and in no file
     job = tyro.cli(TrainingJob, prog="python -m ip2p.training", args=words, default=base)
-    if job.data == ANY:
+    if job.data == UNKNOWN_DATA:
         raise ValueError("no data to train on. Give --dataset_name or --train_data_dir.")
     return job
 
 
 def _canonical(arguments: Sequence[str]) -> list[str]:
-    """`--name=value` and `--name value` as the latter, each flag in our spelling."""
+    """Splits `--name=value` in two and spells each flag as ours."""
     words: list[str] = []
     for word in arguments:
         name, equals, value = word.removeprefix("--").partition("=")
@@ -56,7 +56,7 @@ def _canonical(arguments: Sequence[str]) -> list[str]:
 
 
 def _own_flags() -> argparse.ArgumentParser:
-    """What is no field of a job: where to start from, a secret, and what the launcher's environment says."""
+    """Parses what is not a field of a job: a file to start from, a secret, and what the launcher's environment says."""
     parser = argparse.ArgumentParser(prog="python -m ip2p.training", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--hub_token")
@@ -65,18 +65,16 @@ def _own_flags() -> argparse.ArgumentParser:
 
 
 def _read(path: Path) -> TrainingJob:
-    """The job of a JSON file: its fields, or the `training` section of a run's config.json."""
+    """Reads the job of a JSON file: its fields, or the `training` section of a run's config.json."""
     try:
         values = json.loads(path.read_text())
-        found = overlay(TrainingJob(train_data_dir=ANY), values.get("training", values))
+        return overlay(TrainingJob(train_data_dir=UNKNOWN_DATA), values.get("training", values))
     except (OSError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no config of a training: {error}") from error
-    job: TrainingJob = found
-    return job
+        raise ValueError(f"{path} is not a valid training config: {error}") from error
 
 
 def job_of(config: TrainingConfig, data: str, *, output: Path, export: Path) -> TrainingJob:
-    """The training of a run: into its folders, going on where the same settings left off."""
+    """Returns the training of a run: into its folders, resumed from where the same settings left off."""
     knobs: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
     knobs |= {"train_data_dir": data, "output_dir": str(output), "export_dir": str(export)}
     return TrainingJob(**knobs, resume_from_checkpoint="auto")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.store import RunFolder, read_json, write_json
+from ip2p.store import RunFolder, read_json, summarised, write_json
 from ip2p.training.data import find_files, open_rows, training_fingerprint
 from ip2p.training.flags import job_of
 
@@ -30,10 +30,11 @@ LAUNCH_CONFIGS = Path(__file__).with_name("launch_configs")
 """Of `accelerate launch`, by name."""
 
 
+@summarised("training")
 def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
     """Trains on `data` into the run folder and returns the figures; a finished training is not repeated.
 
-    ValueError for what the user can mend, RuntimeError with the child's last lines for anything else.
+    ValueError for what the user can fix, RuntimeError with the child's last lines for anything else.
     """
     folder = RunFolder(config.out)
     done = finished_training(config, data)
@@ -41,10 +42,10 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
         logger.info("the training is finished already: %s", folder.model)
         return done
     if find_files(data):
-        open_rows(data, config.training)  # a missing column is said at once, not after the child's start
-    where = Path(data).expanduser()
-    there = str(where.resolve()) if where.exists() else data
-    job = job_of(config.training, there, output=folder.training.resolve(), export=folder.model.resolve())
+        open_rows(data, config.training)  # a missing column stops it at once, not after the child's start
+    path = Path(data).expanduser()
+    source = str(path.resolve()) if path.exists() else data
+    job = job_of(config.training, source, output=folder.training.resolve(), export=folder.model.resolve())
     settings = folder.training / "config.json"
     write_json(settings, to_dict(job))
     command = launch_command(settings, with_shipped_configs(shlex.split(config.training.launch_args)))
@@ -57,20 +58,20 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
 
 
 def finished_training(config: PipelineConfig, data: str) -> dict[str, Any] | None:
-    """The figures of a training that ran to its end under this config on this data, or None."""
+    """Returns the figures of a training that ran to its end under this config on this data, or None."""
     folder = RunFolder(config.out)
     marker = folder.training / FINISHED
     if not marker.exists() or not (folder.model / "model_index.json").exists():
         return None
     found = read_json(marker)
-    if found["fingerprint"] != training_fingerprint(config, data):
+    if found["fingerprint"] != training_fingerprint(config.training, data):
         return None
     summary: dict[str, Any] = found["summary"]
     return summary
 
 
 def launch_command(settings: Path, launch_args: Sequence[str] = ()) -> list[str]:
-    """The command line: as `launch_args` say, or one process per visible GPU, or one on the CPU."""
+    """Builds the command line: as `launch_args` say, or one process per visible GPU, or one on the CPU."""
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     how = list(launch_args) or [*_machine(), *fixed]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *how]
@@ -78,7 +79,7 @@ def launch_command(settings: Path, launch_args: Sequence[str] = ()) -> list[str]
 
 
 def with_shipped_configs(launch_args: Sequence[str]) -> list[str]:
-    """The same arguments with `--config_file fsdp` and its like as paths of the configs that come with the package."""
+    """Replaces `--config_file fsdp` and its like by the paths of the configs that come with the package."""
     words = list(launch_args)
     for number, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -91,13 +92,13 @@ def with_shipped_configs(launch_args: Sequence[str]) -> list[str]:
 
 
 def _shipped(name: str) -> str:
-    """ValueError for a name, without a folder or an ending, that no config has."""
+    """Returns the path of a shipped config. ValueError for a bare name that none has."""
     if Path(name).exists() or Path(name).name != name or Path(name).suffix not in ("", ".yaml"):
         return name
     path = LAUNCH_CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(path.stem for path in LAUNCH_CONFIGS.glob("*.yaml")))
-        raise ValueError(f"there is no file {name}, nor a launch config of that name. Give a path, or one of {known}.")
+        names = ", ".join(sorted(path.stem for path in LAUNCH_CONFIGS.glob("*.yaml")))
+        raise ValueError(f"there is no file {name}, nor a launch config of that name. Give a path, or one of {names}.")
     return str(path)
 
 
@@ -117,7 +118,7 @@ def _num_cores() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, in which the child finds the same packages from any folder."""
+    """Extends this process's environment, so that the child finds the same packages from any folder."""
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     added = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1", STOP_AT_END_OF_INPUT: "1"}
@@ -125,7 +126,7 @@ def _environment() -> dict[str, str]:
 
 
 def run_child(command: list[str]) -> None:
-    """Runs a child; its progress bar goes straight to a terminal, its lines to the log. Raises where it fails."""
+    """Runs a child; its progress bar goes straight to a terminal, its lines to the log. Raises if it fails."""
     pipe, errors = subprocess.PIPE, None if sys.stderr.isatty() else subprocess.STDOUT
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=errors, env=_environment(), text=True, errors="replace"

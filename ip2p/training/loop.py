@@ -1,4 +1,4 @@
-"""The training loop: steps, the loss log, trackers, validation, checkpoints, and an end that loses nothing."""
+"""Runs the training loop: steps, the loss log, trackers, validation, checkpoints, and an end that loses nothing."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Watcher(Protocol):
     """Sees figures as they come."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Figures of an interval of steps."""
+        """Takes the figures of an interval of steps."""
         ...
 
     def after_step(self, trainer: Trainer, step: int) -> None:
-        """Called after every optimizer step, in every process."""
+        """Is called after every optimizer step, in every process."""
         ...
 
 
@@ -48,41 +48,24 @@ def train(
     watcher: Watcher | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Progress:
-    """Trains from `progress` to the last step. Raises Interrupted where asked to stop."""
+    """Trains from `progress` to the last step. Raises Interrupted if asked to stop."""
     config, accelerator, trained = trainer.config, trainer.accelerator, trainer.trained
-    log = LossLog(output / "loss.jsonl", progress.step, enabled=accelerator.is_main_process)
-    started = time.monotonic() - progress.seconds
-    reported, first = time.monotonic(), progress.step
-    clock = _Clock(pairs_per_step(config, accelerator.num_processes))
-    since_log = torch.tensor(progress.loss_sum, device=accelerator.device)
+    course = Course(trainer, output, progress, num_steps)
     for step in _with_bar(progress.step, num_steps, accelerator.is_main_process):
-        torch.manual_seed(hash((config.seed, step, accelerator.process_index)))  # for a UNet with dropout layers
-        loss_of_step, norm = trainer.step(step)
-        since_log += loss_of_step
-        progress.step, progress.loss_count = step + 1, progress.loss_count + 1
-        clock.num_steps += 1
-        is_last = progress.step == num_steps
-        if progress.step % config.log_every == 0 or is_last:
-            loss = float(accelerator.reduce(since_log, "mean")) / progress.loss_count
-            progress.seconds = time.monotonic() - started
-            rate = float(trained.schedule.get_last_lr()[0])
-            log.write(progress.step, loss, rate, progress.seconds)
+        torch.manual_seed(hash((config.seed, step, accelerator.process_index)))  # for a denoiser with dropout layers
+        course.add(*trainer.step(step))
+        if progress.step % config.log_every == 0 or course.is_over:
+            figures = course.log()
             if watcher is not None:
-                watcher.log(_figures(loss, rate, norm, clock.rate(), accelerator), progress.step)
-            since_log.zero_()
-            progress.loss_count = 0
-            if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS or is_last:
-                reported = time.monotonic()
-                _report(progress, num_steps, loss, first, started)
+                watcher.log(figures, progress.step)
         stopping = _any_process(stop.wanted.is_set(), accelerator)
-        if progress.step % config.checkpointing_steps == 0 or is_last or stopping:
-            progress.seconds = time.monotonic() - started
-            progress.loss_sum = float(accelerator.reduce(since_log, "mean"))
+        if progress.step % config.checkpointing_steps == 0 or course.is_over or stopping:
+            course.settle()
             limit, is_main = config.checkpoints_total_limit, accelerator.is_main_process
             write_checkpoint(output, trained, progress, limit, config.ema_decay, is_main=is_main)
             accelerator.wait_for_everyone()
-        if stopping and not is_last:
-            raise Interrupted(f"stopped at step {progress.step} of {num_steps}; run again to go on.")
+        if stopping and not course.is_over:
+            raise Interrupted(f"stopped at step {progress.step} of {num_steps}; run again to resume.")
         if watcher is not None:
             watcher.after_step(trainer, progress.step)
         if on_step is not None:
@@ -90,24 +73,68 @@ def train(
     return progress
 
 
-class _Clock:
-    """Pairs per second since it was last asked."""
+class Course:
+    """Counts what a training has done: steps, seconds, the loss since the last entry of the log, and its speed."""
 
-    def __init__(self, pairs_per_step: int) -> None:
-        self.pairs_per_step, self.num_steps, self.started = pairs_per_step, 0, time.monotonic()
+    def __init__(self, trainer: Trainer, output: Path, progress: Progress, num_steps: int) -> None:
+        self.trainer, self.accelerator = trainer, trainer.accelerator
+        self.progress, self.num_steps, self.first_step = progress, num_steps, progress.step
+        self.losses = LossLog(output / "loss.jsonl", progress.step, enabled=self.accelerator.is_main_process)
+        self.loss_sum = torch.tensor(progress.loss_sum, device=self.accelerator.device)
+        self.norm = torch.zeros(())
+        self.started = time.monotonic() - progress.seconds
+        self.reported_at = self.logged_at = time.monotonic()
+        self.logged_step = progress.step
 
-    def rate(self) -> float:
-        now = time.monotonic()
-        found = self.num_steps * self.pairs_per_step / max(now - self.started, 1e-9)
-        self.num_steps, self.started = 0, now
-        return found
+    @property
+    def is_over(self) -> bool:
+        """True after the last step."""
+        return self.progress.step == self.num_steps
 
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Counts a step."""
+        self.loss_sum += loss
+        self.norm = norm
+        self.progress.step += 1
+        self.progress.loss_count += 1
 
-def _figures(loss: float, rate: float, norm: Tensor, pairs: float, accelerator: Accelerator) -> dict[str, float]:
-    found = {"train_loss": loss, "lr": rate, "grad_norm": float(norm), "pairs_per_second": pairs}
-    if accelerator.device.type == "cuda":
-        found["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found
+    def settle(self) -> None:
+        """Brings the counters of a checkpoint up to date; every process has to take part."""
+        self.progress.seconds = time.monotonic() - self.started
+        self.progress.loss_sum = float(self.accelerator.reduce(self.loss_sum, "mean"))
+
+    def log(self) -> dict[str, float]:
+        """Writes an entry of the loss log and starts the next; returns the trackers' figures."""
+        self.settle()
+        progress, loss = self.progress, self.progress.loss_sum / self.progress.loss_count
+        rate = float(self.trainer.trained.schedule.get_last_lr()[0])
+        self.losses.write(progress.step, loss, rate, progress.seconds)
+        figures = {"train_loss": loss, "lr": rate, "grad_norm": float(self.norm), "pairs_per_second": self._speed()}
+        if self.accelerator.device.type == "cuda":
+            figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.loss_sum.zero_()
+        progress.loss_count = 0
+        if time.monotonic() - self.reported_at > SECONDS_BETWEEN_REPORTS or self.is_over:
+            self.reported_at = time.monotonic()
+            self._report(loss)
+        return figures
+
+    def _speed(self) -> float:
+        """Returns the pairs per second since the last entry."""
+        now, num_steps = time.monotonic(), self.progress.step - self.logged_step
+        pairs = num_steps * pairs_per_step(self.trainer.config, self.accelerator.num_processes)
+        speed = pairs / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.logged_step = now, self.progress.step
+        return speed
+
+    def _report(self, loss: float) -> None:
+        step, first = self.progress.step, self.first_step
+        rate = step / max(time.monotonic() - self.started, 1e-9)
+        left = (self.num_steps - step) / rate
+        resumed = f" (from step {first})" if first else ""
+        logger.info(
+            "step %d of %d: loss %.4f, %.2f steps/s, %.0f s left%s", step, self.num_steps, loss, rate, left, resumed
+        )
 
 
 def _with_bar(start: int, end: int, is_main: bool) -> Iterable[int]:
@@ -115,20 +142,11 @@ def _with_bar(start: int, end: int, is_main: bool) -> Iterable[int]:
     return tqdm(range(start, end), desc="train", unit="step", initial=start, total=end, disable=hidden)
 
 
-def _any_process(wanted: bool, accelerator: Accelerator) -> bool:
+def _any_process(value: bool, accelerator: Accelerator) -> bool:
     if accelerator.num_processes == 1:
-        return wanted
-    flag = torch.tensor(float(wanted), device=accelerator.device)
+        return value
+    flag = torch.tensor(float(value), device=accelerator.device)
     return bool(accelerator.reduce(flag, "sum") > 0)
-
-
-def _report(progress: Progress, max_steps: int, loss: float, first: int, started: float) -> None:
-    rate = progress.step / max(time.monotonic() - started, 1e-9)
-    left = (max_steps - progress.step) / rate
-    logger.info(
-        "step %d of %d: loss %.4f, %.2f steps/s, %.0f s left%s",
-        *(progress.step, max_steps, loss, rate, left, f" (from step {first})" if first else ""),
-    )
 
 
 @dataclass(slots=True)

@@ -15,44 +15,44 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ip2p.config import TrainingConfig
+from ip2p.models.architecture import base_architecture
 from ip2p.models.components import latent_shape, load_vae
-from ip2p.models.texts import TextEncoders
-from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, time_ids_of
-from ip2p.training.data import DatasetRows, DecodedPair, decode_pair
-from ip2p.training.draws import Batch, SampleKey, Sampling, StepDraws
+from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, sizes_of
+from ip2p.training.data import DecodedPair, TableRows, decode_pair
+from ip2p.training.draws import Batch, SampleKey, SampleStream, StepDraws
 
 logger = logging.getLogger(__name__)
 
 CENTRE = 0.5, 0.5
-MOST_UNUSABLE = 20
+MAX_UNUSABLE = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A batch as it comes from the workers."""
+    """Holds a batch as it comes from the workers."""
 
     pixels: Tensor
     """(N, 2, H, W, 3) uint8."""
-    time_ids: Tensor
+    sizes: Tensor
     prompts: list[str]
 
     def pin_memory(self) -> Decoded:
-        """What a loader calls where a GPU is fed."""
-        return Decoded(self.pixels.pin_memory(), self.time_ids.pin_memory(), self.prompts)
+        """Pins the batch; the loader calls it if it feeds a GPU."""
+        return Decoded(self.pixels.pin_memory(), self.sizes.pin_memory(), self.prompts)
 
 
 class DecodedRows(Dataset[tuple[DecodedPair, str]]):
     """The rows of a table, decoded, by sample key."""
 
-    def __init__(self, rows: DatasetRows, config: TrainingConfig) -> None:
+    def __init__(self, rows: TableRows, config: TrainingConfig) -> None:
         self.rows, self.config = rows, config
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: SampleKey) -> tuple[DecodedPair, str]:
-        """The row, or where that cannot be used the next that can."""
-        for number in range(key.number, key.number + MOST_UNUSABLE):
+        """Returns the row, or the next that can be used if it cannot."""
+        for number in range(key.number, key.number + MAX_UNUSABLE):
             pair = self.rows[number % len(self.rows)]
             try:
                 crop = CENTRE if self.config.center_crop else key.crop
@@ -62,24 +62,25 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
                 continue
             mirrored = key.mirrored and self.config.random_flip
             return decoded.mirrored() if mirrored else decoded, str(pair.edit_prompt)
-        raise ValueError(f"{MOST_UNUSABLE} rows after another cannot be used, from row {key.number} on.")
+        raise ValueError(
+            f"{MAX_UNUSABLE} rows in a row cannot be used, from row {key.number} on. The log names their errors."
+        )
 
     def collate(self, items: Sequence[tuple[DecodedPair, str]]) -> Decoded:
-        """Rows to a batch."""
+        """Makes a batch of rows."""
         pairs = [pair for pair, _ in items]
         prompts = [prompt for _, prompt in items]
-        return Decoded(torch.from_numpy(as_pixels(pairs)), time_ids_of(pairs, self.config), prompts)
+        return Decoded(torch.from_numpy(as_pixels(pairs)), sizes_of(pairs, self.config), prompts)
 
 
 class OnlinePairs:
     """A source whose encoders stay in memory."""
 
-    def __init__(self, rows: DatasetRows, config: TrainingConfig, device: torch.device) -> None:
+    def __init__(self, rows: TableRows, config: TrainingConfig, device: torch.device) -> None:
         self.dataset, self.config, self.device = DecodedRows(rows, config), config, device
         self.vae = load_vae(config, device, DTYPES[config.vae_precision])
-        self.encoders = TextEncoders(config, device)
-        none = self.encoders.none()
-        self.null_text, self.null_pooled = none.hidden, none.pooled
+        self.encoders = base_architecture(config).load_text_encoders(config, device)
+        self.none = self.encoders.encode([""])
         self.latent_shape = torch.Size(latent_shape(config))
         self._batches: Iterator[Decoded] = iter(())
         self._next: int | None = None
@@ -88,21 +89,19 @@ class OnlinePairs:
         return len(self.dataset)
 
     @torch.no_grad()
-    def load(self, sampling: Sampling, micro_step: int, draws: StepDraws) -> Batch:
-        """The batch of a micro-step; those after it are decoded meanwhile, so the keys were drawn ahead of `draws`."""
+    def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
+        """Loads the batch of a micro-step; later ones are decoded meanwhile, so the keys were drawn before `draws`."""
         if micro_step != self._next:
-            self._batches = iter(self._loader(sampling, micro_step))
+            self._batches = iter(self._loader(stream, micro_step))
         self._next = micro_step + 1
         decoded = next(self._batches)
         mean, deviation, condition = encode_pairs(self.vae, decoded.pixels)
-        texts = self.encoders.encode(decoded.prompts)
-        time_ids = decoded.time_ids if texts.pooled is not None else None
-        return Batch(mean, deviation, condition, texts.hidden, texts.pooled, time_ids)
+        return Batch(mean, deviation, condition, self.encoders.encode(decoded.prompts), decoded.sizes)
 
-    def _loader(self, sampling: Sampling, micro_step: int) -> DataLoader[tuple[DecodedPair, str]]:
+    def _loader(self, stream: SampleStream, micro_step: int) -> DataLoader[tuple[DecodedPair, str]]:
         return DataLoader(
             self.dataset,
-            batch_sampler=_Keys(sampling, micro_step),
+            batch_sampler=_Keys(stream, micro_step),
             num_workers=self.config.dataloader_num_workers,
             collate_fn=self.dataset.collate,
             pin_memory=self.device.type == "cuda",
@@ -111,10 +110,10 @@ class OnlinePairs:
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """Batches of keys without end, as a loader wants them."""
+    """Yields batches of keys without end, as a loader takes them."""
 
-    sampling: Sampling
+    stream: SampleStream
     first: int
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self.sampling.keys(self.first)
+        return self.stream.keys(self.first)

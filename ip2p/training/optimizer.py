@@ -1,4 +1,4 @@
-"""Which parameters are trained by what: AdamW for all, or Muon for the inner weight matrices and AdamW for the rest.
+"""Assigns optimizers to parameters: AdamW for all, or Muon for the inner weight matrices and AdamW for the rest.
 
 Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with all singular values alike, so that the
 many small directions of a gradient count as much as its few large ones. A convolution is a matrix of out x (in kh kw).
@@ -18,31 +18,38 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ip2p.config import TrainingConfig
+from ip2p.models.architecture import Architecture
 
 logger = logging.getLogger(__name__)
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: five rounds bring singular values from 0.001 and above to about 0.7 to 1.2."""
 NUM_ROUNDS = 5
-MUCH_LONGER = 2
-"""From which ratio of the sides on the rounds cost less on the Gram matrix."""
-EDGES = ("conv_in.", "conv_out.")
-"""First and last layers stay with AdamW, as Muon's authors advise."""
+ELONGATED = 2
+"""Ratio of the sides above which the rounds cost less on the Gram matrix."""
 
 
 def new_optimizer(
-    unet: nn.Module, config: TrainingConfig, *, fused: bool, matmul: torch.dtype = torch.float32
+    denoiser: nn.Module,
+    base: Architecture,
+    config: TrainingConfig,
+    *,
+    fused: bool,
+    matmul: torch.dtype = torch.float32,
 ) -> AdamW:
-    """The config's optimizer, its matrix products in `matmul`; the widened first convolution may have its own rate."""
+    """Builds the config's optimizer, its matrix products in `matmul`; the widened layer may have its own rate.
+
+    First and last layers stay with AdamW, as Muon's authors advise.
+    """
     first: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, parameter in unet.named_parameters():
+    for name, parameter in denoiser.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.startswith("conv_in.") and config.learning_rate_conv_in is not None:
+        if name.startswith(f"{base.widened}.") and config.learning_rate_conv_in is not None:
             first.append(parameter)
-        elif config.optim == "muon" and parameter.ndim >= 2 and not name.startswith(EDGES):
+        elif config.optim == "muon" and parameter.ndim >= 2 and not name.startswith(base.edges):
             matrices.append(parameter)
         else:
             others.append(parameter)
@@ -72,8 +79,8 @@ def _adam_of_8_bits() -> Callable[..., AdamW] | None:
     except ImportError:
         logger.warning("bitsandbytes is not installed, so AdamW keeps its states in 32 bits: pip install bitsandbytes")
         return None
-    found: Callable[..., AdamW] = AdamW8bit
-    return found
+    of_8_bits: Callable[..., AdamW] = AdamW8bit
+    return of_8_bits
 
 
 class Muon(AdamW):
@@ -93,7 +100,7 @@ class Muon(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of every group."""
+        """Takes one step of every group."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["orthogonal"]]
         try:
@@ -118,7 +125,7 @@ class Muon(AdamW):
                 parameter.mul_(1 - decay).add_(update.view(parameter.shape), alpha=-rate)
 
     def _lookahead(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        """Nesterov's momentum. The count of steps is there because AdamW looks for it when a state is loaded."""
+        """Applies Nesterov's momentum. AdamW looks for the count of steps when a state is loaded."""
         state = self.state[parameter]
         if not state:
             state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(gradient)}
@@ -128,26 +135,26 @@ class Muon(AdamW):
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(B, M, N), each with its singular values brought near 1, by Newton-Schulz rounds.
+    """Brings the singular values of each of (B, M, N) matrices near 1, by Newton-Schulz rounds.
 
-    A round multiplies by a polynomial of the Gram matrix. Where one side is short beside the other, the rounds are run
+    A round multiplies by a polynomial of the Gram matrix. If one side is short beside the other, the rounds are run
     on the Gram matrix alone, in float32 (its errors grow); else on the matrices, for which bfloat16 is enough.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalise(matrices.mT, dtype).mT
     scaled = matrices.float() / (matrices.float().norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if matrices.shape[2] > MUCH_LONGER * matrices.shape[1]:
+    if matrices.shape[2] > ELONGATED * matrices.shape[1]:
         return _by_gram(scaled).to(matrices.dtype)
-    found: Tensor = scaled.to(dtype)
+    bent: Tensor = scaled.to(dtype)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NUM_ROUNDS):
-        gram = found @ found.mT
-        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.to(matrices.dtype)
+        gram = bent @ bent.mT
+        bent = torch.baddbmm(bent, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), bent, beta=a)
+    return bent.to(matrices.dtype)
 
 
 def _by_gram(scaled: Tensor) -> Tensor:
-    """The polynomials commute, so their product is applied at the end."""
+    """Multiplies the polynomials, which commute, and applies their product at the end."""
     a, b, c = NEWTON_SCHULZ
     gram = scaled @ scaled.mT
     identity = torch.eye(gram.shape[1], device=gram.device)

@@ -1,4 +1,4 @@
-"""One training from its job to the exported pipeline."""
+"""Runs one training from its job to the exported pipeline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Any
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
-from ip2p.config import PipelineConfig, TrainingConfig, TrainingJob
-from ip2p.models import components
-from ip2p.models.components import widen_conv_in
-from ip2p.models.noise import objective_of
+from ip2p.config import TrainingConfig, TrainingJob
+from ip2p.models.architecture import base_architecture
+from ip2p.models.components import load_latent_space
 from ip2p.store import write_json
 from ip2p.training import export
 from ip2p.training.cache import LatentCache, load_cache
@@ -30,19 +29,18 @@ from ip2p.training.data import (
     resume_fingerprint,
     training_fingerprint,
 )
-from ip2p.training.draws import Sampling, Source
-from ip2p.training.export import write_editor
+from ip2p.training.draws import EncodedPairs, SampleStream
 from ip2p.training.launch import FINISHED
 from ip2p.training.loop import Stop, train
 from ip2p.training.losses import mean_of_last, read_losses
 from ip2p.training.online import OnlinePairs
 from ip2p.training.sharding import check_launch, precision_of
 from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
-from ip2p.training.validation import Validation, read_shown, start_trackers, tracker_names
+from ip2p.training.validation import Validation, read_pictures, start_trackers, tracker_names
 
 logger = logging.getLogger("ip2p.training")
 
-LOOKED_AT = 256
+PROBE_ROWS = 256
 """Rows whose images' shapes decide whether a random crop has any choice."""
 
 
@@ -51,64 +49,64 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     output = Path(job.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     export.check_may_upload(job)
-    rows, shown = open_rows(job.data, job), read_shown(job)
+    rows, pictures = open_rows(job.data, job), read_pictures(job)
     accelerator = new_accelerator(job)
-    whole = PipelineConfig(training=job)
-    source = open_source(rows, job, accelerator, output)
-    trainer, num_steps = new_trainer(source, job, accelerator)
+    pairs = open_pairs(rows, job, accelerator, output)
+    trainer, num_steps = new_trainer(pairs, job, accelerator)
     start_trackers(accelerator, job)
-    fresh = Progress(fingerprint=resume_fingerprint(whole, job.data), num_processes=accelerator.num_processes)
+    fresh = Progress(fingerprint=resume_fingerprint(job, job.data), num_processes=accelerator.num_processes)
     with accelerator.main_process_first():  # which removes the checkpoints of other settings
         progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
-    logger.info("training on %d pairs, %d steps on %s", len(source), num_steps, accelerator.device)
-    per_epoch = math.ceil(len(source) / pairs_per_step(job, accelerator.num_processes))
+    logger.info("training on %d pairs, %d steps on %s", len(pairs), num_steps, accelerator.device)
+    per_epoch = math.ceil(len(pairs) / pairs_per_step(job, accelerator.num_processes))
     every = job.validation_steps or (job.validation_epochs and job.validation_epochs * per_epoch) or per_epoch
     held_out = _held_out(job, accelerator, output)
-    validation = Validation(job, accelerator, output, every, num_steps, shown, held_out)
+    validation = Validation(job, accelerator, output, every, num_steps, pictures, held_out)
     progress = train(trainer, output, progress, num_steps, stop, validation)
-    seconds = source.seconds if isinstance(source, LatentCache) else 0.0
-    summary = _summary(progress, rows, output, seconds, len(source))
-    trained = trainer.trained
-    editor = trained.whole(trained.average or trained.unet, is_main=accelerator.is_main_process)
+    seconds = pairs.seconds if isinstance(pairs, LatentCache) else 0.0
+    summary = _summary(progress, rows, output, seconds, len(pairs))
+    base, trained = trainer.base, trainer.trained
+    editor = trained.whole(trained.average or trained.denoiser, is_main=accelerator.is_main_process)
     if editor is not None:
         folder = Path(job.export_dir or job.output_dir)
-        write_editor(editor, job, folder)
-        export.write_card(job, folder, summary, is_xl=components.is_xl(job))
-        write_json(output / FINISHED, {"fingerprint": training_fingerprint(whole, job.data), "summary": summary})
+        export.write_editor(editor, base, job, folder)
+        export.write_card(job, base, folder, summary)
+        write_json(output / FINISHED, {"fingerprint": training_fingerprint(job, job.data), "summary": summary})
         logger.info("wrote %s", folder)
         if job.push_to_hub:
-            export.upload(job, folder)
+            export.upload(job, base, folder)
     accelerator.end_training()
     return summary
 
 
-def new_trainer(source: Source, config: TrainingConfig, accelerator: Accelerator) -> tuple[Trainer, int]:
-    """All that a step needs, and how many steps there are."""
-    num_steps = num_steps_of(config, len(source), accelerator.num_processes)
-    unet = widen_conv_in(components.load_unet(config), 2 * source.latent_shape[0])
-    scheduler = components.load_noise_scheduler(config)
-    objective = objective_of(scheduler, config.snr_gamma, config.prediction_type).to(accelerator.device)
-    sampling = Sampling(
+def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accelerator) -> tuple[Trainer, int]:
+    """Sets up all that a step needs; also returns how many steps there are."""
+    base = base_architecture(config)
+    num_steps = num_steps_of(config, len(pairs), accelerator.num_processes)
+    noise = base.noise.load(config)
+    stream = SampleStream(
         config,
-        len(source),
-        source.latent_shape,
-        len(objective.alphas_cumprod),
+        len(pairs),
+        pairs.latent_shape,
+        noise.timestep_chances(config),
         accelerator.process_index,
         accelerator.num_processes,
     )
-    trained, network = new_trained(unet, config, accelerator, num_steps)
-    scale = components.latent_scale(config)
-    return Trainer(config, source, objective, scale, accelerator, network, trained, sampling), num_steps
+    denoiser = base.widen(base.load_denoiser(config), 2 * pairs.latent_shape[0])
+    trained, network = new_trained(denoiser, base, config, accelerator, num_steps)
+    noise, latents = noise.to(accelerator.device), load_latent_space(config)
+    return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream), num_steps
 
 
 def num_steps_of(config: TrainingConfig, num_pairs: int, num_processes: int) -> int:
-    """Optimizer steps: as many as are asked for, or whole epochs."""
+    """Returns the optimizer steps: `max_train_steps`, or whole epochs."""
     if config.max_train_steps is not None:
         return config.max_train_steps
     return config.num_train_epochs * math.ceil(num_pairs / pairs_per_step(config, num_processes))
 
 
-def open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> Source:
+def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
+    """Opens the pairs through a latent cache, or encoded at every step."""
     if job.cache and not _crops_differ(rows, job):
         return load_cache(output / "cache", rows, job, accelerator)
     if job.cache:
@@ -123,14 +121,14 @@ def open_source(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: 
 
 
 def _crops_differ(rows: Rows, config: TrainingConfig) -> bool:
-    """Whether a random crop is asked for and has a choice, by the first rows."""
+    """Tells whether a random crop is asked for and has a choice, by the first rows."""
     if config.center_crop:
         return False
-    return any(not is_square(pair.original) for _, pair in zip(range(LOOKED_AT), rows.read(), strict=False))
+    return any(not is_square(pair.original) for _, pair in zip(range(PROBE_ROWS), rows.read(), strict=False))
 
 
 def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache | None:
-    """Some pairs of the data's test split, where the data are local files that have one."""
+    """Loads some pairs of the data's test split; None if the data are not local files or have none."""
     files = find_test_files(job.data)
     if not files or not job.num_validation_pairs:
         return None
@@ -143,7 +141,7 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
 
 
 def new_accelerator(job: TrainingJob) -> Accelerator:
-    """Precision, trackers and patience as the job says."""
+    """Returns an accelerator with the job's precision and trackers, and a long timeout."""
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the cache is built inside
     output = Path(job.output_dir)
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / job.logging_dir))

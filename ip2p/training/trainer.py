@@ -1,4 +1,4 @@
-"""One step of the training: float32 weights under autocast, a warmed average, chance that is a function of the step."""
+"""Takes one step of the training: float32 weights under autocast, a warmed average, chance drawn from the step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ip2p.config import TrainingConfig
-from ip2p.models.noise import Objective, drop_conditions, drop_text
+from ip2p.models.architecture import Architecture
+from ip2p.models.latents import LatentSpace
+from ip2p.models.noise import NoiseProcess
+from ip2p.models.texts import Texts
 from ip2p.training import sharding
 from ip2p.training.checkpoint import Trained
-from ip2p.training.draws import Batch, Sampling, Source
+from ip2p.training.draws import Batch, EncodedPairs, SampleStream, drop_conditions
 from ip2p.training.lora import add_lora
 from ip2p.training.optimizer import new_optimizer
 from ip2p.training.sharding import is_fsdp, is_zero
@@ -33,56 +35,46 @@ class Trainer:
     """What a step needs and does not change."""
 
     config: TrainingConfig
-    source: Source
-    objective: Objective
-    latent_scale: float
+    base: Architecture
+    pairs: EncodedPairs
+    noise: NoiseProcess
+    latents: LatentSpace
     accelerator: Accelerator
     network: nn.Module
-    """The UNet as the accelerator wraps it."""
+    """The denoiser as the accelerator wraps it."""
     trained: Trained
-    sampling: Sampling
+    stream: SampleStream
 
     def loss(self, micro_step: int) -> Tensor:
-        """The loss of this process's batch number `micro_step`."""
-        config, device, draws = self.config, self.accelerator.device, self.sampling.draws(micro_step)
-        batch = self.source.load(self.sampling, micro_step, draws).to(device)
+        """Returns the loss of this process's batch number `micro_step`."""
+        config, device, draws = self.config, self.accelerator.device, self.stream.draws(micro_step)
+        batch = self.pairs.load(self.stream, micro_step, draws).to(device)
         posterior, noise, timesteps, dropout, offset = (
             value.to(device, non_blocking=True)
             for value in (draws.posterior, draws.noise, draws.timesteps, draws.dropout, draws.offset)
         )
-        latents = (batch.mean + batch.deviation * posterior) * self.latent_scale
+        latents = self.latents.scaled(batch.mean + batch.deviation * posterior)
         noise = noise + config.noise_offset * offset if config.noise_offset else noise
+        none = self.pairs.none.map(lambda values: values.to(device, non_blocking=True))
         share = config.conditioning_dropout_prob or 0.0
-        null_text = self.source.null_text.to(device, non_blocking=True)
-        condition, text = drop_conditions(batch.condition, batch.text, null_text, dropout, share)
-        prediction = self.predict(
-            self.network,
-            self.objective.noised(latents, noise, timesteps),
-            timesteps,
-            replace(batch, condition=condition, text=text, pooled=self._dropped(batch.pooled, dropout, share)),
-        )
-        return self.objective.loss(prediction, latents, noise, timesteps)
+        condition, texts = drop_conditions(self.condition_of(batch), batch.texts, none, dropout, share)
+        noised = self.noise.noised(latents, noise, timesteps)
+        prediction = self.predict(self.network, noised, timesteps, texts, condition, batch.sizes)
+        return self.noise.loss(prediction, latents, noise, timesteps)
 
-    def predict(self, network: nn.Module, noised: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
-        """What a UNet says of noised latents under a batch's conditions."""
-        scale = self.latent_scale if self.config.scale_condition_latents else 1.0
-        inputs = torch.cat([noised, batch.condition * scale], dim=1)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        added = None
-        if batch.pooled is not None and batch.time_ids is not None:
-            time_ids = batch.time_ids.long()  # whole numbers, which FSDP's precision rounds to none that are near
-            added = {"text_embeds": batch.pooled, "time_ids": time_ids}
-        found: Tensor = network(inputs, timesteps, batch.text, added_cond_kwargs=added, return_dict=False)[0]
-        return found
+    def condition_of(self, batch: Batch) -> Tensor:
+        """Returns the image condition, normalised if the config asks for it."""
+        return self.latents.scaled(batch.condition) if self.config.scale_condition_latents else batch.condition
 
-    def _dropped(self, pooled: Tensor | None, dropout: Tensor, share: float) -> Tensor | None:
-        none = self.source.null_pooled
-        if pooled is None or none is None:
-            return pooled
-        return drop_text(pooled, none.to(pooled.device, non_blocking=True), dropout, share)
+    def predict(
+        self, network: nn.Module, noised: Tensor, timesteps: Tensor, texts: Texts, condition: Tensor, sizes: Tensor
+    ) -> Tensor:
+        """Calls a denoiser on noised latents under a batch's conditions."""
+        noised, condition = (values.contiguous(memory_format=torch.channels_last) for values in (noised, condition))
+        return self.base.predict(network, noised, timesteps, texts, condition=condition, sizes=sizes)
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One optimizer step; returns the mean loss of its micro-steps and the gradient's norm, on the device."""
+        """Takes an optimizer step; returns the mean loss of its micro-steps and the gradient's norm, on the device."""
         accumulation = self.config.gradient_accumulation_steps
         total = torch.zeros((), device=self.accelerator.device)
         for number in range(accumulation):
@@ -99,48 +91,48 @@ class Trainer:
         return total, sharding.whole(torch.as_tensor(norm))
 
     def _attention(self) -> AbstractContextManager[None]:
-        """Explicit maps on a CPU in bfloat16, where the backward pass of torch's fused kernel is slower than theirs."""
+        """Chooses explicit maps on a CPU in bfloat16, as torch's fused kernel is slower there in the backward pass."""
         explicit = self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16"
         return sdpa_kernel(SDPBackend.MATH) if explicit else nullcontext()
 
     def _syncing(self, is_last: bool) -> AbstractContextManager[None]:
-        if is_zero(self.accelerator):  # whose backward pass steps where it is told to synchronise
+        if is_zero(self.accelerator):  # whose backward pass takes the step when it may synchronise
             self.accelerator.sync_gradients = is_last
             return nullcontext()
         return nullcontext() if is_last else self.accelerator.no_sync(self.network)
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """The average's decay at a step, counted from 1: short-sighted at first."""
+    """Returns the average's decay at a step, counted from 1: short-sighted at first."""
     return min(decay, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
 def update_average(trained: Trained, average: nn.Module, decay: float) -> None:
     """Moves the average, or this process's part of it, towards the weights that are trained, wherever it lies."""
-    both = zip(average.parameters(), trained.parts_of(trained.unet), strict=True)
+    both = zip(average.parameters(), trained.parts_of(trained.denoiser), strict=True)
     pairs = [(mean, weight.to(mean.device)) for mean, weight in both if weight.requires_grad or trained.parts]
     means, weights = zip(*pairs, strict=True)
     torch._foreach_lerp_(list(means), list(weights), 1 - decay)
 
 
 def new_trained(
-    unet: UNet2DConditionModel, config: TrainingConfig, accelerator: Accelerator, num_steps: int
+    denoiser: Any, base: Architecture, config: TrainingConfig, accelerator: Accelerator, num_steps: int
 ) -> tuple[Trained, nn.Module]:
-    """The UNet on its device with its average, optimizer and schedule, and the UNet as the accelerator wraps it."""
+    """Sets up the denoiser on its device, its average, optimizer and schedule; also returns it as it is wrapped."""
     if config.use_lora:
-        unet = add_lora(unet, config.rank, config.seed)
-    skeleton = sharding.skeleton_of(unet) if is_fsdp(accelerator) or is_zero(accelerator) else None
+        denoiser = add_lora(denoiser, base, config.rank, config.seed)
+    skeleton = sharding.skeleton_of(denoiser) if is_fsdp(accelerator) or is_zero(accelerator) else None
     if skeleton is None:
-        unet.to(accelerator.device, memory_format=torch.channels_last)
+        denoiser.to(accelerator.device, memory_format=torch.channels_last)
     elif is_zero(accelerator):
-        unet.to(accelerator.device)  # under FSDP each process takes its part alone onto its device
+        denoiser.to(accelerator.device)  # under FSDP each process takes its part alone onto its device
     place = torch.device("cpu") if config.offload_ema else accelerator.device
-    average = copy.deepcopy(unet).to(place) if config.use_ema and skeleton is None else None
-    _speed_up(unet.train(), config, accelerator.device)
+    average = copy.deepcopy(denoiser).to(place) if config.use_ema and skeleton is None else None
+    _speed_up(denoiser.train(), config, accelerator.device)
     matmul = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     settings = replace(config, learning_rate=learning_rate_of(config, accelerator.num_processes))
-    optimizer = new_optimizer(unet, settings, fused=accelerator.device.type in ("cpu", "cuda"), matmul=matmul)
+    optimizer = new_optimizer(denoiser, base, settings, fused=accelerator.device.type in ("cpu", "cuda"), matmul=matmul)
     schedule = get_scheduler(
         config.lr_scheduler,
         optimizer,
@@ -150,18 +142,18 @@ def new_trained(
         power=config.lr_power,
     )
     groups = [list(group["params"]) for group in optimizer.param_groups]
-    network, prepared = accelerator.prepare(unet, optimizer)
-    parts = _parts(skeleton, unet, prepared, groups, accelerator)
+    network, prepared = accelerator.prepare(denoiser, optimizer)
+    parts = _parts(skeleton, denoiser, prepared, groups, accelerator)
     if config.use_ema and parts is not None:
         average = sharding.new_average(parts).to(place)
     if average is not None:
         average.eval().requires_grad_(False)
-    return Trained(unet, average, prepared, schedule, accelerator.scaler, config.use_lora, parts), network
+    return Trained(base, denoiser, average, prepared, schedule, accelerator.scaler, config.use_lora, parts), network
 
 
 def _parts(
-    skeleton: UNet2DConditionModel | None,
-    unet: UNet2DConditionModel,
+    skeleton: Any | None,
+    denoiser: Any,
     prepared: Any,
     groups: list[list[nn.Parameter]],
     accelerator: Accelerator,
@@ -169,29 +161,29 @@ def _parts(
     if skeleton is None:
         return None
     if is_zero(accelerator):
-        return ZeroParts(skeleton, unet, prepared.optimizer, groups)
-    return sharding.FsdpParts(skeleton, unet, prepared)
+        return ZeroParts(skeleton, denoiser, prepared.optimizer, groups)
+    return sharding.FsdpParts(skeleton, denoiser, prepared)
 
 
 def learning_rate_of(config: TrainingConfig, num_processes: int) -> float:
-    """The peak, multiplied by the pairs of an optimizer step where that is asked for."""
+    """Returns the peak, multiplied by the pairs of an optimizer step if `scale_lr` is set."""
     return config.learning_rate * (pairs_per_step(config, num_processes) if config.scale_lr else 1)
 
 
 def pairs_per_step(config: TrainingConfig, num_processes: int) -> int:
-    """Of an optimizer step, all processes together."""
+    """Returns the pairs of an optimizer step, all processes together."""
     return config.train_batch_size * config.gradient_accumulation_steps * num_processes
 
 
-def _speed_up(unet: UNet2DConditionModel, config: TrainingConfig, device: torch.device) -> None:
+def _speed_up(denoiser: Any, config: TrainingConfig, device: torch.device) -> None:
     if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
     if config.allow_tf32 and device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     if config.enable_xformers_memory_efficient_attention:
         if device.type == "cuda":
-            unet.enable_xformers_memory_efficient_attention()
+            denoiser.enable_xformers_memory_efficient_attention()
         else:
             logger.warning("xformers' attention runs on CUDA devices only; torch's own is used on %s", device)
     if config.compile:
-        unet.compile_repeated_blocks()
+        denoiser.compile_repeated_blocks()

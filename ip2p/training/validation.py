@@ -1,8 +1,8 @@
-"""What a training shows of itself on the way: edits of given pictures, and the loss on pairs that it does not see.
+"""Validates a training on the way: edits of given pictures, and the loss on pairs that it does not see.
 
-The main process validates and the others wait; where weights are split, it does so on a copy put together for it. The
+The main process validates and the others wait; if weights are split, it does so on a copy put together for it. The
 loss is that of fixed noise at fixed timesteps, by quarters of the noise schedule, so that its course is the model's and
-not chance's.
+not chance's. Figures and pictures go to tensorboard, wandb, comet or trackio, through accelerate.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig, to_dict
-from ip2p.models.noise import Objective
+from ip2p.models.architecture import Architecture
+from ip2p.models.noise import NoiseProcess
 from ip2p.training.cache import LatentCache
 from ip2p.training.draws import draw_step
-from ip2p.training.export import build_pipeline
 from ip2p.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ QUARTERS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Picture:
     """A picture and what to do to it."""
 
     name: str
@@ -56,20 +56,20 @@ class Validation:
     every: int
     """Optimizer steps between validations."""
     num_steps: int
-    shown: Sequence[Shown] = ()
+    pictures: Sequence[Picture] = ()
     held_out: LatentCache | None = None
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """To the trackers."""
+        """Logs figures to the trackers."""
         self.accelerator.log(values, step=step)
 
     def after_step(self, trainer: Trainer, step: int) -> None:
         """Validates at its steps and after the last."""
         due = step == self.num_steps or step % self.every == 0
-        if not due or not (self.shown or self.held_out is not None):
+        if not due or not (self.pictures or self.held_out is not None):
             return
         trained = trainer.trained
-        network = trained.whole(trained.average or trained.unet, is_main=self.accelerator.is_main_process)
+        network = trained.whole(trained.average or trained.denoiser, is_main=self.accelerator.is_main_process)
         if network is not None:
             if trained.parts is not None:
                 network.to(self.accelerator.device)
@@ -77,7 +77,7 @@ class Validation:
             network.eval()
             with torch.no_grad():
                 self._measure(trainer, network, step)
-                self._show(network, step)
+                self._show(trainer.base, network, step)
             network.train(was_training)
         self.accelerator.wait_for_everyone()
 
@@ -91,68 +91,67 @@ class Validation:
             file.write(json.dumps({"step": step} | {name: round(value, 6) for name, value in losses.items()}) + "\n")
         logger.info("step %d: held-out loss %.4f", step, losses["held_out_loss"])
 
-    def _show(self, network: nn.Module, step: int) -> None:
-        if not self.shown:
+    def _show(self, base: Architecture, network: nn.Module, step: int) -> None:
+        if not self.pictures:
             return
         device = self.accelerator.device
         place = next(network.parameters()).device
-        pipeline = build_pipeline(network.to(device), self.config, device)
+        pipeline = base.build_editor(network.to(device), self.config, device)
         pipeline.set_progress_bar_config(disable=True)
         folder = self.output / "validation_images"
         folder.mkdir(exist_ok=True)
         images = {}
         with self.accelerator.autocast():
-            for number, (shown, seed) in enumerate(self._wanted()):
-                images[f"{shown.name}: {shown.edit_prompt} ({seed})"] = edited = _edit(pipeline, shown, seed)
+            for number, (picture, seed) in enumerate(self._edits()):
+                edited = _edit(pipeline, base, picture, seed)
+                images[f"{picture.name}: {picture.edit_prompt} ({seed})"] = edited
                 edited.save(folder / f"step_{step}_val_img_{number}.png")
         show_images(self.accelerator, "validation", images, step)
         network.to(place)
 
-    def _wanted(self) -> Iterator[tuple[Shown, int]]:
-        for shown in self.shown:
+    def _edits(self) -> Iterator[tuple[Picture, int]]:
+        for picture in self.pictures:
             for number in range(self.config.num_validation_images):
-                yield shown, self.config.seed + number
+                yield picture, self.config.seed + number
 
 
-def _edit(pipeline: Any, shown: Shown, seed: int) -> Image.Image:
+def _edit(pipeline: Any, base: Architecture, picture: Picture, seed: int) -> Image.Image:
     options = {"num_inference_steps": NUM_STEPS, "image_guidance_scale": IMAGE_GUIDANCE, "guidance_scale": GUIDANCE}
-    if hasattr(pipeline, "text_encoder_2"):
-        options |= {"height": shown.image.height, "width": shown.image.width}
+    options |= base.call_options(*picture.image.size)
     generator = torch.Generator().manual_seed(seed)
-    found = pipeline(shown.edit_prompt, image=shown.image, generator=generator, **options)
-    image: Image.Image = found.images[0]
-    return image
+    edited: Image.Image = pipeline(picture.edit_prompt, image=picture.image, generator=generator, **options).images[0]
+    return edited
 
 
-def read_shown(config: TrainingConfig) -> list[Shown]:
-    """The pictures to edit. ValueError, before the training starts, for one that cannot be read."""
-    wanted = []
+def read_pictures(config: TrainingConfig) -> list[Picture]:
+    """Reads the pictures to edit. ValueError, before the training starts, for one that cannot be read."""
+    edits = []
     if config.val_image_url_or_path and config.validation_prompt:
-        wanted.append((config.val_image_url_or_path, config.validation_prompt))
+        edits.append((config.val_image_url_or_path, config.validation_prompt))
     elif config.val_image_url_or_path or config.validation_prompt:
         raise ValueError(
-            "a validation takes an image and what to do to it. "
+            "a validation needs both an image and an instruction. "
             "Give --val_image_url_or_path as well as --validation_prompt."
         )
     if config.validation_file:
-        wanted += _read_file(Path(config.validation_file).expanduser())
-    return [Shown(Path(source).name, _read_image(source, config.resolution), prompt) for source, prompt in wanted]
+        edits += _read_file(Path(config.validation_file).expanduser())
+    return [Picture(Path(source).name, _read_image(source, config.resolution), prompt) for source, prompt in edits]
 
 
 def _read_file(path: Path) -> list[tuple[str, str]]:
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        found = [(str(row["image"]), str(row["edit_prompt"])) for row in rows]
+        edits = [(str(row["image"]), str(row["edit_prompt"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
-    beside = [path.parent / image for image, _ in found]
+    beside = [path.parent / image for image, _ in edits]
     return [
-        (str(near) if near.exists() else image, prompt) for near, (image, prompt) in zip(beside, found, strict=True)
+        (str(near) if near.exists() else image, prompt) for near, (image, prompt) in zip(beside, edits, strict=True)
     ]
 
 
 def _read_image(source: str, resolution: int) -> Image.Image:
-    """RGB, the short side near `resolution`, both sides multiples of 8."""
+    """Reads an RGB image, the short side near `resolution`, both sides multiples of 8."""
     try:
         image: Image.Image = load_image(source)
     except Exception as error:  # the network and codecs raise many kinds
@@ -165,15 +164,15 @@ def _read_image(source: str, resolution: int) -> Image.Image:
 def held_out_losses(
     trainer: Trainer, network: nn.Module, held_out: LatentCache, device: torch.device
 ) -> dict[str, float]:
-    """Mean loss over the held-out pairs, all in all and by quarters of the timesteps."""
-    objective = trainer.objective.to(device)
+    """Returns the mean loss over the held-out pairs, all in all and by quarters of the timesteps."""
+    noise = trainer.noise.to(device)
     size = trainer.config.train_batch_size
     by_quarter: list[list[Tensor]] = [[] for _ in range(QUARTERS)]
     for start in range(0, len(held_out), size):
         samples = list(range(start, min(start + size, len(held_out))))
         for quarter, losses in enumerate(by_quarter):
-            losses.append(_losses(trainer, network, objective, held_out, samples, quarter, device))
-    total = len(objective.alphas_cumprod) // QUARTERS
+            losses.append(_losses(trainer, network, noise, held_out, samples, quarter, device))
+    total = noise.num_timesteps // QUARTERS
     means = [float(torch.cat(losses).mean()) for losses in by_quarter]
     names = [f"held_out_loss_{total * number}_{total * (number + 1)}" for number in range(QUARTERS)]
     return {"held_out_loss": sum(means) / QUARTERS, **dict(zip(names, means, strict=True))}
@@ -182,25 +181,26 @@ def held_out_losses(
 def _losses(
     trainer: Trainer,
     network: nn.Module,
-    objective: Objective,
+    process: NoiseProcess,
     held_out: LatentCache,
     samples: list[int],
     quarter: int,
     device: torch.device,
 ) -> Tensor:
-    """(N,), nothing dropped."""
-    num_timesteps = len(objective.alphas_cumprod)
-    weights = torch.zeros(num_timesteps)
-    weights[num_timesteps * quarter // QUARTERS : num_timesteps * (quarter + 1) // QUARTERS] = 1.0
+    """Returns (N,) losses, nothing dropped."""
+    num_timesteps = process.num_timesteps
+    chances = torch.zeros(num_timesteps)
+    chances[num_timesteps * quarter // QUARTERS : num_timesteps * (quarter + 1) // QUARTERS] = 1.0
     shape = torch.Size((len(samples), *held_out.latent_shape))
-    draws = draw_step(shape, weights, "held-out", trainer.config.seed, samples[0], quarter)
+    draws = draw_step(shape, chances, "held-out", trainer.config.seed, samples[0], quarter)
     batch = held_out.take(samples, [False] * len(samples)).to(device)
-    latents = batch.mean * trainer.latent_scale
+    latents = trainer.latents.scaled(batch.mean)
     noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
     with trainer.accelerator.autocast():
-        prediction = trainer.predict(network, objective.noised(latents, noise, timesteps), timesteps, batch)
-    target = objective.target(latents, noise, timesteps)
-    return (prediction.float() - target).square().mean(dim=(1, 2, 3)).cpu()
+        noised = process.noised(latents, noise, timesteps)
+        condition = trainer.condition_of(batch)
+        prediction = trainer.predict(network, noised, timesteps, batch.texts, condition, batch.sizes)
+    return process.errors(prediction, latents, noise, timesteps).cpu()
 
 
 MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "trackio": "trackio"}
@@ -208,7 +208,7 @@ PROJECT = "instruct-pix2pix"
 
 
 def tracker_names(report_to: str) -> list[str]:
-    """The trackers that are asked for. ValueError for one that is unknown or not installed."""
+    """Lists the trackers to report to. ValueError for one that is unknown or not installed."""
     names = [name.strip() for name in report_to.split(",") if name.strip()]
     if names == ["all"]:
         return [name for name in MODULES if _is_installed(name)]
@@ -227,14 +227,14 @@ def _is_installed(name: str) -> bool:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """Tells the trackers the settings; there is no secret among them."""
+    """Starts the trackers with the settings, which hold no secret."""
     values = to_dict(config).items()
     plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values}
     accelerator.init_trackers(PROJECT, config=plain)
 
 
 def show_images(accelerator: Accelerator, name: str, images: Mapping[str, Any], step: int) -> None:
-    """Pictures by caption, to tensorboard, wandb and comet."""
+    """Shows pictures by caption in tensorboard, wandb and comet."""
     if not images:
         return
     for tracker in accelerator.trackers:

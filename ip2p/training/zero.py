@@ -1,8 +1,8 @@
-"""Weights as DeepSpeed's ZeRO keeps them, at stages 1 and 2: whole in every process, while their float32 masters, which
-the optimizer steps, lie end to end in one long tensor per group, of which each process holds a stretch.
+"""Handles weights as DeepSpeed's ZeRO keeps them, at stages 1 and 2.
 
-DeepSpeed tells where a parameter lies in two functions, which put one into the masters and take one out. All else is
-put and taken by way of them: it takes the masters' place for that time.
+They are whole in every process, while their float32 masters, which the optimizer steps, lie end to end in one long
+tensor per group, of which each process holds a slice. Two functions of DeepSpeed put one parameter into the masters
+and take one out. All other values go through them too: they take the masters' place meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ip2p.training.sharding import fill
@@ -21,37 +20,37 @@ from ip2p.training.sharding import fill
 
 @dataclass(frozen=True, slots=True)
 class ZeroParts:
-    """Of every group of parameters a stretch."""
+    """One contiguous slice of each parameter group."""
 
-    skeleton: UNet2DConditionModel
-    unet: nn.Module
+    skeleton: Any
+    denoiser: nn.Module
     optimizer: Any
     """DeepSpeed's own, around torch's."""
     groups: Sequence[Sequence[nn.Parameter]]
     """The parameters in the order of torch's optimizer."""
 
     def masters(self) -> list[Tensor]:
-        return [stretch.detach() for stretch in self.optimizer.single_partition_of_fp32_groups]
+        return [own_slice.detach() for own_slice in self.optimizer.single_partition_of_fp32_groups]
 
-    def whole(self, parts: Sequence[Tensor], *, is_main: bool) -> UNet2DConditionModel | None:
-        return fill(self.skeleton, self._taken(parts, self.unet.parameters()), is_main=is_main)
+    def whole(self, parts: Sequence[Tensor], *, is_main: bool) -> Any | None:
+        return fill(self.skeleton, self._taken(parts, self.denoiser.parameters()), is_main=is_main)
 
     @torch.no_grad()
     def put(self, parts: Sequence[Tensor], weights: Mapping[str, Tensor]) -> None:
-        values = [(parameter, weights[name]) for name, parameter in self.unet.named_parameters()]
-        for part, found in zip(parts, self._put(values), strict=True):
-            part.copy_(found)
+        values = [(parameter, weights[name]) for name, parameter in self.denoiser.named_parameters()]
+        for part, filled in zip(parts, self._put(values), strict=True):
+            part.copy_(filled)
         if parts[0].data_ptr() == self.masters()[0].data_ptr():  # not the average, whose weights no process has whole
             for parameter, value in values:
                 parameter.data.copy_(value)
 
     def whole_states(self, *, is_main: bool) -> dict[str, Any] | None:
         inner = self.optimizer.optimizer
-        stretches = [inner.state[stretch] for stretch in self.optimizer.single_partition_of_fp32_groups]
-        counts = {name: value.cpu() for name, value in stretches[0].items() if not value.ndim}
+        slices = [inner.state[own_slice] for own_slice in self.optimizer.single_partition_of_fp32_groups]
+        counts = {name: value.cpu() for name, value in slices[0].items() if not value.ndim}
         states = {number: {name: v.clone() for name, v in counts.items()} for number, _ in enumerate(self._ordered())}
-        for name in (name for name, value in stretches[0].items() if value.ndim):
-            parts = [state[name] for state in stretches]
+        for name in (name for name, value in slices[0].items() if value.ndim):
+            parts = [state[name] for state in slices]
             for number, value in enumerate(self._taken(parts, self._ordered())):
                 if is_main:
                     states[number][name] = value.cpu()
@@ -59,17 +58,17 @@ class ZeroParts:
 
     def put_states(self, states: dict[str, Any]) -> None:
         inner = self.optimizer.optimizer
-        found: list[dict[str, Tensor]] = [{} for _ in self.groups]
+        per_group: list[dict[str, Tensor]] = [{} for _ in self.groups]
         for name, value in states["state"][0].items():
             if value.ndim:
                 values = [(p, states["state"][number][name]) for number, p in enumerate(self._ordered())]
-                for state, part in zip(found, self._put(values), strict=True):
+                for state, part in zip(per_group, self._put(values), strict=True):
                     state[name] = part
             else:
-                for state in found:
+                for state in per_group:
                     state[name] = value.to(self.masters()[0].device, copy=True)
-        for stretch, state in zip(self.optimizer.single_partition_of_fp32_groups, found, strict=True):
-            inner.state[stretch] = state
+        for own_slice, state in zip(self.optimizer.single_partition_of_fp32_groups, per_group, strict=True):
+            inner.state[own_slice] = state
         for group, saved in zip(inner.param_groups, states["param_groups"], strict=True):
             group.update({name: value for name, value in saved.items() if name != "params"})
 
@@ -77,7 +76,7 @@ class ZeroParts:
         return [parameter for group in self.groups for parameter in group]
 
     def _numbered(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The groups with numbers for the parameters that each has without DeepSpeed."""
+        """Returns the groups with the numbers that their parameters have without DeepSpeed."""
         numbers = iter(range(len(self._ordered())))
         return [
             {**group, "params": [next(numbers) for _ in parameters]}
@@ -85,7 +84,7 @@ class ZeroParts:
         ]
 
     def _taken(self, parts: Sequence[Tensor], parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
-        """Each whole, where `parts` have it."""
+        """Yields each parameter whole, with the values of `parts`."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         with self._masters_kept():
@@ -95,7 +94,7 @@ class ZeroParts:
                 yield safe_get_full_fp32_param(parameter)
 
     def _put(self, values: Iterable[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
-        """Parts that have these values."""
+        """Returns parts that have these values."""
         from deepspeed.utils import safe_set_full_fp32_param
 
         with self._masters_kept():

@@ -59,7 +59,7 @@ def explicit_maps(pipeline: Any, candidates: list[Candidate], config: RenderingC
     import torch
 
     from ip2p.p2p.sampler import decode_latents
-    from tests.explicit import ExplicitPair
+    from tests.explicit_attention import ExplicitPair
 
     with torch.inference_mode():
         for candidate in candidates:

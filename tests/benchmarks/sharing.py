@@ -23,8 +23,10 @@ ROUNDS = 3
 
 def render(config: RenderingConfig, triplets: list[EditTriplet]) -> tuple[float, int]:
     """(seconds, pairs that the oracle calls right)."""
-    options = {"revision": config.revision, "variant": config.variant, "dtype": config.dtype, "device": config.device}
-    pipeline, domain = load_text_to_image(config.model, **options), ShapesDomain()
+    pipeline = load_text_to_image(
+        config.model, revision=config.revision, variant=config.variant, dtype=config.dtype, device=config.device
+    )
+    domain = ShapesDomain()
     candidates = [candidate for triplet in triplets for candidate in draw_candidates(config, triplet)]
     started = time.perf_counter()
     pairs = list(render_pairs(pipeline, candidates, config))

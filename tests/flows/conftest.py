@@ -1,9 +1,10 @@
-"""One Prefect server for all flow tests, and a run that starts from ready triplets."""
+"""One Prefect server for all flow tests, which are slow for it, and a run that starts from ready triplets."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from prefect.testing.utilities import prefect_test_harness
 
 from ip2p.config import PipelineConfig
-from tests import tiny
+from tests import processes, tiny
 
 WORDS = ("red", "dark", "pink", "small")
 
@@ -44,6 +45,20 @@ def write_ready_config(out: Path, *, sd: Path, clip: Path, lm: Path) -> Pipeline
 def ready_config(tmp_path: Path, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) -> PipelineConfig:
     """A run in an empty folder."""
     return write_ready_config(tmp_path / "run", sd=tiny_sd, clip=tiny_clip, lm=tiny_lm)
+
+
+@pytest.fixture(scope="session")
+def forked_training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trainings in forked children, which start in no time; that of `finished_run` is launched as a user's is."""
+    log = tmp_path_factory.mktemp("training") / "log"
+
+    def fork(command: list[str]) -> None:
+        words = command[command.index("ip2p.training") + 1 :]
+        processes.run(processes.training, words, log, os.environ | {"ACCELERATE_USE_CPU": "true"})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ip2p.training.launching.run_child", fork)
+        yield
 
 
 @pytest.fixture(scope="session")

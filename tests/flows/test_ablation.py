@@ -19,9 +19,13 @@ from ip2p.config.files import read_config
 from ip2p.records import hash_to_unit
 from ip2p.store import RunFolder, read_json, read_summary
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows")]
+
 
 @pytest.fixture(scope="session")
-def filtered_run(finished_run: PipelineConfig, tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
+def filtered_run(
+    finished_run: PipelineConfig, forked_training: None, tmp_path_factory: pytest.TempPathFactory
+) -> PipelineConfig:
     """A finished run whose filter rejects half of the candidates, made from the scores of another."""
     tables = [pq.read_table(path) for path in RunFolder(finished_run.out).shards("candidates")]
     median = float(np.median(np.concatenate([table["clip_direction"].to_numpy() for table in tables])))

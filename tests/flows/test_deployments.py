@@ -14,17 +14,13 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from flows.deployments import (
-    ALL_VARIANTS,
     DEPLOYMENTS,
     Form,
-    PresetName,
-    VariantName,
     describe_fields,
     differences,
     fill_in,
     form_of,
 )
-from flows.deployments import dataset as dataset_deployment
 from flows.tasks import Bar
 from ip2p import ablation, uses
 from ip2p.cli.serving import NAMES
@@ -33,10 +29,13 @@ from ip2p.config.files import read_run
 from ip2p.presets import PRESETS, sdxl, shapes
 from ip2p.store import RunFolder
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows")]
+
 
 def _knobs(kind: Any) -> dict[str, Any]:
     """Dotted name of every knob and its section's dataclass."""
-    hints, found = typing.get_type_hints(kind), {}
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
             found |= {f"{field.name}.{name}": each for name, each in _knobs(hints[field.name]).items()}
@@ -47,7 +46,7 @@ def _knobs(kind: Any) -> dict[str, Any]:
 
 def _schema_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
     """The part of a form's schema that a dotted name leads to."""
-    place = schema["definitions"]["Settings"]
+    place: dict[str, Any] = schema["definitions"]["Settings"]
     for part in name.split("."):
         place = place["properties"][part]
         for each in place["anyOf"]:
@@ -58,8 +57,12 @@ def _schema_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_every_command_that_makes_something_is_a_deployment_with_every_preset_and_variant() -> None:
     assert tuple(DEPLOYMENTS) == NAMES
-    assert set(typing.get_args(PresetName)) == set(PRESETS)
-    assert typing.get_args(VariantName) == tuple(ALL_VARIANTS) == tuple(ablation.VARIANTS)
+    fields = {name: parameter_schema(flow).model_dump()["properties"] for name, flow in DEPLOYMENTS.items()}
+    assert all(fields[name]["preset"]["enum"] == list(PRESETS) for name in ("run", "dataset", "train"))
+    variants = fields["ablate"]["variants"]
+    assert variants["items"]["enum"] == variants["default"] == list(ablation.VARIANTS)
+    assert list(fields["train"]) == ["data", "preset", "out", "config_file", "settings"]
+    assert list(fields["ablate"]) == ["run", "out", "variants", "settings"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,12 +130,12 @@ def test_a_run_from_the_form_is_the_command_s_and_is_not_done_twice(
     ready_config: PipelineConfig, tmp_path: Path
 ) -> None:
     asked = {"config_file": _asked(ready_config, tmp_path), "out": str(tmp_path / "out")}
-    state = dataset_deployment(**asked, settings={"dataset": {"seed": 5}}, return_state=True)
+    state = DEPLOYMENTS["dataset"](**asked, settings={"dataset": {"seed": 5}}, return_state=True)
     assert state.is_completed() and state.message == f"The results are in {tmp_path / 'out'}."
     made = read_run(tmp_path / "out")
     assert made.dataset.seed == 5 and uses.is_complete(made, "dataset")
     assert list(RunFolder(made.out).dataset.glob("data/*.parquet")) and (made.out / "run.log").exists()
-    again = dataset_deployment(**asked, settings={"dataset": {"seed": 5}}, return_state=True)
+    again = DEPLOYMENTS["dataset"](**asked, settings={"dataset": {"seed": 5}}, return_state=True)
     assert again.message == f"Everything is done already in {tmp_path / 'out'}."
 
 
@@ -144,7 +147,7 @@ def test_a_mistake_is_a_failed_state_with_the_line_that_the_command_would_print(
         ({"rendering": {"num_inference_steps": 0}}, "rendering.num_inference_steps must be positive, got 0."),
         ({"prompts": {"captions": "nowhere.txt"}}, "captions file nowhere.txt does not exist."),
     ):
-        state = dataset_deployment(config_file=file, out=str(out), settings=settings, return_state=True)
+        state = DEPLOYMENTS["dataset"](config_file=file, out=str(out), settings=settings, return_state=True)
         assert state.is_failed() and str(state.message).startswith(said)
         assert not out.exists()
 
@@ -154,7 +157,7 @@ def test_a_run_folder_that_is_a_url_holds_what_was_made(
 ) -> None:
     monkeypatch.setenv("IP2P_SCRATCH", str(tmp_path / "scratch"))
     url = "memory://form/run"
-    state = dataset_deployment(config_file=_asked(ready_config, tmp_path), out=url, return_state=True)
+    state = DEPLOYMENTS["dataset"](config_file=_asked(ready_config, tmp_path), out=url, return_state=True)
     assert state.is_completed() and state.message == f"The results are in {url}."
     stored = {Path(name).name for name in fsspec.filesystem("memory").find("/form/run/dataset/data")}
     assert stored == {path.name for path in (tmp_path / "scratch").glob("ip2p-runs/*/dataset/data/*")} != set()

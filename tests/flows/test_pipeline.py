@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import TaskRunSort
 
@@ -17,8 +17,11 @@ from flows.tasks import limit_name
 from ip2p import uses
 from ip2p.config import PipelineConfig, ScreeningConfig, ServerConfig
 from ip2p.store import RunFolder, read_json, read_summary, sidecar_path
+from tests import processes
 from tests.chat_server import serving
 from tests.tiny import CAPTIONS
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows")]
 
 
 def _times(root: Path) -> dict[Path, int]:
@@ -53,12 +56,12 @@ def test_the_saved_config_is_resolved_and_names_what_it_ran_with(finished_run: P
 def test_task_runs_are_named_after_their_stage_and_shard(finished_run: PipelineConfig) -> None:
     expected = {f"{stage}-{number:05d}" for stage in ("prompts", "render") for number in range(3)}
     expected |= {"dataset", "oracle", "train", "evaluate", "report"}
-    deadline = time.monotonic() + 20  # the server records task runs a moment after they end
-    names: set[str] = set()
-    while not expected <= names and time.monotonic() < deadline:
+
+    def names() -> set[str]:
         with get_client(sync_client=True) as client:
-            names = {run.name for run in client.read_task_runs(limit=200, sort=TaskRunSort.END_TIME_DESC)}
-    assert expected <= names
+            return {run.name for run in client.read_task_runs(limit=200, sort=TaskRunSort.END_TIME_DESC)}
+
+    processes.wait_until(lambda: expected <= names())  # the server records task runs a moment after they end
 
 
 def test_the_run_leaves_artifacts_for_counts_scores_and_the_report(finished_run: PipelineConfig) -> None:

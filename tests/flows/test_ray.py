@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,12 +14,14 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.dataset import dataset_flow
 from flows.runners import resources, with_runner
-from ip2p.cli.arguments import parse_new_run
+from ip2p.cli.arguments import NewRun
+from ip2p.cli.parsing import parse_over_base
 from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.store import RunFolder
 from tests.flows.conftest import one_thread
 
 pytest.importorskip("prefect_ray")
+pytestmark = pytest.mark.slow
 
 
 def test_shards_ask_ray_for_what_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +41,9 @@ def test_shards_ask_ray_for_what_the_config_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_runner_has_short_flags() -> None:
-    config = parse_new_run(["shapes", "--runner", "ray", "--ray-address=10.0.0.1:6379", "--workers", "8"], "dataset")
+    words = ["shapes", "--runner", "ray", "--ray-address=10.0.0.1:6379", "--workers", "8"]
+    with ExitStack() as stack:
+        _, config = parse_over_base(NewRun, words, "ip2p dataset", stack)
     assert config.runner == RunnerConfig(kind="ray", address="10.0.0.1:6379", max_workers=8)
 
 
@@ -57,7 +61,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.shutdown()
 
 
-@pytest.mark.slow
 def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: Any) -> None:
     prompts = dataclasses.replace(ready_config.prompts, shard_size=2)
     alone = dataclasses.replace(ready_config, prompts=prompts)
@@ -70,7 +73,7 @@ def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: An
 
     def kill_midway() -> None:
         while len(RunFolder(apart.out).shards("candidates")) < 2:
-            time.sleep(0.05)
+            killed.wait(0.05)
         cluster.remove_node(node, allow_graceful=False)
         killed.set()
 

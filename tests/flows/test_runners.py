@@ -19,6 +19,8 @@ from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.store import RunFolder
 from tests.flows.conftest import one_thread
 
+pytestmark = pytest.mark.slow
+
 
 def test_threads_are_as_many_as_the_config_says() -> None:
     assert make_task_runner(RunnerConfig(kind="threads", max_workers=3)) == ThreadPoolTaskRunner(max_workers=3)
@@ -87,7 +89,6 @@ def test_a_mistake_inside_a_shard_reaches_the_caller_of_the_flow_as_it_was(ready
     assert len(RunFolder(broken.out).shards("triplets")) == 3
 
 
-@pytest.mark.slow
 def test_two_spawned_processes_make_the_dataset_that_one_thread_makes(
     ready_config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,10 +6,6 @@ import dataclasses
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,22 +14,15 @@ from prefect.settings import PREFECT_API_URL
 
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.store import RunFolder
+from tests import processes
 
 KILLS = 20
-PATIENCE = 120.0
 
 
-def command(config: PipelineConfig) -> list[str]:
+def words_for(config: PipelineConfig) -> list[str]:
     path = config.out.with_suffix(".json")
     path.write_text(json.dumps(to_dict(config)))
-    return [
-        sys.executable,
-        "-c",
-        "import sys; from ip2p.cli import main; sys.exit(main())",
-        "dataset",
-        "--config",
-        str(path),
-    ]
+    return ["dataset", "--config", str(path)]
 
 
 def environment() -> dict[str, str]:
@@ -45,17 +34,15 @@ def num_files(folder: Path) -> int:
 
 
 def kill_at_a_random_moment(config: PipelineConfig, rng: random.Random) -> bool:
-    """Starts the command and kills its whole process group amid its work; False where it was through before that."""
-    with subprocess.Popen(
-        command(config), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as running:
-        deadline, before, more = time.monotonic() + PATIENCE, num_files(config.out), rng.randint(1, 4)
-        while num_files(config.out) < before + more and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.1))
-        if running.poll() is not None:
-            return False
-        os.killpg(running.pid, signal.SIGKILL)
+    """Starts the command and kills its whole process group amid its work; False if it was through before that."""
+    child = processes.fork(processes.command, words_for(config), config.out.with_suffix(".log"), environment())
+    before, more = num_files(config.out), rng.randint(1, 4)
+    while num_files(config.out) < before + more and child.exitcode is None:
+        child.join(0.005)
+    child.join(rng.uniform(0, 0.1))
+    if child.exitcode is not None:
+        return False
+    processes.kill(child)
     return True
 
 
@@ -74,8 +61,7 @@ def test_many_kills_leave_no_trace(ready_config: PipelineConfig) -> None:
     while kills < KILLS and kill_at_a_random_moment(killed, rng):
         kills += 1
     for config in (killed, whole):
-        done = subprocess.run(command(config), env=environment(), capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
+        processes.run(processes.command, words_for(config), config.out.with_suffix(".log"), environment())
     assert kills == KILLS, f"the work was over after {kills} kills: give it more shards"
     found, expected = tables(killed), tables(whole)
     assert len(expected) > 2 * 16

@@ -1,8 +1,8 @@
-"""A vision-language judge in the manner of VIEScore (Ku et al., 2024), asked in words of our own.
+"""Scores by a vision-language judge in the manner of VIEScore (Ku et al., 2024), with questions of our own wording.
 
 One question shows both pictures and asks how far the instruction was followed and how much else was kept; another shows
 the answer alone and asks how natural and how clean it is. Each counts by its lower score, and their geometric mean is
-the whole. Every answer is on disk before it is used; one that holds no scores leaves them out.
+the overall score. Every answer is on disk before it is used; an answer without scores leaves them out.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 from PIL import Image
 
 from ip2p.chat_client import ChatClient
 from ip2p.config import VlmConfig, fingerprint
-from ip2p.evaluation.cases import EditCase, Pixels, encode_png, hash_pixels
-from ip2p.evaluation.measures import NUMBER, Row, as_images, fit_to
+from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
+from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, fit_to
+from ip2p.images import encode_png
 from ip2p.records import content_hash
 from ip2p.store.journal import Journal
 
@@ -39,61 +41,67 @@ Answer with JSON alone, such as {"why": "a short reason", "natural": 6, "clean":
 QUESTIONS = (BOTH, ALONE)
 
 Ask = Callable[[Sequence[Image.Image], str], str]
-"""(pictures, question) to an answer; "" for one that was refused."""
+"""(pictures, question) to an answer; "" if it was refused."""
 
 
 @dataclass(frozen=True)
-class VlmMeasure:
-    """Scores from 0 to 10."""
+class VlmMeasure(Measure):
+    """Asks for scores from 0 to 10; slow, so edits alone are measured."""
 
     config: VlmConfig
     journal: Path
-    columns = dict.fromkeys(("vlm_followed", "vlm_kept", "vlm_quality", "vlm"), NUMBER)
+    order = 70
+    edits_only = True
+    columns = (
+        Column("vlm_followed", "VLM: followed", "higher", "mean"),
+        Column("vlm_kept", "VLM: kept", "higher", "mean"),
+        Column("vlm_quality", "VLM: quality", "higher", "mean"),
+        Column("vlm", "VLM: overall", "higher", "mean"),
+    )
+
+    @classmethod
+    def from_setup(cls, setup: Setup) -> Self | None:
+        """Makes it if a model is named; its answers are kept in the folder."""
+        return cls(setup.knobs.vlm, setup.folder / "vlm-answers.jsonl") if setup.knobs.vlm.model else None
 
     @property
     def identity(self) -> str:
-        """The model's name and the questions."""
+        """Hash of the model's name and the questions."""
         return fingerprint("vlm", self.config.model, self.config.revision, self.config.max_new_tokens, QUESTIONS)
 
-    def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Row]:
-        """None where an answer holds no scores. RuntimeError where the server stays away; its answers are kept."""
-        journal, wishes = Journal(self.journal), list(zip(cases, before, after, strict=True))
-        with _open_judge(self.config) as (ask, together):
-            return together(wishes, lambda wish: self._score(ask, journal, *wish))
+    def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
+        """Returns None for scores that an answer does not hold. RuntimeError if the server does not answer."""
+        journal, edits = Journal(self.journal), list(zip(cases, before, after, strict=True))
+        with _open_judge(self.config) as (ask, ask_together):
+            return ask_together(edits, lambda edit: self._score(ask, journal, *edit))
 
-    def _score(self, ask: Ask, journal: Journal, case: EditCase, before: Pixels, after: Pixels) -> Row:
+    def _score(self, ask: Ask, journal: Journal, case: EditCase, before: Pixels, after: Pixels) -> Values:
         pictures = as_images([before, fit_to(after, before)])
-        both = BOTH.format(instruction=case.edit_prompt)
-        of_both = read_scores(self._answer(ask, journal, pictures, both), ("followed", "kept"))
+        question = BOTH.format(instruction=case.edit_prompt)
+        both = read_scores(self._answer(ask, journal, pictures, question), ("followed", "kept"))
         alone = read_scores(self._answer(ask, journal, pictures[1:], ALONE), ("natural", "clean"))
-        row: Row = dict.fromkeys(self.columns)
-        row |= {"vlm_followed": of_both[0], "vlm_kept": of_both[1]} if of_both else {}
-        row |= {"vlm_quality": min(alone)} if alone else {}
-        return row | ({"vlm": math.sqrt(min(of_both) * min(alone))} if of_both and alone else {})
+        return {
+            "vlm_followed": both[0] if both else None,
+            "vlm_kept": both[1] if both else None,
+            "vlm_quality": min(alone) if alone else None,
+            "vlm": math.sqrt(min(both) * min(alone)) if both and alone else None,
+        }
 
     def _answer(self, ask: Ask, journal: Journal, pictures: Sequence[Image.Image], question: str) -> str:
-        import numpy as np
-
-        seen = [hash_pixels(np.asarray(picture)) for picture in pictures]
-        key = content_hash(self.identity, question, *seen)
-        known = journal.get(key)
-        if known is None:
-            known = {"question": question, "text": ask(pictures, question)}
-            journal.add(key, known)
-        return str(known["text"])
-
-
-def vlm_measures(config: VlmConfig, folder: Path) -> list[VlmMeasure]:
-    """One, where a model is named; its answers lie in `folder`."""
-    return [VlmMeasure(config, folder / "vlm-answers.jsonl")] if config.model else []
+        key = content_hash(self.identity, question, *(hash_pixels(np.asarray(picture)) for picture in pictures))
+        entry = journal.get(key)
+        if entry is None:
+            entry = {"question": question, "text": ask(pictures, question)}
+            journal.add(key, entry)
+        return str(entry["text"])
 
 
 def read_scores(answer: str, names: tuple[str, str]) -> tuple[float, float] | None:
-    """Two scores in 0..10 from the last JSON object of an answer, which may stand among other words."""
-    for found in reversed(re.findall(r"\{[^{}]*\}", answer)):
+    """Reads two scores in 0..10 from the last JSON object of an answer, which may stand among other words."""
+    for text in reversed(re.findall(r"\{[^{}]*\}", answer)):
         try:
-            told = json.loads(found)
-            scores = float(told[names[0]]), float(told[names[1]])
+            values = json.loads(text)
+            scores = float(values[names[0]]), float(values[names[1]])
         except (ValueError, TypeError, KeyError):
             continue
         return scores if all(0 <= score <= 10 for score in scores) else None
@@ -101,36 +109,33 @@ def read_scores(answer: str, names: tuple[str, str]) -> tuple[float, float] | No
 
 
 @contextmanager
-def _open_judge(config: VlmConfig) -> Iterator[tuple[Ask, Callable[..., list[Row]]]]:
-    """How one question is asked, and how many are asked together."""
+def _open_judge(config: VlmConfig) -> Iterator[tuple[Ask, Callable[..., list[Values]]]]:
+    """Yields how one question is asked, and how many edits are asked about together."""
     if config.backend == "local":
-        yield local_judge(config), lambda wishes, ask_one: [ask_one(wish) for wish in wishes]
+        yield local_judge(config), lambda edits, ask_one: [ask_one(edit) for edit in edits]
         return
     with closing(ChatClient(config.server)) as client:
         yield (lambda pictures, question: _ask_server(client, config, pictures, question)), client.ask_together
 
 
 def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.Image], question: str) -> str:
-    import numpy as np
-
     encoded = [base64.b64encode(encode_png(np.asarray(picture))).decode() for picture in pictures]
-    shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}} for content in encoded]
-    content = [*shown, {"type": "text", "text": question}]
-    asked = {
+    images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}} for content in encoded]
+    request = {
         "model": config.model,
-        "messages": [{"role": "user", "content": content}],
+        "messages": [{"role": "user", "content": [*images, {"type": "text", "text": question}]}],
         "temperature": 0.0,
         "max_tokens": config.max_new_tokens,
     }
-    return str(client.ask(asked).get("text", ""))
+    return str(client.ask(request).get("text", ""))
 
 
 def local_judge(config: VlmConfig) -> Ask:
-    """A model of transformers in this process, loaded once."""
+    """Returns a judge that asks a model of transformers in this process, loaded once."""
     from ip2p.models.loading import check_model_source, load_once, resolve_device, resolve_dtype
 
-    place = resolve_device(config.device)
-    precision = resolve_dtype(config.dtype, place)
+    device = resolve_device(config.device)
+    precision = resolve_dtype(config.dtype, device)
 
     def load() -> tuple[Any, Any]:
         import torch
@@ -141,18 +146,18 @@ def local_judge(config: VlmConfig) -> Ask:
             source, revision=config.revision, dtype=getattr(torch, precision)
         )
         processor: Any = AutoProcessor.from_pretrained(source, revision=config.revision)  # type: ignore[no-untyped-call]
-        return network.to(place).eval(), processor
+        return network.to(device).eval(), processor
 
-    model, processor = load_once(("vlm", config.model, config.revision, place, precision), load)
+    model, processor = load_once(("vlm", config.model, config.revision, device, precision), load)
 
     def ask(pictures: Sequence[Image.Image], question: str) -> str:
         import torch
 
         content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(text=text, images=list(pictures), return_tensors="pt").to(place, model.dtype)
+        inputs = processor(text=text, images=list(pictures), return_tensors="pt").to(device, model.dtype)
         with torch.inference_mode():
-            made = model.generate(**inputs, max_new_tokens=config.max_new_tokens, do_sample=False)
-        return str(processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+            output = model.generate(**inputs, max_new_tokens=config.max_new_tokens, do_sample=False)
+        return str(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
     return ask

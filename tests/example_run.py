@@ -14,8 +14,8 @@ import pyarrow as pa
 from ip2p import store
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
 from ip2p.evaluation import metrics
-from ip2p.evaluation.cases import IMAGE_TYPE, encode_png
 from ip2p.filtering import judge_table
+from ip2p.images import IMAGE_TYPE, encode_png
 from ip2p.prompts import Generation, triplets_table
 from ip2p.prompts.format import Reason
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
@@ -62,7 +62,8 @@ def _triplet(rng: random.Random, edit: SceneEdit) -> EditTriplet:
 
 def _write_triplets(run: store.RunFolder, triplets: list[EditTriplet]) -> None:
     rows = [Generation(each.original_prompt, "", each, "") for each in triplets]
-    lost: list[Reason] = ["unparsable"] * 5 + ["no_op"] * 3 + ["duplicate"] * 2
+    times: dict[Reason, int] = {"unparsable": 5, "no_op": 3, "duplicate": 2}
+    lost = [reason for reason, num in times.items() for _ in range(num)]
     rows += [Generation(f"caption {index}", f"{HOSTILE} {index}", None, reason) for index, reason in enumerate(lost)]
     store.write_shard(run.shard("triplets", 0), triplets_table(rows), fingerprint="x", seconds=4.0)
 
@@ -180,7 +181,7 @@ def _record(model: str, scale: float, number: int, edit: SceneEdit, rng: random.
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     pictures = [row["picture"] for row in rows]
-    plain = [{name: value for name, value in row.items() if name != "picture"} for row in rows]
+    plain = [{"model": "model"} | {name: value for name, value in row.items() if name != "picture"} for row in rows]
     return pa.Table.from_pylist(plain).append_column("edited_image", image_column(pictures))
 
 

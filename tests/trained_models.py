@@ -1,4 +1,4 @@
-"""A language model small enough to be taught the format in seconds."""
+"""A language model small enough to be trained on the format in seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ip2p.models.loading import LanguageModel
 from ip2p.prompts.asking import Request, draw_edit_type, messages_for, repair_messages
 from ip2p.prompts.format import format_answer, format_json, format_prompt
 
-TAUGHT_CAPTIONS = (
+TRAINED_CAPTIONS = (
     "a red circle",
     "a picture of a small green square on a plain white background",
     "a blue ring next to a star",
@@ -27,7 +27,7 @@ def _answers(caption: str) -> list[str]:
     return [format_answer(edit, f"{caption}, {edit.split()[-1]}") for edit in _EDITS]
 
 
-def teach_language_model(num_steps: int = 150) -> LanguageModel:
+def train_language_model(num_steps: int = 150) -> LanguageModel:
     """Overfits a GPT-2 (absolute positions: padding must not shift them) to four answers a caption."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
@@ -45,7 +45,7 @@ def teach_language_model(num_steps: int = 150) -> LanguageModel:
         attn_pdrop=0.0,
     )
     model = GPT2LMHeadModel(config)
-    texts = [format_prompt(caption) + answer for caption in TAUGHT_CAPTIONS for answer in _answers(caption)]
+    texts = [format_prompt(caption) + answer for caption in TRAINED_CAPTIONS for answer in _answers(caption)]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -56,11 +56,11 @@ def teach_language_model(num_steps: int = 150) -> LanguageModel:
     return LanguageModel(model.eval(), tokenizer)
 
 
-def write_taught_language_model(folder: Path) -> Path:
+def write_trained_language_model(folder: Path) -> Path:
     """Writes it as a folder that `AutoModelForCausalLM` loads."""
-    taught = teach_language_model()
-    taught.model.save_pretrained(folder, safe_serialization=True)
-    taught.tokenizer.save_pretrained(folder)
+    trained = train_language_model()
+    trained.model.save_pretrained(folder, safe_serialization=True)
+    trained.tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -74,7 +74,7 @@ def _tokenizer(texts: Sequence[str] = (), vocab_size: int = 400) -> PreTrainedTo
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = texts or [format_prompt(caption) + answer for caption in TAUGHT_CAPTIONS for answer in _answers(caption)]
+    texts = texts or [format_prompt(caption) + answer for caption in TRAINED_CAPTIONS for answer in _answers(caption)]
     learned.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=learned, eos_token="<end>", pad_token="<end>", padding_side="left")
 
@@ -88,7 +88,7 @@ CHAT_TEMPLATE = (
 
 
 def chat_config(folder: Path | str) -> PromptsConfig:
-    """Asks the taught chat model the way it was taught: three edit types and no examples."""
+    """Asks the trained chat model the way it was trained: three edit types and no examples."""
     return PromptsConfig(
         backend="chat", model=str(folder), edit_types=CHAT_TYPES, num_examples=0, max_new_tokens=60, temperature=0.0
     )
@@ -96,14 +96,14 @@ def chat_config(folder: Path | str) -> PromptsConfig:
 
 def _chat_texts() -> list[tuple[str, str]]:
     """(conversation, answer): three edit types a caption, one of the captions answered in prose."""
-    config, texts = chat_config("taught"), []
-    for caption in TAUGHT_CAPTIONS:
+    config, texts = chat_config("trained"), []
+    for caption in TRAINED_CAPTIONS:
         for attempt in range(3):
             request = Request(caption, attempt)
             kind = draw_edit_type(config, request)
             answer = format_json(kind, f"{kind} it", f"{caption}, {kind}")
             talk = messages_for(config, request)
-            if caption == TAUGHT_CAPTIONS[0] and attempt == 0:
+            if caption == TRAINED_CAPTIONS[0] and attempt == 0:
                 texts.append((_render(talk), "Sure!"))
                 talk = repair_messages(talk, "Sure!", "unparsable")
             texts.append((_render(talk), answer))
@@ -115,8 +115,8 @@ def _render(talk: list[dict[str, str]]) -> str:
     return "".join(f"<|{each['role']}|>{each['content']}\n" for each in shown) + "<|assistant|>"
 
 
-def write_taught_chat_model(folder: Path, num_steps: int = 220) -> Path:
-    """A GPT-2 that was taught to answer a few conversations, written as a folder with a chat template."""
+def write_trained_chat_model(folder: Path, num_steps: int = 220) -> Path:
+    """Writes a GPT-2 that was trained on a few conversations as a folder with a chat template."""
     torch.manual_seed(0)
     texts = _chat_texts()
     tokenizer = _tokenizer([prompt + answer for prompt, answer in texts], vocab_size=700)

@@ -11,8 +11,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ip2p.config import RenderingConfig
+from ip2p.models.noise.discrete import DiscreteNoise
 from ip2p.p2p.alignment import map_tokens
-from ip2p.p2p.sampler import new_scheduler
 from ip2p.records import Candidate
 
 
@@ -120,7 +120,7 @@ class ExplicitPair(ExplicitAttention):
     def sample(self) -> tuple[Tensor, Tensor]:
         """Both sides' latents."""
         pipeline, unet, spec, triplet = self.pipeline, self.pipeline.unet, self.spec, self.candidate.triplet
-        scheduler = new_scheduler(pipeline, self.config.scheduler)
+        scheduler = DiscreteNoise.new_scheduler(pipeline.scheduler, self.config.scheduler)
         scheduler.set_timesteps(self.config.num_inference_steps)
         self.num_steps = len(scheduler.timesteps)
         chance = [torch.Generator().manual_seed(spec.seed) for _ in range(2)]

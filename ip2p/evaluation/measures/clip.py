@@ -1,0 +1,86 @@
+"""CLIP's similarities of an edit, and which CLIP it is that judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ip2p.config import EvaluationConfig, ScoringConfig, fingerprint
+from ip2p.evaluation.cases import EditCase, Pixels
+from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images
+from ip2p.records import PairScores
+
+
+@dataclass(frozen=True)
+class ClipMeasure(Measure):
+    """Measures CLIP's four similarities (paper, section 4.2) and that to the target, which is MagicBrush's CLIP-I."""
+
+    scoring: ScoringConfig
+    order = 20
+    columns = (
+        # the input against its own caption is the same for every editor
+        Column("clip_original", "CLIP input ↔ caption", "higher", "mean", shown="nowhere", always=True),
+        Column("clip_edited", "CLIP edited ↔ caption", "higher", "mean", shown="runs", always=True),
+        Column("clip_direction", "CLIP direction", "higher", "mean", shown="runs", always=True),
+        Column("clip_image", "CLIP image", "higher", "mean", shown="runs", always=True),
+        Column("clip_target", "CLIP image ↔ target", "higher", "mean", shown="runs"),
+    )
+
+    @classmethod
+    def from_setup(cls, setup: Setup) -> Self:
+        """Makes it from the judge's weights."""
+        return cls(setup.clip)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the names of the judge's weights."""
+        return fingerprint("clip", self.scoring.clip_model, self.scoring.clip_pretrained)
+
+    def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
+        """Returns None for similarities to a caption or a target that a case lacks."""
+        from ip2p.scoring import load_pair_scorer
+
+        scorer = load_pair_scorer(self.scoring)
+        scores = scorer.score([case.triplet for case in cases], as_images(before), as_images(after))
+        rows = [_similarities(case, pair) for case, pair in zip(cases, scores, strict=True)]
+        targets = {number: image for number, case in enumerate(cases) if (image := case.target_image) is not None}
+        triplets = [cases[number].triplet for number in targets]
+        edited = as_images([after[number] for number in targets])
+        to_target = scorer.score(triplets, as_images(list(targets.values())), edited)
+        for number, pair in zip(targets, to_target, strict=True):
+            rows[number]["clip_target"] = pair.image
+        return rows
+
+
+def _similarities(case: EditCase, scores: PairScores) -> Values:
+    has_original, has_edited = bool(case.original_prompt), bool(case.edited_prompt)
+    return {
+        "clip_original": scores.original if has_original else None,
+        "clip_edited": scores.edited if has_edited else None,
+        "clip_direction": scores.direction if has_original and has_edited else None,
+        "clip_image": scores.image,
+        "clip_target": None,
+    }
+
+
+def judge_of(knobs: EvaluationConfig, scoring: ScoringConfig) -> ScoringConfig:
+    """The CLIP that judges: the evaluation's own, or the filter's if it names none."""
+    named = scoring if knobs.judge_clip_model is None else None
+    return ScoringConfig(
+        clip_model=named.clip_model if named else str(knobs.judge_clip_model),
+        clip_pretrained=named.clip_pretrained if named else knobs.judge_clip_pretrained,
+        device=knobs.device,
+    )
+
+
+def describe_judge(knobs: EvaluationConfig, scoring: ScoringConfig) -> dict[str, Any]:
+    """Names of the judge and of the filter's CLIP, and whether they are the same."""
+    judge = judge_of(knobs, scoring)
+    same = (judge.clip_model, judge.clip_pretrained) == (scoring.clip_model, scoring.clip_pretrained)
+    return {"model": _short_name(judge), "filter": _short_name(scoring), "same_as_filter": same}
+
+
+def _short_name(scoring: ScoringConfig) -> str:
+    name = scoring.clip_model.rstrip("/").rsplit("/", 1)[-1]
+    return f"{name} ({scoring.clip_pretrained})" if scoring.clip_pretrained else name

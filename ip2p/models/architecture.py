@@ -1,0 +1,176 @@
+"""What the stages need to know of a base model, and which architecture a base is of.
+
+A new base is one file of this folder: a subclass of `Architecture` and an instance of it named `ARCHITECTURE`. The
+base's model_index.json chooses by the class of its pipeline. Rendering, training and editing never name a network's
+class, its layers or its parts; they ask here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ip2p import models
+from ip2p.config import TrainingConfig
+from ip2p.models.components import latent_shape, model_index, read_index
+from ip2p.models.noise import NoiseProcess
+from ip2p.models.texts import TextEncoders, Texts
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayers:
+    """A denoiser's attention layers that paired rendering works on."""
+
+    to_itself: Sequence[Any]
+    """The layers in which an image attends to itself."""
+    to_text: Sequence[Any]
+    """The layers in which it attends to the text."""
+
+
+class Architecture(ABC):
+    """One kind of base. It holds no weights: pipelines and networks are arguments."""
+
+    title: ClassVar[str]
+    """The name that errors give it."""
+    text_to_image: ClassVar[Any]
+    """Class of the pipeline that pairs are rendered with."""
+    editor: ClassVar[Any]
+    """Class of the pipeline that a training exports."""
+    relatives: ClassVar[tuple[Any, ...]] = ()
+    """Classes of other pipelines whose folders hold the same parts."""
+    noise: ClassVar[type[NoiseProcess]]
+    """How pictures become noise, and back."""
+    part: ClassVar[str]
+    """What pipelines and folders call the denoiser."""
+    widened: ClassVar[str]
+    """The layer that takes the image condition: new in an editor, and trained whole beside adapters."""
+    edges: ClassVar[tuple[str, ...]]
+    """The first and last layers."""
+    adapted: ClassVar[tuple[str, ...]]
+    """The layers that adapters are put on."""
+
+    @property
+    def pipelines(self) -> dict[str, Any]:
+        """The pipelines by the class name that model_index.json gives."""
+        return {kind.__name__: kind for kind in (self.text_to_image, self.editor, *self.relatives)}
+
+    def denoiser(self, pipeline: Any) -> Any:
+        """Returns a pipeline's denoiser."""
+        return getattr(pipeline, self.part)
+
+    @abstractmethod
+    def load_denoiser(self, config: TrainingConfig) -> Any:
+        """Loads the base's denoiser in float32. ValueError for a kind that the trainer cannot feed."""
+
+    @abstractmethod
+    def widen(self, denoiser: Any, in_channels: int) -> Any:
+        """Makes room for the image condition, in place; predictions stay as they were."""
+
+    @abstractmethod
+    def in_channels(self, denoiser: Any) -> int:
+        """Returns how many channels the denoiser takes, those of the image condition included."""
+
+    @abstractmethod
+    def predict(
+        self,
+        denoiser: Any,
+        latents: Tensor,
+        timesteps: Tensor,
+        texts: Texts,
+        *,
+        condition: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> Tensor:
+        """Calls the denoiser on N noised latents.
+
+        `condition` are the latents of the images to edit. `sizes` are (N, 6) or (6,) integers for a base that takes
+        them: original height and width, the crop's top and left, target height and width.
+        """
+
+    @abstractmethod
+    def attention_layers(self, denoiser: Any) -> AttentionLayers:
+        """Names the layers whose maps a pair shares."""
+
+    @abstractmethod
+    def text_encoders(self, pipeline: Any) -> TextEncoders:
+        """Returns a loaded pipeline's text encoders."""
+
+    @abstractmethod
+    def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:
+        """Loads the base's text encoders, frozen, in float32."""
+
+    @abstractmethod
+    def latent_shape(self, pipeline: Any) -> tuple[int, int, int]:
+        """Returns (C, h, w) of the latents of an image of the pipeline's own size."""
+
+    @abstractmethod
+    def build_editor(self, denoiser: Any, config: TrainingConfig, device: torch.device) -> Any:
+        """Builds an editor's pipeline around a denoiser, the base's other parts in float32."""
+
+    def load_editor(self, source: str, **options: Any) -> Any:
+        """Loads an editor's pipeline."""
+        return self.editor.from_pretrained(source, **options)
+
+    def call_options(self, width: int, height: int) -> dict[str, Any]:
+        """Returns the arguments that tell the editor's pipeline a picture's size."""
+        return {}
+
+    def load_widened(self, config: TrainingConfig) -> Any:
+        """Loads the base's denoiser and makes room for the image condition."""
+        return self.widen(self.load_denoiser(config), 2 * latent_shape(config)[0])
+
+    def check_editor(self, pipeline: Any, name: str) -> None:
+        """Raises ValueError if the denoiser takes no image condition."""
+        channels, latents = self.in_channels(self.denoiser(pipeline)), pipeline.vae.config.latent_channels
+        if channels != 2 * latents:
+            raise ValueError(
+                f"the denoiser of {name} takes {channels} channels, expected {2 * latents}. Train it as an editor."
+            )
+
+    def native_side(self, pipeline: Any) -> int:
+        """Returns the pixels on the short side of an image of the pipeline's own size."""
+        return int(min(self.latent_shape(pipeline)[1:]) * pipeline.vae_scale_factor)
+
+
+def architectures() -> list[Architecture]:
+    """Returns the architectures of this folder, in the order of their files."""
+    names = sorted(module.name for module in pkgutil.iter_modules(models.__path__))
+    modules = [importlib.import_module(f"{models.__name__}.{name}") for name in names]
+    return [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
+
+
+def architecture_named(name: str, *, what: str) -> Architecture:
+    """Returns the architecture of a pipeline's class name. ValueError, with those there are, if there is none."""
+    present = architectures()
+    for architecture in present:
+        if name in architecture.pipelines:
+            return architecture
+    titles = ", ".join(architecture.title for architecture in present)
+    raise ValueError(f"{what} is a {name}, which is not supported. Give one of: {titles}.")
+
+
+def architecture_of(pipeline: Any) -> Architecture:
+    """Returns the architecture of a loaded pipeline. ValueError if it is of none."""
+    names = {name for architecture in architectures() for name in architecture.pipelines}
+    own = [kind.__name__ for kind in type(pipeline).__mro__]
+    return architecture_named(next((name for name in own if name in names), own[0]), what="the model")
+
+
+def base_architecture(config: TrainingConfig) -> Architecture:
+    """Returns the architecture of the base that a training starts from."""
+    what = f"training.pretrained_model_name_or_path {config.pretrained_model_name_or_path}"
+    return architecture_named(str(model_index(config).get("_class_name")), what=what)
+
+
+def pipeline_kind(source: str, revision: str | None, *, what: str) -> tuple[Architecture, Any]:
+    """Returns the architecture of a model folder or hub id, and the class of its own pipeline."""
+    name = str(read_index(source, revision).get("_class_name"))
+    architecture = architecture_named(name, what=f"{what} {source}")
+    return architecture, architecture.pipelines[name]

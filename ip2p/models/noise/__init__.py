@@ -1,0 +1,92 @@
+"""How pictures become noise in training and noise becomes pictures in sampling: what a process must say."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Generator, Tensor
+
+from ip2p.config import TrainingConfig
+
+
+class Sampler(Protocol):
+    """Leads a batch from noise to latents, step by step."""
+
+    timesteps: Tensor
+    """The steps' timesteps, the noisiest first."""
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Scales standard normal noise to what the first step takes."""
+        ...
+
+    def inputs(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Scales latents to what the denoiser takes at a timestep."""
+        ...
+
+    def step(self, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+        """Returns the latents of the next timestep."""
+        ...
+
+
+class NoiseProcess(ABC):
+    """What the denoiser is trained to predict, at which noise levels, and how it is sampled. It takes no models."""
+
+    @property
+    @abstractmethod
+    def num_timesteps(self) -> int:
+        """How many noise levels there are."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: TrainingConfig) -> Self:
+        """Reads the base's process, changed as the training says."""
+
+    @staticmethod
+    @abstractmethod
+    def load_scheduler(config: TrainingConfig) -> Any:
+        """Loads the base's own scheduler for the exported pipeline, changed as the training says."""
+
+    @staticmethod
+    @abstractmethod
+    def new_scheduler(own: Any, name: str | None) -> Any:
+        """Returns a fresh scheduler (they hold state): one of `own`'s class, or the one that `name` names.
+
+        ValueError, with the names there are, for one that cannot render pairs.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def sampler(scheduler: Any, num_steps: int, device: torch.device, generators: Sequence[Generator]) -> Sampler:
+        """Starts a fresh scheduler; each row of the batch draws from a generator of its own."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """Returns the same process on another device."""
+
+    @abstractmethod
+    def timestep_chances(self, config: TrainingConfig) -> Tensor:
+        """Returns the (T,) chances with which a training draws the timesteps."""
+
+    @abstractmethod
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Returns latents at their timesteps' noise levels."""
+
+    @abstractmethod
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Returns what the denoiser should predict."""
+
+    @abstractmethod
+    def weights(self, timesteps: Tensor) -> Tensor | None:
+        """Returns the (N,) weights of the losses; None if all count alike."""
+
+    def errors(self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Returns the (N,) mean squared errors."""
+        return (prediction.float() - self.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
+
+    def loss(self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Returns the weighted mean of the errors."""
+        errors, weights = self.errors(prediction, latents, noise, timesteps), self.weights(timesteps)
+        return (errors if weights is None else errors * weights).mean()

@@ -1,0 +1,154 @@
+"""Stable Diffusion 1.x and 2.x: a UNet that reads the states of one CLIP text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ip2p.config import TrainingConfig
+from ip2p.models.architecture import Architecture, AttentionLayers
+from ip2p.models.components import freeze, load_model, load_part, load_vae
+from ip2p.models.noise.discrete import DiscreteNoise
+from ip2p.models.texts import TextEncoders, Texts, hidden_states
+
+
+@dataclass(frozen=True, slots=True)
+class ClipStates:
+    """One CLIP text encoder, read at its last layer."""
+
+    tokenizer: Any
+    encoder: Any
+
+    @property
+    def tokenizers(self) -> Sequence[Any]:
+        return [self.tokenizer]
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Texts:
+        return Texts(hidden_states(self.encoder, self.tokenizer, texts))
+
+
+class StableDiffusion(Architecture):
+    """Stable Diffusion 1.x and 2.x."""
+
+    title = "Stable Diffusion 1.x or 2.x"
+    text_to_image = StableDiffusionPipeline
+    editor = StableDiffusionInstructPix2PixPipeline
+    relatives = (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
+    noise = DiscreteNoise
+    part = "unet"
+    widened = "conv_in"
+    edges = ("conv_in.", "conv_out.")
+    adapted = ("to_k", "to_q", "to_v", "to_out.0")
+    added_embeddings: tuple[str | None, ...] = (None,)
+    """Which embeddings the UNet may take beside the text."""
+
+    def load_denoiser(self, config: TrainingConfig) -> Any:
+        revision = config.non_ema_revision or config.revision
+        unet = load_model(UNet2DConditionModel, config, self.part, torch_dtype=torch.float32, revision=revision)
+        if unet.config.addition_embed_type not in self.added_embeddings:
+            raise ValueError(
+                f"{config.pretrained_model_name_or_path} takes {unet.config.addition_embed_type} embeddings, which the "
+                f"trainer does not give to a {self.title}. Start from another model."
+            )
+        return unet
+
+    def widen(self, denoiser: Any, in_channels: int) -> Any:
+        return widen_conv_in(denoiser, in_channels)
+
+    def in_channels(self, denoiser: Any) -> int:
+        return int(denoiser.config.in_channels)
+
+    def predict(
+        self,
+        denoiser: Any,
+        latents: Tensor,
+        timesteps: Tensor,
+        texts: Texts,
+        *,
+        condition: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> Tensor:
+        inputs = latents if condition is None else torch.cat([latents, condition], dim=1)
+        options = {"added_cond_kwargs": self._added(texts, sizes), "return_dict": False}
+        prediction: Tensor = denoiser(inputs, timesteps, encoder_hidden_states=texts.hidden, **options)[0]
+        return prediction
+
+    def _added(self, texts: Texts, sizes: Tensor | None) -> dict[str, Tensor] | None:
+        """Returns what the UNet takes beside the text."""
+        return None
+
+    def attention_layers(self, denoiser: Any) -> AttentionLayers:
+        layers = [layer for layer in denoiser.modules() if isinstance(layer, Attention)]
+        to_text = [layer for layer in layers if layer.is_cross_attention]
+        return AttentionLayers([layer for layer in layers if not layer.is_cross_attention], to_text)
+
+    def text_encoders(self, pipeline: Any) -> TextEncoders:
+        return ClipStates(pipeline.tokenizer, pipeline.text_encoder)
+
+    def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:
+        tokenizer = load_part(CLIPTokenizer, config, "tokenizer")
+        encoder = load_model(CLIPTextModel, config, "text_encoder", dtype=torch.float32)
+        return ClipStates(tokenizer, freeze(encoder, device))
+
+    def latent_shape(self, pipeline: Any) -> tuple[int, int, int]:
+        own = self.denoiser(pipeline).config.sample_size
+        height, width = (own, own) if isinstance(own, int) else own
+        return int(pipeline.vae.config.latent_channels), height, width
+
+    def build_editor(self, denoiser: Any, config: TrainingConfig, device: torch.device) -> Any:
+        return self.editor(
+            **self.parts_of_editor(denoiser, config, device),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def parts_of_editor(self, denoiser: Any, config: TrainingConfig, device: torch.device) -> dict[str, Any]:
+        """Loads the parts of an editor's pipeline, the denoiser aside."""
+        encoder = load_model(CLIPTextModel, config, "text_encoder", dtype=torch.float32)
+        return {
+            "vae": load_vae(config, device),
+            "text_encoder": freeze(encoder, device),
+            "tokenizer": load_part(CLIPTokenizer, config, "tokenizer"),
+            "unet": denoiser,
+            "scheduler": self.noise.load_scheduler(config),
+        }
+
+    def load_editor(self, source: str, **options: Any) -> Any:
+        return super().load_editor(source, safety_checker=None, requires_safety_checker=False, **options)
+
+
+def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
+    """Widens the first convolution in place: weights and bias kept, new channels zero. A wide UNet is left alone."""
+    old = unet.conv_in
+    if old.in_channels == in_channels:
+        return unet
+    if old.in_channels > in_channels:
+        raise ValueError(f"conv_in takes {old.in_channels} channels, expected at most {in_channels}. Use another UNet.")
+    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels].copy_(old.weight)
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    unet.conv_in = new
+    unet.register_to_config(in_channels=in_channels)
+    return unet
+
+
+ARCHITECTURE = StableDiffusion()

@@ -1,0 +1,106 @@
+"""Stable Diffusion XL: a UNet that reads two CLIP text encoders, a pooled state and the picture's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from ip2p.config import TrainingConfig
+from ip2p.models.architecture import Architecture
+from ip2p.models.components import freeze, load_model, load_part, model_index
+from ip2p.models.stable_diffusion import StableDiffusion
+from ip2p.models.texts import TextEncoders, Texts, tokenize
+
+
+@dataclass(frozen=True, slots=True)
+class TwoClips:
+    """Two CLIP text encoders, read at their last layer but one; the second gives the pooled state too."""
+
+    tokenizers: Sequence[Any]
+    encoders: Sequence[Any]
+    zeros_for_none: bool
+    """Whether no text is zeros rather than the encoders' states of the empty text."""
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Texts:
+        outputs = []
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            ids = tokenize(tokenizer, texts).input_ids
+            outputs.append(encoder(ids.to(encoder.device), output_hidden_states=True))
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        encoded = Texts(hidden, outputs[-1].text_embeds)
+        is_empty = torch.tensor([text == "" for text in texts], device=hidden.device)
+        if not (self.zeros_for_none and is_empty.any()):
+            return encoded
+        return encoded.replaced(is_empty, encoded.map(torch.zeros_like))
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Stable Diffusion XL."""
+
+    title = "Stable Diffusion XL"
+    text_to_image = StableDiffusionXLPipeline
+    editor = StableDiffusionXLInstructPix2PixPipeline
+    relatives = (StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline)
+    added_embeddings = (None, "text_time")
+
+    def _added(self, texts: Texts, sizes: Tensor | None) -> dict[str, Tensor] | None:
+        if texts.pooled is None or sizes is None:
+            return None
+        return {"text_embeds": texts.pooled, "time_ids": sizes.expand(len(texts.pooled), -1)}
+
+    def text_encoders(self, pipeline: Any) -> TextEncoders:
+        tokenizers, encoders = (
+            (pipeline.tokenizer, pipeline.tokenizer_2),
+            (pipeline.text_encoder, pipeline.text_encoder_2),
+        )
+        return TwoClips(tokenizers, encoders, bool(pipeline.config.force_zeros_for_empty_prompt))
+
+    def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:
+        tokenizers = [load_part(CLIPTokenizer, config, part) for part in ("tokenizer", "tokenizer_2")]
+        first = load_model(CLIPTextModel, config, "text_encoder", dtype=torch.float32)
+        encoders = [freeze(first, device), _load_second_encoder(config, device)]
+        return TwoClips(tokenizers, encoders, _has_zeros_for_none(config))
+
+    def build_editor(self, denoiser: Any, config: TrainingConfig, device: torch.device) -> Any:
+        pipeline = self.editor(
+            **self.parts_of_editor(denoiser, config, device),
+            text_encoder_2=_load_second_encoder(config, device),
+            tokenizer_2=load_part(CLIPTokenizer, config, "tokenizer_2"),
+            force_zeros_for_empty_prompt=_has_zeros_for_none(config),
+            add_watermarker=False,
+            is_cosxl_edit=config.scale_condition_latents,
+        )
+        pipeline.register_to_config(is_cosxl_edit=config.scale_condition_latents)  # else it is lost when saved
+        return pipeline
+
+    def load_editor(self, source: str, **options: Any) -> Any:
+        pipeline = self.editor.from_pretrained(source, **options)
+        if pipeline.vae.dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
+            pipeline.vae.to(torch.float32)  # it overflows in float16, and pictures come out black
+        return pipeline
+
+    def call_options(self, width: int, height: int) -> dict[str, Any]:
+        return {"width": width, "height": height}
+
+
+def _load_second_encoder(config: TrainingConfig, device: torch.device) -> Any:
+    return freeze(load_model(CLIPTextModelWithProjection, config, "text_encoder_2", dtype=torch.float32), device)
+
+
+def _has_zeros_for_none(config: TrainingConfig) -> bool:
+    return bool(model_index(config).get("force_zeros_for_empty_prompt", True))
+
+
+ARCHITECTURE: Architecture = StableDiffusionXL()

@@ -1,0 +1,108 @@
+"""Pairs of other people's datasets under our names, and of the folders that the original software writes.
+
+A pair is read as it lies there; nothing is decoded here. Images are file contents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ip2p.sources.columns import NEEDED, check_columns, map_columns
+from ip2p.sources.location import locate
+from ip2p.sources.rows import ParquetTable, Row, Table, open_table
+
+TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "group")
+ORIGINAL_NAMES = {"original_prompt": ("input", "caption"), "edit_prompt": ("edit",), "edited_prompt": ("output",)}
+"""Keys of the original's `prompt.json`: its code writes `caption`, the released data has `input`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A pair as another dataset has it."""
+
+    original_image: bytes | None
+    edited_image: bytes | None
+    original_prompt: str = ""
+    edit_prompt: str = ""
+    edited_prompt: str = ""
+    edit_type: str = ""
+    group: str = ""
+    """Tells the source's pictures apart if the source does: rows of one picture belong in one split."""
+    spec: Mapping[str, float] = field(default_factory=dict)
+    """Seed and settings, if the source has them."""
+
+
+def read_source(
+    source: str, columns: Mapping[str, str] | None = None, *, split: str = "train", revision: str | None = None
+) -> Iterator[SourceRow]:
+    """Reads all pairs of a split; guesses the columns if none are given.
+
+    ValueError if the source is of no known form or lacks a column, with the way out.
+    """
+    location = locate(source)
+    if location.kind == "path" and is_original_layout(location.path):
+        return read_original_layout(location.path)
+    table = open_table(location, split=split, revision=revision)
+    mapping = map_columns(table.names, columns, where=source)
+    check_files(table, mapping)
+    return (_to_pair(row, mapping) for row in table.read(list(mapping.values())))
+
+
+def check_files(table: Table, mapping: Mapping[str, str]) -> None:
+    """Raises a ValueError that names a file without a column that a pair needs."""
+    needed = {name: mapping[name] for name in NEEDED}
+    for file, names in table.names_by_file.items() if isinstance(table, ParquetTable) else ():
+        check_columns(needed, names, where=str(file))
+
+
+def _to_pair(row: Row, mapping: Mapping[str, str]) -> SourceRow:
+    texts: dict[str, Any] = {name: row.text(mapping[name]) for name in TEXTS if name in mapping}
+    return SourceRow(row.content(mapping["original_image"]), row.content(mapping["edited_image"]), **texts)
+
+
+def is_original_layout(folder: Path) -> bool:
+    """Returns whether a folder is what the original's image stage wrote: a folder with a prompt.json per triplet."""
+    return (folder / "seeds.json").is_file() or next(folder.glob("*/prompt.json"), None) is not None
+
+
+def read_original_layout(folder: Path) -> Iterator[SourceRow]:
+    """Reads the pairs on disk, whether or not `seeds.json` names them: the released one names folders that are gone."""
+    for prompt in sorted(folder.glob("*/prompt.json")):
+        try:
+            values = json.loads(prompt.read_text(encoding="utf-8"))
+        except ValueError:
+            values = {}
+        texts = {name: _first_text(values, keys) for name, keys in ORIGINAL_NAMES.items()}
+        settings = _read_settings(prompt.with_name("metadata.jsonl"))
+        for original in sorted(path for path in prompt.parent.glob("*_0.*") if not path.name.startswith(".")):
+            seed = original.stem.removesuffix("_0")
+            edited = original.with_name(f"{seed}_1{original.suffix}")
+            spec = {"seed": int(seed)} if seed.isdigit() else {}
+            yield SourceRow(
+                original.read_bytes(),
+                edited.read_bytes() if edited.is_file() else None,
+                **texts,
+                group=prompt.parent.name,
+                spec=spec | settings.get(seed, {}),
+            )
+
+
+def _first_text(values: Any, keys: Sequence[str]) -> str:
+    texts = (values.get(key) for key in keys) if isinstance(values, dict) else ()
+    return next((text for text in texts if isinstance(text, str)), "")
+
+
+def _read_settings(path: Path) -> dict[str, dict[str, float]]:
+    """Reads settings by seed; a line of a run that was killed may be broken, and a seed's last line counts."""
+    settings: dict[str, dict[str, float]] = {}
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            settings[str(row["seed"])] = {"p2p": float(row["p2p_threshold"]), "guidance_scale": float(row["cfg_scale"])}
+        except (ValueError, KeyError, TypeError):
+            continue
+    return settings
