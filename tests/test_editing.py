@@ -254,7 +254,7 @@ def test_a_list_of_edits_names_its_outputs_and_nothing_is_overwritten(
     assert edit(*words) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-make-it-blue.png", "first.png"]
     assert edit(*words) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert edit(*words, "--overwrite") == 0
 
 
