@@ -39,7 +39,7 @@ class ClipMeasure(Measure):
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for similarities to a caption or a target that a case lacks."""
-        from ip2p.scoring import load_pair_scorer
+        from ip2p.scoring.scorer import load_pair_scorer
 
         scorer = load_pair_scorer(self.scoring)
         scores = scorer.score([case.triplet for case in cases], as_images(before), as_images(after))
