@@ -117,7 +117,7 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
-        """True if there is no reason against it."""
+        """Returns True if there is no reason against it."""
         return not self.reason
 
 

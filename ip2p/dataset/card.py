@@ -35,7 +35,7 @@ DRAWS = {
 MOST_ADVICE = 4
 """The most settings that an error about rejected candidates proposes."""
 
-Counts = Mapping[str, Any]
+Counts = dict[str, Any]
 """The counts of a dataset: numbers, and those of its edit types in a mapping."""
 
 

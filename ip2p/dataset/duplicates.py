@@ -36,10 +36,10 @@ def find_near_duplicates(embeddings: Embeddings, limit: float) -> np.ndarray:
     return dropped
 
 
-def _alike(some: np.ndarray, others: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+def _alike(block: np.ndarray, others: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the (rows, columns) of pairs whose originals and whose edited images are alike."""
-    rows, columns = np.nonzero(some[:, 0] @ others[:, 0].T >= limit)
-    edited = np.einsum("nd,nd->n", some[rows, 1], others[columns, 1]) >= limit
+    rows, columns = np.nonzero(block[:, 0] @ others[:, 0].T >= limit)
+    edited = np.einsum("nd,nd->n", block[rows, 1], others[columns, 1]) >= limit
     return rows[edited], columns[edited]
 
 

@@ -14,7 +14,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,7 +44,7 @@ READ_ROWS = 64
 
 
 @store.summarised("dataset")
-def write_dataset(config: PipelineConfig) -> dict[str, Any]:
+def write_dataset(config: PipelineConfig) -> Counts:
     """Writes `dataset/` unless it is done; returns counts. ValueError with the way out if no pair was accepted."""
     started, settings = time.monotonic(), config.dataset
     folder = store.RunFolder(config.out)
@@ -101,7 +100,7 @@ def _fingerprint(config: PipelineConfig, folder: store.RunFolder) -> str:
     return fingerprint("dataset", LAYOUT, config.dataset, config.rendering, config.filtering, made_of)
 
 
-def _finished(dataset: Path, expected: str) -> dict[str, Any] | None:
+def _finished(dataset: Path, expected: str) -> Counts | None:
     """Returns the counts of a dataset that has the expected fingerprint and whose files are whole."""
     try:
         manifest = store.read_json(dataset / MANIFEST)
@@ -113,7 +112,7 @@ def _finished(dataset: Path, expected: str) -> dict[str, Any] | None:
         return None
 
 
-def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputFile]) -> list[dict[str, Any]]:
+def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputFile]) -> list[dict[str, object]]:
     """Writes the planned files below `folder`; returns their entries in the manifest."""
     (folder / "data").mkdir(parents=True)
     spills = folder / ".spill"
@@ -206,7 +205,7 @@ def _swap(partial: Path, dataset: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _count(pairs: Sequence[tuple[Place, Split | None]], test_fraction: float) -> dict[str, Any]:
+def _count(pairs: Sequence[tuple[Place, Split | None]], test_fraction: float) -> Counts:
     by_type = Counter(place.edit_type for place, split in pairs if split)
     rows = Counter(split for _, split in pairs if split)
     left_out = Counter(side_of(place.captions[0], test_fraction) for place, split in pairs if split is None)

@@ -96,7 +96,7 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
             if words is not None:
                 words.before_step(plan, shared)
             rows = sampler.inputs(latents, timestep)[plan.computed].repeat(num_halves, 1, 1, 1).to(dtype)
-            texts = captions.map(lambda values, rows=plan.computed: values[:, rows].flatten(0, 1))
+            texts = captions.map(lambda values, plan=plan: values[:, plan.computed].flatten(0, 1))
             predicted = base.predict(denoiser, rows, timestep, texts, sizes=sizes).float()
             guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = sampler.step(guided, timestep, latents)

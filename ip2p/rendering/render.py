@@ -107,7 +107,7 @@ def _fitting(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[Ca
 def _scored_pairs(config: PipelineConfig, queue: CandidateQueue, *, name: str) -> Iterator[ScoredPair]:
     """Renders, encodes, decodes, scores and judges what the queue hands out.
 
-    With a first look, candidates that pass it wait until they fill a batch.
+    With a first look, candidates that pass it wait until they fill a batch. A batch is guided as a whole or not at all.
     """
     size, promising = config.rendering.batch_size, list[Candidate]()
     batch = queue.take(size)
@@ -119,7 +119,8 @@ def _scored_pairs(config: PipelineConfig, queue: CandidateQueue, *, name: str) -
             bar.total = queue.num_queued
             passed, results = _look(config, scorer, batch)
             promising += passed
-            ready = _like_the_first(promising)[:size]
+            first_is_guided = bool(promising) and is_guided(promising[0].spec)
+            ready = [candidate for candidate in promising if is_guided(candidate.spec) == first_is_guided][:size]
             if len(ready) == size or not batch or config.rendering.first_look_steps is None:
                 promising = [candidate for candidate in promising if candidate not in ready]
                 results += _score(config, scorer, ready, list(encoded_pairs(config.rendering, ready)))
@@ -141,11 +142,6 @@ def _look(
     passes = passes_first_look(batch, [result.scores for result, _ in results], config.filtering)
     passed = [candidate for candidate, good in zip(batch, passes, strict=True) if good]
     return passed, [result for result, good in zip(results, passes, strict=True) if not good]
-
-
-def _like_the_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Returns those guided as the first is: a batch computes the unconditional half for all or for none."""
-    return [candidate for candidate in candidates if is_guided(candidate.spec) == is_guided(candidates[0].spec)]
 
 
 def _score(

@@ -92,15 +92,10 @@ def refilter(config: PipelineConfig) -> dict[str, int]:
         shard = _shard(config, number)
         if _up_to_date(shard, shard.candidates) is None:
             raise ValueError(f"{shard.candidates} was made with other settings. Run `ip2p dataset` to render it again.")
-    return sum_counts([write_shard(config, number) for number in numbers])
-
-
-def sum_counts(sidecars: Sequence[Sidecar]) -> dict[str, int]:
-    """Adds up the counts of several shards."""
-    total: Counter[str] = Counter()
-    for sidecar in sidecars:
-        total.update(sidecar.counts)
-    return dict(total)
+    counts: Counter[str] = Counter()
+    for number in numbers:
+        counts.update(write_shard(config, number).counts)
+    return dict(counts)
 
 
 @store.summarised("rendering")
