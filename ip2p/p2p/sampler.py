@@ -96,7 +96,7 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
             if words is not None:
                 words.before_step(plan, shared)
             rows = sampler.inputs(latents, timestep)[plan.computed].repeat(num_halves, 1, 1, 1).to(dtype)
-            texts = captions.map(lambda values, plan=plan: values[:, plan.computed].flatten(0, 1))
+            texts = _texts_of(captions, plan.computed)
             predicted = base.predict(denoiser, rows, timestep, texts, sizes=sizes).float()
             guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = sampler.step(guided, timestep, latents)
@@ -108,6 +108,11 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
 def is_guided(spec: RenderSpec) -> bool:
     """Returns True if a pair needs the unconditional half, which a batch computes for all of its pairs or for none."""
     return spec.guidance_scale > 1
+
+
+def _texts_of(texts: Texts, rows: Tensor) -> Texts:
+    """Returns the texts of some rows, the halves one after the other."""
+    return texts.map(lambda values: values[:, rows].flatten(0, 1))
 
 
 def _guided(predicted: Tensor, scale: Tensor, num_halves: int) -> Tensor:

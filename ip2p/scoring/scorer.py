@@ -45,7 +45,8 @@ class PairScorer:
         """Returns the (N, 4) cosines of pairs with (2 N, D) unit embeddings of their images."""
         original_texts = self._embed_texts([triplet.original_prompt for triplet in triplets])
         edited_texts = self._embed_texts([triplet.edited_prompt for triplet in triplets])
-        return similarities(*embeddings.chunk(2), original_texts, edited_texts)
+        original_images, edited_images = embeddings.chunk(2)
+        return similarities(original_images, edited_images, original_texts, edited_texts)
 
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Returns (N, D) unit embeddings in float32 on the CPU."""
