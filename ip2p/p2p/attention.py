@@ -1,11 +1,10 @@
-"""Prompt-to-prompt on fused kernels: the edited side of a pair attends with the original's queries and keys.
+"""Shares attention between the sides of a pair (prompt-to-prompt) on fused kernels, without making attention maps.
 
-An attention map depends on queries and keys alone, so taking both from the original is taking its map, exactly, while
-each side keeps its own values; no map is ever made. Self-attention shares at every resolution, like the original's.
-Cross-attention follows Hertz et al. (2022, section 3.2): an aligned token of the edited caption takes the map of its
-token in the original, a new one keeps its own, and either may be weighted. All that is linear in the maps, so it moves
-onto the values: two fused calls. Only local blend looks at maps: a few words' at the low resolutions. The kernels are
-torch's, and xformers' if it can run.
+A map depends on queries and keys alone, so taking both from the original is taking its map, exactly, while each side
+keeps its own values. Self-attention shares at every resolution, like the original software. Cross-attention follows
+Hertz et al. (2022, section 3.2): an aligned token of the edited caption takes the map of its token in the original, a
+new one keeps its own, and either may be weighted. All of this is linear in the maps, so it moves onto the values: two
+fused calls. Only local blend computes maps, of a few words at low resolutions. The kernels are torch's or xformers'.
 """
 
 from __future__ import annotations
@@ -194,7 +193,7 @@ class SharedAttention:
         return self.kernel(query, key, _heads(attn, attn.to_v(states)), mask, attn.scale)
 
     def attend_to_text(self, attn: Attention, states: Tensor, texts: Tensor, mask: Tensor | None) -> Tensor:
-        """Maps (B, N, C) and (B, L, C') to (B, heads, N, D); some maps' columns are moved by moving the values."""
+        """Maps (B, N, C) and (B, L, C') to (B, heads, N, D); columns of maps are moved by moving the values."""
         query, key, value = _projected(attn, states, texts)
         scale, cross = attn.scale, self.cross
         if self.watched is not None:
