@@ -54,7 +54,7 @@ def _parameters(words: list[str]) -> dict[str, Any]:
     config = parse_new_run(words, "serve", options=OPTIONS)
     if preset is None:
         raise ValueError(f"`ip2p serve` fills in forms that start from a preset. Name one: {', '.join(PRESETS)}.")
-    from flows.deployments import differences
+    from flows.forms import differences
 
     return {"preset": preset, "out": str(config.out), "settings": differences(config, PRESETS[preset]()) or None}
 

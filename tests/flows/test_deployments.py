@@ -13,14 +13,8 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from flows.deployments import (
-    DEPLOYMENTS,
-    Form,
-    describe_fields,
-    differences,
-    fill_in,
-    form_of,
-)
+from flows.deployments import DEPLOYMENTS, Form
+from flows.forms import describe_fields, differences, fill_in, form_of
 from flows.tasks import Bar
 from ip2p import ablation, uses
 from ip2p.cli.serving import NAMES
