@@ -59,7 +59,7 @@ def serve(arguments: Serving, config: PipelineConfig) -> None:
     if arguments.cron:
         _check_schedule(chosen, parameters)
     if arguments.preset:
-        from flows.deployments import differences
+        from flows.forms import differences
 
         settings = differences(config, PRESETS[arguments.preset]()) or None
         parameters |= {"preset": arguments.preset, "out": url_of(config.out), "settings": settings}

@@ -15,13 +15,8 @@ from prefect import State
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from flows.deployments import (
-    DEPLOYMENTS,
-    Form,
-    differences,
-    fill_in,
-    form_of,
-)
+from flows.deployments import DEPLOYMENTS, Form
+from flows.forms import differences, fill_in, form_of
 from flows.tasks import Bar
 from ip2p import ablation, uses
 from ip2p.cli.serving import NAMES
