@@ -1,7 +1,7 @@
-"""What a dataset will cost before it is made: the prompt and rendering stages run on a few captions and are scaled.
+"""Forecasts the cost of a dataset: runs the prompt and rendering stages on a few captions and scales the result.
 
-Two shards of a few captions each are made by the real stages in a folder that is thrown away. The first loads the
-models and warms the machine up, the second is measured.
+The real stages make two shards of a few captions each in a temporary folder. The first loads the models and warms up
+the machine, the second is measured.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What a measured shard took and gave."""
+    """Cost and yield of the measured shard."""
 
     captions: int
     triplets: int
     candidates: int
     accepted: int
     kept_pairs: int
-    """Pairs whose images were kept: the accepted, or all."""
+    """Pairs whose images were kept: the accepted ones, or all."""
     prompt_seconds: float
     render_seconds: float
     bytes_kept: int
-    """Of those pairs on disk."""
+    """Size of those pairs on disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +45,18 @@ class Forecast:
     prompt_hours: float
     render_hours: float
     run_bytes: int
-    """Of the kept pairs."""
+    """Size of the kept pairs."""
     dataset_bytes: int
-    """Of the accepted pairs, which the dataset holds once more."""
+    """Size of the accepted pairs, which the dataset holds once more."""
     shards: int
 
 
 def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
-    """Makes two shards of so many captions; returns the second's figures. ValueError where captions are too few."""
+    """Makes two shards of `num_captions` each and measures the second. ValueError if there are too few captions."""
     available = len(read_entries(config.prompts, config.out))
     if available < 2 * num_captions:
         raise ValueError(
-            f"a sample of {num_captions} captions, measured once the machine is warm, needs {2 * num_captions}; "
+            f"a sample of {num_captions} captions needs {2 * num_captions}, half of them to warm up; "
             f"{config.prompts.captions} has {available}. Give --sample {max(1, available // 2)} or less."
         )
     with tempfile.TemporaryDirectory(prefix="ip2p-plan-") as name:
@@ -80,9 +80,9 @@ def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
 
 
 def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = None) -> Forecast:
-    """Scales a sample to all captions of the config, or to so many triplets. ValueError where it gave no triplet."""
+    """Scales a sample to all captions of the config, or to `num_triplets`. ValueError if it has no triplet."""
     if not sample.triplets:
-        raise ValueError("no triplet of the sample could be used, so nothing can be planned. Look at the captions.")
+        raise ValueError("no triplet of the sample was kept, so nothing can be forecast. Check the captions.")
     triplets = num_triplets or round(len(read_entries(config.prompts, config.out)) * sample.triplets / sample.captions)
     captions = round(triplets * sample.captions / sample.triplets)
     scale = triplets / sample.triplets
@@ -101,25 +101,28 @@ def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = 
     )
 
 
-def describe(sample: Sample, found: Forecast, config: PipelineConfig, devices: int) -> str:
-    """The forecast with what it assumes, as text."""
+def describe(sample: Sample, whole: Forecast, config: PipelineConfig, devices: int) -> str:
+    """Writes the forecast and its assumptions as text."""
     rate = sample.candidates / sample.render_seconds if sample.render_seconds else 0.0
-    total = found.prompt_hours + found.render_hours
+    total = whole.prompt_hours + whole.render_hours
     lines = [
-        ("captions", f"{found.captions:,}"),
-        ("triplets", f"{found.triplets:,}"),
-        ("renders", f"{found.renders:,} ({sample.candidates / sample.triplets:.2f} a triplet)"),
-        ("accepted pairs", f"{found.accepted:,} ({sample.accepted / max(1, sample.candidates):.1%} of the renders)"),
-        ("writing triplets", f"{found.prompt_hours:,.2f} device-hours"),
-        ("rendering", f"{found.render_hours:,.2f} device-hours ({rate:,.2f} renders a second)"),
+        ("captions", f"{whole.captions:,}"),
+        ("triplets", f"{whole.triplets:,}"),
+        ("renders", f"{whole.renders:,} ({sample.candidates / sample.triplets:.2f} a triplet)"),
+        ("accepted pairs", f"{whole.accepted:,} ({sample.accepted / max(1, sample.candidates):.1%} of the renders)"),
+        ("writing triplets", f"{whole.prompt_hours:,.2f} device-hours"),
+        ("rendering", f"{whole.render_hours:,.2f} device-hours ({rate:,.2f} renders a second)"),
         ("wall time", f"{total / devices:,.2f} hours on {devices} device{'s' if devices > 1 else ''}"),
-        ("storage", f"{found.run_bytes / GIB:,.2f} GiB of pairs and {found.dataset_bytes / GIB:,.2f} GiB of dataset"),
-        ("shards", f"{found.shards:,} of {config.prompts.shard_size:,} captions"),
+        (
+            "storage",
+            f"{whole.run_bytes / GIB:,.2f} GiB of pairs and {whole.dataset_bytes / GIB:,.2f} GiB of dataset",
+        ),
+        ("shards", f"{whole.shards:,} of {config.prompts.shard_size:,} captions"),
     ]
-    assumed = (
+    assumptions = (
         f"Measured on {sample.captions} captions with the models loaded: {sample.triplets} triplets in "
         f"{sample.prompt_seconds:.1f} s, {sample.candidates} renders in {sample.render_seconds:.1f} s, "
         f"{sample.accepted} accepted. Assumed: the other captions are like these, every device is like this one, "
-        "devices share the shards evenly, and storage keeps up. Training and evaluation are not in it."
+        "devices share the shards evenly, and storage keeps up. Training and evaluation are not included."
     )
-    return "\n".join([*(f"  {name:<17} {value}" for name, value in lines), "", assumed])
+    return "\n".join([*(f"  {name:<17} {value}" for name, value in lines), "", assumptions])
