@@ -78,7 +78,7 @@ def choose_variants(names: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(f"unknown variant {name}. {suggest(name, list(VARIANTS))}")
     chosen = tuple(name for name in VARIANTS if name in names)
     if not chosen:
-        raise ValueError(f"no variant was named. Choose from {', '.join(VARIANTS)}.")
+        raise ValueError(f"no variant was named. Name some of: {', '.join(VARIANTS)}.")
     return chosen
 
 
@@ -136,7 +136,7 @@ def _steps_of(source: Path) -> int:
     steps = read_summary(source).get("training", {}).get("steps")
     if not isinstance(steps, int):
         raise ValueError(
-            f"{source} was not trained to its end, so the number of steps of its variants is not known. "
+            f"{source} was not trained to its end, so the number of steps of its variants is unknown. "
             "Name the variant full too, or set --training.max-train-steps."
         )
     return steps

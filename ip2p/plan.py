@@ -101,23 +101,20 @@ def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = 
     )
 
 
-def describe(sample: Sample, whole: Forecast, config: PipelineConfig, devices: int) -> str:
+def describe(sample: Sample, costs: Forecast, config: PipelineConfig, devices: int) -> str:
     """Writes the forecast and its assumptions as text."""
     rate = sample.candidates / sample.render_seconds if sample.render_seconds else 0.0
-    total = whole.prompt_hours + whole.render_hours
+    total = costs.prompt_hours + costs.render_hours
     lines = [
-        ("captions", f"{whole.captions:,}"),
-        ("triplets", f"{whole.triplets:,}"),
-        ("renders", f"{whole.renders:,} ({sample.candidates / sample.triplets:.2f} a triplet)"),
-        ("accepted pairs", f"{whole.accepted:,} ({sample.accepted / max(1, sample.candidates):.1%} of the renders)"),
-        ("writing triplets", f"{whole.prompt_hours:,.2f} device-hours"),
-        ("rendering", f"{whole.render_hours:,.2f} device-hours ({rate:,.2f} renders a second)"),
+        ("captions", f"{costs.captions:,}"),
+        ("triplets", f"{costs.triplets:,}"),
+        ("renders", f"{costs.renders:,} ({sample.candidates / sample.triplets:.2f} a triplet)"),
+        ("accepted pairs", f"{costs.accepted:,} ({sample.accepted / max(1, sample.candidates):.1%} of the renders)"),
+        ("writing triplets", f"{costs.prompt_hours:,.2f} device-hours"),
+        ("rendering", f"{costs.render_hours:,.2f} device-hours ({rate:,.2f} renders a second)"),
         ("wall time", f"{total / devices:,.2f} hours on {devices} device{'s' if devices > 1 else ''}"),
-        (
-            "storage",
-            f"{whole.run_bytes / GIB:,.2f} GiB of pairs and {whole.dataset_bytes / GIB:,.2f} GiB of dataset",
-        ),
-        ("shards", f"{whole.shards:,} of {config.prompts.shard_size:,} captions"),
+        ("storage", f"{costs.run_bytes / GIB:,.2f} GiB of pairs and {costs.dataset_bytes / GIB:,.2f} GiB of dataset"),
+        ("shards", f"{costs.shards:,} of {config.prompts.shard_size:,} captions"),
     ]
     assumptions = (
         f"Measured on {sample.captions} captions with the models loaded: {sample.triplets} triplets in "

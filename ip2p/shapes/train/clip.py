@@ -124,8 +124,8 @@ def _draw_caption(rng: random.Random, scene: Scene) -> str:
 def roughen(pixels: Tensor) -> Tensor:
     """Blurs some pictures and adds faint noise, as the autoencoder and the denoiser do."""
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    some = torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.4)
-    mixed = torch.lerp(pixels, blurred, some.to(pixels.device))
+    amounts = torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.4)
+    mixed = torch.lerp(pixels, blurred, amounts.to(pixels.device))
     return mixed + torch.randn_like(mixed) * 0.06 * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
 
 

@@ -55,7 +55,7 @@ def train(
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    parts = {"model": model, "average": average, "optimizer": optimizer}
+    parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
     start = _resume(checkpoint, parts)
     bar = tqdm(range(start, config.num_steps), initial=start, total=config.num_steps, desc=name, mininterval=10)
     saved, smooth = time.monotonic(), None
