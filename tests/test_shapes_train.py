@@ -72,7 +72,7 @@ def fit(folder: Path, stops: list[int]) -> Tensor:
             return loss
 
         try:
-            train(model, loss_at, config, checkpoint=folder / "line.pt", name="line")
+            train(model, loss_at, config, checkpoint=folder / "line.pt")
         except Stopped:
             continue
     return model.weight.detach()

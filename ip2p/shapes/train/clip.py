@@ -204,7 +204,7 @@ def _train(reader: PictureReader, config: LoopConfig, *, seed: int, checkpoint: 
         loss: Tensor = reader(draw_batch(f"{seed} clip {step}"))
         return loss
 
-    train(reader, loss_at, config, checkpoint=checkpoint, name=checkpoint.stem)
+    train(reader, loss_at, config, checkpoint=checkpoint)
 
 
 def write_clip(

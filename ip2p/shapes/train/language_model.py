@@ -80,7 +80,7 @@ def train_language_model(
         return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=100, ema_decay=0.99)
-    train(model, loss_at, config, checkpoint=folder / "language_model.pt", name="language model")
+    train(model, loss_at, config, checkpoint=folder / "language_model.pt")
     return model
 
 

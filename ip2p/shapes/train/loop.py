@@ -38,14 +38,7 @@ def learning_rate_at(step: int, config: LoopConfig) -> float:
     return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def train(
-    model: nn.Module,
-    loss_at: Callable[[int], Tensor],
-    config: LoopConfig,
-    *,
-    checkpoint: Path,
-    name: str,
-) -> nn.Module:
+def train(model: nn.Module, loss_at: Callable[[int], Tensor], config: LoopConfig, *, checkpoint: Path) -> nn.Module:
     """Trains `model` on `loss_at(step)` and returns it holding the averaged weights.
 
     `loss_at` must draw its batch from the step's number alone, so that a run that was killed and resumed sees the same
@@ -57,7 +50,9 @@ def train(
     )
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
     start = _resume(checkpoint, parts)
-    bar = tqdm(range(start, config.num_steps), initial=start, total=config.num_steps, desc=name, mininterval=10)
+    bar = tqdm(
+        range(start, config.num_steps), initial=start, total=config.num_steps, desc=checkpoint.stem, mininterval=10
+    )
     saved, smooth = time.monotonic(), None
     for step in bar:
         for group in optimizer.param_groups:

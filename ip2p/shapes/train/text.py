@@ -124,7 +124,7 @@ def train_text_tower(
         )
 
     config = LoopConfig(num_steps=num_steps, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.99, weight_decay=0.02)
-    train(reader, loss_at, config, checkpoint=folder / "text.pt", name="text")
+    train(reader, loss_at, config, checkpoint=folder / "text.pt")
     clip.requires_grad_(True)
 
 

@@ -187,7 +187,7 @@ def train_unet(
         return velocity_loss(unet, noisy, timesteps, hidden, target)
 
     config = LoopConfig(num_steps=num_steps, learning_rate=1e-3, warmup_steps=300, ema_decay=0.999)
-    return train(unet, loss_at, config, checkpoint=folder / "unet.pt", name="unet")
+    return train(unet, loss_at, config, checkpoint=folder / "unet.pt")
 
 
 def distil_guidance(
@@ -232,7 +232,7 @@ def distil_guidance(
         return velocity_loss(unet, noisy, timesteps, hidden, target)
 
     config = LoopConfig(num_steps=num_steps, learning_rate=3e-4, warmup_steps=100, ema_decay=0.998)
-    return train(unet.train(), loss_at, config, checkpoint=folder / "guidance.pt", name="guidance")
+    return train(unet.train(), loss_at, config, checkpoint=folder / "guidance.pt")
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def train_vae(folder: Path, *, seed: int, num_steps: int, device: str = "cpu") -
         return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=100, ema_decay=0.995, weight_decay=0.0)
-    train(vae, loss_at, config, checkpoint=folder / "vae.pt", name="vae")
+    train(vae, loss_at, config, checkpoint=folder / "vae.pt")
     with torch.no_grad():
         latents = vae.encode(scene_pixels(f"{seed} scale", 512).to(device)).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
@@ -90,7 +90,7 @@ def tune_decoder(folder: Path, vae: AutoencoderKL, *, seed: int, num_steps: int,
         return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, weight_decay=0.0)
-    train(decoder, loss_at, config, checkpoint=folder / "decoder.pt", name="decoder")
+    train(decoder, loss_at, config, checkpoint=folder / "decoder.pt")
     return vae.eval()
 
 
