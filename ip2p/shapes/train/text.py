@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from ip2p.shapes.language import EDIT_TYPES, SceneEdit, draw_caption, draw_edit
-from ip2p.shapes.scene import ATTRIBUTES, BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
+from ip2p.shapes.scene import ATTRIBUTES, BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, SceneObject
 from ip2p.shapes.train.loop import LoopConfig, train
 
 BATCH_SIZE = 96
@@ -41,10 +41,7 @@ EDIT_CLASSES = [
 def caption_answers(scene: Scene) -> list[int]:
     """Returns the class of each shape's colour and size (the last class: no such shape), then of the background."""
     things = {thing.shape: thing for thing in scene.objects}
-    answers = []
-    for shape in SHAPES:
-        thing = things.get(shape)
-        answers += [_index(ATTRIBUTES[name], thing and getattr(thing, name)) for name in ("colour", "size")]
+    answers = [_class_of(things.get(shape), name) for shape in SHAPES for name in ("colour", "size")]
     return [*answers, _BACKGROUNDS.index(scene.background)]
 
 
@@ -59,14 +56,15 @@ def edit_answers(edit: SceneEdit) -> list[int]:
     named = (kind,) if kind in ATTRIBUTES else tuple(ATTRIBUTES)
     return [
         EDIT_TYPES.index(kind),
-        _index(SHAPES, old and old.shape),
-        _index(_BACKGROUNDS, after.background if kind == "background" else None),
-        *(_index(values, getattr(new, name) if new and name in named else None) for name, values in ATTRIBUTES.items()),
+        _class_of(old, "shape"),
+        _BACKGROUNDS.index(after.background) if kind == "background" else len(_BACKGROUNDS),
+        *(_class_of(new if name in named else None, name) for name in ATTRIBUTES),
     ]
 
 
-def _index(names: tuple[str, ...], name: str | None) -> int:
-    return len(names) if name is None else names.index(name)
+def _class_of(thing: SceneObject | None, attribute: str) -> int:
+    values = ATTRIBUTES[attribute]
+    return len(values) if thing is None else values.index(getattr(thing, attribute))
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
@@ -100,7 +98,7 @@ class Reader(nn.Module):
 
 def question_loss(logits: Tensor, answers: Tensor, classes: list[int]) -> Tensor:
     """Returns the mean cross-entropy of (N, sum of classes) logits over several questions, given (N, questions)."""
-    parts = logits.split(classes, -1)
+    parts = torch.split(logits, classes, -1)
     return torch.stack([F.cross_entropy(part, answers[:, k]) for k, part in enumerate(parts)]).mean()
 
 

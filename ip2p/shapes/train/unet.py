@@ -227,8 +227,9 @@ def distil_guidance(
         latents = latents.to(device, memory_format=torch.channels_last)
         noisy, timesteps, target = diffuse(scheduler, latents, generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            guided = (part[with_caption] for part in (noisy, timesteps, hidden))
-            target[with_caption] += guidance_difference(teacher, *guided, null_text)
+            target[with_caption] += guidance_difference(
+                teacher, noisy[with_caption], timesteps[with_caption], hidden[with_caption], null_text
+            )
         return velocity_loss(unet, noisy, timesteps, hidden, target)
 
     config = LoopConfig(num_steps=num_steps, learning_rate=3e-4, warmup_steps=100, ema_decay=0.998)
