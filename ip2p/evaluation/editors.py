@@ -1,7 +1,7 @@
 """The editors that are compared: trained ones, and baselines that show how much their figures are worth.
 
-The input handed back keeps everything and does nothing; the untrained model cannot see the picture; SDEdit (Meng et
-al., 2021) needs no training at all, gets the edited caption, and trades what it keeps for what it does.
+The copy preserves everything and changes nothing; the untrained model cannot see the picture; SDEdit (Meng et al.,
+2021) needs no training, gets the edited caption, and preserves the less the more it changes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ip2p.config import EvaluationConfig, PipelineConfig, TrainingConfig, fingerprint
+from ip2p.config import EvaluationConfig, TrainingConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.store import RunFolder
+from ip2p.images import fitted_size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,14 +34,14 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """`t7.5-i1.5`, or `s0.5` for SDEdit."""
+        """Returns `t7.5-i1.5` or, for SDEdit, `s0.5`."""
         if self.strength is not None:
             return f"s{self.strength:g}"
         return f"t{self.guidance_scale:g}-i{self.image_guidance_scale:g}"
 
 
 EditFunction = Callable[[Sequence[Pixels], Sequence[EditCase], Sequence[int], Setting], list[Pixels]]
-"""(images, cases with the instructions, seeds, setting) to edited images, in the size in which they were edited."""
+"""Takes images, their cases, seeds and a setting; returns the edited images, in the size in which they were edited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,23 @@ class EditorSource:
 
 
 def copy_source() -> EditorSource:
-    """Returns the editor that hands the input back."""
+    """Returns the editor that leaves the input as it is."""
     return EditorSource("copy", lambda: lambda images, cases, seeds, setting: list(images))
 
 
-def editor_source(model: str, knobs: EvaluationConfig, revision: str | None = None) -> EditorSource:
-    """Returns a trained editor from a folder or a hub id."""
+def editor_source(model: str, knobs: EvaluationConfig) -> EditorSource:
+    """Returns a trained editor from a folder, known by its files, or a hub id."""
+    from ip2p.training.data import fingerprint_files
 
     def load() -> EditFunction:
         from ip2p.editing import load_editor
 
-        return _InstructionEdit(load_editor(model, knobs.device, revision), knobs)
+        return _InstructionEdit(load_editor(model, knobs.device), knobs)
 
-    return EditorSource(fingerprint("editor", _identity(model, revision), _sampling(knobs)), load)
+    folder = Path(model).expanduser()
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
+    identity = fingerprint_files(files) if folder.is_dir() else fingerprint(model, None)
+    return EditorSource(fingerprint("editor", identity, _sampling(knobs)), load)
 
 
 def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
@@ -77,26 +81,16 @@ def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSou
     return EditorSource(identity, lambda: _InstructionEdit(load_untrained(base, knobs.device), knobs))
 
 
-def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig, guidance_scale: float) -> EditorSource:
+def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
     """Returns the base model by itself, from the noised picture towards the edited caption."""
     from ip2p.training.data import model_fingerprint
 
-    identity = fingerprint("sdedit", model_fingerprint(base), guidance_scale, _sampling(knobs))
-    return EditorSource(identity, lambda: _load_sdedit(base, knobs, guidance_scale))
+    identity = fingerprint("sdedit", model_fingerprint(base), knobs.sdedit_guidance_scale, _sampling(knobs))
+    return EditorSource(identity, lambda: _load_sdedit(base, knobs))
 
 
 def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
     return knobs.num_inference_steps, knobs.resolution
-
-
-def _identity(model: str, revision: str | None) -> str:
-    from ip2p.training.data import fingerprint_files
-
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return fingerprint(model, revision)
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
-    return fingerprint_files(files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +108,7 @@ class _InstructionEdit:
 
         return edit_images(
             self.pipeline,
-            [scaled_to(image, _short_side(self.pipeline, self.knobs.resolution)) for image in images],
+            [_scaled_to(image, _short_side(self.pipeline, self.knobs.resolution)) for image in images],
             [case.edit_prompt for case in cases],
             num_inference_steps=self.knobs.num_inference_steps,
             guidance_scale=setting.guidance_scale,
@@ -125,7 +119,7 @@ class _InstructionEdit:
 
 
 def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
-    """The base model, widened: its new input channels are zero, so that it cannot see the picture."""
+    """Loads the base model, widened: its new input channels are zero, so that it cannot see the picture."""
     from ip2p.models import loading
 
     place = loading.resolve_device(device)
@@ -145,7 +139,7 @@ def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
     )
 
 
-def _load_sdedit(base: TrainingConfig, knobs: EvaluationConfig, guidance_scale: float) -> EditFunction:
+def _load_sdedit(base: TrainingConfig, knobs: EvaluationConfig) -> EditFunction:
     from diffusers import AutoPipelineForImage2Image
 
     from ip2p.models import loading
@@ -154,7 +148,7 @@ def _load_sdedit(base: TrainingConfig, knobs: EvaluationConfig, guidance_scale: 
     text_to_image = loading.load_text_to_image(name, **options, dtype="float32", device=knobs.device)
     pipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
     pipeline.set_progress_bar_config(disable=True)
-    return _SdeditEdit(pipeline, knobs, guidance_scale)
+    return _SdeditEdit(pipeline, knobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,72 +157,47 @@ class _SdeditEdit:
 
     pipeline: Any
     knobs: EvaluationConfig
-    guidance_scale: float
 
     def __call__(
         self, images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
     ) -> list[Pixels]:
         """Draws pictures of one size together and returns them in the size that the settings name."""
+        import torch
+
         from ip2p.editing import fitting_size
 
-        side = _short_side(self.pipeline, self.knobs.resolution)
-        scaled = [scaled_to(image, side) for image in images]
+        scaled = [_scaled_to(image, _short_side(self.pipeline, self.knobs.resolution)) for image in images]
         fitted = [_resized(image, fitting_size(self.pipeline, *image.shape[1::-1])) for image in scaled]
-        captions = [case.edited_prompt or case.edit_prompt for case in cases]
+        strength = setting.strength or 1.0
         edited = list(images)
         for shape in {image.shape for image in fitted}:
             numbers = [number for number, image in enumerate(fitted) if image.shape == shape]
-            drawn = self._draw(
-                [fitted[number] for number in numbers],
-                [captions[number] for number in numbers],
-                [seeds[number] for number in numbers],
-                setting.strength or 1.0,
+            drawn = self.pipeline(
+                prompt=[cases[number].edited_prompt or cases[number].edit_prompt for number in numbers],
+                image=[Image.fromarray(fitted[number]) for number in numbers],
+                strength=strength,
+                # a low strength still takes one step
+                num_inference_steps=max(self.knobs.num_inference_steps, math.ceil(1 / strength)),
+                guidance_scale=setting.guidance_scale,
+                generator=[torch.Generator().manual_seed(seeds[number]) for number in numbers],
             )
-            for number, image in zip(numbers, drawn, strict=True):
-                edited[number] = _resized(image, scaled[number].shape[1::-1])
+            for number, image in zip(numbers, drawn.images, strict=True):
+                edited[number] = _resized(np.asarray(image), scaled[number].shape[1::-1])
         return edited
 
-    def _draw(
-        self, images: Sequence[Pixels], captions: list[str], seeds: Sequence[int], strength: float
-    ) -> list[Pixels]:
-        """Draws pictures of one size in a batch; a low strength gets the steps that it takes for one at least."""
-        import torch
 
-        output = self.pipeline(
-            prompt=captions,
-            image=[Image.fromarray(image) for image in images],
-            strength=strength,
-            num_inference_steps=max(self.knobs.num_inference_steps, math.ceil(1 / strength)),
-            guidance_scale=self.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        )
-        return [np.asarray(image) for image in output.images]
-
-
-def _short_side(pipeline: Any, resolution: int | None) -> int | None:
+def _short_side(pipeline: DiffusionPipeline, resolution: int | None) -> int | None:
     from ip2p.models.architecture import architecture_of
 
     return architecture_of(pipeline).native_side(pipeline) if resolution == 0 else resolution
 
 
-def scaled_to(image: Pixels, resolution: int | None) -> Pixels:
-    """Resizes a picture to a short side of `resolution`; unchanged if that is None."""
-    if resolution is None:
-        return image
-    height, width = image.shape[:2]
-    factor = resolution / min(height, width)
-    return _resized(image, (max(1, round(width * factor)), max(1, round(height * factor))))
+def _scaled_to(image: Pixels, short_side: int | None) -> Pixels:
+    """Resizes a picture to a short side; unchanged if that is None."""
+    return image if short_side is None else _resized(image, fitted_size(image.shape[1::-1], short_side))
 
 
 def _resized(image: Pixels, size: tuple[int, ...]) -> Pixels:
     if image.shape[1::-1] == tuple(size):
         return image
     return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.LANCZOS))
-
-
-def trained_model(config: PipelineConfig) -> Path:
-    """Returns the folder of the trained editor. RuntimeError if nothing was trained yet."""
-    folder = RunFolder(config.out).model
-    if not (folder / "model_index.json").exists():
-        raise RuntimeError(f"{folder} holds no trained editor. Train one first, with `ip2p run` or `ip2p train`.")
-    return folder
