@@ -125,9 +125,9 @@ def _send(client: OpenAI, request: Mapping[str, Any], server: ServerConfig) -> R
     finish_reason = getattr(choice, "finish_reason", None)
     if isinstance(text, str):
         return {"text": text, "finish_reason": finish_reason}
-    return (
-        {"refused": "the server's filter"} if finish_reason == "content_filter" else Fault("an answer without a text")
-    )
+    if finish_reason == "content_filter":
+        return {"refused": "the server's filter"}
+    return Fault("an answer without a text")
 
 
 def _read_status(error: APIStatusError, server: ServerConfig) -> Reply | Fault:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ip2p.evaluation.cases import EditCase, Mask, Pixels
 from ip2p.images import Picture, open_pixels, open_upright
+from ip2p.presets import data_folder
 from ip2p.sources.columns import EMU_EDIT, KNOWN_SCHEMAS, MAGICBRUSH_TURNS, guess_columns
 from ip2p.sources.files import read_json_file
 from ip2p.sources.location import locate
@@ -29,8 +30,6 @@ PICTURES = {"original_image": "original_image", "edited_image": "target_image", 
 WHITE = 250
 """Darkest value of a white pixel in a mask without transparency."""
 MAGICBRUSH = KNOWN_SCHEMAS["osunlp/MagicBrush"] | MAGICBRUSH_TURNS
-
-
 Captions = Mapping[str, Row]
 """A row for each of MagicBrush's sessions: file names of outputs to their captions."""
 
@@ -108,8 +107,8 @@ def _choose(edits: Sequence[SourceEdit], num: int | None) -> list[EditCase]:
 
 def _layout_of(names: Sequence[str], source: str) -> tuple[Layout, dict[str, str]]:
     """Recognises a dataset by its columns; maps our names, `session` and `turn` included, to the columns."""
-    known: tuple[tuple[Layout, dict[str, str]], ...] = (("magicbrush", MAGICBRUSH), ("emu_edit", EMU_EDIT))
-    for layout, columns in known:
+    benchmarks: dict[Layout, dict[str, str]] = {"magicbrush": MAGICBRUSH, "emu_edit": EMU_EDIT}
+    for layout, columns in benchmarks.items():
         if all(theirs in names for ours, theirs in columns.items() if ours not in MAGICBRUSH_TURNS):
             present = {ours: theirs for ours, theirs in columns.items() if theirs in names}
             return layout, present | ({"session": present["group"]} if layout == "magicbrush" else {})
@@ -185,27 +184,24 @@ def _read_listing(path: Path) -> list[SourceEdit]:
         if not isinstance(values, dict) or not values.get("image") or not values.get("edit_prompt"):
             raise ValueError(f"{path} line {number} must hold `image` and `edit_prompt`, got {values!r}.")
         files = {"original_image": values["image"], "target_image": values.get("target"), "mask": values.get("mask")}
-        missing = next(
-            (file for name in files.values() if name and not (file := path.parent / str(name)).is_file()), None
-        )
-        if missing is not None:
-            raise ValueError(
-                f"{path} line {number} names {missing}, which is not a file. Write paths relative to the .jsonl."
-            )
+        for name in filter(None, files.values()):
+            if not (path.parent / str(name)).is_file():
+                raise ValueError(
+                    f"{path} line {number} names {path.parent / str(name)}, which is not a file. Write paths relative "
+                    "to the .jsonl."
+                )
         row = Row(values, f"{path} line {number}")
         texts = {name: row.text(name) for name in TEXTS} | {"edit_prompt": str(values["edit_prompt"])}
         edits.append(SourceEdit(texts, _loaders(path.parent, files)))
     return edits
 
 
-def _loaders(folder: Path, files: Mapping[str, Any]) -> dict[str, Callable[[], Pixels | Mask]]:
+def _loaders(folder: Path, files: Mapping[str, object]) -> dict[str, Callable[[], Pixels | Mask]]:
     return {field: partial(_read_picture, folder / str(name), field) for field, name in files.items() if name}
 
 
 def _read_photographs() -> list[SourceEdit]:
     """Reads our edits of the two photographs that scikit-learn ships."""
-    from ip2p.presets import data_folder
-
     try:
         from sklearn.datasets import load_sample_images
     except ImportError as error:

@@ -157,17 +157,13 @@ def load_domain(name: str) -> Domain:
 
 
 def hold_out_cases(config: PipelineConfig, domain: Domain | None, data: Path | None = None) -> list[EditCase]:
-    """Returns the held-out edits of a run; `data` is a dataset folder other than the run's own."""
+    """Draws a run's held-out edits, or reads the first of its dataset's test split, or else its validation split.
+
+    `data` is a dataset folder other than the run's own. Leaves broken pictures out. ValueError if a column is missing.
+    """
     if domain is not None:
         return domain.draw_cases(config.evaluation.num_edits, config.evaluation.seed)
-    return _read_test_split(data or RunFolder(config.out).dataset, config)
-
-
-def _read_test_split(folder: Path, config: PipelineConfig) -> list[EditCase]:
-    """Reads the first rows of a dataset's test split, or else its validation split; leaves broken pictures out.
-
-    ValueError if a column is missing.
-    """
+    folder = data or RunFolder(config.out).dataset
     location = Location(str(folder), "path")
     files = folder.is_dir() and (split_files(location, "test") or split_files(location, "validation"))
     if not files:
@@ -175,10 +171,10 @@ def _read_test_split(folder: Path, config: PipelineConfig) -> list[EditCase]:
     table = ParquetTable(files)
     image, text = config.training.original_image_column, config.training.edit_prompt_column
     for file, names in table.names_by_file.items():
-        if missing := next((name for name in (image, text) if name not in names), None):
+        if missing := {image, text}.difference(names):
             raise ValueError(
-                f"{file} lacks the column {missing}; it has {', '.join(names)}. "
-                "Set training.original_image_column and the like."
+                f"{file} lacks the column {', '.join(sorted(missing))}; it has {', '.join(names)}. "
+                "Set training.original_image_column and training.edit_prompt_column."
             )
     cases = (_read_case(row, image, text) for row in table.read([image, text, *_PROMPTS, "edit_type"]))
     return list(islice((case for case in cases if case is not None), config.evaluation.num_edits))

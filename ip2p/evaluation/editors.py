@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from ip2p.config import EvaluationConfig, TrainingConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.images import fitted_size
+from ip2p.training.data import fingerprint_files, model_fingerprint
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,12 +62,11 @@ def copy_source() -> EditorSource:
 
 def editor_source(model: str, knobs: EvaluationConfig) -> EditorSource:
     """Returns a trained editor from a folder, known by its files, or a hub id."""
-    from ip2p.training.data import fingerprint_files
 
     def load() -> EditFunction:
         from ip2p.editing import load_editor
 
-        return _InstructionEdit(load_editor(model, knobs.device), knobs)
+        return partial(_edit_by_instruction, load_editor(model, knobs.device), knobs)
 
     folder = Path(model).expanduser()
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
@@ -75,16 +76,12 @@ def editor_source(model: str, knobs: EvaluationConfig) -> EditorSource:
 
 def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
     """Returns the base model as an editor before its first step."""
-    from ip2p.training.data import model_fingerprint
-
     identity = fingerprint("untrained", model_fingerprint(base), _sampling(knobs))
-    return EditorSource(identity, lambda: _InstructionEdit(load_untrained(base, knobs.device), knobs))
+    return EditorSource(identity, lambda: partial(_edit_by_instruction, load_untrained(base, knobs.device), knobs))
 
 
 def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
     """Returns the base model by itself, from the noised picture towards the edited caption."""
-    from ip2p.training.data import model_fingerprint
-
     identity = fingerprint("sdedit", model_fingerprint(base), knobs.sdedit_guidance_scale, _sampling(knobs))
     return EditorSource(identity, lambda: _load_sdedit(base, knobs))
 
@@ -93,36 +90,34 @@ def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
     return knobs.num_inference_steps, knobs.resolution
 
 
-@dataclass(frozen=True, slots=True)
-class _InstructionEdit:
-    """Edits by the instruction alone."""
+def _edit_by_instruction(
+    pipeline: DiffusionPipeline,
+    knobs: EvaluationConfig,
+    images: Sequence[Pixels],
+    cases: Sequence[EditCase],
+    seeds: Sequence[int],
+    setting: Setting,
+) -> list[Pixels]:
+    """Edits the pictures by the instructions alone, at the size that is set."""
+    from ip2p.editing import edit_images
 
-    pipeline: Any
-    knobs: EvaluationConfig
-
-    def __call__(
-        self, images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
-    ) -> list[Pixels]:
-        """Edits the pictures at the size that the settings name."""
-        from ip2p.editing import edit_images
-
-        return edit_images(
-            self.pipeline,
-            [_scaled_to(image, _short_side(self.pipeline, self.knobs.resolution)) for image in images],
-            [case.edit_prompt for case in cases],
-            num_inference_steps=self.knobs.num_inference_steps,
-            guidance_scale=setting.guidance_scale,
-            image_guidance_scale=setting.image_guidance_scale,
-            seeds=list(seeds),
-            batch_size=self.knobs.batch_size,
-        )
+    return edit_images(
+        pipeline,
+        _scaled(pipeline, knobs, images),
+        [case.edit_prompt for case in cases],
+        num_inference_steps=knobs.num_inference_steps,
+        guidance_scale=setting.guidance_scale,
+        image_guidance_scale=setting.image_guidance_scale,
+        seeds=list(seeds),
+        batch_size=knobs.batch_size,
+    )
 
 
 def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
     """Loads the base model, widened: its new input channels are zero, so that it cannot see the picture."""
-    from ip2p.models import loading
+    from ip2p.models.loading import load_once, resolve_device
 
-    place = loading.resolve_device(device)
+    place = resolve_device(device)
 
     def load() -> DiffusionPipeline:
         import torch
@@ -134,67 +129,62 @@ def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(place)
 
-    return loading.load_once(
-        ("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, place), load
-    )
+    return load_once(("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, place), load)
 
 
 def _load_sdedit(base: TrainingConfig, knobs: EvaluationConfig) -> EditFunction:
     from diffusers import AutoPipelineForImage2Image
 
-    from ip2p.models import loading
+    from ip2p.models.loading import load_text_to_image
 
     name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
-    text_to_image = loading.load_text_to_image(name, **options, dtype="float32", device=knobs.device)
+    text_to_image = load_text_to_image(name, **options, dtype="float32", device=knobs.device)
     pipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
     pipeline.set_progress_bar_config(disable=True)
-    return _SdeditEdit(pipeline, knobs)
+    return partial(_draw_again, pipeline, knobs)
 
 
-@dataclass(frozen=True, slots=True)
-class _SdeditEdit:
-    """Noises the picture and draws it again towards the edited caption, by diffusers' own pipeline."""
+def _draw_again(
+    pipeline: Any,
+    knobs: EvaluationConfig,
+    images: Sequence[Pixels],
+    cases: Sequence[EditCase],
+    seeds: Sequence[int],
+    setting: Setting,
+) -> list[Pixels]:
+    """Noises the pictures and draws them towards the edited captions by diffusers' own pipeline, by size in batches."""
+    import torch
 
-    pipeline: Any
-    knobs: EvaluationConfig
+    from ip2p.editing import fitting_size
 
-    def __call__(
-        self, images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
-    ) -> list[Pixels]:
-        """Draws pictures of one size together and returns them in the size that the settings name."""
-        import torch
-
-        from ip2p.editing import fitting_size
-
-        scaled = [_scaled_to(image, _short_side(self.pipeline, self.knobs.resolution)) for image in images]
-        fitted = [_resized(image, fitting_size(self.pipeline, *image.shape[1::-1])) for image in scaled]
-        strength = setting.strength or 1.0
-        edited = list(images)
-        for shape in {image.shape for image in fitted}:
-            numbers = [number for number, image in enumerate(fitted) if image.shape == shape]
-            drawn = self.pipeline(
-                prompt=[cases[number].edited_prompt or cases[number].edit_prompt for number in numbers],
-                image=[Image.fromarray(fitted[number]) for number in numbers],
-                strength=strength,
-                # a low strength still takes one step
-                num_inference_steps=max(self.knobs.num_inference_steps, math.ceil(1 / strength)),
-                guidance_scale=setting.guidance_scale,
-                generator=[torch.Generator().manual_seed(seeds[number]) for number in numbers],
-            )
-            for number, image in zip(numbers, drawn.images, strict=True):
-                edited[number] = _resized(np.asarray(image), scaled[number].shape[1::-1])
-        return edited
+    scaled = _scaled(pipeline, knobs, images)
+    fitted = [_resized(image, fitting_size(pipeline, *image.shape[1::-1])) for image in scaled]
+    strength = setting.strength or 1.0
+    edited = list(images)
+    for shape in {image.shape for image in fitted}:
+        numbers = [number for number, image in enumerate(fitted) if image.shape == shape]
+        output = pipeline(
+            prompt=[cases[number].edited_prompt or cases[number].edit_prompt for number in numbers],
+            image=[Image.fromarray(fitted[number]) for number in numbers],
+            strength=strength,
+            # enough for one step at a low strength
+            num_inference_steps=max(knobs.num_inference_steps, math.ceil(1 / strength)),
+            guidance_scale=setting.guidance_scale,
+            generator=[torch.Generator().manual_seed(seeds[number]) for number in numbers],
+        )
+        for number, image in zip(numbers, output.images, strict=True):
+            edited[number] = _resized(np.asarray(image), scaled[number].shape[1::-1])
+    return edited
 
 
-def _short_side(pipeline: DiffusionPipeline, resolution: int | None) -> int | None:
+def _scaled(pipeline: DiffusionPipeline, knobs: EvaluationConfig, images: Sequence[Pixels]) -> list[Pixels]:
+    """Resizes pictures to the short side that is set: 0 is the model's own, None leaves them as they are."""
     from ip2p.models.architecture import architecture_of
 
-    return architecture_of(pipeline).native_side(pipeline) if resolution == 0 else resolution
-
-
-def _scaled_to(image: Pixels, short_side: int | None) -> Pixels:
-    """Resizes a picture to a short side; unchanged if that is None."""
-    return image if short_side is None else _resized(image, fitted_size(image.shape[1::-1], short_side))
+    if knobs.resolution is None:
+        return list(images)
+    short_side = knobs.resolution or architecture_of(pipeline).native_side(pipeline)
+    return [_resized(image, fitted_size(image.shape[1::-1], short_side)) for image in images]
 
 
 def _resized(image: Pixels, size: tuple[int, ...]) -> Pixels:

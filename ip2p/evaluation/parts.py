@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,7 +153,7 @@ def _input_of(number: int, part: Part, cases: Sequence[EditCase], rows: Mapping[
     return open_pixels(rows[previous]["edited_image"]["bytes"])
 
 
-def _edit_row(part: Part, number: int, seed: int, image: Pixels) -> Record:
+def _edit_row(part: Part, number: int, seed: int, image: Pixels) -> dict[str, object]:
     keys = {"model": part.model, "kind": part.kind, "case": number, "seed": seed}
     setting = {name: getattr(part.setting, name) for name, _ in _SETTING}
     return {**keys, **setting, "edited_image": {"bytes": encode_png(image), "path": None}}
@@ -257,7 +257,7 @@ def _measure_missing(plan: Plan, edits: Mapping[Part, store.Sidecar]) -> dict[Pa
         values_hash = fingerprint(edits[part].sha256, [measure.identity for measure in measures])
         sidecar = store.finished(plan.values(part), values_hash)
         if sidecar is None:
-            started, rows = time.monotonic(), list[dict[str, Any]]()
+            started, rows = time.monotonic(), list[Record]()
             for batch in pq.ParquetFile(plan.edits(part)).iter_batches(batch_size=plan.knobs.batch_size):
                 rows += _measured(batch.to_pylist(), plan.cases, measures)
             table = pa.Table.from_pylist(rows, schema=measured_schema(measures))
@@ -267,19 +267,18 @@ def _measure_missing(plan: Plan, edits: Mapping[Part, store.Sidecar]) -> dict[Pa
     return sidecars
 
 
-def _measured(
-    rows: list[dict[str, Any]], all_cases: Sequence[EditCase], measures: Sequence[Measure]
-) -> list[dict[str, Any]]:
+def _measured(rows: Sequence[Record], all_cases: Sequence[EditCase], measures: Sequence[Measure]) -> list[Record]:
     """Replaces the pictures in the rows of edits by the cases' texts and the measured values."""
     cases = [all_cases[row["case"]] for row in rows]
     before = [case.original_image for case in cases]
-    after = [open_pixels(row.pop("edited_image")["bytes"]) for row in rows]
+    after = [open_pixels(row["edited_image"]["bytes"]) for row in rows]
+    measured: list[Record] = []
     for row, case in zip(rows, cases, strict=True):
-        row |= {name: getattr(case, name) for name in (*_TEXTS, "is_last")}
+        texts = {name: getattr(case, name) for name in (*_TEXTS, "is_last")}
+        measured.append({name: row[name] for name, _ in (*_KEYS, *_SETTING)} | texts)
     for measure in measures:
-        for row, values in zip(rows, measure(cases, before, after), strict=True):
-            row |= values
-    return rows
+        measured = [{**row, **values} for row, values in zip(measured, measure(cases, before, after), strict=True)]
+    return measured
 
 
 def _gather_grids(plan: Plan) -> None:

@@ -78,14 +78,14 @@ class Measure(ABC):
     """True for a slow measure, which skips sweeps and grids."""
 
     @classmethod
-    @abstractmethod
     def from_setup(cls, setup: Setup) -> Self | None:
-        """Makes the measure; None if the settings do not ask for it."""
+        """Makes the measure; None if the settings do not ask for it. Default: whatever they are."""
+        return cls()
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Returns a hash of everything that determines the values: if it changes, edits are measured again, not made again."""
+        """Returns a hash of what determines the values: if it changes, the measure is repeated, but no edit."""
 
     @abstractmethod
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
+from ip2p.evaluation.measures import Column, Measure, Values, fit_to
 
 BLOCKS = 12
 """Blocks per side, over each of which a change is averaged."""
@@ -30,11 +29,6 @@ class ChangeMeasure(Measure):
         Column("no_op", "No change", "lower", "share"),
     )
     identity = fingerprint("change", BLOCKS, LEAST_CHANGE)
-
-    @classmethod
-    def from_setup(cls, setup: Setup) -> Self:
-        """Makes the measure, whatever the settings."""
-        return cls()
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns the three values of each edit."""

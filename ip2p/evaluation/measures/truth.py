@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Mask, Pixels
-from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
+from ip2p.evaluation.measures import Column, Measure, Values, fit_to
 from ip2p.evaluation.measures.change import mean_distance
+from ip2p.scoring.ssim import SMALLEST_SIDE, SSIM
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,6 @@ class TruthMeasure(Measure):
         Column("ssim_kept", "SSIM outside mask", "higher", "mean"),
     )
     identity = fingerprint("truth")
-
-    @classmethod
-    def from_setup(cls, setup: Setup) -> Self:
-        """Makes the measure, whatever the settings."""
-        return cls()
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for distances to a target and for a similarity outside a mask that a case lacks."""
@@ -48,8 +43,6 @@ def _against_truth(case: EditCase, before: Pixels, after: Pixels) -> Values:
 def _kept_ssim(before: Pixels, after: Pixels, kept: Mask) -> float | None:
     """Computes the mean structural similarity of an area as the filter does; None for pictures under 11 pixels."""
     from skimage.metrics import structural_similarity
-
-    from ip2p.scoring.ssim import SMALLEST_SIDE, SSIM
 
     if min(before.shape[:2]) < SMALLEST_SIDE:
         return None
