@@ -27,7 +27,7 @@ def benchmark(config: BenchmarkConfig) -> Figures:
     source = read_benchmark(
         config.source, split=config.split, revision=config.revision, num=config.num, captions=config.captions
     )
-    protocol = _protocol_of(config, source.layout)
+    protocol = protocol_of(config, source.layout)
     logger.info("%d edits, protocol %s", len(source.cases), protocol)
     knobs, names = config.evaluation, short_names(config.models)
     editors = {name: editor_source(_model_in(model), knobs) for name, model in names.items()}
@@ -42,7 +42,7 @@ def benchmark(config: BenchmarkConfig) -> Figures:
         knobs=knobs,
         cases=source.cases,
         editors=editors,
-        parts=_plan_parts(knobs, protocol, list(names), source.cases),
+        parts=plan_benchmark(knobs, protocol, list(names), source.cases),
         # the same for every protocol: figures leave out cases without the ground truth
         measures=set_up_measures(Setup(knobs=knobs, clip=clip, folder=config.out, dino_model=config.dino_model)),
     )
@@ -51,7 +51,7 @@ def benchmark(config: BenchmarkConfig) -> Figures:
         "protocol": protocol,
         "models": names,
         "settings": to_dict(config),
-        **_describe(records, protocol, list(names), knobs.sdedit_strengths),
+        **describe_benchmark(records, protocol, list(names), knobs.sdedit_strengths),
         "n": len(source.cases),
         "seconds": seconds,
     }
@@ -76,7 +76,9 @@ def _model_in(model: str) -> str:
     return str(inside) if (inside / "model_index.json").is_file() else model
 
 
-def _plan_parts(knobs: EvaluationConfig, protocol: str, names: Sequence[str], cases: Sequence[EditCase]) -> list[Part]:
+def plan_benchmark(
+    knobs: EvaluationConfig, protocol: str, names: Sequence[str], cases: Sequence[EditCase]
+) -> list[Part]:
     """Plans every editor on every case, sessions as chains for MagicBrush, and the sweeps for the curve."""
     all_cases = list(range(len(cases)))
     usual = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=knobs.image_guidance_scale)
@@ -90,7 +92,9 @@ def _plan_parts(knobs: EvaluationConfig, protocol: str, names: Sequence[str], ca
     return [*parts, *sdedit_slices(knobs, all_cases)]
 
 
-def _describe(records: Sequence[Record], protocol: str, names: Sequence[str], strengths: Sequence[float]) -> Figures:
+def describe_benchmark(
+    records: Sequence[Record], protocol: str, names: Sequence[str], strengths: Sequence[float]
+) -> Figures:
     """Computes each editor's figures over all edits, at the end of each session, and along its curve.
 
     The editors after the first are compared with it case by case.
@@ -170,7 +174,7 @@ def known_columns(protocol: str, editors: Mapping[str, Mapping[str, Figures]]) -
     ]
 
 
-def _protocol_of(config: BenchmarkConfig, layout: Layout) -> str:
+def protocol_of(config: BenchmarkConfig, layout: Layout) -> str:
     """Returns the protocol that is set, or the layout's. ValueError if the data lack the targets that it needs."""
     if config.protocol == "auto":
         return next(name for name, protocol in PROTOCOLS.items() if protocol.layout == layout)

@@ -220,7 +220,7 @@ def hash_pixels(pixels: Pixels | Mask | None) -> str:
     return "" if pixels is None else content_hash(pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
-def _encode_shown(pixels: Pixels) -> bytes:
+def encode_shown(pixels: Pixels) -> bytes:
     """Encodes a picture to be looked at: small ones exactly, large ones reduced."""
     if max(pixels.shape[:2]) <= SHOWN_SIDE // 4:
         return encode_png(pixels)
@@ -231,7 +231,7 @@ def _encode_shown(pixels: Pixels) -> bytes:
 
 def cases_table(cases: Sequence[EditCase]) -> pa.Table:
     """Tabulates the cases with their pictures, as the report reads them."""
-    images = [{"bytes": _encode_shown(case.original_image), "path": None} for case in cases]
+    images = [{"bytes": encode_shown(case.original_image), "path": None} for case in cases]
     texts = {name: [getattr(case, name) for case in cases] for name in ("edit_type", "edit_prompt", *_PROMPTS)}
     columns = {"case": list(range(len(cases))), **texts}
     return pa.table(columns).append_column("original_image", pa.array(images, IMAGE_TYPE))

@@ -83,7 +83,19 @@ def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSou
 def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
     """Returns the base model by itself, from the noised picture towards the edited caption."""
     identity = fingerprint("sdedit", model_fingerprint(base), knobs.sdedit_guidance_scale, _sampling(knobs))
-    return EditorSource(identity, lambda: _load_sdedit(base, knobs))
+
+    def load() -> EditFunction:
+        from diffusers import AutoPipelineForImage2Image
+
+        from ip2p.models.loading import load_text_to_image
+
+        name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
+        text_to_image = load_text_to_image(name, **options, dtype="float32", device=knobs.device)
+        pipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
+        pipeline.set_progress_bar_config(disable=True)
+        return partial(_draw_again, pipeline, knobs)
+
+    return EditorSource(identity, load)
 
 
 def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
@@ -130,18 +142,6 @@ def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
         return pipeline.to(place)
 
     return load_once(("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, place), load)
-
-
-def _load_sdedit(base: TrainingConfig, knobs: EvaluationConfig) -> EditFunction:
-    from diffusers import AutoPipelineForImage2Image
-
-    from ip2p.models.loading import load_text_to_image
-
-    name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
-    text_to_image = load_text_to_image(name, **options, dtype="float32", device=knobs.device)
-    pipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
-    pipeline.set_progress_bar_config(disable=True)
-    return partial(_draw_again, pipeline, knobs)
 
 
 def _draw_again(

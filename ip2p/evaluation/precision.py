@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
-from ip2p.evaluation.cases import Domain, load_domain
+from ip2p.evaluation.cases import load_domain
 from ip2p.evaluation.measures.oracle import OracleMeasure, verdict_of
-from ip2p.evaluation.metrics import Figures, Record, select, summarise
+from ip2p.evaluation.metrics import Figures, select, summarise
 from ip2p.images import open_pixels
 from ip2p.records import EditTriplet
 
@@ -98,13 +98,10 @@ def _judge_shard(shard: Path, folder: Path, domain_name: str) -> None:
     started, rows = time.monotonic(), []
     columns = dict.fromkeys((*(name for name, _ in _KEYS), *_TRIPLET, *_IMAGES))
     for batch in pq.ParquetFile(shard).iter_batches(batch_size=64, columns=list(columns)):
-        rows += [_judge_row(row, domain) for row in batch.to_pylist()]
+        for row in batch.to_pylist():
+            triplet = EditTriplet(**{name: row[name] or "" for name in _TRIPLET})
+            judgement = domain.judge_pair(triplet, *(open_pixels(row[name]["bytes"]) for name in _IMAGES))
+            rows.append({name: row[name] for name, _ in _KEYS} | verdict_of(judgement))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     verdicts_hash, seconds = _verdicts_hash(shard, domain_name), time.monotonic() - started
     store.write_shard(folder / shard.name, table, fingerprint=verdicts_hash, seconds=seconds)
-
-
-def _judge_row(row: Record, domain: Domain) -> Record:
-    triplet = EditTriplet(**{name: row[name] or "" for name in _TRIPLET})
-    images = (open_pixels(row[name]["bytes"]) for name in _IMAGES)
-    return {name: row[name] for name, _ in _KEYS} | verdict_of(domain.judge_pair(triplet, *images))

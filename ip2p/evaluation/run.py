@@ -32,12 +32,14 @@ def evaluate(
     first that is set, and CLIP alone judges them. `progress` gets the share of the edits that are done. RuntimeError if
     nothing was trained yet.
     """
+    from ip2p.models.components import model_index
+
     run = store.RunFolder(config.out)
     if not (run.model / "model_index.json").exists():
         raise RuntimeError(f"{run.model} holds no trained editor. Train one first, with `ip2p run` or `ip2p train`.")
     knobs, data = config.evaluation, config.evaluation.data or data
     domain = load_domain(knobs.domain) if knobs.domain else None
-    if knobs.sdedit_strengths and _started_from_editor(config):
+    if knobs.sdedit_strengths and "InstructPix2Pix" in str(model_index(config.training).get("_class_name")):
         logger.info("the training started from an editor, so SDEdit is left out: it needs a text-to-image model")
         knobs = replace(knobs, sdedit_strengths=())
         config = replace(config, evaluation=knobs)
@@ -57,16 +59,10 @@ def evaluate(
         measures=set_up_measures(setup),
     )
     records, seconds = edit_and_measure(plan, progress)
-    figures = _describe(config, records, domain.edit_types() if domain else ())
+    figures = describe(config, records, domain.edit_types() if domain else ())
     figures |= {"seconds": seconds, "parts": [part.name for part in plan.parts if part.kind == "edit"]}
     store.write_json(run.evaluation / "figures.json", figures)
     return figures
-
-
-def _started_from_editor(config: PipelineConfig) -> bool:
-    from ip2p.models.components import model_index
-
-    return "InstructPix2Pix" in str(model_index(config.training).get("_class_name"))
 
 
 def run_editors(config: PipelineConfig) -> dict[str, EditorSource]:
@@ -85,7 +81,7 @@ def plan_parts(config: PipelineConfig, cases: Sequence[EditCase]) -> list[Part]:
     knobs, all_cases = config.evaluation, list(range(len(cases)))
     usual = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=knobs.image_guidance_scale)
     swept = balanced_subset(cases, knobs.num_sweep_edits)
-    shown = balanced_subset(cases, knobs.num_grid_edits)
+    grid = balanced_subset(cases, knobs.num_grid_edits)
     parts = [
         *slices("model", "edit", usual, all_cases),
         *slices("copy", "edit", usual, all_cases),
@@ -95,11 +91,11 @@ def plan_parts(config: PipelineConfig, cases: Sequence[EditCase]) -> list[Part]:
     ]
     for text in knobs.grid_guidance_scales:
         for image in knobs.grid_image_guidance_scales:
-            parts += slices("model", "grid", Setting(guidance_scale=text, image_guidance_scale=image), shown)
+            parts += slices("model", "grid", Setting(guidance_scale=text, image_guidance_scale=image), grid)
     return parts
 
 
-def _describe(config: PipelineConfig, records: Sequence[Record], edit_types: Sequence[str]) -> Figures:
+def describe(config: PipelineConfig, records: Sequence[Record], edit_types: Sequence[str]) -> Figures:
     """Computes the editor's figures, its baselines', the curves, and the tests against each baseline."""
     editor, sdedit = select(records, model="model", kind="edit"), select(records, model="sdedit", kind="sweep")
     baselines = {name: select(records, model=name, kind="edit") for name in ("copy", "untrained")}

@@ -59,7 +59,7 @@ class DinoMeasure(Measure):
         from ip2p.models.loading import load_image_model
 
         loaded = load_image_model(self.model, device=self.device)
-        prepare = _preparation(int(loaded.model.config.image_size))
+        prepare = dino_preparation(int(loaded.model.config.image_size))
         embeddings = []
         with torch.inference_mode():
             for start in range(0, len(images), self.batch_size):
@@ -69,7 +69,7 @@ class DinoMeasure(Measure):
         return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
 
 
-def _preparation(size: int) -> Callable[[Image.Image], Tensor]:
+def dino_preparation(size: int) -> Callable[[Image.Image], Tensor]:
     """Returns DINO's transform: short side to 256 for a model of 224, centre crop, ImageNet's mean and deviation."""
     from torchvision import transforms
 

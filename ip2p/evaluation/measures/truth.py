@@ -26,21 +26,20 @@ class TruthMeasure(Measure):
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for distances to a target and for a similarity outside a mask that a case lacks."""
-        return [_against_truth(*edit) for edit in zip(cases, before, after, strict=True)]
+        rows: list[Values] = []
+        for case, original, edited in zip(cases, before, after, strict=True):
+            values: Values = {"l1": None, "l2": None, "ssim_kept": None}
+            if (target := case.target_image) is not None:
+                fitted = fit_to(edited, target)
+                values["l1"] = mean_distance(fitted, target)
+                values["l2"] = mean_distance(fitted, target, 2)
+            if (kept := case.kept_area) is not None:
+                values["ssim_kept"] = kept_ssim(original, fit_to(edited, original), kept)
+            rows.append(values)
+        return rows
 
 
-def _against_truth(case: EditCase, before: Pixels, after: Pixels) -> Values:
-    values: Values = {"l1": None, "l2": None, "ssim_kept": None}
-    if (target := case.target_image) is not None:
-        fitted = fit_to(after, target)
-        values["l1"] = mean_distance(fitted, target)
-        values["l2"] = mean_distance(fitted, target, 2)
-    if (kept := case.kept_area) is not None:
-        values["ssim_kept"] = _kept_ssim(before, fit_to(after, before), kept)
-    return values
-
-
-def _kept_ssim(before: Pixels, after: Pixels, kept: Mask) -> float | None:
+def kept_ssim(before: Pixels, after: Pixels, kept: Mask) -> float | None:
     """Computes the mean structural similarity of an area as the filter does; None for pictures under 11 pixels."""
     from skimage.metrics import structural_similarity
 
