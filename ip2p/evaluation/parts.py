@@ -10,7 +10,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -92,7 +92,7 @@ def noise_seed(seed: int, number: int) -> int:
 
 
 _KEYS = [("model", pa.string()), ("kind", pa.string()), ("case", pa.int64()), ("seed", pa.int64())]
-_SETTING = [("guidance_scale", pa.float64()), ("image_guidance_scale", pa.float64()), ("strength", pa.float64())]
+_SETTING = [(field.name, pa.float64()) for field in fields(Setting)]
 EDIT_SCHEMA = pa.schema([*_KEYS, *_SETTING, ("edited_image", IMAGE_TYPE)])
 _TEXTS = ("edit_type", "original_prompt", "edit_prompt", "edited_prompt", "session")
 
@@ -120,7 +120,11 @@ def write_edits(
         seeds = [noise_seed(seed, number) for number in missing]
         images = [_input_of(number, part, cases, rows) for number in missing]
         edited = editor(images, [cases[number] for number in missing], seeds, part.setting)
-        new_rows = [_edit_row(part, *edit) for edit in zip(missing, seeds, edited, strict=True)]
+        new_rows = [
+            {"model": part.model, "kind": part.kind, "case": case, "seed": case_seed, **asdict(part.setting)}
+            | {"edited_image": {"bytes": encode_png(image), "path": None}}
+            for case, case_seed, image in zip(missing, seeds, edited, strict=True)
+        ]
         journal.add(new_rows)
         rows |= {row["case"]: row for row in new_rows}
         progress(len(new_rows))
@@ -151,12 +155,6 @@ def _input_of(number: int, part: Part, cases: Sequence[EditCase], rows: Mapping[
     if part.kind != "chain" or previous is None:
         return cases[number].original_image
     return open_pixels(rows[previous]["edited_image"]["bytes"])
-
-
-def _edit_row(part: Part, number: int, seed: int, image: Pixels) -> dict[str, object]:
-    keys = {"model": part.model, "kind": part.kind, "case": number, "seed": seed}
-    setting = {name: getattr(part.setting, name) for name, _ in _SETTING}
-    return {**keys, **setting, "edited_image": {"bytes": encode_png(image), "path": None}}
 
 
 def measured_schema(measures: Sequence[Measure]) -> pa.Schema:
