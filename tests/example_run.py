@@ -136,8 +136,6 @@ def _write_evaluation(run: store.RunFolder, rng: random.Random) -> None:
 
 def _figures(made: dict[str, list[dict[str, Any]]], edits: list[SceneEdit], rng: random.Random) -> dict[str, Any]:
     told = {name: metrics.summarise(rows, EDIT_TYPES) for name, rows in made.items()}
-    for name, rows in made.items():
-        told[name] |= metrics.shares(rows, ["no_op"]) | metrics.means(rows, ["lpips_kept"])
     swept = [_record("model", scale, number, edits[number], rng) for scale in SCALES for number in range(40)]
     strengths = [_record("sdedit 0.5", scale, number, edits[number], rng) for scale in SCALES for number in range(40)]
     curve, other = metrics.curve(swept), metrics.curve(strengths)
