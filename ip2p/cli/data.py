@@ -81,7 +81,7 @@ def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
         rows = read_source(source, columns, split=arguments.split, revision=arguments.revision)
         scorer = None
         if arguments.score:
-            from ip2p.scoring import load_scorer
+            from ip2p.scoring.scorer import load_scorer
 
             scorer = load_scorer(config.scoring)
         uses.write_config(config, source)

@@ -10,7 +10,6 @@ from ip2p.config import EvaluationConfig, ScoringConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, targets_of
 from ip2p.records import PairScores
-from ip2p.scoring import load_pair_scorer
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class ClipMeasure(Measure):
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for similarities to a caption or a target that a case lacks."""
+        from ip2p.scoring.scorer import load_pair_scorer
+
         scorer = load_pair_scorer(self.scoring)
         scores = scorer.score([case.triplet for case in cases], as_images(before), as_images(after))
         rows = [_similarities(case, pair) for case, pair in zip(cases, scores, strict=True)]
