@@ -75,8 +75,11 @@ class OverSettings:
     """Settings that help shows first."""
 
     def base(self) -> PipelineConfig:
-        """Returns the config that the flags are laid over. ValueError if the arguments do not name one."""
+        """Returns the config that the flags are laid over; an unknown preset counts as none."""
         raise NotImplementedError
+
+    def check_base(self) -> None:
+        """Raises ValueError if the arguments do not name a valid base."""
 
     def check(self, config: PipelineConfig) -> None:
         """Raises ValueError if the command cannot work with the settings."""
@@ -86,18 +89,23 @@ class OverSettings:
 class NewRun(OverSettings):
     """Arguments of a command that starts from a preset, a file or both."""
 
+    is_optional: ClassVar[bool] = False
+    """Whether the command works without a preset or a file."""
     preset: Preset = None
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A .json or .yaml file laid over the preset, such as an earlier run's config.json."""
 
     def base(self) -> PipelineConfig:
         """Returns the preset with the file laid over it."""
-        if self.preset is None and self.config is None:
+        base = PRESETS[self.preset]() if self.preset in PRESETS else PipelineConfig()
+        return read_config(self.config.expanduser(), base) if self.config else base
+
+    def check_base(self) -> None:
+        """Requires a preset that exists or a file."""
+        if self.preset is None and self.config is None and not self.is_optional:
             raise ValueError(f"this command needs a preset or --config FILE. Presets: {', '.join(PRESETS)}.")
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset}. {suggest(self.preset, list(PRESETS))}")
-        base = PRESETS[self.preset]() if self.preset else PipelineConfig()
-        return read_config(self.config.expanduser(), base) if self.config else base
 
 
 @dataclass(frozen=True, kw_only=True)

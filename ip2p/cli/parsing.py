@@ -76,8 +76,11 @@ def parse_over_base(
     with contextlib.suppress(ValueError, OSError):  # the guess may be wrong
         base = guess.base()
     parsed, unknown = _read_over(base, kind, words, command)
+    flags = [*flags_of(kind), *flags_of(base), *SHORT_FORMS.values()]
+    _refuse([word for word in unknown if word.startswith("-")], flags)
+    parsed.own.check_base()
     base = parsed.own.base()
-    _refuse(unknown, [*flags_of(kind), *flags_of(base), *SHORT_FORMS.values()])
+    _refuse(unknown, flags)
     config = overlay(base, parsed.settings)
     parsed.own.check(config)
     return parsed.own, config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -24,6 +24,7 @@ DEPLOYMENTS = {use.command: use for use in USES.values()}
 class Serving(NewRun):
     """Arguments of `ip2p serve`. A preset and settings fill in the forms."""
 
+    is_optional: ClassVar[bool] = True
     deployment: Annotated[str | None, tyro.conf.arg(metavar=",".join(DEPLOYMENTS))] = None
     """Deployments to offer, separated by commas. Default: all."""
     limit: Whole = 1
@@ -38,10 +39,6 @@ class Serving(NewRun):
     """Schedule such as "0 3 * * *", for one deployment."""
     timezone: str = "UTC"
     """Time zone of the schedule, such as Europe/Berlin."""
-
-    def base(self) -> PipelineConfig:
-        """Returns the preset with the file laid over it; the defaults if neither is given."""
-        return super().base() if self.preset or self.config else PipelineConfig()
 
     def check(self, config: PipelineConfig) -> None:
         """Requires a preset if there are settings."""

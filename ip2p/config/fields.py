@@ -42,6 +42,13 @@ def check_positive(config: object, *names: str) -> None:
         check(value is None or value > 0, f"{name} must be positive, got {value}. Set it to 1 or more.")
 
 
+def check_not_negative(config: object, *names: str) -> None:
+    """Requires the fields that are set to be zero or above."""
+    for name in names:
+        value = getattr(config, name)
+        check(value is None or value >= 0, f"{name} must not be negative, got {value}. Set it to 0 or more.")
+
+
 def check_range(name: str, bounds: tuple[float, float]) -> None:
     """Requires (low, high) in that order."""
     low, high = bounds

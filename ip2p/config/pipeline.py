@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ip2p.config.evaluation import EvaluationConfig
-from ip2p.config.fields import RESULT_FREE, check, check_positive, check_unit
+from ip2p.config.fields import RESULT_FREE, check, check_not_negative, check_positive, check_unit
 from ip2p.config.filtering import FilteringConfig, ScoringConfig
 from ip2p.config.prompts import PromptsConfig
 from ip2p.config.rendering import RenderingConfig
@@ -59,10 +59,7 @@ class RunnerConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "max_workers")
-        check(
-            self.num_gpus is None or self.num_gpus >= 0,
-            f"num_gpus must not be negative, got {self.num_gpus}. Set it to 0 for shards that need no GPU.",
-        )
+        check_not_negative(self, "num_gpus")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
