@@ -149,9 +149,8 @@ def _refuse(unknown: Sequence[str], flags: Sequence[str]) -> None:
 
 
 def _copy_run(arguments: Any, stack: contextlib.ExitStack) -> str:
-    """Returns the local copy of the run that a command works on if the run is a URL, else an empty text."""
-    is_remote = isinstance(arguments, OfRun) and is_url(arguments.run)
-    return str(stack.enter_context(local_copy(arguments.run))) if is_remote else ""
+    """Returns the local folder of the run that a command works on; an empty text if it works on none."""
+    return str(stack.enter_context(local_copy(arguments.run))) if isinstance(arguments, OfRun) else ""
 
 
 def _with_settings(kind: type, base: PipelineConfig) -> Any:

@@ -20,7 +20,6 @@ from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run, read_run_data
 from ip2p.console import end_on_signals
-from ip2p.store.mirror import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,7 @@ class TrainingRun(NewRun):
         *in_section("training", "mixed_precision", "use_lora"),
         *in_section("evaluation", "num_edits"),
     )
-    data: str
-    """The dataset folder of a run, any folder of parquet files, or a hub id."""
+    data: Annotated[str, tyro.conf.arg(help=uses.DATA.help)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +80,10 @@ class Refiltering(ExistingRun):
         """Refuses settings that ask for more than the scores on disk can give."""
         super().check(config)
         before = dataclasses.replace(self.base(), filtering=config.filtering, dataset=config.dataset)
-        sections = [field.name for field in dataclasses.fields(config)]
+        sections = (field.name for field in dataclasses.fields(config))
         changed = [name for name in sections if getattr(config, name) != getattr(before, name)]
         if changed:
-            way = f"ip2p run --config {config.out / 'config.json'}"
+            way = _run_again(config)
             raise ValueError(f"refilter changes filtering and dataset, got {changed[0]}. For the rest use `{way}`.")
 
 
@@ -136,10 +134,9 @@ def evaluate(arguments: Evaluation, config: PipelineConfig) -> None:
 
     enter(config)
     data = arguments.data or read_run_data(config.out)
-
     evaluation.evaluate(config, data=data)
     uses.write_config(config, data)
-    _report(config)
+    report(arguments, config)
 
 
 def refilter(arguments: Refiltering, config: PipelineConfig) -> None:
@@ -154,17 +151,17 @@ def refilter(arguments: Refiltering, config: PipelineConfig) -> None:
     rendering.summarise(config)
     dataset_stage.write_dataset(config)
     evaluation.oracle_precision(config)
-    _report(config)
+    report(arguments, config)
     if (config.out / "model").exists():
-        print(
-            "The model was trained on the earlier pairs. "
-            f"To train it on these: ip2p run --config {config.out / 'config.json'}"
-        )
+        print(f"The model was trained on the earlier pairs. To train it on these: {_run_again(config)}")
 
 
 def report(arguments: ExistingRun, config: PipelineConfig) -> None:
     """Rewrites a run's report."""
-    _report(config)
+    from ip2p.report import write_report
+
+    write_report(config)
+    print(describe_results(config))
 
 
 def compare(arguments: Comparison) -> None:
@@ -174,7 +171,7 @@ def compare(arguments: Comparison) -> None:
     from ip2p.report import write_comparison
 
     with ExitStack() as stack:
-        folders = [stack.enter_context(local_copy(run)) if is_url(run) else Path(run) for run in arguments.runs]
+        folders = [stack.enter_context(local_copy(run)) for run in arguments.runs]
         print(write_comparison([read_run(folder) for folder in folders], arguments.output))
 
 
@@ -187,6 +184,11 @@ def ablate(arguments: Ablation, config: PipelineConfig) -> None:
         print(f"{name}\n{describe_results(dataclasses.replace(config, out=config.out / name))}")
     if (page := config.out / "index.html").exists():
         print(f"{'page':<13} {page}")
+
+
+def _run_again(config: PipelineConfig) -> str:
+    """Returns the command that runs all stages again under the settings of a run folder."""
+    return f"ip2p run --config {config.out / 'config.json'}"
 
 
 def url_of(out: Path) -> str:
@@ -229,10 +231,3 @@ def _serve_and_run(config: PipelineConfig, use: str, **arguments: Any) -> None:
         from flows.runners import flow_of
 
         flow_of(use, config.runner)(config, **arguments)
-
-
-def _report(config: PipelineConfig) -> None:
-    from ip2p.report import write_report
-
-    write_report(config)
-    print(describe_results(config))

@@ -133,5 +133,5 @@ def _describe(error: ValidationError) -> str:
         lacking = sum(each["type"] == kind and each["loc"][:-1] == path[:-1] for each in errors)
         return f"{where.rpartition('.')[0]} takes {len(value) + lacking} values, got {len(value)}: {value!r}."
     name = kind.split("_")[0]
-    wanted = {"tuple": "a list", "dict": "keys and values", "string": "text"}.get(name, name)
-    return f"{where} takes {wanted}, got {value!r}."
+    expected = {"tuple": "a list", "dict": "keys and values", "string": "text"}.get(name, name)
+    return f"{where} takes {expected}, got {value!r}."
