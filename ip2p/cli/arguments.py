@@ -19,7 +19,7 @@ from ip2p.presets import PRESETS
 def _read_whole(words: list[str]) -> int:
     digits = words[0].replace(",", "").replace("_", "")
     if not digits.isdigit() or int(digits) < 1:
-        raise ValueError(f"takes a whole number from 1 on, got {words[0]}.")
+        raise ValueError(f"expected a whole number from 1 on, got {words[0]}.")
     return int(digits)
 
 

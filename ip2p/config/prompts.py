@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, check, check_not_negative, check_positive
+from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, check, check_not_negative, check_positive, check_share
 from ip2p.config.rendering import Precision
 
 Backend = Literal["causal_lm", "chat", "server", "template"]
@@ -83,11 +83,7 @@ class ScreeningConfig:
     """`en` rejects triplets that do not read as English."""
 
     def __post_init__(self) -> None:
-        if self.near_duplicate is not None:
-            check(
-                0 < self.near_duplicate <= 1,
-                f"near_duplicate must lie in (0, 1], got {self.near_duplicate}. Leave it out to keep all.",
-            )
+        check_share("near_duplicate", self.near_duplicate)
         check(
             not self.moderation or self.moderation.count(":") == 1,
             f"moderation is written module:function, got {self.moderation!r}. Name a function that takes a text.",
