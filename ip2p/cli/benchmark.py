@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from ip2p.config import BenchmarkConfig, VlmConfig
+from ip2p.config.files import evaluation_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,6 @@ class Benchmark(BenchmarkConfig):
 
         Its vision-language judge is left out, whose server may be gone.
         """
-        from ip2p.config.files import evaluation_of
-
         named, _ = tyro.cli(Editors, args=list(words), return_unknown_args=True, add_help=False)
         first = Path(named.models[0]) if named.models else Path()
         evaluation = evaluation_of(first / "model" if (first / "model").is_dir() else first)
