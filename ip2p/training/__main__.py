@@ -18,7 +18,7 @@ import transformers
 from ip2p.models.loading import keep_freed_memory
 from ip2p.store import lock_file
 from ip2p.training.flags import parse
-from ip2p.training.launch import STOP_AT_END_OF_INPUT
+from ip2p.training.launching import STOP_AT_END_OF_INPUT
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.run import run
 

@@ -16,6 +16,7 @@ from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.hub import check_token, public_name, telling_refusals
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import INDEX
+from ip2p.training.checkpoint import remove_folder
 from ip2p.training.lora import LORA_FILE, widened_file, without_adapters, write_lora
 
 logger = logging.getLogger(__name__)
@@ -50,14 +51,10 @@ def _move(new: Path, place: Path, *, stale: tuple[str, ...]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for name in stale:
         (place / name).unlink(missing_ok=True)
-    parts = sorted(new.iterdir(), key=lambda path: path.name == INDEX)
-    for part in parts:
-        old = place / f".doomed-{part.name}"
-        shutil.rmtree(old, ignore_errors=True)
-        if (place / part.name).is_dir():
-            os.replace(place / part.name, old)
+    for part in sorted(new.iterdir(), key=lambda path: path.name == INDEX):
+        if part.is_dir():
+            remove_folder(place / part.name)
         os.replace(part, place / part.name)
-        shutil.rmtree(old, ignore_errors=True)
     new.rmdir()
 
 

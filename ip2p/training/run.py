@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration, str_to_bool
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import load_latent_space
+from ip2p.models.loading import resolve_device, resolve_dtype
 from ip2p.store import write_json
+from ip2p.store.journal import RecordFile
 from ip2p.training import export
 from ip2p.training.cache import LatentCache, load_cache
 from ip2p.training.checkpoint import Progress, resume
@@ -30,11 +35,10 @@ from ip2p.training.data import (
     training_fingerprint,
 )
 from ip2p.training.draws import EncodedPairs, SampleStream
-from ip2p.training.launch import FINISHED
-from ip2p.training.loop import Stop, train
-from ip2p.training.losses import mean_of_last, read_losses
+from ip2p.training.launching import FINISHED
+from ip2p.training.loop import Stop, mean_of_last, train
 from ip2p.training.online import OnlinePairs
-from ip2p.training.sharding import check_launch, precision_of
+from ip2p.training.sharding import is_fsdp, is_zero
 from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
 from ip2p.training.validation import Validation, read_pictures, start_trackers, tracker_names
 
@@ -66,7 +70,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     seconds = pairs.seconds if isinstance(pairs, LatentCache) else 0.0
     summary = _summary(progress, rows, output, seconds, len(pairs))
     base, trained = trainer.base, trainer.trained
-    editor = trained.whole(trained.average or trained.denoiser, is_main=accelerator.is_main_process)
+    editor = trained.editor(is_main=accelerator.is_main_process)
     if editor is not None:
         folder = Path(job.export_dir or job.output_dir)
         export.write_editor(editor, base, job, folder)
@@ -158,7 +162,78 @@ def _summary(progress: Progress, rows: Rows, output: Path, caching: float, sampl
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
         "seconds_caching": caching,
-        "loss": round(mean_of_last(read_losses(output / "loss.jsonl")), 6),
+        "loss": round(mean_of_last(RecordFile(output / "loss.jsonl").read()), 6),
         "samples": samples,
         "dropped": len(rows) - samples,
     }
+
+
+WHOLE_WEIGHTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def precision_of(config: TrainingConfig) -> str | None:
+    """Returns the accelerator's precision. ValueError for fp16 without a GPU."""
+    precision = _configured_precision(config)
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("mixed_precision fp16 wants a GPU, got a CPU. Set training.mixed_precision to bf16 or no.")
+    under_deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
+    return "no" if under_deepspeed else precision  # DeepSpeed would round the weights that every step reads
+
+
+def _configured_precision(config: TrainingConfig) -> str | None:
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    return "bf16" if resolve_dtype("auto", resolve_device("auto")) == "bfloat16" else "no"
+
+
+def check_launch(config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Raises ValueError for a strategy that the trainer lacks, and for settings that split weights do not allow."""
+    if accelerator.distributed_type in WHOLE_WEIGHTS:
+        return
+    if not is_fsdp(accelerator) and not is_zero(accelerator):
+        raise ValueError(
+            f"the trainer supports whole weights, FSDP and DeepSpeed, got {accelerator.distributed_type.value}. "
+            "Launch with --multi_gpu, or split the weights with ip2p/training/launch_configs/fsdp.yaml."
+        )
+    if config.optim == "muon":
+        raise ValueError("muon needs whole matrices, and this launch splits them. Train with optim adamw.")
+    if config.use_8bit_adam:
+        raise ValueError("AdamW of 8 bits cannot step split weights. Leave use_8bit_adam out.")
+    if is_fsdp(accelerator):
+        _check_fsdp(accelerator)
+    else:
+        _set_up_zero(config, accelerator)
+
+
+def _check_fsdp(accelerator: Accelerator) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"FSDP must be of version 2, got {plugin.fsdp_version}. Set fsdp_version: 2 in its config.")
+    if plugin.activation_checkpointing:
+        raise ValueError(
+            "fsdp_activation_checkpointing renames the layers that checkpoints name. Set it to false and give "
+            "--gradient_checkpointing, which saves the same memory."
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ValueError("FSDP must leave weights on the device. Set fsdp_offload_params: false; see --offload_ema.")
+
+
+def _set_up_zero(config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Copies the training's settings into DeepSpeed's. ValueError for those that it was not tried with."""
+    plugin = accelerator.state.deepspeed_plugin
+    offload = plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+    if plugin.zero_stage not in (1, 2) or offload != "none":
+        raise ValueError(
+            f"DeepSpeed must split at stage 1 or 2 without offload, got stage {plugin.zero_stage} and offload to "
+            f"{offload}. To split the weights too, launch with ip2p/training/launch_configs/fsdp.yaml."
+        )
+    if config.use_lora:
+        raise ValueError("adapters have small states, which DeepSpeed need not split. Launch with --multi_gpu.")
+    precision = _configured_precision(config) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16":
+        raise ValueError("under DeepSpeed mixed_precision must be bf16 or no, got fp16. Set it to bf16.")
+    settings = plugin.deepspeed_config
+    settings["train_micro_batch_size_per_gpu"] = config.train_batch_size
+    settings["gradient_accumulation_steps"] = 1  # the trainer marks the last micro-step itself
+    settings["gradient_clipping"] = config.max_grad_norm
+    settings["torch_autocast"] = {"enabled": precision == "bf16", "dtype": "bfloat16"}

@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """When to validate, and on what; it is the loop's `Watcher`."""
+    """When to validate, and on what."""
 
     config: TrainingConfig
     accelerator: Accelerator
@@ -61,17 +61,13 @@ class Validation:
     pictures: Sequence[Picture] = ()
     held_out: LatentCache | None = None
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Logs figures to the trackers."""
-        self.accelerator.log(values, step=step)
-
     def after_step(self, trainer: Trainer, step: int) -> None:
         """Validates at its steps and after the last."""
         due = step == self.num_steps or step % self.every == 0
         if not due or not (self.pictures or self.held_out is not None):
             return
         trained = trainer.trained
-        network = trained.whole(trained.average or trained.denoiser, is_main=self.accelerator.is_main_process)
+        network = trained.editor(is_main=self.accelerator.is_main_process)
         if network is not None:
             if trained.parts is not None:
                 network.to(self.accelerator.device)
@@ -88,7 +84,7 @@ class Validation:
             return
         device = next(network.parameters()).device
         losses = held_out_losses(trainer, network, self.held_out, device)
-        self.log(losses, step)
+        self.accelerator.log(losses, step=step)
         with (self.output / "validation.jsonl").open("a") as file:
             file.write(json.dumps({"step": step} | {name: round(value, 6) for name, value in losses.items()}) + "\n")
         logger.info("step %d: held-out loss %.4f", step, losses["held_out_loss"])
