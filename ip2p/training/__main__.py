@@ -1,6 +1,6 @@
 """`accelerate launch -m ip2p.training`, with the flags of diffusers' InstructPix2Pix scripts.
 
-A user's mistake ends as one line `error: …` and exit code 2; a wish to stop as a checkpoint and exit code 130.
+A user's mistake ends with one line `error: …` and exit code 2, a request to stop with a checkpoint and exit code 130.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ PROBE_ROWS = 256
 
 
 def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
-    """Caches, trains, exports; returns what happened, which also lies in `output_dir/finished.json`."""
+    """Caches, trains and exports; returns the figures, which are also in `output_dir/finished.json`."""
     output = Path(job.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     export.check_may_upload(job)
@@ -65,12 +65,17 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     per_epoch = math.ceil(len(pairs) / pairs_per_step(job, accelerator.num_processes))
     every = job.validation_steps or (job.validation_epochs and job.validation_epochs * per_epoch) or per_epoch
     held_out = _held_out(job, accelerator, output)
-    validation = Validation(job, accelerator, output, every, num_steps, pictures, held_out)
+    validation = Validation(output, every, num_steps, pictures, held_out)
     progress = train(trainer, output, progress, num_steps, stop, validation)
-    seconds = pairs.seconds if isinstance(pairs, LatentCache) else 0.0
-    summary = _summary(progress, rows, output, seconds, len(pairs))
-    base, trained = trainer.base, trainer.trained
-    editor = trained.editor(is_main=accelerator.is_main_process)
+    summary = {
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "seconds_caching": pairs.seconds if isinstance(pairs, LatentCache) else 0.0,
+        "loss": round(mean_of_last(RecordFile(output / "loss.jsonl").read()), 6),
+        "samples": len(pairs),
+        "dropped": len(rows) - len(pairs),
+    }
+    base, editor = trainer.base, trainer.trained.editor(is_main=accelerator.is_main_process)
     if editor is not None:
         folder = Path(job.export_dir or job.output_dir)
         export.write_editor(editor, base, job, folder)
@@ -86,7 +91,9 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
 def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accelerator) -> tuple[Trainer, int]:
     """Sets up all that a step needs; also returns how many steps there are."""
     base = base_architecture(config)
-    num_steps = num_steps_of(config, len(pairs), accelerator.num_processes)
+    num_steps = config.max_train_steps
+    if num_steps is None:
+        num_steps = config.num_train_epochs * math.ceil(len(pairs) / pairs_per_step(config, accelerator.num_processes))
     noise = base.noise.load(config)
     stream = SampleStream(
         config,
@@ -96,17 +103,9 @@ def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accele
         accelerator.process_index,
         accelerator.num_processes,
     )
-    denoiser = base.widen(base.load_denoiser(config), 2 * pairs.latent_shape[0])
-    trained, network = new_trained(denoiser, base, config, accelerator, num_steps)
+    trained, network = new_trained(base.load_widened(config), base, config, accelerator, num_steps)
     noise, latents = noise.to(accelerator.device), load_latent_space(config)
     return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream), num_steps
-
-
-def num_steps_of(config: TrainingConfig, num_pairs: int, num_processes: int) -> int:
-    """Returns the optimizer steps: `max_train_steps`, or whole epochs."""
-    if config.max_train_steps is not None:
-        return config.max_train_steps
-    return config.num_train_epochs * math.ceil(num_pairs / pairs_per_step(config, num_processes))
 
 
 def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
@@ -125,7 +124,7 @@ def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: P
 
 
 def _crops_differ(rows: Rows, config: TrainingConfig) -> bool:
-    """Tells whether a random crop is asked for and has a choice, by the first rows."""
+    """Tells whether random crops are set and the first rows leave them a choice."""
     if config.center_crop:
         return False
     return any(not is_square(pair.original) for _, pair in zip(range(PROBE_ROWS), rows.read(), strict=False))
@@ -145,7 +144,7 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
 
 
 def new_accelerator(job: TrainingJob) -> Accelerator:
-    """Returns an accelerator with the job's precision and trackers, and a long timeout."""
+    """Sets up an accelerator with the job's precision and trackers, and a long timeout."""
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the cache is built inside
     output = Path(job.output_dir)
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / job.logging_dir))
@@ -157,17 +156,6 @@ def new_accelerator(job: TrainingJob) -> Accelerator:
     return accelerator
 
 
-def _summary(progress: Progress, rows: Rows, output: Path, caching: float, samples: int) -> dict[str, Any]:
-    return {
-        "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
-        "seconds_caching": caching,
-        "loss": round(mean_of_last(RecordFile(output / "loss.jsonl").read()), 6),
-        "samples": samples,
-        "dropped": len(rows) - samples,
-    }
-
-
 WHOLE_WEIGHTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -175,7 +163,7 @@ def precision_of(config: TrainingConfig) -> str | None:
     """Returns the accelerator's precision. ValueError for fp16 without a GPU."""
     precision = _configured_precision(config)
     if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("mixed_precision fp16 wants a GPU, got a CPU. Set training.mixed_precision to bf16 or no.")
+        raise ValueError("mixed_precision fp16 needs a GPU, got a CPU. Set training.mixed_precision to bf16 or no.")
     under_deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
     return "no" if under_deepspeed else precision  # DeepSpeed would round the weights that every step reads
 
@@ -219,7 +207,7 @@ def _check_fsdp(accelerator: Accelerator) -> None:
 
 
 def _set_up_zero(config: TrainingConfig, accelerator: Accelerator) -> None:
-    """Copies the training's settings into DeepSpeed's. ValueError for those that it was not tried with."""
+    """Copies the training's settings into DeepSpeed's. ValueError for untested combinations."""
     plugin = accelerator.state.deepspeed_plugin
     offload = plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
     if plugin.zero_stage not in (1, 2) or offload != "none":

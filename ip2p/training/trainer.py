@@ -1,4 +1,4 @@
-"""Takes one step of the training: float32 weights under autocast, a warmed average, chance drawn from the step."""
+"""Takes one step of the training: float32 weights under autocast, a warmed-up average, draws by step number."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def update_average(trained: Trained, average: nn.Module, decay: float) -> None:
 def new_trained(
     denoiser: ModelMixin, base: Architecture, config: TrainingConfig, accelerator: Accelerator, num_steps: int
 ) -> tuple[Trained, nn.Module]:
-    """Sets up the denoiser on its device, its average, optimizer and schedule; also returns it as it is wrapped."""
+    """Sets up the denoiser on its device, its average, optimizer and schedule; also returns the wrapped denoiser."""
     if config.use_lora:
         denoiser = add_lora(denoiser, base, config.rank, config.seed)
     is_whole = not (is_fsdp(accelerator) or is_zero(accelerator))
