@@ -249,7 +249,7 @@ def test_a_launched_training_is_exported_and_not_repeated(tmp_path: Path, data: 
 def test_fp16_without_a_gpu_is_refused(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("fp16 works on a GPU")
-    with pytest.raises(ValueError, match="mixed_precision fp16 wants a GPU"):
+    with pytest.raises(ValueError, match="mixed_precision fp16 needs a GPU"):
         run(tiny_training(tiny_sd, mixed_precision="fp16"), str(data), tmp_path / "out", tmp_path / "model", Stop())
 
 

@@ -149,7 +149,7 @@ def architectures() -> list[Architecture]:
 
 
 def architecture_named(name: str, *, what: str) -> Architecture:
-    """Returns the architecture of a pipeline's class name. ValueError, which lists the supported ones, if none has it."""
+    """Returns the architecture of a pipeline's class name. ValueError, which lists the known bases, if none has it."""
     present = architectures()
     for architecture in present:
         if name in architecture.pipelines:

@@ -113,7 +113,7 @@ class SampleStream:
         return draw_samples(self.num_samples, self.config.seed, first, size)
 
     def draws(self, micro_step: int) -> StepDraws:
-        """Draws the random numbers of a micro-step: this process's part of those that one process would draw for all."""
+        """Draws a micro-step's random numbers: this process's part of what one process would draw for all."""
         size = self.config.train_batch_size
         shape = torch.Size((size * self.num_processes, *self.latent_shape))
         draws = draw_step(shape, self.timestep_chances, self.config.seed, micro_step, 0)
@@ -123,10 +123,8 @@ class SampleStream:
         """Yields the keys of each batch, from a micro-step on, endlessly."""
         while True:
             draws = self.draws(micro_step)
-            columns = self.samples(micro_step), draws.mirrored.tolist(), draws.crop.tolist()
-            yield [
-                SampleKey(number, mirrored, (top, left)) for number, mirrored, (top, left) in zip(*columns, strict=True)
-            ]
+            keys = zip(self.samples(micro_step), draws.mirrored.tolist(), draws.crop.tolist(), strict=True)
+            yield [SampleKey(number, mirrored, (top, left)) for number, mirrored, (top, left) in keys]
             micro_step += 1
 
 

@@ -1,7 +1,8 @@
 """Validates a training as it runs: edits given pictures, and measures the loss on pairs that are not trained on.
 
 The main process validates and the others wait; if weights are split, it uses a copy put together for it. The loss has
-fixed noise at fixed timesteps, by quarters of the noise schedule, so that it changes with the model alone. Figures and pictures go to tensorboard, wandb, comet or trackio, through accelerate.
+fixed noise at fixed timesteps, by quarters of the noise schedule, so that it changes with the model alone. Figures and
+pictures go to tensorboard, wandb, comet or trackio, through accelerate.
 """
 
 from __future__ import annotations
