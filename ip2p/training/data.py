@@ -106,7 +106,8 @@ def find_files(data: str) -> list[Path]:
     files = split_files(location, "train")
     if location.kind == "glob" and not files:
         raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
-    if location.kind == "path" and not files and not _is_listing(location) and not metadata_tables(location):
+    is_table = location.kind == "path" and location.path.is_file() and location.suffix in (".jsonl", ".csv")
+    if location.kind == "path" and not files and not is_table and not metadata_tables(location):
         raise ValueError(f"{data} holds no parquet file of a training split. Give one with data/train-*.parquet.")
     return files
 
@@ -118,10 +119,6 @@ def find_test_files(data: str) -> list[Path]:
 
 def _located(data: str) -> Location:
     return locate(data, what="" if data else "data to train on", way_out=WAY_OUT)
-
-
-def _is_listing(location: Location) -> bool:
-    return location.path.is_file() and location.suffix in (".jsonl", ".csv")
 
 
 def _listed_rows(location: Location, config: TrainingConfig) -> TableRows:

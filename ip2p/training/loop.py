@@ -13,7 +13,6 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -91,25 +90,20 @@ class Course:
     def log(self) -> dict[str, float]:
         """Writes an entry of the loss log and starts the next; returns the trackers' figures."""
         self.settle()
-        progress, loss = self.progress, self.progress.loss_sum / self.progress.loss_count
+        progress, loss, now = self.progress, self.progress.loss_sum / self.progress.loss_count, time.monotonic()
         rate = float(self.trainer.trained.schedule.get_last_lr()[0])
         self.losses.write(progress.step, loss, rate, progress.seconds)
-        figures = {"train_loss": loss, "lr": rate, "grad_norm": float(self.norm), "pairs_per_second": self._speed()}
+        pairs = (progress.step - self.logged_step) * pairs_per_step(self.trainer.config, self.accelerator.num_processes)
+        speed = pairs / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.logged_step = now, progress.step
+        figures = {"train_loss": loss, "lr": rate, "grad_norm": float(self.norm), "pairs_per_second": speed}
         if self.accelerator.device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.loss_sum.zero_()
         progress.loss_count = 0
-        if time.monotonic() - self.reported_at > SECONDS_BETWEEN_REPORTS or self.is_over:
+        if now - self.reported_at > SECONDS_BETWEEN_REPORTS or self.is_over:
             self._report(loss)
         return figures
-
-    def _speed(self) -> float:
-        """Returns the pairs per second since the last entry."""
-        now, num_steps = time.monotonic(), self.progress.step - self.logged_step
-        pairs = num_steps * pairs_per_step(self.trainer.config, self.accelerator.num_processes)
-        speed = pairs / max(now - self.logged_at, 1e-9)
-        self.logged_at, self.logged_step = now, self.progress.step
-        return speed
 
     def _report(self, loss: float) -> None:
         self.reported_at = time.monotonic()
@@ -155,16 +149,13 @@ class Stop:
     def on_signals(self) -> Stop:
         """Listens to SIGINT and SIGTERM."""
         for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._on_signal)
+            signal.signal(name, lambda *_: self.wanted.set())
         return self
 
     def on_end_of_input(self) -> Stop:
         """Listens to the end of standard input, which the starting process holds open as long as it lives."""
         threading.Thread(target=self._read_to_end, daemon=True).start()
         return self
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.wanted.set()
 
     def _read_to_end(self) -> None:
         while os.read(0, 4096):  # unbuffered, so that the thread holds no lock when the process ends

@@ -93,17 +93,15 @@ class OnlinePairs:
     def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
         """Loads the batch of a micro-step; later ones are decoded meanwhile, so the keys were drawn before `draws`."""
         if micro_step != self._next:
-            self._batches = iter(self._loader(stream.keys(micro_step)))
+            loader = DataLoader(
+                self.dataset,
+                batch_sampler=stream.keys(micro_step),
+                num_workers=self.config.dataloader_num_workers,
+                collate_fn=self.dataset.collate,
+                pin_memory=self.device.type == "cuda",
+            )
+            self._batches = iter(loader)
         self._next = micro_step + 1
         decoded = next(self._batches)
         mean, deviation, condition = encode_pairs(self.vae, decoded.pixels)
         return Batch(mean, deviation, condition, self.encoders.encode(decoded.prompts), decoded.sizes)
-
-    def _loader(self, keys: Iterator[list[SampleKey]]) -> DataLoader[tuple[DecodedPair, str]]:
-        return DataLoader(
-            self.dataset,
-            batch_sampler=keys,
-            num_workers=self.config.dataloader_num_workers,
-            collate_fn=self.dataset.collate,
-            pin_memory=self.device.type == "cuda",
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -45,7 +46,7 @@ from ip2p.training.validation import Validation, read_pictures, start_trackers, 
 logger = logging.getLogger("ip2p.training")
 
 PROBE_ROWS = 256
-"""Rows whose images' shapes decide whether a random crop has any choice."""
+"""The number of rows whose shapes decide whether random crops have a choice."""
 
 
 def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
@@ -110,9 +111,10 @@ def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accele
 
 def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
     """Opens the pairs through a latent cache, or encoded at every step."""
-    if job.cache and not _crops_differ(rows, job):
-        return load_cache(output / "cache", rows, job, accelerator)
     if job.cache:
+        first_rows = itertools.islice(rows.read(), PROBE_ROWS)
+        if job.center_crop or all(is_square(pair.original) for pair in first_rows):
+            return load_cache(output / "cache", rows, job, accelerator)
         logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
     if job.streaming:
         raise ValueError(
@@ -121,13 +123,6 @@ def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: P
     with accelerator.main_process_first():
         table = open_table(job.data, job)
     return OnlinePairs(table, job, accelerator.device)
-
-
-def _crops_differ(rows: Rows, config: TrainingConfig) -> bool:
-    """Tells whether random crops are set and the first rows leave them a choice."""
-    if config.center_crop:
-        return False
-    return any(not is_square(pair.original) for _, pair in zip(range(PROBE_ROWS), rows.read(), strict=False))
 
 
 def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache | None:
