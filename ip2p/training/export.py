@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 
 from ip2p.config import TrainingConfig, TrainingJob
-from ip2p.hub import check_token, public_name, telling_refusals
+from ip2p.hub import check_token, hub_errors, public_name
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import INDEX
 from ip2p.training.lora import LORA_FILE, widened_file, without_adapters, write_lora
@@ -129,7 +129,7 @@ def upload(job: TrainingJob, base: Architecture, folder: Path) -> str:
     """Uploads the pipeline and its card; returns the address. The token is the environment's or the hub client's."""
     api = HfApi(token=check_token(get_token()))
     name = job.hub_model_id or Path(job.output_dir).resolve().name
-    with telling_refusals(name):
+    with hub_errors(name):
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.upload_folder(
             repo_id=repository,
