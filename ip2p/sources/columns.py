@@ -1,4 +1,4 @@
-"""What other people call the columns of their datasets, stated once, and how a user names them."""
+"""The column names of other people's datasets, and how a user maps them to ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SIDES = ("original_image", "edited_image")
 NEEDED = ("original_image", "edit_prompt", "edited_image")
 OPTIONAL = ("original_prompt", "edited_prompt")
 OURS = (*NEEDED, *OPTIONAL, "edit_type", "group")
-"""Columns of ours that a pair can have; `group` tells pictures apart, so that one picture lies in one split."""
+"""Our columns of a pair; `group` identifies the original picture, so that each lies in one split."""
 
 KNOWN_SCHEMAS: dict[str, dict[str, str]] = {
     "timbrooks/instructpix2pix-clip-filtered": {name: name for name in (*NEEDED, *OPTIONAL)},
@@ -50,10 +50,10 @@ KNOWN_SCHEMAS: dict[str, dict[str, str]] = {
         "edited_image": "cartoonized_image",
     },
 }
-"""Our column names to those of a dataset of pairs on the hub."""
+"""Maps our column names to those of datasets of pairs on the hub."""
 
 MAGICBRUSH_TURNS = {"mask": "mask_img", "turn": "turn_index"}
-"""What MagicBrush has beside its pairs: edits of one group follow each other, and each has a mask."""
+"""MagicBrush's further columns: the edits of a group follow each other, and each has a mask."""
 EMU_EDIT = {
     "original_image": "image",
     "edit_prompt": "instruction",
@@ -61,20 +61,20 @@ EMU_EDIT = {
     "edited_prompt": "output_caption",
     "edit_type": "task",
 }
-"""Emu Edit's test set, which has no edited pictures."""
+"""Columns of Emu Edit's test set, which has no edited pictures."""
 
 TRIPLET_ALIASES = {
     "original_prompt": ("original_prompt", "input", "caption"),
     "edit_prompt": ("edit_prompt", "edit"),
     "edited_prompt": ("edited_prompt", "output"),
 }
-"""Names of the three texts in files of triplets; the later ones are those of the original software's files."""
+"""Names of the three texts in files of triplets, ours first, then those of the original software."""
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "prompt", "original_prompt")
-"""Searched in this order if no column of captions is named."""
+"""Columns tried in this order if none is named."""
 
 
 def guess_columns(names: Collection[str]) -> dict[str, str]:
-    """Maps our column names to those at hand by the known schema that fits. ValueError if none does."""
+    """Maps our column names to a table's by the known schema that fits. ValueError if none does."""
     for mapping in KNOWN_SCHEMAS.values():
         if all(mapping[column] in names for column in NEEDED):
             return {ours: theirs for ours, theirs in mapping.items() if theirs in names}
@@ -85,7 +85,7 @@ def guess_columns(names: Collection[str]) -> dict[str, str]:
 
 
 def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, where: str) -> dict[str, str]:
-    """Maps our names to those of a table: as the user says or as a known schema has it, and columns under our names.
+    """Maps our names to a table's: by the user's mapping or a known schema, and further columns that have our names.
 
     ValueError if a column of the mapping is missing or no known schema fits.
     """
@@ -96,7 +96,7 @@ def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, wh
 
 
 def check_columns(columns: Mapping[str, str], names: Collection[str], *, where: str) -> None:
-    """Raises a ValueError that names the missing columns and those there are."""
+    """Raises a ValueError that names the missing and the present columns."""
     missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in names]
     if missing:
         raise ValueError(f"{where} has no column {', '.join(missing)}; it has {', '.join(sorted(names)) or '(none)'}.")
