@@ -102,15 +102,17 @@ def test_an_album_holds_no_more_bytes_than_it_may_and_counts_the_rest() -> None:
 
 
 def test_pictures_are_read_from_their_rows_across_row_groups(tmp_path: Path) -> None:
-    cells = [{"bytes": encoded(noise(8, number)), "path": None} for number in range(100)]
-    cells[41] = {"bytes": b"broken", "path": None}
+    images = [encoded(noise(8, number)) for number in range(100)]
+    images[41] = b"broken"
+    cells = [{"bytes": image, "path": None} for image in images]
     pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet", row_group_size=30)
-    rows = [{"file": tmp_path / "a.parquet", "index": index} for index in (99, 0, 41, 30, 29)]
+    indices = (99, 0, 41, 30, 29)
+    rows = [{"file": tmp_path / "a.parquet", "index": index} for index in indices]
     found = read_pictures(rows, ("image",))
     assert found[2] is None
-    for row, pictures in zip(rows, found, strict=True):
-        if row["index"] != 41:
-            assert pictures == [inline(cells[row["index"]]["bytes"])]
+    for index, pictures in zip(indices, found, strict=True):
+        if index != 41:
+            assert pictures == [inline(images[index])]
     assert read_pictures([{"file": tmp_path / "gone.parquet", "index": 0}], ("image",)) == [None]
 
 

@@ -89,8 +89,8 @@ def test_dropout_takes_five_percent_each_of_text_image_and_both() -> None:
     condition, dropped = drop_conditions(torch.ones(100, 4, 2, 2), texts, none, uniform, 0.05)
     text, pooled = dropped.hidden, dropped.pooled
     no_text, no_image = (text == 7).all(2).all(1), (condition == 0).flatten(1).all(1)
-    dropped = (no_text & ~no_image, no_text & no_image, ~no_text & no_image)
-    assert [int(rows.sum()) for rows in dropped] == [5, 5, 5]
+    drops = (no_text & ~no_image, no_text & no_image, ~no_text & no_image)
+    assert [int(rows.sum()) for rows in drops] == [5, 5, 5]
     assert (text[~no_text] == 1).all()
     assert pooled is not None and torch.equal((pooled == 0).all(1), no_text) and pooled[~no_text].all()
     assert (condition[~no_image] == 1).all()
