@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,7 +53,7 @@ def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
     return entries
 
 
-def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
+def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, object]:
     """Collects what decides the answers, or the triplets, as plain values."""
     default, free = to_dict(PromptsConfig()), names_with(PromptsConfig, RESULT_FREE, ANSWERS_FREE)
     deciding = {

@@ -24,7 +24,7 @@ from ip2p.prompts.format import format_answer, format_prompt
 from ip2p.records import EditTriplet, hash_to_unit
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -130,13 +130,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet]) 
 
 @torch.inference_mode()
 def held_out_loss(
-    model: Any, tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet], config: FinetuneConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet], config: FinetuneConfig
 ) -> float:
     """Computes the mean loss per token of the completions."""
     model.eval()
     total, num = 0.0, 0
     for batch in _batches(triplets, config.batch_size):
-        tokens, mask, labels = (each.to(model.device) for each in encode(tokenizer, batch))
+        tokens, mask, labels = (tensor.to(model.device) for tensor in encode(tokenizer, batch))
         counted = int((labels[:, 1:] != IGNORED).sum())
         total += float(model(input_ids=tokens, attention_mask=mask, labels=labels).loss) * counted
         num += counted
@@ -144,7 +144,7 @@ def held_out_loss(
 
 
 def _train_epoch(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     triplets: Sequence[EditTriplet],
     config: FinetuneConfig,
@@ -154,7 +154,7 @@ def _train_epoch(
     model.train()
     ordered = sorted(triplets, key=lambda each: hash_to_unit("order", config.seed, epoch, each.id))
     for batch in tqdm(list(_batches(ordered, config.batch_size)), desc=f"epoch {epoch + 1}", disable=None, leave=False):
-        tokens, mask, labels = (each.to(model.device) for each in encode(tokenizer, batch))
+        tokens, mask, labels = (tensor.to(model.device) for tensor in encode(tokenizer, batch))
         model(input_ids=tokens, attention_mask=mask, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -165,12 +165,13 @@ def _batches(triplets: Sequence[EditTriplet], size: int) -> Iterator[Sequence[Ed
     return (triplets[start : start + size] for start in range(0, len(triplets), size))
 
 
-def _weights(model: Any) -> dict[str, Tensor]:
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """Copies the trained weights to the CPU."""
-    return {name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad}
+    named = model.named_parameters()
+    return {name: weight.detach().cpu().clone() for name, weight in named if weight.requires_grad}
 
 
-def _with_lora(model: Any, rank: int) -> Any:
+def _with_lora(model: PreTrainedModel, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,7 +102,7 @@ def read_triplets(path: Path) -> list[EditTriplet]:
 
 
 @store.summarised("prompts")
-def summarise(config: PipelineConfig) -> dict[str, Any]:
+def summarise(config: PipelineConfig) -> dict[str, object]:
     """Adds up the counts of all shards, and of rows of the source that were left out."""
     counts = store.summarise_shards(config.out, "triplets")
     left_out = read_captions(config.prompts, config.out).left_out

@@ -104,8 +104,8 @@ def check_columns(columns: Mapping[str, str], names: Collection[str], *, where: 
 
 def image_columns(names: Collection[str], *, where: str) -> tuple[str, str]:
     """Finds the columns of the original and the edited image under any known name. ValueError if one is missing."""
-    known = (list(dict.fromkeys(schema[side] for schema in KNOWN_SCHEMAS.values())) for side in SIDES)
-    original, edited = (next((name for name in candidates if name in names), None) for candidates in known)
+    candidates = ([schema[side] for schema in KNOWN_SCHEMAS.values()] for side in SIDES)
+    original, edited = (next((name for name in of_side if name in names), None) for of_side in candidates)
     if original is None or edited is None:
         have = ", ".join(names) or "none"
         raise ValueError(f"{where} has no columns original_image and edited_image; its columns are: {have}.")

@@ -228,21 +228,19 @@ def lay_out(
 
 def _laid_out_rows(
     files: Sequence[str], pictures: Sequence[str], texts: Sequence[str], stamps: Sequence[object]
-) -> Iterator[dict[str, Any]]:
-    """Yields what `lay_out` stores; `stamps` tell versions of the files apart."""
+) -> Iterator[Values]:
+    """Yields what `lay_out` stores; `stamps` distinguish versions of the files."""
     for row in ParquetTable([Path(file) for file in files]).read((*pictures, *texts)):
-        found = {name: row.picture(name) for name in pictures}
-        cells = {name: None if picture is None else _as_cell(picture) for name, picture in found.items()}
+        files = {name: row.picture(name) for name in pictures}
+        cells = {name: None if file is None else _as_cell(file) for name, file in files.items()}
         wordings = {name: first_wording(row.values.get(name)) for name in texts}
         yield cells | {name: text if isinstance(text, str) else None for name, text in wordings.items()}
 
 
-def _as_cell(picture: bytes | Path) -> dict[str, Any]:
-    is_path = isinstance(picture, Path)
-    return {
-        "bytes": None if is_path else picture,
-        "path": str(picture.resolve()) if isinstance(picture, Path) else None,
-    }
+def _as_cell(picture: bytes | Path) -> Values:
+    if isinstance(picture, Path):
+        return {"bytes": None, "path": str(picture.resolve())}
+    return {"bytes": picture, "path": None}
 
 
 def read_file(location: Location) -> Iterator[Row]:

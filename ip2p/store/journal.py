@@ -17,6 +17,9 @@ from ip2p.store.shards import write_bytes
 
 logger = logging.getLogger(__name__)
 
+Record = dict[str, Any]
+"""A JSON object, or a row by column."""
+
 
 class RecordFile:
     """JSON lines, appended one by one."""
@@ -35,11 +38,11 @@ class RecordFile:
                 logger.warning("%s line %d is truncated and is ignored", self.path, number)
         return records
 
-    def append(self, record: Any) -> None:
+    def append(self, record: object) -> None:
         """Appends a record."""
         self._write(f"{json.dumps(record, ensure_ascii=False)}\n".encode(), is_text=True)
 
-    def rewrite(self, records: Sequence[Any]) -> None:
+    def rewrite(self, records: Sequence[object]) -> None:
         """Replaces all records at once."""
         write_bytes(self.path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records).encode())
 
@@ -65,16 +68,16 @@ class Journal(RecordFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._lock = threading.Lock()
-        self._answers: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, Record] = {}
         for record in self.read():
             if isinstance(record, dict) and "key" in record:
                 self._answers.setdefault(str(record.pop("key")), record)
 
-    def get(self, key: str) -> dict[str, Any] | None:
+    def get(self, key: str) -> Record | None:
         """Returns the stored answer to a question, or None."""
         return self._answers.get(key)
 
-    def add(self, key: str, answer: dict[str, Any]) -> None:
+    def add(self, key: str, answer: Record) -> None:
         """Appends an answer, unless the question has one already."""
         with self._lock:
             if key not in self._answers:
@@ -92,7 +95,7 @@ class EditJournal(RecordFile):
         super().__init__(path)
         self.schema = schema
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Record]:
         """Returns the rows of all whole blocks; a truncated block is removed from the file."""
         if not self.path.exists():
             return []
@@ -101,7 +104,7 @@ class EditJournal(RecordFile):
             file.truncate()
         return rows
 
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+    def add(self, rows: Sequence[Record]) -> None:
         """Appends rows."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.schema) as writer:

@@ -72,7 +72,7 @@ class RunFolder:
                 path.unlink()
 
 
-def write_run_config(root: Path, settings: Mapping[str, Any], data: str | None) -> None:
+def write_run_config(root: Path, settings: Mapping[str, object], data: str | None) -> None:
     """Writes `config.json`: every setting of the run, the versions that it ran with, and the data trained on."""
     environment = {
         "ip2p": __version__,
@@ -108,7 +108,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
-def update_summary(root: Path, stage: str, values: Mapping[str, Any]) -> None:
+def update_summary(root: Path, stage: str, values: Mapping[str, object]) -> None:
     """Replaces a stage's part of `summary.json` and keeps the other stages' parts."""
     write_json(root / "summary.json", {**read_summary(root), stage: dict(values)})
 
@@ -140,7 +140,7 @@ class HasFolder(Protocol):
 
 
 Config = TypeVar("Config", bound=HasFolder)
-Figures = TypeVar("Figures", bound=Mapping[str, Any])
+Figures = TypeVar("Figures", bound=Mapping[str, object])
 Entry = Callable[Concatenate[Config, P], Figures]
 
 

@@ -60,7 +60,7 @@ def write_bytes(path: Path, content: bytes) -> str:
     return write_atomic(path, lambda file: file.write(content))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes JSON atomically."""
     write_bytes(path, f"{json.dumps(value, indent=2, default=str)}\n".encode())
 
@@ -92,7 +92,7 @@ def write_shard(
     fingerprint: str,
     seconds: float,
     counts: Mapping[str, int] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> Sidecar:
     """Writes a parquet shard and, last, its sidecar."""
     sidecar_path(path).unlink(missing_ok=True)

@@ -10,14 +10,13 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
 
 from ip2p.chat_client import ChatClient
 from ip2p.config import PromptsConfig
 from ip2p.prompts.asking import Answer, Message, Request, messages_for, needs_repair, repair_messages
 from ip2p.prompts.format import JSON_FIELDS
 from ip2p.records import content_hash, hash_to_seed
-from ip2p.store.journal import Journal
+from ip2p.store.journal import Journal, Record
 
 
 class ServerBackend:
@@ -46,7 +45,7 @@ class ServerBackend:
             earlier.append(text)
             talk = repair_messages(talk, text, reason)
 
-    def _ask(self, client: ChatClient, request: Request, talk: Sequence[Message]) -> dict[str, Any]:
+    def _ask(self, client: ChatClient, request: Request, talk: Sequence[Message]) -> Record:
         """Takes the reply from the journal if it is there, else from the server."""
         body = self._body(request, talk)
         key = content_hash(json.dumps(body, sort_keys=True), request.attempt)
@@ -56,7 +55,7 @@ class ServerBackend:
             self.journal.add(key, reply)
         return reply
 
-    def _body(self, request: Request, talk: Sequence[Message]) -> dict[str, Any]:
+    def _body(self, request: Request, talk: Sequence[Message]) -> Record:
         config = self.config
         more = {"response_format": form} if (form := _response_format(config)) else {}
         return {
@@ -77,7 +76,7 @@ class ServerBackend:
             )
 
 
-def _response_format(config: PromptsConfig) -> dict[str, Any] | None:
+def _response_format(config: PromptsConfig) -> dict[str, object] | None:
     if config.server.response_format == "json_schema":
         types = [name for name, _ in config.edit_types]
         kinds = {name: {"type": "string"} for name in JSON_FIELDS} | {"edit_type": {"type": "string", "enum": types}}
