@@ -83,7 +83,11 @@ def answer_entries(config: PipelineConfig, number: int, entries: Sequence[Entry]
     short_enough = list(filter(length_check(config), captions))
     attempts = range(config.prompts.num_triplets_per_caption)
     requests = [Request(caption, attempt) for caption in short_enough for attempt in attempts]
-    answers = _ask(config, requests, number) if requests else []
+    answers = list[Answer]()
+    if requests:
+        backend = open_backend(config.prompts, journal_path(config, number))
+        with tqdm(total=len(requests), desc=f"prompts {number:05d}", unit="text", disable=None, leave=False) as bar:
+            answers = backend.answer(requests, on_answer=bar.update)
     seconds = time.monotonic() - started
     counts = {"captions": len(captions), "answers": len(answers), "repaired": sum(bool(a.earlier) for a in answers)}
     return store.write_shard(path, _table(requests, answers), fingerprint=digest, seconds=seconds, counts=counts)
@@ -116,12 +120,6 @@ def examples_shown(config: PromptsConfig) -> list[str]:
     """Returns the examples' hashes, if any are shown: the content of the file may change."""
     shows = config.backend in ("chat", "server") and config.num_examples
     return [example.id for example in read_examples(config.examples)] if shows else []
-
-
-def _ask(config: PipelineConfig, requests: Sequence[Request], number: int) -> list[Answer]:
-    backend = open_backend(config.prompts, journal_path(config, number))
-    with tqdm(total=len(requests), desc=f"prompts {number:05d}", unit="text", disable=None, leave=False) as bar:
-        return backend.answer(requests, on_answer=bar.update)
 
 
 def _table(requests: Sequence[Request], answers: Sequence[Answer]) -> pa.Table:

@@ -133,7 +133,7 @@ def held_out_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet], config: FinetuneConfig
 ) -> float:
     """Computes the mean loss per token of the completions."""
-    model.eval()
+    model.train(mode=False)
     total, num = 0.0, 0
     for batch in _batches(triplets, config.batch_size):
         tokens, mask, labels = (tensor.to(model.device) for tensor in encode(tokenizer, batch))

@@ -217,20 +217,14 @@ def count(generations: Sequence[Generation], num_captions: int) -> dict[str, int
 
 def triplets_table(generations: Sequence[Generation]) -> pa.Table:
     """Makes the table of a shard: a row per generation."""
-    return pa.Table.from_pylist([_to_row(generation) for generation in generations], schema=SCHEMA)
-
-
-def _to_row(generation: Generation) -> dict[str, str]:
-    triplet = generation.triplet
-    texts = {name: getattr(triplet, name) if triplet else "" for name in TEXT_COLUMNS}
-    return {
-        "triplet_id": triplet.id if triplet else "",
-        **texts,
-        "original_prompt": texts["original_prompt"] or generation.caption,
-        "caption": generation.caption,
-        "generation": generation.text,
-        "reason": generation.reason,
-    }
+    rows = []
+    for generation in generations:
+        triplet, caption = generation.triplet, generation.caption
+        texts = {name: getattr(triplet, name) if triplet else "" for name in TEXT_COLUMNS}
+        texts["original_prompt"] = texts["original_prompt"] or caption
+        identity = {"triplet_id": triplet.id if triplet else "", "caption": caption}
+        rows.append({**identity, **texts, "generation": generation.text, "reason": generation.reason})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def try_caption(config: PipelineConfig, caption: str, num_triplets: int = 1) -> list[Generation]:

@@ -10,45 +10,25 @@ OPTIONAL = ("original_prompt", "edited_prompt")
 OURS = (*NEEDED, *OPTIONAL, "edit_type", "group")
 """Our columns of a pair; `group` identifies the original picture, so that each lies in one split."""
 
-KNOWN_SCHEMAS: dict[str, dict[str, str]] = {
+
+def _schema(original_image: str, edit_prompt: str, edited_image: str, **further: str) -> dict[str, str]:
+    return dict(zip(NEEDED, (original_image, edit_prompt, edited_image), strict=True)) | further
+
+
+KNOWN_SCHEMAS = {
     "timbrooks/instructpix2pix-clip-filtered": {name: name for name in (*NEEDED, *OPTIONAL)},
-    "fusing/instructpix2pix-1000-samples": {
-        "original_image": "input_image",
-        "edit_prompt": "edit_prompt",
-        "edited_image": "edited_image",
-    },
-    "osunlp/MagicBrush": {
-        "original_image": "source_img",
-        "edit_prompt": "instruction",
-        "edited_image": "target_img",
-        "group": "img_id",
-    },
-    "BleachNick/UltraEdit": {
-        "original_image": "source_image",
-        "edit_prompt": "edit_prompt",
-        "edited_image": "edited_image",
-        "original_prompt": "source_caption",
-        "edited_prompt": "target_caption",
-    },
-    "TIGER-Lab/OmniEdit-Filtered-1.2M": {
-        "original_image": "src_img",
-        "edit_prompt": "edited_prompt_list",
-        "edited_image": "edited_img",
-        "edit_type": "task",
-        "group": "omni_edit_id",
-    },
-    "UCSC-VLAA/HQ-Edit": {
-        "original_image": "input_image",
-        "edit_prompt": "edit",
-        "edited_image": "output_image",
-        "original_prompt": "input",
-        "edited_prompt": "output",
-    },
-    "instruction-tuning-sd/cartoonization": {
-        "original_image": "original_image",
-        "edit_prompt": "edit_prompt",
-        "edited_image": "cartoonized_image",
-    },
+    "fusing/instructpix2pix-1000-samples": _schema("input_image", "edit_prompt", "edited_image"),
+    "osunlp/MagicBrush": _schema("source_img", "instruction", "target_img", group="img_id"),
+    "BleachNick/UltraEdit": _schema(
+        "source_image", "edit_prompt", "edited_image", original_prompt="source_caption", edited_prompt="target_caption"
+    ),
+    "TIGER-Lab/OmniEdit-Filtered-1.2M": _schema(
+        "src_img", "edited_prompt_list", "edited_img", edit_type="task", group="omni_edit_id"
+    ),
+    "UCSC-VLAA/HQ-Edit": _schema(
+        "input_image", "edit", "output_image", original_prompt="input", edited_prompt="output"
+    ),
+    "instruction-tuning-sd/cartoonization": _schema("original_image", "edit_prompt", "cartoonized_image"),
 }
 """Maps our column names to those of datasets of pairs on the hub."""
 

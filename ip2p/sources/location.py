@@ -37,7 +37,7 @@ UNSEEN_FOLDERS = ("__MACOSX",)
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where data is, and of what kind the place is."""
+    """A word that names data, and what kind of place it names."""
 
     word: str
     kind: Kind

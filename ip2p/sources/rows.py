@@ -231,8 +231,8 @@ def _laid_out_rows(
 ) -> Iterator[Values]:
     """Yields what `lay_out` stores; `stamps` distinguish versions of the files."""
     for row in ParquetTable([Path(file) for file in files]).read((*pictures, *texts)):
-        files = {name: row.picture(name) for name in pictures}
-        cells = {name: None if file is None else _as_cell(file) for name, file in files.items()}
+        by_name = {name: row.picture(name) for name in pictures}
+        cells = {name: None if file is None else _as_cell(file) for name, file in by_name.items()}
         wordings = {name: first_wording(row.values.get(name)) for name in texts}
         yield cells | {name: text if isinstance(text, str) else None for name, text in wordings.items()}
 

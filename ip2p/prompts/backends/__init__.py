@@ -7,6 +7,8 @@ from pathlib import Path
 from ip2p.config import PromptsConfig
 from ip2p.prompts.asking import Backend, read_examples
 from ip2p.prompts.backends.rules import TemplateBackend
+from ip2p.prompts.backends.server import ServerBackend
+from ip2p.store.journal import Journal
 
 
 def open_backend(config: PromptsConfig, journal: Path) -> Backend:
@@ -17,9 +19,6 @@ def open_backend(config: PromptsConfig, journal: Path) -> Backend:
     if config.backend == "template":
         return TemplateBackend(config.seed)
     if config.backend == "server":
-        from ip2p.prompts.backends.server import ServerBackend
-        from ip2p.store.journal import Journal
-
         check_server(config)
         return ServerBackend(config, Journal(journal))
     from ip2p.models.loading import load_language_model

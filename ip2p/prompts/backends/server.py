@@ -29,7 +29,12 @@ class ServerBackend:
         """Returns one answer per request, in order. RuntimeError if the server stays away; earlier answers are kept."""
         with closing(ChatClient(self.config.server)) as client:
             answers = client.ask_together(requests, partial(self._converse, client), on_answer)
-        self._check_not_all_refused(answers)
+        if len(answers) > 1 and all(answer.reason == "refused" for answer in answers):
+            self.journal.remove()
+            raise ValueError(
+                f"{self.config.server.base_url} refused every request: {answers[0].text}. Check prompts.model, "
+                "prompts.max_new_tokens and prompts.server.response_format."
+            )
         return answers
 
     def _converse(self, client: ChatClient, request: Request) -> Answer:
@@ -66,14 +71,6 @@ class ServerBackend:
             "seed": hash_to_seed(config.seed, request.caption, request.attempt) % 2**31,
             **more,
         }
-
-    def _check_not_all_refused(self, answers: Sequence[Answer]) -> None:
-        if len(answers) > 1 and all(answer.reason == "refused" for answer in answers):
-            self.journal.path.unlink(missing_ok=True)
-            raise ValueError(
-                f"{self.config.server.base_url} refused every request: {answers[0].text}. Check prompts.model, "
-                "prompts.max_new_tokens and prompts.server.response_format."
-            )
 
 
 def _response_format(config: PromptsConfig) -> dict[str, object] | None:

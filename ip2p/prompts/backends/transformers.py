@@ -208,11 +208,9 @@ class ChatBackend:
         repair: int,
         on_answer: Callable[[int], object],
     ) -> list[str]:
-        draws = [(request.caption, request.attempt, *([repair] if repair else [])) for request in requests]
-        prompts = [Prompt(self._encode(talk), draw) for talk, draw in zip(talks, draws, strict=True)]
+        tokenizer, prompts = self.language_model.tokenizer, []
+        for request, talk in zip(requests, talks, strict=True):
+            text = str(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
+            draws = (request.caption, request.attempt, *([repair] if repair else []))
+            prompts.append(Prompt(list(tokenizer(text, add_special_tokens=False)["input_ids"]), draws))
         return _continue_prompts(self.language_model, prompts, self.config, stop=None, on_answer=on_answer)
-
-    def _encode(self, talk: list[Message]) -> list[int]:
-        tokenizer = self.language_model.tokenizer
-        text = str(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
