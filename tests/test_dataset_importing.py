@@ -186,7 +186,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path, capsys: 
     capsys.readouterr()
     pq.write_table(pa.Table.from_pylist(rows[1:2]), tmp_path / "train.parquet")
     assert main(["dataset", "import", str(tmp_path / "train.parquet"), str(tmp_path / "other")]) == 2
-    assert "no row that can be used: 1 image does not decode" in capsys.readouterr().err
+    assert "no usable row: 1 image does not decode" in capsys.readouterr().err
 
 
 def test_scored_pairs_are_filtered_and_judged_again_like_our_own(

@@ -14,7 +14,7 @@ from diffusers import ModelMixin
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 
 from ip2p.config import TrainingConfig, TrainingJob
-from ip2p.hub import check_token, public_name, telling_refusals
+from ip2p.hub import check_token, hub_errors, public_name
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import INDEX
 from ip2p.training.checkpoint import remove_folder
@@ -121,7 +121,7 @@ def upload(job: TrainingJob, base: Architecture, folder: Path) -> str:
     name = job.hub_model_id or Path(job.output_dir).resolve().name
     index = json.loads((folder / INDEX).read_text())
     parts = [f"{part}/*" for part, kind in index.items() if isinstance(kind, list) and all(kind)]
-    with telling_refusals(name):
+    with hub_errors(name):
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.upload_folder(
             repo_id=repository,

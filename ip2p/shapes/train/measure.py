@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ip2p.config import PipelineConfig, RenderingConfig
+from ip2p.config import PipelineConfig, PromptsConfig, RenderingConfig
 from ip2p.models.loading import load_clip, load_language_model, load_text_to_image
 from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import Sampling, generate
+from ip2p.prompts.backends.transformers import generate
 from ip2p.prompts.format import parse_answer
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_to_seed
 from ip2p.rendering import render_pairs
@@ -120,7 +120,7 @@ def triplet_validity(folder: Path, *, num: int = 500, seed: int = 0, temperature
     rng = random.Random(f"{seed} language figure")
     captions = [draw_caption(rng, draw_scene(rng)) for _ in range(num)]
     model = load_language_model(str(folder), revision=None, device="auto")
-    sampling = Sampling(temperature=temperature, max_new_tokens=96, seed=seed, batch_size=64)
+    sampling = PromptsConfig(temperature=temperature, max_new_tokens=96, seed=seed, batch_size=64)
     answers = generate(model, [Request(text, 0) for text in captions], sampling, on_answer=lambda _: None)
     parsed = [parse_answer(answer) for answer in answers]
     answered = zip(captions, parsed, strict=True)
