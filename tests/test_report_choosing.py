@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.spatial import ConvexHull
 
 from ip2p.evaluation.cases import EditJudgement
-from ip2p.report import facts, run
+from ip2p.report import facts, reading
 from ip2p.report.charts import band_of, convex_hull, curve_points, tradeoff_chart
 from ip2p.report.facts import HeldOutEdit, Pair, Place, is_number, read_figures
 from ip2p.report.pictures import LARGEST_SIDE, Album, inline, read_pictures
@@ -80,17 +80,17 @@ def test_turns_take_from_every_group_before_any_has_a_second() -> None:
 
 
 def test_shards_are_taken_from_all_over_the_run() -> None:
-    assert run.spread(range(100), 4) == [0, 25, 50, 75]
-    assert run.spread([1, 2], 4) == [1, 2]
+    assert reading.spread(range(100), 4) == [0, 25, 50, 75]
+    assert reading.spread([1, 2], 4) == [1, 2]
 
 
 def test_fewer_rows_are_looked_into_where_pictures_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     pq.write_table(pa.table({"image": [rng.randbytes(1000) for _ in range(200)]}), tmp_path / "part.parquet")
-    assert run.num_readable(tmp_path / "part.parquet", 1) == 200
-    monkeypatch.setattr(run, "MOST_BYTES", 100_000)
-    assert 80 <= run.num_readable(tmp_path / "part.parquet", 1) <= 100
-    assert 40 <= run.num_readable(tmp_path / "part.parquet", 2) <= 50
+    assert reading.num_readable(tmp_path / "part.parquet", 1) == 200
+    monkeypatch.setattr(reading, "MOST_BYTES", 100_000)
+    assert 80 <= reading.num_readable(tmp_path / "part.parquet", 1) <= 100
+    assert 40 <= reading.num_readable(tmp_path / "part.parquet", 2) <= 50
 
 
 def encoded(pixels: Any, form: str = "PNG") -> bytes:

@@ -6,20 +6,15 @@ import base64
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.report import charts, compare, data, editor, format, pictures, sheets
-from ip2p.report.run import RunFacts, read_run
+from ip2p.report.reading import RunFacts, read_run
 from ip2p.store import RunFolder, write_bytes
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +38,12 @@ def write_report(config: PipelineConfig) -> Path:
 def write_comparison(configs: Sequence[PipelineConfig], path: Path | None = None) -> Path:
     """Writes several runs as one page and returns its path. ValueError if there is nothing to compare."""
     comparison = compare.describe_comparison(configs)
-    return _write(path or compare.default_page(configs), "comparison.html.jinja", _values_of(comparison))
+    return _write(path or compare.default_page(configs), "comparison.html.jinja", vars(comparison))
 
 
 def write_benchmark(folder: Path) -> Path:
     """Writes a finished benchmark as one page and returns its path."""
-    return _write(folder / "index.html", "benchmark.html.jinja", _values_of(compare.describe_page(folder)))
+    return _write(folder / "index.html", "benchmark.html.jinja", vars(compare.describe_page(folder)))
 
 
 def describe_run(facts: RunFacts) -> dict[str, object]:
@@ -74,10 +69,6 @@ def describe_run(facts: RunFacts) -> dict[str, object]:
         "versions": facts.versions,
         "left_out": sum(section.left_out for section in cards if not isinstance(section, str)),
     }
-
-
-def _values_of(page: DataclassInstance) -> dict[str, object]:
-    return {field.name: getattr(page, field.name) for field in fields(page)}
 
 
 def _write(path: Path, template: str, values: Mapping[str, object]) -> Path:

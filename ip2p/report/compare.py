@@ -32,17 +32,17 @@ from ip2p.report.facts import (
     HeldOutEdit,
     Json,
     Place,
+    count_of,
     held_out_edit,
     is_number,
     mapping,
     read_curves,
     read_figures,
-    read_paired,
     take_turns,
 )
 from ip2p.report.format import Cell, Line, Table, count, difference_cell, duration, editor_name, percent, percents
 from ip2p.report.pictures import ROWS_AT_ONCE
-from ip2p.report.run import RunFacts, read_run
+from ip2p.report.reading import RunFacts, read_run
 from ip2p.report.sheets import MOST_EDITORS, NUM_SIDE_BY_SIDE, Sheet, side_by_side
 from ip2p.report.svg import Chart
 from ip2p.store import RunFolder
@@ -53,7 +53,7 @@ Key = tuple[str, str]
 """What makes an edit the same in two runs: the hash of its picture, and its instruction."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What the page of several runs lays out."""
 
@@ -162,8 +162,7 @@ def _short_names(configs: Sequence[PipelineConfig]) -> list[str]:
 def _paired(runs: Mapping[str, RunFacts]) -> list[PairedLine]:
     """Tests every other run against the first."""
     first, *others = (_scored_edits(facts.config) for facts in runs.values())
-    tests = {name: paired(first, edits) for name, edits in zip(list(runs)[1:], others, strict=True)}
-    return paired_lines({name: read_paired(test) for name, test in tests.items()})
+    return paired_lines({name: paired(first, edits) for name, edits in zip(list(runs)[1:], others, strict=True)})
 
 
 def _scored_edits(config: PipelineConfig) -> list[Json]:
@@ -231,7 +230,7 @@ def default_page(configs: Sequence[PipelineConfig]) -> Path:
     return configs[0].out.parent / ("comparison-" + "-".join(config.out.name for config in configs) + ".html")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """What the page of a benchmark lays out."""
 
@@ -271,7 +270,7 @@ def describe_page(folder: Path) -> Benchmark:
         name=folder.resolve().name,
         protocol=PROTOCOLS[protocol].words,
         source=str(settings.get("source", "")),
-        n=int(str(raw["n"])),
+        n=count_of(raw.get("n")),
         models=models,
         single=_editors_table(single, headings),
         final=_editors_table(final, headings),

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ip2p.evaluation.metrics import types_of, wilson_interval
 from ip2p.prompts import inspection
 from ip2p.report.charts import Floats, by_type_chart, loss_chart, score_histogram
-from ip2p.report.facts import Figure, Figures, Json, is_number, mapping, read_figures, sequence
+from ip2p.report.facts import Figures, Json, count_of, is_number, mapping, read_figure, sequence
 from ip2p.report.format import MOST_TYPES, clipped, count, duration, percent, reason_name
-from ip2p.report.run import RunFacts
+from ip2p.report.reading import RunFacts
 from ip2p.report.svg import Chart
 from ip2p.scoring import SCORES
 
@@ -175,7 +174,7 @@ def acceptance(facts: RunFacts) -> list[Panel] | str:
 def _acceptance_bar(row: Json) -> Bar:
     name = row["name"] if "name" in row else f"{row['low']:.3g} to {row['high']:.3g}"
     rate = rate if is_number(rate := row.get("rate")) else 0.0
-    return Bar(str(name or "no type"), 100 * rate, percent(rate), f"of {count(int(str(row['candidates'])))} candidates")
+    return Bar(str(name or "no type"), 100 * rate, percent(rate), f"of {count(count_of(row['candidates']))} candidates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,42 +197,22 @@ def precision(facts: RunFacts) -> Precision | str:
 
 
 def precisions(facts: RunFacts) -> tuple[Figures | None, Figures | None]:
-    """Returns the share that is right: of the accepted pairs, and of all candidates if all were judged.
-
-    It is counted from the verdicts, or taken from the summary if they are gone.
-    """
-    if not facts.oracle.num_rows:
-        return _summarised(facts, "oracle_precision"), _summarised(facts, "oracle_precision_all")
-    counts = facts.oracle.group_by(["edit_type", "accepted", "success"]).aggregate([([], "count_all")]).to_pylist()
-    kinds = types_of(counts, facts.edit_types)[:MOST_TYPES]
-    accepted = [row for row in counts if row["accepted"]]
-    all_judged = facts.oracle.num_rows == facts.candidates.num_rows
-    return _share_right(accepted, kinds) if accepted else None, _share_right(counts, kinds) if all_judged else None
-
-
-def _share_right(counts: Sequence[Mapping[str, int]], kinds: Iterable[str] = ()) -> Figures:
-    num = sum(row["count_all"] for row in counts)
-    right = sum(row["count_all"] for row in counts if row["success"])
-    by_type = {kind: [row for row in counts if str(row["edit_type"]) == kind] for kind in kinds}
-    return Figures(
-        n=num,
-        values={"success": Figure(right / num, wilson_interval(right, num))},
-        by_type={kind: _share_right(rows) for kind, rows in by_type.items() if rows},
-    )
-
-
-def _summarised(facts: RunFacts, name: str) -> Figures | None:
-    """Reads a precision from the summary of the dataset."""
+    """Returns the share that is right: of the accepted pairs, and of all candidates if all were judged."""
     summary = facts.summary_of("dataset")
-    if summary.get(name) is None:
+    return _precision(summary, "oracle_precision"), _precision(summary, "oracle_precision_all")
+
+
+def _precision(summary: Json, name: str) -> Figures | None:
+    """Reads a part of what `evaluation.precision` adds to the dataset's summary."""
+    share = read_figure(summary.get(name), summary.get(f"{name}_interval"))
+    if share is None:
         return None
-
-    def read(part: Json, value: str, interval: str, n: str) -> Json:
-        return {"success": part.get(value), "success_interval": part.get(interval), "n": part.get(n)}
-
-    by_type = mapping(summary.get(f"{name}_by_type"))
-    kinds = {kind: read(mapping(part), "value", "interval", "n") for kind, part in by_type.items()}
-    return read_figures({**read(summary, name, f"{name}_interval", f"{name}_n"), "by_type": kinds})
+    by_type = {}
+    for kind, raw in list(mapping(summary.get(f"{name}_by_type")).items())[:MOST_TYPES]:
+        part = mapping(raw)
+        if figure := read_figure(part.get("value"), part.get("interval")):
+            by_type[kind] = Figures(n=count_of(part.get("n")), values={"success": figure})
+    return Figures(n=count_of(summary.get(f"{name}_n")), values={"success": share}, by_type=by_type)
 
 
 def loss(facts: RunFacts) -> Chart | str:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ip2p.report.charts import by_type_chart, knob_of, rates_chart, tradeoff_chart
 from ip2p.report.data import num_accepted, precisions
-from ip2p.report.facts import UNREADABLE, Evaluation, Figures, Json, Paired, Place, is_number
+from ip2p.report.facts import UNREADABLE, Evaluation, Figures, Json, Place, is_number, mapping, read_figure
 from ip2p.report.format import (
     EDITOR,
     MOST_TYPES,
@@ -32,7 +32,7 @@ from ip2p.report.format import (
     score,
 )
 from ip2p.report.pictures import Album, Thumbnail, read_pictures
-from ip2p.report.run import RunFacts
+from ip2p.report.reading import RunFacts
 from ip2p.report.svg import Chart
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class PairedLine:
     """One editor against another on the same edits."""
 
     name: str
-    n: int
+    n: str
     won: str
     lost: str
     p: str
@@ -141,20 +141,16 @@ def judge_words(judge: Json) -> str:
     return f"The CLIP figures are judged by {model}, not by the one that filtered the training pairs{suffix}."
 
 
-def paired_lines(paired: Mapping[str, Paired]) -> list[PairedLine]:
-    """Lists each comparison of two editors that have edits in common."""
-    return [
-        PairedLine(
-            name=editor_name(name),
-            n=test.n,
-            won="–" if test.won is None else count(test.won),
-            lost="–" if test.lost is None else count(test.lost),
-            p="–" if test.p is None else p_value(test.p),
-            difference=difference_cell(test.difference),
-        )
-        for name, test in paired.items()
-        if test.n
-    ]
+def paired_lines(tests: Mapping[str, object]) -> list[PairedLine]:
+    """Lists what `evaluation.metrics.paired` returns of each two editors that have edits in common."""
+    return [_paired_line(editor_name(name), test) for name, raw in tests.items() if (test := mapping(raw)).get("n")]
+
+
+def _paired_line(name: str, test: Json) -> PairedLine:
+    n, won, lost = (count(int(num)) if is_number(num := test.get(key)) else "–" for key in ("n", "won", "lost"))
+    p = p_value(p) if is_number(p := test.get("p")) else "–"
+    difference = read_figure(test.get("difference"), [test.get("low"), test.get("high")])
+    return PairedLine(name, n, won, lost, p, difference_cell(difference))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +292,7 @@ def _editor_tiles(figures: Figures) -> list[Tile]:
     if figures.get("success"):
         for name, (title, note) in JUDGED_TILES.items():
             if figure := figures.get(name):
-                note = f"{note}; {percents(*figure.bounds)} (95\u00a0%), {n}"
+                note = f"{note}\n{percents(*figure.bounds)} (95\u00a0%), {n}"
                 tiles.append((title, percent(figure.value), note))
         return tiles
     measured = {title: figure for name, title in MEASURED_TILES.items() if (figure := figures.get(name))}

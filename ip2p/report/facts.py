@@ -73,13 +73,14 @@ def read_figures(raw: object) -> Figures:
     given = mapping(raw)
     names = [name for name in given if is_number(given[name]) and name != "n"]
     return Figures(
-        n=_count_of(given.get("n")) or 0,
-        values={name: figure for name in names if (figure := _figure(given[name], given.get(f"{name}_interval")))},
+        n=count_of(given.get("n")),
+        values={name: figure for name in names if (figure := read_figure(given[name], given.get(f"{name}_interval")))},
         by_type={kind: read_figures(part) for kind, part in mapping(given.get("by_type")).items()},
     )
 
 
-def _figure(value: object, interval: object = None) -> Figure | None:
+def read_figure(value: object, interval: object = None) -> Figure | None:
+    """Reads a figure and its interval; None if it is not a finite number."""
     if not is_number(value):
         return None
     bounds = [bound for bound in sequence(interval) if is_number(bound)]
@@ -91,31 +92,9 @@ def read_curves(raw: object) -> dict[str, list[Figures]]:
     return {name: [read_figures(point) for point in sequence(curve)] for name, curve in mapping(raw).items() if curve}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paired:
-    """Two editors on the same edits: how often only one succeeds, and the second's gain in CLIP direction."""
-
-    n: int
-    lost: int | None
-    won: int | None
-    p: float | None
-    difference: Figure | None
-
-
-def read_paired(raw: object) -> Paired:
-    """Reads what `evaluation.metrics.paired` returns."""
-    given = mapping(raw)
-    return Paired(
-        n=_count_of(given.get("n")) or 0,
-        lost=_count_of(given.get("lost")),
-        won=_count_of(given.get("won")),
-        p=p if is_number(p := given.get("p")) else None,
-        difference=_figure(given.get("difference"), [given.get("low"), given.get("high")]),
-    )
-
-
-def _count_of(value: object) -> int | None:
-    return int(value) if is_number(value) else None
+def count_of(value: object) -> int:
+    """Reads a number of things; 0 if it is not given."""
+    return int(value) if is_number(value) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +107,8 @@ class Evaluation:
     curve: Sequence[Figures]
     """The trained editor's points over the image guidance."""
     curves: Mapping[str, Sequence[Figures]]
-    paired: Mapping[str, Paired]
+    paired: Mapping[str, object]
+    """The trained editor against each baseline, as `evaluation.metrics.paired` returns it."""
     judge: Json
     """The CLIP that judges, and the one that filtered the training pairs."""
     skipped: str
@@ -144,7 +124,7 @@ def read_evaluation(raw: Json) -> Evaluation:
         baselines={name: figures for name, figures in baselines.items() if figures.n},
         curve=[read_figures(point) for point in sequence(raw.get("curve"))],
         curves=read_curves(raw.get("curves")),
-        paired={name: read_paired(part) for name, part in mapping(raw.get("paired")).items()},
+        paired=mapping(raw.get("paired")),
         judge=mapping(raw.get("judge")),
         skipped=str(raw.get("skipped") or ""),
         parts=[str(name) for name in sequence(raw.get("parts"))],
@@ -218,7 +198,7 @@ def held_out_edit(row: Json, place: Place) -> HeldOutEdit:
         place=place,
         **_texts_of(row),
         key=f"/{row['case']}",
-        case=_count_of(row["case"]) or 0,
+        case=count_of(row["case"]),
         no_op=None if row.get("no_op") is None else bool(row["no_op"]),
         judgement=judgement_of(row),
         scores={name: value for name, value in other.items() if is_number(value)},
@@ -227,7 +207,7 @@ def held_out_edit(row: Json, place: Place) -> HeldOutEdit:
 
 def pair_of(row: Json, place: Place, judgements: Mapping[tuple[str, int], EditJudgement | None]) -> Pair:
     """Reads a row of the pairs table; `judgements` are by (triplet id, candidate)."""
-    triplet_id, candidate = str(row["triplet_id"]), _count_of(row["candidate"]) or 0
+    triplet_id, candidate = str(row["triplet_id"]), count_of(row["candidate"])
     return Pair(
         place=place,
         **_texts_of(row),

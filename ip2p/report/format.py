@@ -113,6 +113,8 @@ def p_value(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Writes a time in its two largest units."""
+    if seconds < 1:
+        return "< 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -13,7 +13,7 @@ from ip2p.report.data import num_accepted
 from ip2p.report.facts import Edit, HeldOutEdit, Pair, Place, edit_types_of, first_of_each, rank_edits, take_turns
 from ip2p.report.format import SCORES, clipped, reason_name, title_of
 from ip2p.report.pictures import Album, Thumbnail, read_pictures
-from ip2p.report.run import RunFacts
+from ip2p.report.reading import RunFacts
 
 NUM_PAIRS, NUM_EDITS, NUM_EXTREMES, NUM_SIDE_BY_SIDE = 480, 280, 8, 160
 NUM_OF_TYPE = 2

@@ -74,8 +74,6 @@ class RunFacts:
     """Whole rows of the triplets, at most MOST_GENERATIONS."""
     candidates: pa.Table
     pairs: list[Pair]
-    oracle: pa.Table
-    """The domain's verdicts of pairs."""
     loss: list[tuple[int, float]]
     """(step, loss)."""
     evaluation: Evaluation
@@ -101,7 +99,6 @@ def read_run(config: PipelineConfig) -> RunFacts:
     run = store.RunFolder(config.out)
     summary, figures = _read_object(run.root / "summary.json"), _read_object(run.evaluation / "figures.json")
     evaluation = read_evaluation(figures)
-    oracle = read_table(run.shards("evaluation/oracle"), ORACLE_SCHEMA.names)
     return RunFacts(
         name=run.root.resolve().name,
         config=config,
@@ -109,8 +106,7 @@ def read_run(config: PipelineConfig) -> RunFacts:
         triplets=read_table(run.shards("triplets"), ("caption", "reason")),
         generations=_read_generations(run.shards("triplets")),
         candidates=read_table(run.shards("candidates"), _CANDIDATE, (*_COSTS, *SCORE_COLUMNS)),
-        pairs=_read_pairs(run, oracle),
-        oracle=oracle,
+        pairs=_read_pairs(run),
         loss=_or([], lambda: list(_read_loss(run.training / "loss.jsonl"))),
         evaluation=evaluation,
         edits=list(_read_edits(run, evaluation.parts)),
@@ -175,7 +171,7 @@ def _read_generations(files: Sequence[Path]) -> list[dict[str, object]]:
     return rows[:MOST_GENERATIONS]
 
 
-def _read_pairs(run: store.RunFolder, oracle: pa.Table) -> list[Pair]:
+def _read_pairs(run: store.RunFolder) -> list[Pair]:
     """Reads pairs from all over the run, of no more shards than can be looked into."""
     shards = spread(run.shards("pairs"), MOST_SHARDS)
     rows: list[tuple[Place, dict[str, object]]] = []
@@ -183,13 +179,14 @@ def _read_pairs(run: store.RunFolder, oracle: pa.Table) -> list[Pair]:
         if readable := _or(0, functools.partial(num_readable, shard, len(shards))):
             part = _read_rows(shard, _PAIR, readable, tuple(SCORE_COLUMNS))
             rows += [(Place(shard, index), row) for index, row in enumerate(part)]
-    judgements = _judgements(oracle, {str(row["triplet_id"]) for _, row in rows})
+    judgements = _read_judgements(run, {str(row["triplet_id"]) for _, row in rows})
     return [pair_of(row, place, judgements) for place, row in rows]
 
 
-def _judgements(oracle: pa.Table, triplet_ids: set[str]) -> dict[tuple[str, int], EditJudgement | None]:
-    """Returns the domain's verdicts on the pairs of some triplets, by (triplet id, candidate)."""
-    if not oracle.num_rows or not triplet_ids:
+def _read_judgements(run: store.RunFolder, triplet_ids: set[str]) -> dict[tuple[str, int], EditJudgement | None]:
+    """Reads the domain's verdicts on the pairs of some triplets, by (triplet id, candidate)."""
+    oracle = read_table(run.shards("evaluation/oracle"), ORACLE_SCHEMA.names)
+    if not oracle.num_rows:
         return {}
     inside = pc.is_in(oracle["triplet_id"].cast(pa.string()), value_set=pa.array(triplet_ids, pa.string()))
     return {(row["triplet_id"], row["candidate"]): judgement_of(row) for row in oracle.filter(inside).to_pylist()}
