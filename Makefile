@@ -1,6 +1,7 @@
 # run    the whole pipeline on the embedded default; flags through ARGS="--rendering.num-inference-steps 10"
 # test   lint and all tests that need no GPU
 # quick  the fast tests, in less than two minutes
+# docs   the documentation site, into build/site; a warning is an error
 # lint   ruff, ruff format and mypy, changing nothing
 # lock   renew requirements.lock from pyproject.toml
 # wheel-test   the built wheel runs the default in an empty folder
@@ -13,7 +14,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 INSTALLED := .venv/.installed
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: install run test quick lint lock wheel-test
+.PHONY: install run test quick docs lint lock wheel-test
 
 install: $(INSTALLED)
 
@@ -34,11 +35,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 wheel-test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_wheel.py $(ARGS)
 
 # All extras but deepspeed, which comes as source alone and is built for the machine that it runs on.
-LOCKED := app dev lpips photographs ray s3 server wandb
+LOCKED := app dev docs lpips photographs ray s3 server wandb
 
 lock: $(BIN)/python
 	$(UV) pip compile pyproject.toml $(LOCKED:%=--extra %) --universal --python-version 3.11 \

@@ -1,4 +1,4 @@
-"""One Prefect server for a run: the user's own where there is one, else a private one that ends with the command.
+"""One Prefect server for a run: the user's own if there is one, else a private one that ends with the command.
 
 Without a server's address every worker process would start a temporary server of its own. The private one keeps its
 database in the user's cache folder, so that the migration is paid once and not by every run.
@@ -7,7 +7,6 @@ database in the user's cache folder, so that the migration is paid once and not 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
@@ -24,10 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
+
 logger = logging.getLogger("ip2p.server")
 
 STARTUP_TIMEOUT = 120.0
-"""Seconds that a private server may take to answer; most of it is the first start's database migration."""
+"""Seconds until a private server must answer; most of it is the first start's database migration."""
 
 _IDLE_SERVICES = (
     "SCHEDULER",
@@ -38,7 +39,7 @@ _IDLE_SERVICES = (
     "REPOSSESSOR",
     "TRIGGERS",
 )
-"""Services that a run without deployments has no use for; the task run recorder must stay, it feeds the DAG."""
+"""Services that a run without deployments does not need; the task run recorder must stay, it feeds the DAG."""
 
 USUAL_PORT = 4200
 """Prefect's own, for a server that people come back to."""
@@ -50,8 +51,8 @@ def prefect_server(
 ) -> Iterator[str]:
     """Sets PREFECT_API_URL for this process and its children: the user's server, or one that lives as long as this.
 
-    `meanwhile` runs while a private server starts: a good time for slow imports. A private one that starts runs by
-    schedule has all of Prefect's services, and the usual port unless that is taken or another is named.
+    `meanwhile` runs while a private server starts: a good time for slow imports. A private server with `schedules` has
+    all of Prefect's services, and the usual port unless that is taken or another is named.
     """
     _set_defaults(os.environ)
     url = users_server()
@@ -64,13 +65,13 @@ def prefect_server(
     with _private_home() as home:
         os.environ["PREFECT_HOME"] = str(home)
         idle = () if schedules else _IDLE_SERVICES
-        place = port or (_free_port(USUAL_PORT) if schedules else _free_port())
+        place = port or free_port(USUAL_PORT if schedules else 0)
         with _private_server(home, meanwhile, place, idle) as url:
             yield url
 
 
 def _check_answers(url: str) -> None:
-    """ValueError where nothing answers at the user's address; what answers with an error may just want a key."""
+    """Raises ValueError if nothing answers at the user's address; what answers with an error may just want a key."""
     try:
         urllib.request.urlopen(f"{url}/health", timeout=10).close()
     except urllib.error.HTTPError:
@@ -81,7 +82,7 @@ def _check_answers(url: str) -> None:
 
 
 def users_server() -> str | None:
-    """The address that the environment or the active Prefect profile names."""
+    """Returns the address that the environment or the active Prefect profile names."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
@@ -95,7 +96,7 @@ def users_server() -> str | None:
 
 
 def _set_defaults(environment: os._Environ[str]) -> None:
-    """What the run wants of Prefect where the user has said nothing; read when prefect is imported."""
+    """Sets what the user has not set; prefect reads it when it is imported."""
     environment.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "ip2p")
     environment.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     environment.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -104,7 +105,7 @@ def _set_defaults(environment: os._Environ[str]) -> None:
 
 @contextlib.contextmanager
 def _private_home() -> Iterator[Path]:
-    """The first of the cache's Prefect folders that no other run holds."""
+    """Takes the first of the cache's Prefect folders that no other run holds."""
     if named := os.environ.get("PREFECT_HOME"):
         yield Path(named).expanduser()
         return
@@ -112,15 +113,16 @@ def _private_home() -> Iterator[Path]:
     for number in itertools.count(1):
         home = cache / ("prefect" if number == 1 else f"prefect-{number}")
         home.mkdir(parents=True, exist_ok=True)
-        lock = (home / "in-use.lock").open("w")
+        lock = FileLock(home / "in-use.lock", blocking=False)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+            lock.acquire()
+        except Timeout:
             continue
-        with lock:
+        try:
             yield home
-        os.environ.pop("PREFECT_HOME", None)
+        finally:
+            lock.release()
+            os.environ.pop("PREFECT_HOME", None)
         return
 
 
@@ -150,7 +152,7 @@ def _private_server(home: Path, meanwhile: Callable[[], object], port: int, idle
 
 
 def _send_what_is_left() -> None:
-    """Sends what waits in this process; without a server it would be tried for a minute at the process's exit."""
+    """Sends what waits in this process; at its exit, with no server, it would be retried for a minute."""
     if "prefect" not in sys.modules:
         return
     from prefect.events.worker import EventsWorker
@@ -162,9 +164,9 @@ def _send_what_is_left() -> None:
 
 
 def _start(port: int, log: IO[str], idle: Sequence[str]) -> subprocess.Popen[bytes]:
-    """The server in a session of its own, so that a terminal's Ctrl-C does not end it before the run does.
+    """Starts the server in a session of its own, so that a terminal's Ctrl-C does not end it before the run does.
 
-    Its page in the browser is told where the API is; it would look for it at the usual port.
+    Its page needs the API's address, or it would ask at the usual port.
     """
     environment = dict(os.environ) | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api"}
     environment |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in idle}
@@ -189,27 +191,27 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) ->
     deadline = time.monotonic() + STARTUP_TIMEOUT
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError(f"The Prefect server ended with exit code {server.returncode} at its start. See {log}.")
+            raise RuntimeError(f"the Prefect server ended with exit code {server.returncode} at its start. See {log}.")
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
             return
         time.sleep(0.1)
-    raise RuntimeError(f"The Prefect server did not answer within {STARTUP_TIMEOUT:.0f} s. See {log}.")
+    raise RuntimeError(f"the Prefect server did not answer within {STARTUP_TIMEOUT:.0f} s. See {log}.")
 
 
-def _free_port(wanted: int = 0) -> int:
-    """The wanted port, or any where that is taken."""
+def free_port(preferred: int = 0) -> int:
+    """Returns the preferred port, or any if that is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind(("127.0.0.1", preferred))
         except OSError:
             probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _exit_with_parent() -> None:
-    """Ends this process when the other end of standard input is gone, also where its owner was killed."""
+    """Ends this process when the other end of standard input is gone, even if its owner was killed."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)

@@ -1,7 +1,7 @@
-"""The paper's ablations (figure 10): what each variant of a run is told, and what it takes over from the run's folder.
+"""The paper's ablations (figure 10): the settings of each variant, and what it takes over from the run's folder.
 
 A variant is a run like any other, in a folder of its own. It starts with what the run has made already, and
-fingerprints decide what of it still holds, as they do where a run goes on under other settings.
+fingerprints decide what of it still holds, as they do if a run is resumed under other settings.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ip2p.scoring import BOUNDS
 from ip2p.store import RunFolder, read_summary
 
 SHARE = 0.1
-"""Of the training pairs, in the variant of a tenth."""
+"""Share of the training pairs in the variant of a tenth."""
 FIXED = ("p2p", "cross_p2p", "shared_steps")
-"""Draws that are fixed where the paper's share p is."""
+"""Draws that are fixed if the paper's share p is."""
 TAKEN_OVER = ("captions", "answers", "triplets", "candidates", "pairs", "evaluation")
 """Parts of a run folder that are looked at piece by piece, so that a part of them may hold."""
 EDITORS_OWN = ("dataset", "model", "training")
-"""What is taken over by the variant that changes nothing."""
+"""Parts that only the variant that changes nothing takes over."""
 LINKED = (".parquet", ".safetensors")
 """Never written in place, so that a hard link to them cannot change the run's own."""
 
@@ -37,18 +37,18 @@ Rendering = TypeVar("Rendering", RenderingConfig, EditTypeRendering)
 
 
 def full(config: PipelineConfig) -> PipelineConfig:
-    """The run as it is."""
+    """Keeps the run as it is."""
     return config
 
 
 def tenth(config: PipelineConfig) -> PipelineConfig:
-    """A tenth of the training pairs, by the hash of their triplets, for as many steps."""
+    """Trains on a tenth of the training pairs, by the hash of their triplets, for as many steps."""
     share = SHARE * config.dataset.train_share
     return replace(config, dataset=replace(config.dataset, train_share=share))
 
 
 def unfiltered(config: PipelineConfig) -> PipelineConfig:
-    """No similarity decides: the first candidates of every triplet are its pairs, as many as before at most."""
+    """Ignores similarities: the first candidates of every triplet are its pairs, at most as many as before."""
     limits = _open(config.filtering.thresholds)
     of_types = {kind: _open(each) for kind, each in config.filtering.per_edit_type.items()}
     own = {kind: each for kind, each in of_types.items() if each != limits}
@@ -57,7 +57,7 @@ def unfiltered(config: PipelineConfig) -> PipelineConfig:
 
 
 def fixed_p(config: PipelineConfig) -> PipelineConfig:
-    """The shares of the steps that a pair has in common are in the middle of their ranges, not drawn from them."""
+    """Fixes the shares of steps that a pair has in common at the middle of their ranges, instead of drawing them."""
     per_edit_type = {kind: _fixed(each) for kind, each in config.rendering.per_edit_type.items()}
     return replace(config, rendering=replace(_fixed(config.rendering), per_edit_type=per_edit_type))
 
@@ -71,23 +71,23 @@ VARIANTS: dict[str, Callable[[PipelineConfig], PipelineConfig]] = {
 
 
 def choose_variants(names: Sequence[str]) -> tuple[str, ...]:
-    """The named variants, each once, the whole first. ValueError for a name that is none."""
+    """Returns the named variants, each once, the whole first. ValueError for an unknown name."""
     for name in names:
         if name not in VARIANTS:
             raise ValueError(f"unknown variant {name}. {suggest(name, list(VARIANTS))}")
     chosen = tuple(name for name in VARIANTS if name in names)
     if not chosen:
-        raise ValueError(f"no variant was named. Known are: {', '.join(VARIANTS)}.")
+        raise ValueError(f"no variant was named. Name some of: {', '.join(VARIANTS)}.")
     return chosen
 
 
 def config_of(run: Path) -> PipelineConfig:
-    """The settings of a run, with the folder beside it that its variants go to."""
+    """Reads the settings of a run, with the folder beside it that its variants go to."""
     return replace(read_run(run), out=run.with_name(f"{run.name}-ablation"))
 
 
 def check_run(config: PipelineConfig, run: Path) -> None:
-    """ValueError where a run has no dataset of its own to make variants of, or would be overwritten."""
+    """Raises ValueError if a run has no dataset of its own to make variants of, or would be overwritten."""
     if (data := read_run_data(run)) is not None:
         raise ValueError(f"{run} was trained on {data}. Variants are made of a run that made its own dataset.")
     if config.out.resolve() == run.resolve():
@@ -95,7 +95,7 @@ def check_run(config: PipelineConfig, run: Path) -> None:
 
 
 class Variant(NamedTuple):
-    """What is trained where, and the run folder that it starts from."""
+    """One run of an ablation, and the run folder that it starts from."""
 
     name: str
     config: PipelineConfig
@@ -103,9 +103,9 @@ class Variant(NamedTuple):
 
 
 def variants_of(run: Path, config: PipelineConfig, names: Sequence[str]) -> Iterator[Variant]:
-    """The variants below `config.out`, one by one, since the others start from `full` as it came out.
+    """Yields the variants below `config.out`, one by one, since the others start from the finished `full`.
 
-    Where `full` is not among them they start from the run.
+    If `full` is not among them, they start from the run.
     """
     source = run
     for name in choose_variants(names):
@@ -116,9 +116,9 @@ def variants_of(run: Path, config: PipelineConfig, names: Sequence[str]) -> Iter
 
 
 def vary(config: PipelineConfig, name: str, source: Path) -> PipelineConfig:
-    """The settings of a variant in its folder below `config.out`; `source` is the run that it is a variant of.
+    """Returns the settings of a variant in its folder below `config.out`; `source` is the run that it varies.
 
-    All take as many steps and edit the same held-out cases: those of `source` where no domain draws any.
+    All take as many steps and edit the same held-out cases: those of `source` if no domain draws any.
     """
     varied = replace(VARIANTS[name](config), out=config.out / name)
     if name == "full":
@@ -135,23 +135,23 @@ def _steps_of(source: Path) -> int:
     steps = read_summary(source).get("training", {}).get("steps")
     if not isinstance(steps, int):
         raise ValueError(
-            f"{source} was not trained to its end, so its variants do not know for how many steps. "
+            f"{source} was not trained to its end, so the number of steps of its variants is unknown. "
             "Name the variant full too, or set --training.max-train-steps."
         )
     return steps
 
 
 def write_page(configs: Sequence[PipelineConfig], page: Path) -> Path:
-    """Lays variants side by side; a single one has its own report alone."""
+    """Lays variants side by side on a page; a single one has its own report alone."""
     from ip2p import report
 
     return report.write_comparison(configs, page) if len(configs) > 1 else report.write_report(configs[0])
 
 
 def take_over(source: Path, target: Path, *, editor: bool) -> None:
-    """Puts what a run has made into another's folder, unless something lies there; large files as hard links.
+    """Puts a run's results into another folder, unless something lies there; large files as hard links.
 
-    With `editor` also the dataset, the trained editor and the summary, which only the same settings can use.
+    If `editor` is True, so are the dataset, the trained editor and the summary, which only the same settings can use.
     """
     for path in _files(source, editor=editor):
         place = target / path.relative_to(source)
@@ -161,10 +161,10 @@ def take_over(source: Path, target: Path, *, editor: bool) -> None:
 
 
 def _files(source: Path, *, editor: bool) -> Iterator[Path]:
-    """What a folder gives; of the training its results, not its checkpoints and its cache."""
+    """Yields the files to take over; of the training its results, not its checkpoints and its cache."""
     for name in (*TAKEN_OVER, *(EDITORS_OWN if editor else ())):
-        found = (source / name).glob("*") if name == "training" else (source / name).rglob("*")
-        yield from (path for path in sorted(found) if path.is_file() and not path.name.startswith((".", "journal-")))
+        paths = (source / name).glob("*") if name == "training" else (source / name).rglob("*")
+        yield from (path for path in sorted(paths) if path.is_file() and not path.name.startswith((".", "journal-")))
     if editor and (source / "summary.json").is_file():
         yield source / "summary.json"
 

@@ -1,4 +1,4 @@
-"""What a dataset will cost before it is made: the prompt and rendering stages run on a few captions and are scaled.
+"""Forecasts what a dataset will cost: the prompt and rendering stages run on a few captions and are scaled.
 
 Two shards of a few captions each are made by the real stages in a folder that is thrown away. The first loads the
 models and warms the machine up, the second is measured.
@@ -19,7 +19,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What a measured shard took and gave."""
+    """Costs and results of a measured shard."""
 
     captions: int
     triplets: int
@@ -30,12 +30,12 @@ class Sample:
     prompt_seconds: float
     render_seconds: float
     bytes_kept: int
-    """Of those pairs on disk."""
+    """Size of those pairs on disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """The sample scaled to a whole config, on one device."""
+    """Sample scaled to a whole config, on one device."""
 
     captions: int
     triplets: int
@@ -45,14 +45,14 @@ class Forecast:
     prompt_hours: float
     render_hours: float
     run_bytes: int
-    """Of the kept pairs."""
+    """Size of the kept pairs."""
     dataset_bytes: int
-    """Of the accepted pairs, which the dataset holds once more."""
+    """Size of the accepted pairs, which the dataset holds once more."""
     shards: int
 
 
 def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
-    """Makes two shards of so many captions; returns the second's figures. ValueError where captions are too few."""
+    """Makes two shards of this many captions; returns the second's figures. ValueError if captions are too few."""
     available = len(read_entries(config.prompts, config.out))
     if available < 2 * num_captions:
         raise ValueError(
@@ -80,7 +80,7 @@ def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
 
 
 def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = None) -> Forecast:
-    """Scales a sample to all captions of the config, or to so many triplets. ValueError where it gave no triplet."""
+    """Scales a sample to all captions of the config, or to a number of triplets. ValueError if it gave no triplet."""
     if not sample.triplets:
         raise ValueError("no triplet of the sample could be used, so nothing can be planned. Look at the captions.")
     triplets = num_triplets or round(len(read_entries(config.prompts, config.out)) * sample.triplets / sample.captions)
@@ -101,25 +101,25 @@ def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = 
     )
 
 
-def describe(sample: Sample, found: Forecast, config: PipelineConfig, devices: int) -> str:
-    """The forecast with what it assumes, as text."""
+def describe(sample: Sample, costs: Forecast, config: PipelineConfig, devices: int) -> str:
+    """Writes the forecast and its assumptions as text."""
     rate = sample.candidates / sample.render_seconds if sample.render_seconds else 0.0
-    total = found.prompt_hours + found.render_hours
+    total = costs.prompt_hours + costs.render_hours
     lines = [
-        ("captions", f"{found.captions:,}"),
-        ("triplets", f"{found.triplets:,}"),
-        ("renders", f"{found.renders:,} ({sample.candidates / sample.triplets:.2f} a triplet)"),
-        ("accepted pairs", f"{found.accepted:,} ({sample.accepted / max(1, sample.candidates):.1%} of the renders)"),
-        ("writing triplets", f"{found.prompt_hours:,.2f} device-hours"),
-        ("rendering", f"{found.render_hours:,.2f} device-hours ({rate:,.2f} renders a second)"),
+        ("captions", f"{costs.captions:,}"),
+        ("triplets", f"{costs.triplets:,}"),
+        ("renders", f"{costs.renders:,} ({sample.candidates / sample.triplets:.2f} a triplet)"),
+        ("accepted pairs", f"{costs.accepted:,} ({sample.accepted / max(1, sample.candidates):.1%} of the renders)"),
+        ("writing triplets", f"{costs.prompt_hours:,.2f} device-hours"),
+        ("rendering", f"{costs.render_hours:,.2f} device-hours ({rate:,.2f} renders a second)"),
         ("wall time", f"{total / devices:,.2f} hours on {devices} device{'s' if devices > 1 else ''}"),
-        ("storage", f"{found.run_bytes / GIB:,.2f} GiB of pairs and {found.dataset_bytes / GIB:,.2f} GiB of dataset"),
-        ("shards", f"{found.shards:,} of {config.prompts.shard_size:,} captions"),
+        ("storage", f"{costs.run_bytes / GIB:,.2f} GiB of pairs and {costs.dataset_bytes / GIB:,.2f} GiB of dataset"),
+        ("shards", f"{costs.shards:,} of {config.prompts.shard_size:,} captions"),
     ]
-    assumed = (
+    assumptions = (
         f"Measured on {sample.captions} captions with the models loaded: {sample.triplets} triplets in "
         f"{sample.prompt_seconds:.1f} s, {sample.candidates} renders in {sample.render_seconds:.1f} s, "
         f"{sample.accepted} accepted. Assumed: the other captions are like these, every device is like this one, "
         "devices share the shards evenly, and storage keeps up. Training and evaluation are not in it."
     )
-    return "\n".join([*(f"  {name:<17} {value}" for name, value in lines), "", assumed])
+    return "\n".join([*(f"  {name:<17} {value}" for name, value in lines), "", assumptions])

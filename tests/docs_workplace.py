@@ -90,21 +90,50 @@ def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineCo
     """A preset in seconds: tiny models, rules in place of a language model, a filter that takes everything."""
     sizes = tiny.write_tiny_config(captions.parent / "unused", sd=models.sd, clip=models.clip, lm=models.sd)
     model = str(models.xl if "xl" in config.rendering.model else models.sd)
-    own = {"model": model, "revision": None, "variant": None, "dtype": "float32", "per_edit_type": {}}
-    few = {"num_inference_steps": 2, "num_candidates": 2, "batch_size": 4, "scheduler": None}
-    base = {"pretrained_model_name_or_path": model, "revision": None, "mixed_precision": "no", "random_flip": False}
-    short = {"resolution": 64, "train_batch_size": 2, "gradient_accumulation_steps": 1, "max_train_steps": 2}
-    judge = {"domain": config.evaluation.domain, "guidance_scale": config.evaluation.guidance_scale}
-    written = {"backend": "template", "model": "", "num_triplets_per_caption": 1, "shard_size": 4}
     return replace(
         config,
-        prompts=replace(config.prompts, captions=config.prompts.captions and str(captions), **written),
-        rendering=replace(config.rendering, **own, **few),
+        prompts=replace(
+            config.prompts,
+            captions=config.prompts.captions and str(captions),
+            backend="template",
+            model="",
+            num_triplets_per_caption=1,
+            shard_size=4,
+        ),
+        rendering=replace(
+            config.rendering,
+            model=model,
+            revision=None,
+            variant=None,
+            dtype="float32",
+            per_edit_type={},
+            num_inference_steps=2,
+            num_candidates=2,
+            batch_size=4,
+            scheduler=None,
+        ),
         scoring=sizes.scoring,
         filtering=replace(config.filtering, thresholds=EVERYTHING, per_edit_type={}),
         dataset=sizes.dataset,
-        training=replace(config.training, **base, **short, checkpointing_steps=1, lr_warmup_steps=0),
-        evaluation=replace(sizes.evaluation, **judge, num_edits=4),
+        training=replace(
+            config.training,
+            pretrained_model_name_or_path=model,
+            revision=None,
+            mixed_precision="no",
+            random_flip=False,
+            resolution=64,
+            train_batch_size=2,
+            gradient_accumulation_steps=1,
+            max_train_steps=2,
+            checkpointing_steps=1,
+            lr_warmup_steps=0,
+        ),
+        evaluation=replace(
+            sizes.evaluation,
+            domain=config.evaluation.domain,
+            guidance_scale=config.evaluation.guidance_scale,
+            num_edits=4,
+        ),
     )
 
 

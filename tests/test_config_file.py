@@ -34,6 +34,14 @@ def test_yaml_reads_as_json_does(tmp_path: Path) -> None:
     assert (config.out, config.rendering.p2p, config.training.learning_rate) == (Path("runs/x"), (0.2, 0.4), 1e-4)
 
 
+def test_numbers_may_be_whole_written_as_text_or_empty(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("rendering: {p2p: [1e-1, 1], height: null}\ntraining: {learning_rate: 1, snr_gamma: 5e0}\n")
+    config = read_config(path)
+    assert (config.rendering.p2p, config.training.learning_rate, config.training.snr_gamma) == ((0.1, 1.0), 1.0, 5.0)
+    assert isinstance(config.training.learning_rate, float) and config.rendering.height is None
+
+
 def test_thresholds_of_single_edit_types_come_from_a_file(tmp_path: Path) -> None:
     config = read_config(_file(tmp_path, {"filtering": {"per_edit_type": {"add": {"direction": 0.1}}}}))
     assert config.filtering.per_edit_type == {"add": Thresholds(direction=0.1)}
@@ -51,6 +59,17 @@ def test_thresholds_of_single_edit_types_come_from_a_file(tmp_path: Path) -> Non
         ({"rendering": {"num_inference_steps": True}}, r"rendering\.num_inference_steps takes int, got True"),
         ({"rendering": {"dtype": "float8"}}, r"rendering\.dtype is 'float8', expected one of: auto, float32"),
         ({"rendering": {"p2p": [0.1]}}, r"rendering\.p2p takes 2 values, got 1"),
+        ({"rendering": {"p2p": [0.1, 0.2, 0.3], "seed": "x"}}, r"rendering\.p2p takes 2 values, got 3"),
+        ({"rendering": {"p2p": [], "seed": "x"}}, r"rendering\.p2p takes 2 values, got 0"),
+        ({"rendering": {"p2p": 0.1}}, r"rendering\.p2p takes a list, got 0\.1"),
+        ({"rendering": {"blend_threshold": True}}, r"rendering\.blend_threshold takes float, got True"),
+        ({"rendering": {"blend_threshold": "much"}}, r"rendering\.blend_threshold takes float, got 'much'"),
+        ({"prompts": {"captions": 3}}, r"prompts\.captions takes text, got 3"),
+        ({"filtering": {"per_edit_type": 3}}, r"filtering\.per_edit_type takes keys and values, got 3"),
+        (
+            {"filtering": {"per_edit_type": {"add": {"image": "x"}}}},
+            r"filtering\.per_edit_type\.add\.image takes float",
+        ),
         ({"rendering": {"num_inference_steps": 0}}, r"rendering\.num_inference_steps must be positive, got 0"),
         ({"rendering": 3}, r"rendering takes keys and values, got 3"),
         (

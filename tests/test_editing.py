@@ -21,7 +21,7 @@ from diffusers import (
 from PIL import Image
 
 from ip2p.cli import main
-from ip2p.editing import Editor, Knobs, edit_images, guidance_terms, load_editor, write_image
+from ip2p.editing import Editor, Knobs, edit_images, guidance_terms, load_editor, read_image, write_image
 from ip2p.editing.apply import guided, stack_conditions
 from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.models.texts import Texts
@@ -195,13 +195,20 @@ def test_a_picture_is_turned_upright(editor_folder: Path, tmp_path: Path) -> Non
     )
 
 
+def test_a_picture_is_read_on_white_and_not_blown_up_without_a_bound(editor_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (255, 0, 255, 0)).save(tmp_path / "clear.png")
+    assert set(np.asarray(read_image(tmp_path / "clear.png")).ravel().tolist()) == {255}
+    with pytest.raises(ValueError, match="image too large: 1280000 x 64 pixels"):
+        Editor(editor_folder, device="cpu", knobs=Knobs(resolution=64))(Image.new("RGB", (40_000, 2)), "x")
+
+
 def test_what_is_no_picture_is_a_one_line_error(editor_folder: Path, tmp_path: Path) -> None:
     editor = Editor(editor_folder, device="cpu")
     (tmp_path / "in.png").write_text("words")
     for name in ("in.png", "missing.png"):
         with pytest.raises(ValueError, match="cannot read"):
             editor(tmp_path / name, "x")
-    with pytest.raises(ValueError, match="at most 67108864 are edited"):
+    with pytest.raises(ValueError, match="at most 67108864 are read"):
         editor(Image.new("1", (2**14, 2**13)), "x")
     with pytest.raises(ValueError, match="cannot write"):
         write_image(Image.new("RGB", (8, 8)), tmp_path / "out.nothing")

@@ -23,7 +23,7 @@ from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation import EditCase, EditJudgement, evaluate, load_domain, oracle_precision
 from ip2p.evaluation.cases import Pixels, balanced_subset, hold_out_cases
 from ip2p.evaluation.editors import Setting, sdedit_source
-from ip2p.evaluation.evaluate import plan_parts, run_editors
+from ip2p.evaluation.run import plan_parts, run_editors
 from ip2p.evaluation.metrics import bootstrap_interval, curve, summarise, wilson_interval
 from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
 from ip2p.images import IMAGE_TYPE, encode_png, open_pixels

@@ -125,7 +125,7 @@ def plain_magicbrush(made: Image.Image, target: Image.Image, caption: str, clip:
     one, other = (transforms.ToTensor()(image) for image in (made.resize(target.size), target))
     model, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{clip}")
     model.eval()
-    vit = ViTModel.from_pretrained(dino, add_pooling_layer=False).eval()
+    vit = ViTModel.from_pretrained(dino, add_pooling_layer=False).eval()  # type: ignore[no-untyped-call]
     dino_prepare = transforms.Compose(
         [
             transforms.Resize(37, interpolation=transforms.InterpolationMode.BICUBIC),  # 256 of 224, for 32
@@ -163,7 +163,7 @@ def test_magicbrush_is_the_plain_computation_of_its_protocol_single_and_multi_tu
         plain = [
             plain_magicbrush(
                 Image.fromarray(images[number]),
-                Image.fromarray(cases[number].target_image),
+                Image.fromarray(np.asarray(cases[number].target_image)),
                 cases[number].edited_prompt,
                 config.clip_model,
                 dino,
@@ -189,19 +189,21 @@ def test_later_turns_edit_the_target_before_them_alone_and_their_own_answer_in_a
     assert all(not np.array_equal(single[number], chained[number]) for number in later)
     before = cases[later[0]].previous
     assert before is not None
-    assert np.array_equal(cases[later[0]].original_image, cases[before].target_image)
+    assert np.array_equal(cases[later[0]].original_image, np.asarray(cases[before].target_image))
 
 
 def test_magicbrush_of_the_hub_has_the_same_cases_as_its_folder(magicbrush: Path, tmp_path: Path) -> None:
     folder = read_benchmark(str(magicbrush)).cases
     turns = [turn for num in SESSIONS.values() for turn in range(1, num + 1)]
-    columns = {"img_id": [case.session for case in folder], "turn_index": turns}
+    columns: dict[str, list[Any]] = {"img_id": [case.session for case in folder], "turn_index": turns}
     columns["instruction"] = [case.edit_prompt for case in folder]
-    masks = [np.where(case.mask[..., None], 255, case.original_image // 2).astype(np.uint8) for case in folder]
+    masks = [
+        np.where(np.asarray(case.mask)[..., None], 255, case.original_image // 2).astype(np.uint8) for case in folder
+    ]
     images = {
         "source_img": [cell(case.original_image) for case in folder],
         "mask_img": [cell(mask) for mask in masks],
-        "target_img": [cell(case.target_image) for case in folder],
+        "target_img": [cell(np.asarray(case.target_image)) for case in folder],
     }
     hub = read_benchmark(
         str(write_table(tmp_path / "hub", columns, images)), captions=magicbrush / "local_descriptions.json"

@@ -186,7 +186,7 @@ def tiny_vlm(tmp_path: Path) -> Path:
         "{% for message in messages %}{% for part in message['content'] %}"
         "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}"
     )
-    LlavaProcessor(
+    LlavaProcessor(  # type: ignore[no-untyped-call]
         CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         tokenizer,
         patch_size=16,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def advice(tmp_path: Path, filtering: FilteringConfig, reasons: Mapping[str, str
 
 @pytest.mark.parametrize("name", ["image", "ssim", "dino", "nsfw"])
 def test_a_maximum_that_rejects_everything_is_to_be_raised(name: str, tmp_path: Path) -> None:
-    limits = replace(Thresholds(), **{f"max_{name}": 0.25})
+    limits = Thresholds().with_bounds({f"max_{name}": 0.25})
     said = advice(tmp_path, FilteringConfig(thresholds=limits), {"colour": f"high_{name}"})
     assert re.search(rf"(?i)\braise\b((?!\blower\b).)*max_{name} \(now 0\.25\)", said), said
 

@@ -344,7 +344,13 @@ def asked(config: PipelineConfig, version: str, data: str | None = None) -> dict
 def inputs_of(config: PipelineConfig) -> list[object]:
     """The files that a run reads, relative to where it was started."""
     prompts, scoring, evaluation = config.prompts, config.scoring, config.evaluation
-    names = [prompts.captions, prompts.examples, prompts.model, config.rendering.model, scoring.clip_model]
+    names: list[str | None] = [
+        prompts.captions,
+        prompts.examples,
+        prompts.model,
+        config.rendering.model,
+        scoring.clip_model,
+    ]
     names += [config.training.pretrained_model_name_or_path, scoring.clip_model, evaluation.judge_clip_model]
     paths = [Path(name) for name in (*names, evaluation.data) if name]
     files = [one for path in paths for one in (sorted(path.rglob("*")) if path.is_dir() else [path])]
@@ -463,7 +469,7 @@ SERVER = ServerConfig(base_url="http://127.0.0.1:1/v1", response_format="json_sc
 def config_variants(base: PipelineConfig) -> dict[str, PipelineConfig]:
     """A preset and what a setting or two make of it."""
     prompts, training = base.prompts, base.training
-    screening = replace(prompts.screening, near_duplicate=0.8, language=None)
+    screening = replace(prompts.screening, near_duplicate=0.8, language=None)  # type: ignore[arg-type]
     return {
         "as it is": base,
         "server": replace(base, prompts=replace(prompts, backend="server", server=SERVER)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,11 +52,12 @@ def test_attempts_and_seeds_give_different_answers(trained: LanguageModel) -> No
 
 
 def test_temperature_zero_equals_the_library_s_greedy_search(trained: LanguageModel) -> None:
+    model: Any = trained.model
     for caption, answer in zip(
         TRAINED_CAPTIONS, run(trained, [Request(c, 0) for c in TRAINED_CAPTIONS], temperature=0), strict=True
     ):
         prompt = trained.tokenizer(format_prompt(caption), return_tensors="pt")
-        out = trained.model.generate(
+        out = model.generate(
             **prompt, do_sample=False, max_new_tokens=60, stop_strings=[STOP], tokenizer=trained.tokenizer
         )
         assert answer == trained.tokenizer.decode(out[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)

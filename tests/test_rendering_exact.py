@@ -87,8 +87,8 @@ def test_a_batch_on_fused_kernels_equals_pairs_with_explicit_maps(
     config = replace(config, scheduler=scheduler)
     plain = [replace(each, spec=replace(each.spec, p2p=0.0)) for each in with_operator({})[1]]
     with torch.inference_mode():
-        found = sample_latents(pipeline, batch, config).unflatten(0, (2, -1))
-        without = sample_latents(pipeline, plain, config).unflatten(0, (2, -1))
+        found = torch.unflatten(sample_latents(pipeline, batch, config), 0, (2, -1))
+        without = torch.unflatten(sample_latents(pipeline, plain, config), 0, (2, -1))
         expected = [ExplicitPair(pipeline, each, config).sample() for each in batch]
     moved = []
     for index, (original, edited) in enumerate(expected):
@@ -107,8 +107,8 @@ def test_half_precision_differs_from_explicit_maps_by_its_rounding_alone(tiny_sd
     options: dict[str, Any] = {"revision": None, "variant": None, "device": "cpu"}
     low, high = (load_text_to_image(str(tiny_sd), dtype=each, **options) for each in (dtype, "float32"))
     with torch.inference_mode():
-        found = sample_latents(low, batch, config).unflatten(0, (2, -1))
-        exact = sample_latents(high, batch, config).unflatten(0, (2, -1))
+        found = torch.unflatten(sample_latents(low, batch, config), 0, (2, -1))
+        exact = torch.unflatten(sample_latents(high, batch, config), 0, (2, -1))
         expected = [ExplicitPair(low, each, config).sample() for each in batch]
     for index, pair in enumerate(expected):
         for side in range(2):

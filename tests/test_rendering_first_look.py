@@ -12,6 +12,7 @@ import pytest
 
 from ip2p import rendering
 from ip2p.config import PipelineConfig, RenderingConfig, Thresholds
+from ip2p.p2p.sampler import render_pairs
 from ip2p.rendering import render as rendering_loop
 from ip2p.store import RunFolder
 from tests.test_rendering_candidates import write_triplets
@@ -29,11 +30,10 @@ def config(tiny_config: PipelineConfig) -> PipelineConfig:
 def steps(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     """Pairs rendered in so many steps."""
     counts: Counter[int] = Counter()
-    plain = rendering_loop.render_pairs
 
     def counted(pipeline: Any, candidates: Any, settings: RenderingConfig) -> Any:
         counts[settings.num_inference_steps] += len(candidates)
-        return plain(pipeline, candidates, settings)
+        return render_pairs(pipeline, candidates, settings)
 
     monkeypatch.setattr(rendering_loop, "render_pairs", counted)
     return counts

@@ -125,15 +125,16 @@ def test_an_album_holds_no_more_bytes_than_it_may_and_counts_the_rest() -> None:
 
 
 def test_pictures_are_read_from_their_rows_across_row_groups(tmp_path: Path) -> None:
-    cells = [{"bytes": encoded(noise(8, number)), "path": None} for number in range(100)]
-    cells[41] = {"bytes": b"broken", "path": None}
+    images = [encoded(noise(8, number)) for number in range(100)]
+    images[41] = b"broken"
+    cells = [{"bytes": image, "path": None} for image in images]
     pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet", row_group_size=30)
     places = [Place(tmp_path / "a.parquet", index) for index in (99, 0, 41, 30, 29)]
     found = read_pictures(places, "image")
     assert found[2] is None
     for place, shown in zip(places, found, strict=True):
         if place.index != 41:
-            assert shown is not None and shown == inline(cells[place.index]["bytes"])
+            assert shown is not None and shown == inline(images[place.index])
     assert read_pictures([Place(tmp_path / "gone.parquet", 0)], "image") == [None]
 
 

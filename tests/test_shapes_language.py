@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ip2p.presets import shapes
-from ip2p.prompts.shards import name_edit_type
+from ip2p.prompts import name_edit_type
 from ip2p.shapes.language import (
     CAPTION_TEMPLATES,
     EDIT_TYPES,

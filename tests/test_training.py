@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ip2p.models.noise.discrete import DiscreteNoise
 from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.models.texts import Texts, hidden_states
 from ip2p.training.cache import load_cache
-from ip2p.training.data import decode_pair, open_rows, training_fingerprint
+from ip2p.training.data import decode_pair, open_rows, open_table, training_fingerprint
 from ip2p.training.draws import draw_samples, draw_step, drop_conditions
 from ip2p.training.losses import LossLog, mean_of_last, read_losses
 from tests.tiny import tiny_unet
@@ -88,8 +89,8 @@ def test_dropout_takes_five_percent_each_of_text_image_and_both() -> None:
     condition, dropped = drop_conditions(torch.ones(100, 4, 2, 2), texts, none, uniform, 0.05)
     text, pooled = dropped.hidden, dropped.pooled
     no_text, no_image = (text == 7).all(2).all(1), (condition == 0).flatten(1).all(1)
-    dropped = (no_text & ~no_image, no_text & no_image, ~no_text & no_image)
-    assert [int(rows.sum()) for rows in dropped] == [5, 5, 5]
+    drops = (no_text & ~no_image, no_text & no_image, ~no_text & no_image)
+    assert [int(rows.sum()) for rows in drops] == [5, 5, 5]
     assert (text[~no_text] == 1).all()
     assert pooled is not None and torch.equal((pooled == 0).all(1), no_text) and pooled[~no_text].all()
     assert (condition[~no_image] == 1).all()
@@ -251,6 +252,33 @@ def test_the_mirrored_latents_are_those_of_the_mirrored_images(tmp_path: Path, t
     turned = caches[1].take([2], [True])
     assert torch.allclose(turned.condition[0], told.mode()[0], atol=1e-5)
     assert torch.allclose(turned.mean[0], told.mean[1], atol=1e-5)
+
+
+def test_the_first_of_several_wordings_is_the_instruction(tmp_path: Path, tiny_sd: Path) -> None:
+    data = write_pairs(tmp_path, [pair(0, edit_prompt=["make it red", "redder"]), pair(1, edit_prompt=[])])
+    assert open_rows(str(data), tiny_training(tiny_sd)).prompts() == ["make it red", None]
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "metadata.jsonl"])
+def test_tables_of_picture_files_are_trained_on_in_order_and_by_number(
+    name: str, tmp_path: Path, tiny_sd: Path
+) -> None:
+    (tmp_path / "[set] one").mkdir()
+    for number in range(3):
+        (tmp_path / "[set] one" / f"{number}.png").write_bytes(png()["bytes"])
+    suffix = "_file_name" if name == "metadata.jsonl" else ""
+    lines = [
+        {f"original_image{suffix}": f"{n}.png", f"edited_image{suffix}": f"{n}.png", "edit_prompt": f"edit {n}"}
+        for n in range(3)
+    ]
+    path = tmp_path / "[set] one" / name
+    path.write_text("\n".join(map(json.dumps, lines)))
+    data, config = str(path.parent if suffix else path), tiny_training(tiny_sd)
+    pairs = list(open_rows(data, config).read())
+    table = open_table(data, config)
+    assert [each.edit_prompt for each in pairs] == ["edit 0", "edit 1", "edit 2"]
+    assert [table[number] for number in range(3)] == pairs
+    assert decode_pair(pairs[2], 32).pixels.shape == (2, 32, 32, 3)
 
 
 def test_rows_that_are_of_no_use_are_dropped_and_counted(tmp_path: Path, tiny_sd: Path) -> None:

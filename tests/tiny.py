@@ -174,7 +174,9 @@ def write_tiny_language_model(folder: Path) -> Path:
     learned = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
     learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learned.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=learned, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
     config = LlamaConfig(
         vocab_size=len(letters),
         hidden_size=32,
@@ -186,7 +188,7 @@ def write_tiny_language_model(folder: Path) -> Path:
         eos_token_id=letters.index("</s>"),
         pad_token_id=letters.index("</s>"),
     )
-    LlamaForCausalLM(config).eval().save_pretrained(_made(folder), safe_serialization=True)
+    LlamaForCausalLM(config).save_pretrained(_made(folder), safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder
 

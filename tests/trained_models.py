@@ -53,7 +53,7 @@ def train_language_model(num_steps: int = 150) -> LanguageModel:
         model(**batch, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return LanguageModel(model.eval(), tokenizer)
+    return LanguageModel(model.eval(), tokenizer)  # type: ignore[no-untyped-call]
 
 
 def write_trained_language_model(folder: Path) -> Path:
@@ -76,7 +76,9 @@ def _tokenizer(texts: Sequence[str] = (), vocab_size: int = 400) -> PreTrainedTo
     )
     texts = texts or [format_prompt(caption) + answer for caption in TRAINED_CAPTIONS for answer in _answers(caption)]
     learned.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=learned, eos_token="<end>", pad_token="<end>", padding_side="left")
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=learned, eos_token="<end>", pad_token="<end>", padding_side="left"
+    )
 
 
 CHAT_TYPES = (("colour", 1.0), ("add", 1.0), ("remove", 1.0))
@@ -143,6 +145,6 @@ def write_trained_chat_model(folder: Path, num_steps: int = 220) -> Path:
         schedule.step()
         optimizer.zero_grad()
     assert loss.item() < 0.05, loss
-    model.eval().save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder

@@ -85,7 +85,7 @@ def friendly(call: Callable[..., Any]) -> Callable[..., Any]:
 def _edit_tab(models: list[str], device: str) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            image = gr.Image(label="Picture", type="filepath", elem_id="picture", height=280)
+            image = gr.Image(label="Picture", type="filepath", image_mode=None, elem_id="picture", height=280)
             wish = gr.Textbox(label="Instruction", placeholder="make it snowy", elem_id="instruction")
             model = gr.Dropdown(
                 models, value=models[0] if models else None, label="Editor", allow_custom_value=True, elem_id="editor"

@@ -1,4 +1,4 @@
-"""`ip2p edit`: one picture, a folder or a list of edits, by any number of instructions, seeds and guidances."""
+"""`ip2p edit` and `ip2p app`: edits of one picture, a folder or a list, and a page to make them on."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EditArguments:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
+class Edit:
     """One edit of one picture."""
 
     image: Path
@@ -71,62 +71,62 @@ def edit(options: EditArguments) -> None:
     from ip2p.config.files import evaluation_of
 
     usual = evaluation_of(Path(options.model))
-    wishes = list(plan_edits(options, usual))
-    there = [wish.output for wish in wishes if wish.output.exists()]
-    if there and not options.overwrite:
-        raise ValueError(f"{there[0]} exists already. Give another name, or --overwrite.")
+    edits = list(plan_edits(options, usual))
+    existing = [item.output for item in edits if item.output.exists()]
+    if existing and not options.overwrite:
+        raise ValueError(f"{existing[0]} exists already. Give another name, or --overwrite.")
     from ip2p.editing import Editor, Knobs
 
     steps = options.num_inference_steps or usual.num_inference_steps
     started = time.monotonic()
     editor = Editor(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
-    for scales, some in itertools.groupby(sorted(wishes, key=_scales), key=_scales):
+    for scales, batch in itertools.groupby(sorted(edits, key=_scales), key=_scales):
         knobs = Knobs(
             num_inference_steps=steps,
             guidance_scale=scales[0],
             image_guidance_scale=scales[1],
             resolution=options.resolution,
         )
-        _edit(editor, list(some), knobs, options.batch_size)
-    what = str(wishes[0].output) if len(wishes) == 1 else f"{len(wishes)} pictures in {options.output}"
+        _edit(editor, list(batch), knobs, options.batch_size)
+    what = str(edits[0].output) if len(edits) == 1 else f"{len(edits)} pictures in {options.output}"
     print(f"{what} (in {time.monotonic() - started:.1f} s)")
 
 
-def _scales(wish: Wish) -> tuple[float, float]:
-    return wish.guidance_scale, wish.image_guidance_scale
+def _scales(item: Edit) -> tuple[float, float]:
+    return item.guidance_scale, item.image_guidance_scale
 
 
-def _edit(editor: Any, wishes: Sequence[Wish], knobs: Any, batch_size: int) -> None:
+def _edit(editor: Any, edits: Sequence[Edit], knobs: Any, batch_size: int) -> None:
     from tqdm import tqdm
 
     from ip2p.editing import write_image
 
-    with tqdm(total=len(wishes), desc="edit", unit="picture", disable=None) as bar:
-        for start in range(0, len(wishes), batch_size):
-            some = wishes[start : start + batch_size]
+    with tqdm(total=len(edits), desc="edit", unit="picture", disable=None) as bar:
+        for start in range(0, len(edits), batch_size):
+            batch = edits[start : start + batch_size]
             edited = editor.edit_all(
-                [wish.image for wish in some],
-                [wish.edit_prompt for wish in some],
-                seeds=[wish.seed for wish in some],
+                [item.image for item in batch],
+                [item.edit_prompt for item in batch],
+                seeds=[item.seed for item in batch],
                 knobs=knobs,
                 batch_size=batch_size,
                 on_batch=bar.update,
             )
-            for wish, image in zip(some, edited, strict=True):
-                write_image(image, wish.output)
+            for item, image in zip(batch, edited, strict=True):
+                write_image(image, item.output)
 
 
-def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Wish]:
-    """Every edit that is asked for. ValueError where there is none, or two of one name."""
+def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Edit]:
+    """Lists every edit to make. ValueError if there is none, or if two have one name."""
     texts = options.guidance_scale or (usual.guidance_scale,)
     images = options.image_guidance_scale or (usual.image_guidance_scale,)
     rows = list(_rows(options))
     if not rows:
-        raise ValueError(f"{options.input} holds no picture. Give a picture, a folder of some or a .jsonl.")
+        raise ValueError(f"{options.input} holds no picture. Give a picture, a folder of pictures or a .jsonl.")
     combined = list(itertools.product(rows, texts, images))
     if len(combined) == 1 and rows[0].get("output") is None and options.output.suffix:
         ((row, text, image),) = combined
-        yield Wish(row["image"], row["edit_prompt"], row["seed"], text, image, options.output)
+        yield Edit(row["image"], row["edit_prompt"], row["seed"], text, image, options.output)
         return
     several = {"texts": len(texts) > 1, "images": len(images) > 1}
     names: set[str] = set()
@@ -137,7 +137,7 @@ def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Wish
         if stem + suffix in names:
             raise ValueError(f"two edits would be called {stem}{suffix}. Give each an `output` in a .jsonl.")
         names.add(stem + suffix)
-        yield Wish(row["image"], row["edit_prompt"], row["seed"], text, image, options.output / f"{stem}{suffix}")
+        yield Edit(row["image"], row["edit_prompt"], row["seed"], text, image, options.output / f"{stem}{suffix}")
 
 
 def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
@@ -165,7 +165,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _name(row: dict[str, Any], options: EditArguments) -> str:
-    """Of the picture and of what differs between its edits."""
+    """Names an edit after its picture and what differs between its edits."""
     words = re.sub(r"[^a-z0-9]+", "-", row["edit_prompt"].lower()).strip("-")[:40]
     parts = [row["image"].stem, *([words] if options.also or options.input.suffix == ".jsonl" else [])]
     parts += [f"seed{row['seed']}"] if len(options.seeds) > 1 else []

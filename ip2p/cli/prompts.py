@@ -103,8 +103,14 @@ def import_triplets(arguments: TripletsImport) -> None:
     columns = _read_mapping(arguments.columns)
     from ip2p.prompts.exchange import import_triplets as read
 
-    options = {"split": arguments.split, "revision": arguments.revision, "limit": arguments.num_rows}
-    counts = read(arguments.source, arguments.out, columns, **options)
+    counts = read(
+        arguments.source,
+        arguments.out,
+        columns,
+        split=arguments.split,
+        revision=arguments.revision,
+        limit=arguments.num_rows,
+    )
     print(f"{arguments.out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
     print(f"Use it with --prompts.captions {arguments.out}")
 

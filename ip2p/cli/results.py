@@ -1,4 +1,4 @@
-"""What a command says at its end: where its results are, and the headline figures."""
+"""Formats what a command prints at its end: the headline figures and the paths of its results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ip2p.store import RunFolder, read_summary
 
 
 def describe_results(config: PipelineConfig) -> str:
-    """A few lines: figures of the stages that have run, and the paths of what they made."""
+    """Lists figures of the stages that have run, and the paths of what they made."""
     return "\n".join(f"  {name:<11} {value}" for name, value in _lines(config))
 
 
@@ -50,6 +50,6 @@ def _precision(dataset: dict[str, Any]) -> str:
 
 
 def _baselines(scores: dict[str, Any]) -> str:
-    found = {name: figures.get("success") for name, figures in scores.get("baselines", {}).items()}
-    shown = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
-    return f"; {', '.join(shown)}" if shown else ""
+    rates = {name: figures.get("success") for name, figures in scores.get("baselines", {}).items()}
+    texts = [f"{name} {rate:.3f}" for name, rate in rates.items() if rate is not None]
+    return f"; {', '.join(texts)}" if texts else ""

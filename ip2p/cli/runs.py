@@ -142,7 +142,7 @@ def run(arguments: NewRun, config: PipelineConfig) -> None:
 
 
 def dataset(arguments: DatasetRun, config: PipelineConfig) -> None:
-    """Makes the dataset only: captions to filtered pairs in parquet."""
+    """Makes the dataset only: captions to filtered pairs. See `dataset import` and `dataset inspect` too."""
     made = run_flow(config, "dataset")
     if arguments.push_to_hub:
         from ip2p.hub import push_dataset

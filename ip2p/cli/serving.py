@@ -1,4 +1,4 @@
-"""`ip2p serve`: the flows as deployments, to be started from Prefect's page or by a schedule."""
+"""`ip2p serve`: the flows as deployments that start from Prefect's page or on a schedule."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ip2p.console import suggest
 from ip2p.presets import PRESETS
 
 NAMES = ("run", "dataset", "train", "ablate")
-"""The deployments, each named after the command that does the same."""
+"""Deployments, each named after the command that does the same."""
 NEEDED = {"train": "data", "ablate": "run"}
-"""What a deployment cannot be started without."""
+"""Parameter that a deployment needs to start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Serving(NewRun):
 
 
 def serve(arguments: Serving, config: PipelineConfig) -> None:
-    """Offers run, dataset, train and ablate on Prefect's page, to be started there or by a schedule."""
+    """Serves run, dataset, train and ablate as deployments that start from Prefect's page or on a schedule."""
     chosen = _choose(arguments.deployment)
     named = {"data": arguments.data, "run": arguments.run}
     parameters: dict[str, Any] = {name: value for name, value in named.items() if value}
@@ -92,11 +92,11 @@ def _check_schedule(chosen: list[str], filled_in: dict[str, Any]) -> None:
         raise ValueError("--cron is for one deployment. Name it, such as --deployment dataset.")
     needed = NEEDED.get(chosen[0])
     if needed and needed not in filled_in:
-        raise ValueError(f"--cron for {chosen[0]} needs --{needed}: nobody is there to fill it in.")
+        raise ValueError(f"--cron for {chosen[0]} needs --{needed}, which a scheduled run cannot ask for.")
 
 
 def _say(url: str, names: Sequence[str], cron: str | None) -> None:
     print(f"  {'page':<11} {url}/deployments")
     for name in names:
-        print(f"  {name:<11} prefect deployment run 'ip2p {name}/{name}'{f'; by itself at {cron}' if cron else ''}")
-    print("Runs start in this folder. Ctrl-C ends them and this.", flush=True)
+        print(f"  {name:<11} prefect deployment run 'ip2p {name}/{name}'{f'; scheduled at {cron}' if cron else ''}")
+    print("Runs start in this folder. Ctrl-C ends them and this server.", flush=True)

@@ -138,12 +138,11 @@ def _merge(kind: Any, base: dict[str, Any], values: Any, where: str) -> dict[str
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {where}{key}. {suggest(str(key), list(hints), where)}")
+        entry = (typing.get_args(hints[key]) or [None])[-1]
         merged[key] = value
         if dataclasses.is_dataclass(hints[key]):
             merged[key] = _merge(hints[key], base[key], value, f"{where}{key}.")
-        elif dataclasses.is_dataclass(entry := (typing.get_args(hints[key]) or [None])[-1]) and isinstance(
-            value, Mapping
-        ):
+        elif dataclasses.is_dataclass(entry) and isinstance(value, Mapping):
             merged[key] = {name: _merge(entry, {}, each, f"{where}{key}.{name}.") for name, each in value.items()}
     return merged
 
@@ -159,9 +158,11 @@ def _describe(error: ValidationError) -> str:
     if kind == "literal_error":
         choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         return f"{where} is {value!r}, expected one of: {choices}."
-    if kind in ("missing", "too_long"):
-        num = first["ctx"]["max_length"] if kind == "too_long" else max(int(each["loc"][-1]) for each in errors) + 1
-        name = where if kind == "too_long" else where.rpartition(".")[0]
-        return f"{name} takes {num} values, got {len(value)}: {value!r}."
-    wanted = {"tuple": "a list", "dict": "keys and values", "string": "text"}.get(name := kind.split("_")[0], name)
+    if kind == "too_long":
+        return f"{where} takes {first['ctx']['max_length']} values, got {len(value)}: {value!r}."
+    if kind == "missing":  # an error for each value that a fixed list lacks
+        lacking = sum(each["type"] == kind and each["loc"][:-1] == path[:-1] for each in errors)
+        return f"{where.rpartition('.')[0]} takes {len(value) + lacking} values, got {len(value)}: {value!r}."
+    name = kind.split("_")[0]
+    wanted = {"tuple": "a list", "dict": "keys and values", "string": "text"}.get(name, name)
     return f"{where} takes {wanted}, got {value!r}."

@@ -53,8 +53,9 @@ def _values(table: pa.Table, score: Score) -> np.ndarray:
     """Returns a score's values; those that are missing or not numbers are left out."""
     if score.column not in table.column_names:
         return np.empty(0)
-    values: np.ndarray = table[score.column].to_numpy()
-    return values[np.isfinite(values)]
+    values = table[score.column].to_numpy()
+    finite: np.ndarray = values[np.isfinite(values)]
+    return finite
 
 
 def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:

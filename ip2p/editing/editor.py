@@ -8,15 +8,14 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ip2p.editing.apply import Resample, edit_images
+from ip2p.images import check_size, fitted_size, open_picture
 from ip2p.models.architecture import architecture_of
 from ip2p.models.editor import load_editor
 
 ImageSource = Image.Image | Path | str
-MOST_PIXELS = 2**26
-"""Larger pictures are refused: they would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,24 +104,20 @@ class Editor:
         return [list(map(edit, repeat(text), image_guidance_scales)) for text in guidance_scales]
 
     def _fit(self, picture: Image.Image, resolution: int | None) -> Image.Image:
-        """Resizes the short side to the resolution of the edit."""
+        """Resizes the short side to the resolution of the edit. ValueError if the other becomes too long."""
         side = resolution or architecture_of(self.pipeline).native_side(self.pipeline)
-        factor = side / min(picture.size)
-        width, height = (max(1, round(length * factor)) for length in picture.size)
-        return picture.resize((width, height), Resample)
+        size = fitted_size(picture.size, side)
+        check_size(size)
+        return picture.resize(size, Resample)
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """Reads an RGB image, upright. ValueError if it cannot be read or has more than `MOST_PIXELS`."""
+    """Reads an RGB image, upright and on white. ValueError if it cannot be read or is too large."""
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        if image.width * image.height <= MOST_PIXELS:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {source} as an image: {error}. Give a picture file, such as a .png.") from error
-    raise ValueError(
-        f"{source} has {image.width} x {image.height} pixels, at most {MOST_PIXELS} are edited. Shrink it."
-    )
+        return open_picture(source)
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"cannot read {source} as an image: {reason}. Give a picture file, such as a .png.") from error
 
 
 def write_image(image: Image.Image, path: Path) -> None:

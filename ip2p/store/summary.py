@@ -33,7 +33,7 @@ def summarised(stage: str, *, adds: bool = False) -> Callable[[Entry[Config, P, 
 
     def decorate(entry: Entry[Config, P, Figures]) -> Entry[Config, P, Figures]:
         @wraps(entry)
-        def write(config: Config, *args: P.args, **kwargs: P.kwargs) -> Figures:
+        def write(config: Config, /, *args: P.args, **kwargs: P.kwargs) -> Figures:
             figures = entry(config, *args, **kwargs)
             before = read_summary(config.out).get(stage, {}) if adds else {}
             update_summary(config.out, stage, {**before, **figures})

@@ -23,8 +23,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig, to_dict
+from ip2p.images import check_size, fitted_size, open_picture
 from ip2p.models.architecture import Architecture
 from ip2p.models.noise import NoiseProcess
+from ip2p.sources.files import read_json_file
 from ip2p.training.cache import LatentCache
 from ip2p.training.draws import draw_step
 from ip2p.training.trainer import Trainer
@@ -140,8 +142,7 @@ def read_pictures(config: TrainingConfig) -> list[Picture]:
 
 def _read_file(path: Path) -> list[tuple[str, str]]:
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        edits = [(str(row["image"]), str(row["edit_prompt"])) for row in rows]
+        edits = [(str(row["image"]), str(row["edit_prompt"])) for _, row in read_json_file(path)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
     beside = [path.parent / image for image, _ in edits]
@@ -151,14 +152,14 @@ def _read_file(path: Path) -> list[tuple[str, str]]:
 
 
 def _read_image(source: str, resolution: int) -> Image.Image:
-    """Reads an RGB image, the short side near `resolution`, both sides multiples of 8."""
+    """Reads an RGB image on white, the short side near `resolution`, both sides multiples of 8."""
     try:
-        image: Image.Image = load_image(source)
+        image: Image.Image = load_image(source, convert_method=open_picture)
     except Exception as error:  # the network and codecs raise many kinds
         raise ValueError(f"the validation image {source} cannot be read: {error}") from error
-    scale = resolution / min(image.size)
-    width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    size = fitted_size(image.size, resolution, multiple=8)
+    check_size(size)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def held_out_losses(

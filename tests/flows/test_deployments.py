@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import pytest
+from prefect import State
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from flows.deployments import (
     DEPLOYMENTS,
     Form,
-    describe_fields,
     differences,
     fill_in,
     form_of,
@@ -25,6 +26,7 @@ from flows.tasks import Bar
 from ip2p import ablation, uses
 from ip2p.cli.serving import NAMES
 from ip2p.config import EditTypeRendering, EvaluationConfig, PipelineConfig, RenderingConfig, TrainingJob, to_dict
+from ip2p.config.fields import describe_fields
 from ip2p.config.files import read_run
 from ip2p.presets import PRESETS, sdxl, shapes
 from ip2p.store import RunFolder
@@ -120,6 +122,12 @@ def test_unknown_knobs_and_wrong_types_are_refused_by_the_form_itself() -> None:
             form.model_validate(wrong)
 
 
+def run_dataset(**fields: Any) -> State[Any]:
+    """Runs the deployment of a dataset with the fields of its form."""
+    deployed = cast("Callable[..., State[Any]]", DEPLOYMENTS["dataset"])
+    return deployed(**fields, return_state=True)
+
+
 def _asked(config: PipelineConfig, tmp_path: Path) -> str:
     path = tmp_path / "asked.json"
     path.write_text(json.dumps(to_dict(config)))
@@ -130,12 +138,12 @@ def test_a_run_from_the_form_is_the_command_s_and_is_not_done_twice(
     ready_config: PipelineConfig, tmp_path: Path
 ) -> None:
     asked = {"config_file": _asked(ready_config, tmp_path), "out": str(tmp_path / "out")}
-    state = DEPLOYMENTS["dataset"](**asked, settings={"dataset": {"seed": 5}}, return_state=True)
+    state = run_dataset(**asked, settings={"dataset": {"seed": 5}})
     assert state.is_completed() and state.message == f"The results are in {tmp_path / 'out'}."
     made = read_run(tmp_path / "out")
     assert made.dataset.seed == 5 and uses.is_complete(made, "dataset")
     assert list(RunFolder(made.out).dataset.glob("data/*.parquet")) and (made.out / "run.log").exists()
-    again = DEPLOYMENTS["dataset"](**asked, settings={"dataset": {"seed": 5}}, return_state=True)
+    again = run_dataset(**asked, settings={"dataset": {"seed": 5}})
     assert again.message == f"Everything is done already in {tmp_path / 'out'}."
 
 
@@ -147,7 +155,7 @@ def test_a_mistake_is_a_failed_state_with_the_line_that_the_command_would_print(
         ({"rendering": {"num_inference_steps": 0}}, "rendering.num_inference_steps must be positive, got 0."),
         ({"prompts": {"captions": "nowhere.txt"}}, "captions file nowhere.txt does not exist."),
     ):
-        state = DEPLOYMENTS["dataset"](config_file=file, out=str(out), settings=settings, return_state=True)
+        state = run_dataset(config_file=file, out=str(out), settings=settings)
         assert state.is_failed() and str(state.message).startswith(said)
         assert not out.exists()
 
@@ -157,7 +165,7 @@ def test_a_run_folder_that_is_a_url_holds_what_was_made(
 ) -> None:
     monkeypatch.setenv("IP2P_SCRATCH", str(tmp_path / "scratch"))
     url = "memory://form/run"
-    state = DEPLOYMENTS["dataset"](config_file=_asked(ready_config, tmp_path), out=url, return_state=True)
+    state = run_dataset(config_file=_asked(ready_config, tmp_path), out=url)
     assert state.is_completed() and state.message == f"The results are in {url}."
     stored = {Path(name).name for name in fsspec.filesystem("memory").find("/form/run/dataset/data")}
     assert stored == {path.name for path in (tmp_path / "scratch").glob("ip2p-runs/*/dataset/data/*")} != set()

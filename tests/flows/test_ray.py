@@ -58,7 +58,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield found
     ray.shutdown()
-    found.shutdown()
+    found.shutdown()  # type: ignore[no-untyped-call]
 
 
 def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: Any) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow, task
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import tasks
 from flows.dataset import dataset_flow
@@ -49,7 +51,8 @@ def _tries(config: PipelineConfig, error: type[Exception]) -> int:
 
     @flow
     def once() -> None:
-        tasks.retrying(fails, config).with_options(retry_delay_seconds=0)()
+        retried: Callable[[], object] = tasks.retrying(fails, config).with_options(retry_delay_seconds=0)
+        retried()
 
     with pytest.raises(error):
         once()
@@ -71,7 +74,9 @@ def test_one_failed_shard_ends_the_flow_after_the_others_are_through() -> None:
             raise ValueError(f"shard {number} is broken")
         through.append(number)
 
-    @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+
+    @flow(task_runner=runner)
     def mapped() -> None:
         raise_first_failure(third_fails.map(range(4)))
 

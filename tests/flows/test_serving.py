@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows.server import _free_port
+from flows.server import free_port
 from ip2p import uses
 from ip2p.cli import main
 from ip2p.config import PipelineConfig, to_dict
@@ -98,7 +98,7 @@ def test_a_run_from_the_page_completes_with_progress_and_a_bad_one_says_why(
     ready_config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the run's folder is told apart by its path, and `made` is relative
-    port = _free_port()
+    port = free_port()
     url, log = f"http://127.0.0.1:{port}/api", tmp_path / "serve.log"
     environment = _environment(tmp_path / "cache", PREFECT_HOME=str(tmp_path / "home"))
     server = (sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -145,7 +145,7 @@ def test_a_schedule_fires_by_itself_on_a_server_of_its_own_that_ends_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    port, log = _free_port(), tmp_path / "serve.log"
+    port, log = free_port(), tmp_path / "serve.log"
     url, environment = f"http://127.0.0.1:{port}/api", _environment(tmp_path / "cache")
     words = ["shapes", "--deployment", "dataset", "--cron", "* * * * *", "--port", str(port)]
     words += ["--out", "nightly", "--prompts.num-captions", "8"]

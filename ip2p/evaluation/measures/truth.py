@@ -52,7 +52,7 @@ def kept_ssim(before: Pixels, after: Pixels, mask: npt.NDArray[np.bool_]) -> flo
     """Mean structural similarity outside a mask, computed as the filter does; None for pictures under 11 pixels."""
     from skimage.metrics import structural_similarity
 
-    from ip2p.scoring.pictures import SMALLEST_SIDE, SSIM
+    from ip2p.scoring.ssim import SMALLEST_SIDE, SSIM
 
     if min(before.shape[:2]) < SMALLEST_SIDE:
         return None
