@@ -153,8 +153,8 @@ def test_a_band_reaches_exactly_as_far_as_the_intervals() -> None:
 
 
 def test_points_that_lack_a_figure_are_not_drawn() -> None:
-    whole = {"clip_direction": 0.5, "clip_image": 0.8, "strength": 0.5}
+    whole: dict[str, float | None] = {"clip_direction": 0.5, "clip_image": 0.8, "strength": 0.5}
     curves = {"a": [whole, {**whole, "clip_image": None}], "b": [{**whole, "clip_direction": math.nan}]}
-    chart = tradeoff_chart({name: list(map(read_figures, points)) for name, points in curves.items()})
+    chart = tradeoff_chart({name: [read_figures(point) for point in points] for name, points in curves.items()})
     assert chart is not None and chart.svg.count("<title>") == 1 and "at strength 0.5" in chart.svg
     assert tradeoff_chart({"b": []}) is None

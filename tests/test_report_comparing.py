@@ -57,7 +57,7 @@ def test_runs_are_compared_edit_by_edit(tmp_path: Path) -> None:
     assert [line.cells[0] and line.cells[0].value for line in told.table.lines] == ["60\u00a0%", "50\u00a0%"]
     (line,) = told.paired
     assert line.difference is not None
-    assert (line.n, line.lost, line.won, line.difference.value) == (5, "2", "1", "+0.050")
+    assert (line.n, line.lost, line.won, line.difference.value) == ("5", "2", "1", "+0.050")
     assert float(line.p) == 1.0
     assert told.settings == [("evaluation.num_edits", ["490", "9"])]
     assert told.curves is not None and told.curves.svg.count('class="band') == 2 and told.pictures is None

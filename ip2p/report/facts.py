@@ -251,7 +251,7 @@ def rank_edits(edits: Sequence[HeldOutEdit]) -> list[HeldOutEdit]:
     """
     marks = [_mark(edit) for edit in edits]
     ranks = [_ranks([edit.scores.get(name, math.nan) for edit in edits]) for name in ("clip_direction", "clip_image")]
-    measured = [some for some in ranks if some is not None]
+    measured = [by_score for by_score in ranks if by_score is not None]
     if not measured and len(set(marks)) < 2:
         return []
     clip = np.mean(measured, axis=0) if measured else np.zeros(len(edits))

@@ -143,20 +143,21 @@ def read_table(files: Iterable[Path], columns: Sequence[str], optional: Sequence
 
 
 def _read_columns(
-    file: Path, columns: Sequence[str], optional: Sequence[str] = (), num_rows: int | None = None
+    file: Path, columns: Sequence[str], optional: Sequence[str] | None = (), num_rows: int | None = None
 ) -> pa.Table | None:
+    """Reads the first rows of some columns; `optional` ones if they exist, or all others if it is None."""
     with pq.ParquetFile(file) as opened:
         names = opened.schema_arrow.names
         if missing := [name for name in columns if name not in names]:
             raise KeyError(f"{file.name} has no column {', '.join(missing)}")
-        present = [*columns, *(name for name in optional if name in names)]
+        present = names if optional is None else [*columns, *(name for name in optional if name in names)]
         if num_rows is None or num_rows >= opened.metadata.num_rows:
             return opened.read(columns=present)
         return pa.Table.from_batches([next(opened.iter_batches(batch_size=num_rows, columns=present))])
 
 
 def _read_rows(
-    file: Path, columns: Sequence[str], num_rows: int, optional: Sequence[str] = ()
+    file: Path, columns: Sequence[str], num_rows: int, optional: Sequence[str] | None = ()
 ) -> list[dict[str, object]]:
     """Reads the first rows of a file; none if it cannot be read."""
     table = _or(None, functools.partial(_read_columns, file, columns, optional, num_rows))
@@ -196,26 +197,17 @@ def _read_edits(run: store.RunFolder, parts: Sequence[str]) -> Iterator[HeldOutE
     for name in parts:
         if name.startswith("model-"):
             file = run.evaluation / "parts" / f"{name}.parquet"
-            optional: list[str] = _or([], functools.partial(_names_in, file))
             pictures = run.evaluation / "edits" / file.name
-            for index, row in enumerate(_read_rows(file, _EDIT, MOST_EDITS, optional)):
+            for index, row in enumerate(_read_rows(file, _EDIT, MOST_EDITS, None)):
                 yield held_out_edit(row, Place(pictures, index))
-
-
-def _names_in(file: Path) -> list[str]:
-    return [name for name in pq.read_schema(file).names if name not in _EDIT]
 
 
 def _read_loss(path: Path) -> Iterator[tuple[int, float]]:
     for line in path.read_text().splitlines():
-        row = _or(dict[str, object](), functools.partial(_parse, line))
+        row = mapping(_or(None, functools.partial(json.loads, line)))
         step, loss = row.get("step"), row.get("loss")
         if isinstance(step, int) and isinstance(loss, int | float):
             yield step, float(loss)
-
-
-def _parse(line: str) -> dict[str, object]:
-    return mapping(json.loads(line))
 
 
 def _read_seconds(run: store.RunFolder, summary: Json, figures: Json) -> dict[str, float]:

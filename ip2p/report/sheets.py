@@ -78,7 +78,6 @@ class Card:
     """Values that the sheet can be filtered by."""
     scores: Sequence[Value] = ()
     """Scores that it can be filtered and sorted by."""
-    case: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +287,6 @@ def _edit_card(edit: HeldOutEdit, before: Thumbnail, after: Thumbnail) -> Card:
             for name, value in edit.scores.items()
             if name not in CAPTION_SCORES
         ],
-        case=edit.case,
     )
 
 
