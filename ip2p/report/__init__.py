@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing beside it, and a few pictures for a README. Never imports torch."""
+"""The report of a run: one page that needs no other file, and a few pictures for a README. Never imports torch."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ def score_histogram(candidates: pa.Table, score: Score, thresholds: Thresholds) 
     drawing = Drawing(frame, score.meaning, text)
     drawing.axes(score.unit, "", y_ticks=3)
     for left, right, some, rest in zip(edges[:-1], edges[1:], kept, dropped, strict=True):
-        where = f"{left:.3f} to {right:.3f}"
-        drawing.bar((left, right), (0, some), "accepted", f"{where}: {some} accepted")
-        drawing.bar((left, right), (some, some + rest), "rejected", f"{where}: {rest} rejected")
+        span = f"{left:.3f} to {right:.3f}"
+        drawing.bar((left, right), (0, some), "accepted", f"{span}: {some} accepted")
+        drawing.bar((left, right), (some, some + rest), "rejected", f"{span}: {rest} rejected")
     for sign, value in bounds.items():
         drawing.segment((value, 0), (value, frame.y[1]), "threshold")
         near_end = value > low + 0.7 * (high - low)
@@ -252,7 +252,7 @@ def tradeoff_chart(curves: Mapping[str, Sequence[Figures]]) -> Chart | None:
 
 
 def _label(drawing: Drawing, curves: Sequence[Sequence[CurvePoint]]) -> None:
-    """Writes the setting beside every point if its words hide nothing; of several curves the ends alone."""
+    """Writes the setting beside every point if the words cover nothing; with several curves, only at their ends."""
     frame = drawing.frame
     pixels = [(frame.px(point.x.value), frame.py(point.y.value)) for curve in curves for point in curve]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]

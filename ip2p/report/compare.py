@@ -68,7 +68,7 @@ class Comparison:
     pictures: Sheet | None
     cost: list[tuple[str, list[str]]]
     settings: list[tuple[str, list[str]]]
-    """Those that differ between the runs."""
+    """Settings that differ between the runs."""
 
 
 def describe_comparison(configs: Sequence[PipelineConfig]) -> Comparison:
@@ -204,7 +204,7 @@ def _same_edits(runs: Mapping[str, RunFacts]) -> Sheet | None:
         return None
     same = {name: [others[keys[edit.case]] for edit in chosen] for name, others in edits.items()}
     order = [*(f"only {name}" for name in runs), "some runs", "every run", "no run"]
-    return side_by_side(same, first.cases, {"clip_direction": "direction"}, verdicts, order, len(shared))
+    return side_by_side(same, first.cases, {"clip_direction": "direction"}, len(shared), verdicts, order)
 
 
 def _by_key(facts: RunFacts) -> dict[Key, HeldOutEdit]:
@@ -313,7 +313,7 @@ def _pictures(folder: Path, names: Sequence[str], titles: Mapping[str, str]) -> 
     shared = [edit for case, edit in sorted(first.items()) if all(case in other for other in edits.values())]
     chosen = take_turns(shared, lambda edit: edit.edit_type, NUM_SIDE_BY_SIDE)
     same = {name: [by_case[edit.case] for edit in chosen] for name, by_case in edits.items()}
-    return side_by_side(same, folder / "cases.parquet", titles, total=len(shared)) if chosen else None
+    return side_by_side(same, folder / "cases.parquet", titles, len(shared)) if chosen else None
 
 
 def _edits_of(folder: Path, name: str) -> dict[int, HeldOutEdit]:

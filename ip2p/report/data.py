@@ -28,11 +28,11 @@ class Bar:
 
     name: str
     width: float
-    """In percent of the longest that could be."""
+    """Percent of the longest possible bar."""
     text: str
     tip: str = ""
     reasons: Sequence[tuple[str, int]] = ()
-    """What fell out here, and how often."""
+    """Reasons for what was lost here, and how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Panel:
     title: str
     bars: list[Bar]
     is_own: bool = False
-    """True for an edit type that has ranges of its own."""
+    """True for an edit type that has its own ranges."""
 
 
 def _bar(name: str, num: int, most: int, tip: str = "", reasons: Sequence[tuple[str, int]] = ()) -> Bar:
@@ -63,7 +63,7 @@ def _reasons_of(table: pa.Table) -> tuple[int, list[tuple[str, int]]]:
 
 
 def funnel(facts: RunFacts) -> list[Bar] | str:
-    """Shows captions, triplets written and kept, candidates, accepted; with the reasons of what fell out."""
+    """Shows captions, triplets written and kept, candidates, accepted; with the reasons for what was lost."""
     steps: list[tuple[str, int, Sequence[tuple[str, int]]]] = []
     if num := facts.triplets.num_rows:
         kept, lost = _reasons_of(facts.triplets)

@@ -229,7 +229,7 @@ Scales = tuple[float, float]
 
 
 def _read_grids(file: Path) -> dict[int, tuple[str, dict[Scales, Place]]]:
-    """Reads by case the instruction, and where the picture of each pair of scales is."""
+    """Reads the instruction of each case, and the place of its picture at each pair of scales."""
     inputs: dict[int, tuple[str, dict[Scales, Place]]] = {}
     columns = ["case", "edit_prompt", "guidance_scale", "image_guidance_scale"]
     for index, row in enumerate(pq.read_table(file, columns=columns).to_pylist()):

@@ -60,7 +60,7 @@ class Figures:
 
     n: int
     values: Mapping[str, Figure]
-    """By column; a point of a curve has its settings too."""
+    """Figures by column; those of a point of a curve include its settings."""
     by_type: Mapping[str, Figures] = field(default_factory=dict)
 
     def get(self, name: str) -> Figure | None:
@@ -133,7 +133,7 @@ def read_evaluation(raw: Json) -> Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the pictures of a row are."""
+    """The row of a table that holds pictures."""
 
     file: Path
     index: int
@@ -150,7 +150,7 @@ class Edit:
     edited_prompt: str = ""
     scores: Mapping[str, float]
     judgement: EditJudgement | None = None
-    """None if no domain judged it."""
+    """The domain's verdict; None if no domain judged it."""
     key: str
     """Names the edit, for draws by hash."""
 

@@ -1,4 +1,4 @@
-"""How the report says things: reasons, figures and editors by name, and numbers as people write them."""
+"""The words of the report: names of reasons, figures and editors, and numbers as people write them."""
 
 from __future__ import annotations
 

@@ -307,14 +307,14 @@ def side_by_side(
     editors: Mapping[str, Sequence[HeldOutEdit]],
     cases: Path,
     titles: Mapping[str, str],
+    total: int,
     verdicts: Mapping[int, str] | None = None,
     order: Sequence[str] = (),
-    total: int = 0,
 ) -> Sheet | None:
     """Shows what several editors made of the same cases, one card a case; None if no card is whole.
 
-    The edits of all editors are in the same order of cases, and `titles` are of the scores beneath each picture. The
-    cards can be filtered by `verdicts`, by case of the first editor, in an order of their own.
+    The edits of all editors are in the same order of cases, chosen from `total`; `titles` are of the scores beneath
+    each picture. The cards can be filtered by `verdicts`, which are by case of the first editor; `order` is the order of the choices.
     """
     album, cards = Album(SIDE_BYTES), []
     first = next(iter(editors.values()))

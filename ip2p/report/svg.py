@@ -53,7 +53,7 @@ class Frame:
 
 @dataclass(slots=True)
 class Drawing:
-    """SVG elements inside a frame; a screen reader says `title` and `text`."""
+    """SVG elements inside a frame; a screen reader reads out `title` and `text`."""
 
     frame: Frame
     title: str
