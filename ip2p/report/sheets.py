@@ -314,7 +314,7 @@ def side_by_side(
     """Shows what several editors made of the same cases, one card a case; None if no card is whole.
 
     The edits of all editors are in the same order of cases, chosen from `total`; `titles` are of the scores beneath
-    each picture. The cards can be filtered by `verdicts`, which are by case of the first editor; `order` is the order of the choices.
+    each picture. The cards can be filtered by `verdicts`, by case of the first editor, with the choices in `order`.
     """
     album, cards = Album(SIDE_BYTES), []
     first = next(iter(editors.values()))
