@@ -111,7 +111,7 @@ def rates_chart(curve: Sequence[Figures]) -> Chart | None:
     shares = dict(zip(RATES, list(zip(*points, strict=True))[1:], strict=True))
     for name, css in RATES.items():
         lows, highs = zip(*(figure.bounds for figure in shares[name]), strict=True)
-        drawing.band(list(zip(scales, lows, strict=True)), list(zip(scales, highs, strict=True)), f"band {css}")
+        drawing.area([list(zip([*scales, *scales[::-1]], [*lows, *highs[::-1]], strict=True))], f"band {css}")
     heights: list[float] = []
     for name, css in RATES.items():
         values = [figure.value for figure in shares[name]]

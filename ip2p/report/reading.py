@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig
-from ip2p.environment import describe_environment
 from ip2p.evaluation.cases import EditJudgement
 from ip2p.evaluation.precision import SCHEMA as ORACLE_SCHEMA
 from ip2p.prompts.inspection import COLUMNS as GENERATION_COLUMNS
@@ -228,7 +227,7 @@ def _read_seconds(run: store.RunFolder, summary: Json, figures: Json) -> dict[st
 
 def _read_versions(run: store.RunFolder) -> dict[str, str]:
     """Reads what the run was made with; this process's own versions if the run does not say."""
-    environment = mapping(_read_object(run.root / "config.json").get("environment")) or describe_environment()
+    environment = mapping(_read_object(run.root / "config.json").get("environment")) or store.describe_environment()
     names = ("commit", "ip2p", "python")
     versions = {name: environment.get(name) for name in names} | mapping(environment.get("libraries"))
     return {name: str(value) for name, value in versions.items() if value}

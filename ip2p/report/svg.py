@@ -65,11 +65,6 @@ class Drawing:
         path = " ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in points)
         self.elements.append(f'<polyline class="{css}" points="{path}"/>')
 
-    def band(self, lows: Sequence[Point], highs: Sequence[Point], css: str) -> None:
-        """Fills the area between two lines."""
-        path = " ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in [*highs, *reversed(lows)])
-        self.elements.append(f'<polygon class="{css}" points="{path}"/>')
-
     def mark(self, x: float, y: float, series: int, tip: str, css: str = "mark") -> None:
         """Draws a point with a tooltip; its shape and colour tell its series."""
         place = f'transform="translate({self.frame.px(x):.1f} {self.frame.py(y):.1f})"'
