@@ -11,6 +11,7 @@ import tyro
 
 from ip2p.config import BenchmarkConfig, VlmConfig
 from ip2p.config.files import evaluation_of
+from ip2p.evaluation import benchmark as protocols
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +43,9 @@ class Editors:
 
 def benchmark(config: Benchmark) -> None:
     """Compares editors by a published protocol."""
-    from ip2p.evaluation.benchmark import benchmark as run_benchmark
     from ip2p.report import write_benchmark
 
-    figures = run_benchmark(config)
+    figures = protocols.benchmark(config)
     print("\n".join(describe(figures)))
     print(f"  {'figures':<11} {config.out / 'figures.json'}")
     print(f"  {'page':<11} {write_benchmark(config.out)}")
@@ -53,9 +53,7 @@ def benchmark(config: Benchmark) -> None:
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:
     """Yields a table: a line per editor, a column per figure."""
-    from ip2p.evaluation.benchmark import known_columns
-
-    columns = known_columns(figures["protocol"], figures["editors"])
+    columns = protocols.known_columns(figures["protocol"], figures["editors"])
     widths = [max(16, len(column.heading)) for column in columns]
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
     yield _line("", [column.heading for column in columns], widths)

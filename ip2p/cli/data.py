@@ -10,14 +10,17 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from ip2p import uses
+from ip2p import dataset, uses
 from ip2p.cli.arguments import Columns, NewRun, OfRun, OverSettings, Whole, in_section, read_columns
 from ip2p.cli.parsing import local_copy
 from ip2p.cli.results import describe_results
 from ip2p.cli.runs import enter, url_of
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run
+from ip2p.dataset import inspection
+from ip2p.scoring.scorer import load_scorer
 from ip2p.sources.columns import NEEDED, OURS
+from ip2p.sources.pairs import read_source
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +69,8 @@ class Planning(NewRun):
 
 def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
     """Imports pairs from elsewhere as a run and a dataset."""
-    from ip2p import dataset
-    from ip2p import rendering as rendering_stage
+    from ip2p import rendering
     from ip2p.dataset.importing import import_rows
-    from ip2p.sources.pairs import read_source
 
     columns = read_columns(arguments.columns, NEEDED, tuple(name for name in OURS if name not in NEEDED))
     with local_copy(url_of(config.out)) as folder:
@@ -77,25 +78,19 @@ def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
         enter(config)
         source = arguments.source
         rows = read_source(source, columns, split=arguments.split, revision=arguments.revision)
-        scorer = None
-        if arguments.score:
-            from ip2p.scoring.scorer import load_scorer
-
-            scorer = load_scorer(config.scoring)
+        scorer = load_scorer(config.scoring) if arguments.score else None
         uses.write_config(config, source)
         name = Path(source).name if Path(source).expanduser().exists() else source
         counts = import_rows(config, rows, name, scorer)
         logger.info("imported %s", ", ".join(f"{count} {what}" for what, count in counts.items()))
-        rendering_stage.summarise(config)
+        rendering.summarise(config)
         dataset.write_dataset(config)
         print(describe_results(config))
 
 
 def inspect(arguments: OfRun) -> None:
     """Prints the funnel, the scores, the draws, the duplicates and examples of a run."""
-    from ip2p.dataset.inspection import describe
-
-    print(describe(read_run(arguments.folder)))
+    print(inspection.describe(read_run(arguments.folder)))
 
 
 def plan_costs(arguments: Planning, config: PipelineConfig) -> None:

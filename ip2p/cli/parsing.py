@@ -154,13 +154,14 @@ def _copy_run(arguments: Any, stack: contextlib.ExitStack) -> str:
 
 
 def _with_settings(kind: type, base: PipelineConfig) -> Any:
-    """Makes what tyro starts from: a command's own arguments, yet to be given, and the settings of a base.
+    """Makes what tyro starts from: a command's own arguments, yet to be given, and the settings of a base."""
+    fields = [("own", _own(kind)), ("settings", Annotated[PipelineConfig, tyro.conf.arg(name="")])]
+    return dataclasses.make_dataclass("Words", fields)(tyro.MISSING_NONPROP, base)
 
-    A command's switches are taken as `--score` alone; settings have `--no-…` too.
-    """
-    own = Annotated[kind, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
-    settings = Annotated[PipelineConfig, tyro.conf.arg(name="")]
-    return dataclasses.make_dataclass("Words", [("own", own), ("settings", settings)])(tyro.MISSING_NONPROP, base)
+
+def _own(kind: type) -> Any:
+    """Takes a command's switches as `--score` alone; settings have `--no-…` too."""
+    return Annotated[kind, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
 
 
 def _plain_sections() -> ConstructorRegistry:
@@ -210,12 +211,14 @@ def _show_help_if_asked(kind: type[Any], words: Sequence[str], command: str, abo
 
 def _with_common(kind: type[OverSettings], base: PipelineConfig) -> Any:
     """Makes what help shows first: a command's own arguments, the settings that people use most, and more help."""
-    hints: dict[str, Any] = {"own": Annotated[kind, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]}
+    hints: dict[str, Any] = {"own": _own(kind)}
     values: dict[str, Any] = {"own": tyro.MISSING_NONPROP}
     for path in kind.common:
         *sections, setting = path.split(".")
         section: Any = functools.reduce(getattr, sections, base)
-        flag, text, name = path.replace("_", "-"), describe_fields(type(section))[setting], path.replace(".", "_")
-        hints[name], values[name] = _hint(type(section), setting, name=flag, help=text), getattr(section, setting)
+        stage: Any = type(section)
+        about = {"name": path.replace("_", "-"), "help": describe_fields(stage)[setting]}
+        name = path.replace(".", "_")
+        hints[name], values[name] = _hint(stage, setting, **about), getattr(section, setting)
     hints["more"] = Annotated[MoreHelp, tyro.conf.arg(name="")]
     return dataclasses.make_dataclass("Words", hints.items())(**values, more=MoreHelp())

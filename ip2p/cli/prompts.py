@@ -11,6 +11,7 @@ import tyro
 from ip2p.cli.arguments import Columns, NewRun, OfRun, Preset, Whole, in_section, read_columns
 from ip2p.config import FinetuneConfig, PipelineConfig
 from ip2p.config.files import read_run
+from ip2p.prompts import exchange, inspection, shards
 from ip2p.sources.columns import TRIPLET_ALIASES
 
 
@@ -65,16 +66,12 @@ class TripletsImport:
 
 def inspect_prompts(arguments: OfRun) -> None:
     """Prints counts by edit type and reason, words, lengths and samples of a run."""
-    from ip2p.prompts.inspection import describe
-
-    print(describe(read_run(arguments.folder)))
+    print(inspection.describe(read_run(arguments.folder)))
 
 
 def try_caption(arguments: Trial, config: PipelineConfig) -> None:
     """Writes triplets about one caption and judges them, as a run would."""
-    from ip2p.prompts.shards import try_caption as write
-
-    for row in write(config, arguments.caption, arguments.n):
+    for row in shards.try_caption(config, arguments.caption, arguments.n):
         triplet = row.triplet
         text = f"[{triplet.edit_type}] {triplet.edit_prompt} | {triplet.edited_prompt}" if triplet else repr(row.text)
         print(f"{row.reason or 'kept'}: {text}")
@@ -82,19 +79,17 @@ def try_caption(arguments: Trial, config: PipelineConfig) -> None:
 
 def export(arguments: Export) -> None:
     """Writes a run's triplets to a .jsonl file."""
-    from ip2p.prompts.exchange import export_triplets
-
-    num = export_triplets(read_run(arguments.folder), arguments.out, rejected=arguments.rejected)
+    num = exchange.export_triplets(read_run(arguments.folder), arguments.out, rejected=arguments.rejected)
     print(f"{arguments.out}: {num} lines")
 
 
 def import_triplets(arguments: TripletsImport) -> None:
     """Converts triplets from elsewhere to our .jsonl format."""
-    from ip2p.prompts.exchange import import_triplets as read
-
     columns = read_columns(arguments.columns, tuple(TRIPLET_ALIASES), ("edit_type",))
-    options = {"split": arguments.split, "revision": arguments.revision, "limit": arguments.num_rows}
-    counts = read(arguments.source, arguments.out, columns, **options)
+    split, revision, limit = arguments.split, arguments.revision, arguments.num_rows
+    counts = exchange.import_triplets(
+        arguments.source, arguments.out, columns, split=split, revision=revision, limit=limit
+    )
     print(f"{arguments.out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
     print(f"Use it with --prompts.captions {arguments.out}")
 

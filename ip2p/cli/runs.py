@@ -13,13 +13,15 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from ip2p import ablation, uses
+from ip2p import ablation, evaluation, uses
+from ip2p import dataset as dataset_stage
 from ip2p.cli.arguments import ExistingRun, NewRun, OfRun, OverSettings, in_section
 from ip2p.cli.parsing import local_copy
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run, read_run_data
 from ip2p.console import end_on_signals
+from ip2p.hub import push_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +120,6 @@ def dataset(arguments: DatasetRun, config: PipelineConfig) -> None:
     """Makes the dataset only: captions to filtered pairs. See `dataset import` and `dataset inspect` too."""
     made = run_flow(config, "dataset")
     if arguments.push_to_hub:
-        from ip2p.hub import push_dataset
-
         print(f"  {'pushed to':<11} {push_dataset(made.out / 'dataset', arguments.push_to_hub)}")
 
 
@@ -130,8 +130,6 @@ def train(arguments: TrainingRun, config: PipelineConfig) -> None:
 
 def evaluate(arguments: Evaluation, config: PipelineConfig) -> None:
     """Measures a run's editor again and rewrites the report."""
-    from ip2p import evaluation
-
     enter(config)
     data = arguments.data or read_run_data(config.out)
     evaluation.evaluate(config, data=data)
@@ -141,8 +139,7 @@ def evaluate(arguments: Evaluation, config: PipelineConfig) -> None:
 
 def refilter(arguments: Refiltering, config: PipelineConfig) -> None:
     """Applies other thresholds to the scores on disk and rewrites the dataset."""
-    from ip2p import dataset as dataset_stage
-    from ip2p import evaluation, rendering
+    from ip2p import rendering
 
     enter(config)
     data = read_run_data(config.out)

@@ -86,15 +86,17 @@ def overlay(base: Config, values: Mapping[str, Any]) -> Config:
 
     ValueError names the key that is unknown or has a wrong value.
     """
-    plain = json.dumps(_merge(type(base), to_dict(base), values, ""), default=str)
+    kind: Any = type(base)
+    plain = json.dumps(_merge(kind, to_dict(base), values, ""), default=str)
     try:
-        return _adapter(type(base)).validate_json(plain, strict=True)  # so that no bool passes for a number
+        config: Config = _adapter(kind).validate_json(plain, strict=True)  # so that no bool passes for a number
     except ValidationError as error:
         raise ValueError(_describe(error)) from error
+    return config
 
 
 @functools.cache
-def _adapter(kind: type[Config]) -> TypeAdapter[Config]:
+def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
