@@ -1,7 +1,7 @@
-"""Pairs without a cache: decoded by worker processes ahead of the step, encoded at the step.
+"""Gives pairs without a cache: decoded by worker processes ahead of the step, encoded at the step.
 
-For random crops and for data that are seen too few times to be worth a cache. What a step sees is the same as with a
-cache: samples, mirroring and crops come from the step's draws, not from the workers.
+It serves random crops, and data that are seen too few times to be worth a cache. A step sees the same as with a cache:
+samples, mirroring and crops come from the step's draws, not from the workers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_UNUSABLE = 20
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Holds a batch as it comes from the workers."""
+    """A batch from the workers."""
 
     pixels: Tensor
     """(N, 2, H, W, 3) uint8."""
