@@ -41,7 +41,7 @@ def form_of(kind: type, name: str = "", without: tuple[str, ...] = ()) -> type[B
 def fill_in(base: PipelineConfig, form: BaseModel | None) -> PipelineConfig:
     """Lays the form over the config, but for its empty fields. ValueError with the knob's name for a wrong value."""
     values = form.model_dump(mode="json", exclude_none=True) if form is not None else {}
-    return typing.cast(PipelineConfig, overlay(base, values))
+    return overlay(base, values)
 
 
 def differences(config: Any, base: Any) -> dict[str, Any]:

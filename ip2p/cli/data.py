@@ -18,7 +18,6 @@ from ip2p.cli.runs import enter, url_of
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run
 from ip2p.dataset import inspection
-from ip2p.scoring.scorer import load_scorer
 from ip2p.sources.columns import NEEDED, OURS
 from ip2p.sources.pairs import read_source
 
@@ -71,6 +70,7 @@ def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
     """Imports pairs from elsewhere as a run and a dataset."""
     from ip2p import rendering
     from ip2p.dataset.importing import import_rows
+    from ip2p.scoring.scorer import load_scorer
 
     columns = read_columns(arguments.columns, NEEDED, tuple(name for name in OURS if name not in NEEDED))
     with local_copy(url_of(config.out)) as folder:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -69,7 +69,7 @@ class RunFacts:
     summary: Json
     triplets: pa.Table
     """Caption and reason of every answer of the language model."""
-    generations: list[dict[str, object]]
+    generations: list[dict[str, str]]
     """Whole rows of the triplets, at most MOST_GENERATIONS."""
     candidates: pa.Table
     pairs: list[Pair]
@@ -157,15 +157,15 @@ def _read_columns(
 
 def _read_rows(
     file: Path, columns: Sequence[str], num_rows: int, optional: Sequence[str] | None = ()
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Reads the first rows of a file; none if it cannot be read."""
     table = _or(None, functools.partial(_read_columns, file, columns, optional, num_rows))
     return [] if table is None else table.to_pylist()
 
 
-def _read_generations(files: Sequence[Path]) -> list[dict[str, object]]:
+def _read_generations(files: Sequence[Path]) -> list[dict[str, str]]:
     """Reads the first rows of every file, at most MOST_GENERATIONS in all."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, str]] = []
     for number, file in enumerate(files):
         rows += _read_rows(file, GENERATION_COLUMNS, -(-(MOST_GENERATIONS - len(rows)) // (len(files) - number)))
     return rows[:MOST_GENERATIONS]
