@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,8 +31,8 @@ T = TypeVar("T")
 HELP_WORDS = ("-h", "--help")
 SHORT_FORMS = {"kind": "--runner", "address": "--ray-address", "max_workers": "--workers"}
 """Second names of the runner's flags."""
-IGNORED = "yes"
-"""Value that `--score` and `--rejected` took before they were switches."""
+SWITCHES = ("--score", "--rejected")
+"""Switches that needed the value `yes` once, and still take it."""
 Stage = Literal["prompts", "rendering", "scoring", "filtering", "dataset", "training", "evaluation", "runner"]
 
 
@@ -49,6 +50,8 @@ def call(action: Callable[..., None], words: Sequence[str], command: str) -> Non
     """Runs a command with what its words say. ValueError for a mistake in them; SystemExit after help."""
     kind, *settings = (hint for name, hint in typing.get_type_hints(action).items() if name != "return")
     about = (action.__doc__ or "").strip()
+    words = [word.removesuffix("=yes") if word.startswith(SWITCHES) else word for word in words]
+    words = [word for before, word in itertools.pairwise(["", *words]) if word != "yes" or before not in SWITCHES]
     with contextlib.ExitStack() as stack:
         if settings:
             _show_help_if_asked(kind, words, command, about)
@@ -141,11 +144,11 @@ def _raise(command: str, event: _errors.ParseErrorEvent) -> None:
 
 
 def _refuse(unknown: Sequence[str], flags: Sequence[str]) -> None:
-    for word in unknown:
-        if word.startswith("-"):
-            raise ValueError(f"unknown option {word}. {suggest(word.split('=')[0].replace('_', '-'), flags)}")
-        if word != IGNORED or not {"--score", "--rejected"} & set(flags):
-            raise ValueError(f"{word!r} was not expected. Options are written --name VALUE.")
+    if unknown and unknown[0].startswith("-"):
+        name = unknown[0].split("=")[0].replace("_", "-")
+        raise ValueError(f"unknown option {unknown[0]}. {suggest(name, flags)}")
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} was not expected. Options are written --name VALUE.")
 
 
 def _copy_run(arguments: Any, stack: contextlib.ExitStack) -> str:

@@ -118,9 +118,9 @@ def run(arguments: NewRun, config: PipelineConfig) -> None:
 
 def dataset(arguments: DatasetRun, config: PipelineConfig) -> None:
     """Makes the dataset only: captions to filtered pairs. See `dataset import` and `dataset inspect` too."""
-    made = run_flow(config, "dataset")
+    finished = run_flow(config, "dataset")
     if arguments.push_to_hub:
-        print(f"  {'pushed to':<11} {push_dataset(made.out / 'dataset', arguments.push_to_hub)}")
+        print(f"  {'pushed to':<11} {push_dataset(finished.out / 'dataset', arguments.push_to_hub)}")
 
 
 def train(arguments: TrainingRun, config: PipelineConfig) -> None:

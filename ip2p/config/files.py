@@ -114,7 +114,7 @@ def _merge(kind: Any, base: dict[str, Any], values: Any, where: str) -> dict[str
         if dataclasses.is_dataclass(hints[key]):
             merged[key] = _merge(hints[key], base[key], value, f"{where}{key}.")
         elif dataclasses.is_dataclass(entry) and isinstance(value, Mapping):
-            merged[key] = {name: _merge(entry, {}, each, f"{where}{key}.{name}.") for name, each in value.items()}
+            merged[key] = {name: _merge(entry, {}, inner, f"{where}{key}.{name}.") for name, inner in value.items()}
     return merged
 
 
@@ -132,7 +132,7 @@ def _describe(error: ValidationError) -> str:
     if kind == "too_long":
         return f"{where} takes {first['ctx']['max_length']} values, got {len(value)}: {value!r}."
     if kind == "missing":  # an error for each value that a fixed list lacks
-        lacking = sum(each["type"] == kind and each["loc"][:-1] == path[:-1] for each in errors)
+        lacking = sum(other["type"] == kind and other["loc"][:-1] == path[:-1] for other in errors)
         return f"{where.rpartition('.')[0]} takes {len(value) + lacking} values, got {len(value)}: {value!r}."
     name = kind.split("_")[0]
     expected = {"tuple": "a list", "dict": "keys and values", "string": "text"}.get(name, name)
