@@ -1,6 +1,6 @@
-"""Decides which candidates become pairs: a pure function of their scores, so thresholds are re-tuned from the table.
+"""Decides which candidates become pairs. The verdict is a pure function of the scores, so it can be redone at any time.
 
-The rule is applied column by column, to a table of candidates (`rendering.table.SCHEMA`) or to the scores of a batch: a
+One rule works column by column on a table of candidates (`rendering.table.SCHEMA`) or on the scores of a batch; a
 million rows take seconds.
 """
 
@@ -28,11 +28,11 @@ REASONS = {
     OVER_LIMIT: "enough of this triplet",
     FIRST_LOOK: "given up after a first look",
 }
-"""Every reason against a candidate, in words."""
+"""Words for every reason against a candidate."""
 
 
 def judge(scores: PairScores, thresholds: Thresholds) -> Verdict:
-    """Accepts scores within every bound; else names the first that is too low or, if none is, too high."""
+    """Accepts scores within all bounds; else gives the first that is too low or, if none is, too high."""
     (reason,) = _reasons(_columns_of([scores]), [thresholds], np.zeros(1, dtype=int))
     return Verdict(reason=reason)
 
@@ -40,23 +40,21 @@ def judge(scores: PairScores, thresholds: Thresholds) -> Verdict:
 def judge_batch(
     candidates: Sequence[Candidate], scores: Sequence[PairScores], config: FilteringConfig
 ) -> list[Verdict]:
-    """Judges candidates by the thresholds of their edit types; only `judge_table` knows the limit per triplet."""
-    kinds = np.array([candidate.triplet.edit_type for candidate in candidates], dtype=str)
-    reasons = _reasons_by_type(_columns_of(scores), kinds, config)
-    reasons[np.array([each.first_look for each in scores], dtype=bool)] = FIRST_LOOK
+    """Judges candidates by the thresholds of their edit types; only `judge_table` applies the limit per triplet."""
+    reasons = _reasons_by_type(_columns_of(scores), _types_of(candidates), config)
+    reasons[np.array([values.first_look for values in scores], dtype=bool)] = FIRST_LOOK
     return [Verdict(reason=reason) for reason in reasons]
 
 
 def passes_first_look(
     candidates: Sequence[Candidate], scores: Sequence[PairScores], config: FilteringConfig
 ) -> list[bool]:
-    """Says which candidates are worth rendering in full by the scores of a first look."""
-    kinds = np.array([candidate.triplet.edit_type for candidate in candidates], dtype=str)
-    return [not reason for reason in _reasons_by_type(_columns_of(scores), kinds, _loosened(config))]
+    """Decides by the scores of a first look which candidates are worth rendering in full."""
+    return [not reason for reason in _reasons_by_type(_columns_of(scores), _types_of(candidates), _loosened(config))]
 
 
 def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
-    """Judges candidates anew, whatever their earlier verdicts, and limits the pairs per triplet. Keeps the order."""
+    """Replaces earlier verdicts and limits the pairs per triplet. Keeps the order of the rows."""
     check_thresholds(config)
     reasons = _reasons_by_type(_columns_in(table), _types_in(table), config)
     reasons[_first_looks(table)] = FIRST_LOOK
@@ -69,22 +67,21 @@ def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
 
 
 def may_pass_now(table: pa.Table, config: FilteringConfig) -> pa.Array:
-    """Says which rows failed a first look under earlier thresholds and pass it under these: they must be rendered."""
+    """Marks rows that failed a first look under earlier thresholds and pass it now: they must be rendered in full."""
     reasons = _reasons_by_type(_columns_in(table), _types_in(table), _loosened(config))
     return pa.array((reasons == "") & _first_looks(table))
 
 
 def check_thresholds(config: FilteringConfig) -> None:
-    """Refuses thresholds that no score understands, with a list of those that there are."""
-    known = [bound.threshold for bound in BOUNDS.values()]
-    sections = {"thresholds": config.thresholds}
-    sections |= {f"per_edit_type.{kind}": limits for kind, limits in config.per_edit_type.items()}
-    for section, limits in sections.items():
+    """Raises ValueError for a threshold that no score has, and lists those that exist."""
+    names = [bound.threshold for bound in BOUNDS.values()]
+    sections = {f"per_edit_type.{kind}": limits for kind, limits in config.per_edit_type.items()}
+    for section, limits in {"thresholds": config.thresholds, **sections}.items():
         for name in limits.further:
-            if name not in known:
+            if name not in names:
                 raise ValueError(
                     f"filtering.{section}.further sets {name}, which no score understands. "
-                    f"Known are: {', '.join(known)}."
+                    f"Known are: {', '.join(names)}."
                 )
 
 
@@ -94,13 +91,13 @@ def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
 
 
 def count_verdicts(table: pa.Table) -> dict[str, int]:
-    """Counts `candidates`, `accepted` and every reason."""
+    """Counts `candidates`, `accepted` and each reason."""
     counts = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"]).to_pylist()}
     return {"candidates": len(table), "accepted": counts.pop("", 0), **dict(sorted(counts.items()))}
 
 
 def num_accepted_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
-    """Returns (candidates, accepted) of every triplet of a table."""
+    """Counts (candidates, accepted) of each triplet of a table."""
     sums = table.group_by("triplet_id").aggregate([("accepted", "count"), ("accepted", "sum")])
     columns = (sums[name].to_pylist() for name in ("triplet_id", "accepted_count", "accepted_sum"))
     return {triplet_id: (num, num_accepted) for triplet_id, num, num_accepted in zip(*columns, strict=True)}
@@ -119,13 +116,17 @@ def _loosened(config: FilteringConfig) -> FilteringConfig:
 
 
 def _columns_of(scores: Sequence[PairScores]) -> dict[str, np.ndarray]:
-    """Returns the values of a batch by the score's name; NaN if it was not measured."""
-    return {name: np.array([each.get(name) for each in scores], dtype=float) for name in SCORES}
+    """Returns a batch's values by score; NaN if not measured."""
+    return {name: np.array([values.get(name) for values in scores], dtype=float) for name in SCORES}
 
 
 def _columns_in(table: pa.Table) -> dict[str, np.ndarray]:
-    """Returns the values of a table by the score's name; a null becomes NaN."""
+    """Returns a table's values by score; a null becomes NaN."""
     return {name: table[score.column].to_numpy() for name, score in SCORES.items()}
+
+
+def _types_of(candidates: Sequence[Candidate]) -> np.ndarray:
+    return np.array([candidate.triplet.edit_type for candidate in candidates], dtype=str)
 
 
 def _types_in(table: pa.Table) -> np.ndarray:
@@ -137,16 +138,16 @@ def _first_looks(table: pa.Table) -> np.ndarray:
 
 
 def _reasons_by_type(columns: Mapping[str, np.ndarray], edit_types: np.ndarray, config: FilteringConfig) -> np.ndarray:
-    """Returns why each row is rejected by the thresholds of its edit type, "" if it is not."""
+    """Returns the reason of each row by the thresholds of its edit type; "" if it is accepted."""
     names, kind = np.unique(edit_types, return_inverse=True)
     return _reasons(columns, [thresholds_for(config, str(name)) for name in names], kind)
 
 
 def _reasons(columns: Mapping[str, np.ndarray], limits: Sequence[Thresholds], kind: np.ndarray) -> np.ndarray:
-    """Returns why each row is rejected by the `kind`-th of the thresholds, "" if it is not."""
+    """Returns the reason of each row by the `kind`-th of the thresholds; "" if it is accepted."""
     reasons = np.full(len(kind), "", dtype=object)
     bounds_of_kinds = [thresholds.bounds for thresholds in limits]
-    for reason, bound in reversed(BOUNDS.items()):  # so that the first in order has the last word
+    for reason, bound in reversed(BOUNDS.items()):  # so that the first in order wins
         if not any(bound.threshold in bounds for bounds in bounds_of_kinds):
             continue
         unbound = math.inf if bound.side == "high" else -math.inf
@@ -158,7 +159,7 @@ def _reasons(columns: Mapping[str, np.ndarray], limits: Sequence[Thresholds], ki
 
 
 def _is_surplus(accepted: pa.Table, config: FilteringConfig) -> np.ndarray:
-    """Says which accepted rows are past the limit of their triplet, ranked by direction or by number."""
+    """Returns True for rows past `max_pairs_per_triplet`, ranked by direction or by number."""
     triplet = np.unique(accepted["triplet_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
     rank = np.zeros(len(accepted)) if config.selection == "first" else -accepted["clip_direction"].to_numpy()
     order = np.lexsort((accepted["candidate"].to_numpy(), rank, triplet))
@@ -174,12 +175,15 @@ def _is_surplus(accepted: pa.Table, config: FilteringConfig) -> np.ndarray:
 NUM_BINS = 5
 """Parts of equal width of a range that is drawn from."""
 
+Rates = list[dict[str, Any]]
+"""Rows of `candidates`, `accepted` and `rate` (None without candidates), with the `name` of a type or `low`, `high`."""
 
-def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[str, list[dict[str, Any]]]:
+
+def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[str, Rates]:
     """Measures the accepted share of all candidates in tables of candidates.
 
-    `edit_type` lists the types with their counts and rates. Every range that is drawn from, `p2p` or, if an edit type
-    has its own, `p2p, add`, lists five parts of equal width from `low` to `high`.
+    `edit_type` lists the types. Each range that is drawn from, `p2p` or, if an edit type has its own, `p2p, add`, lists
+    five parts of equal width.
     """
     ranges = _ranges(config)
     by_type: dict[str, list[int]] = {}
@@ -206,23 +210,19 @@ def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[
 
 
 def _ranges(config: RenderingConfig) -> dict[tuple[str, str], tuple[float, float]]:
-    """Returns the ranges with any width by setting and edit type, "" for the general one."""
+    """Returns the ranges with any width by setting and edit type; "" stands for the general range."""
     sections = {"": config, **dict(sorted(config.per_edit_type.items()))}
     ranges = {(name, own): getattr(section, name) for name in DRAWN_COLUMNS for own, section in sections.items()}
     return {key: bounds for key, bounds in ranges.items() if bounds is not None and bounds[0] < bounds[1]}
 
 
 def _draws_from(config: RenderingConfig, kinds: np.ndarray, name: str, own: str) -> np.ndarray:
-    """Says which rows draw a setting from the range of an edit type, or from the general one."""
+    """Marks rows that draw a setting from the range of an edit type, or from the general one."""
     if own:
         return np.asarray(kinds == own)
     others = [kind for kind, section in config.per_edit_type.items() if getattr(section, name) is not None]
     return np.asarray(~np.isin(kinds, others))
 
 
-def _rate(num: int, num_accepted: int) -> dict[str, Any]:
-    return {
-        "candidates": num,
-        "accepted": num_accepted,
-        "rate": round(num_accepted / num, 4) if num else None,
-    }
+def _rate(num: int, num_accepted: int) -> dict[str, float | None]:
+    return {"candidates": num, "accepted": num_accepted, "rate": round(num_accepted / num, 4) if num else None}

@@ -1,4 +1,4 @@
-"""The nouns of the pipeline. Each record wraps the earlier ones; none has a field that is filled in later."""
+"""The records of the pipeline. Each wraps the earlier ones; no field is filled in later."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditTriplet:
-    """A caption, an instruction and the caption of the edited picture."""
+    """A caption, an instruction and the caption of the edited image."""
 
     original_prompt: str
     edit_prompt: str
     edited_prompt: str
     edit_type: str = ""
     source: str = ""
-    """What wrote it: a model, a file, a person."""
+    """Who wrote it: a model, a file, a person."""
 
     @property
     def id(self) -> str:
@@ -26,37 +25,41 @@ class EditTriplet:
         return content_hash(self.original_prompt, self.edit_prompt, self.edited_prompt)
 
 
+TEXT_COLUMNS = tuple(field.name for field in fields(EditTriplet))
+"""The columns of tables that hold a triplet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderSpec:
-    """What chance decides about one candidate: a pure function of (run seed, triplet, candidate number)."""
+    """What is drawn for one candidate, as a pure function of (run seed, triplet, candidate number)."""
 
     triplet_id: str
     candidate: int
     seed: int
     guidance_scale: float
     p2p: float
-    """Fraction of the steps during which the edited side uses the original's self-attention maps."""
+    """Fraction of the steps in which the edited side uses the original's self-attention maps."""
     cross_p2p: float = 0.0
-    """The same of cross-attention maps, for the tokens that the captions share or that stand for one another."""
+    """The same for cross-attention maps, of tokens that the captions share or that replace one another."""
     shared_steps: float = 0.0
-    """Fraction of the steps, from the first, during which both sides follow the original's caption."""
+    """Fraction of first steps in which both sides follow the original's caption."""
     reweight: float = 1.0
     """Factor on the cross-attention maps of the edited caption's new words."""
     reweight_steps: float = 1.0
-    """Fraction of the steps, from the first, during which it holds."""
+    """Fraction of first steps with that factor."""
     local_blend: float = 0.0
-    """Fraction of the steps, up to the last, in which the sides may differ only at the changed words' places."""
+    """Fraction of last steps in which the sides may differ only at the changed words' places."""
 
 
 SPEC_COLUMNS = tuple(field.name for field in fields(RenderSpec) if field.name != "triplet_id")
-"""The names under which tables hold a spec."""
+"""The columns of tables that hold a spec."""
 DRAWN_COLUMNS = tuple(name for name in SPEC_COLUMNS if name not in ("candidate", "seed"))
-"""The columns of what is drawn from a range; the two others are whole numbers."""
+"""The columns that are drawn from a range; the two others are integers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One attempt at a triplet."""
+    """One attempt to render a triplet."""
 
     triplet: EditTriplet
     spec: RenderSpec
@@ -68,7 +71,7 @@ CLIP_SCORES = ("original", "edited", "direction", "image")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairScores:
-    """CLIP's cosine similarities in [-1, 1] (paper, section 3.1.2), and what else was measured."""
+    """CLIP's cosine similarities in [-1, 1] (paper, section 3.1.2), and the further scores that were measured."""
 
     original: float
     """Original image against original prompt."""
@@ -81,14 +84,21 @@ class PairScores:
     further: Mapping[str, float] = field(default_factory=dict)
     """Other scores of `ip2p.scoring` by name; one that was not measured is missing."""
     first_look: bool = False
-    """True for a first look of fewer steps, which the candidate did not pass."""
+    """True if the scores are those of a first look of fewer steps, which the candidate did not pass."""
 
     @classmethod
     def from_values(cls, values: Iterable[tuple[str, float | None]], *, first_look: bool = False) -> PairScores:
-        """Builds the record from (name, value) of all scores; None was not measured."""
-        measured: dict[str, Any] = {name: value for name, value in values if value is not None}
-        clip = {name: measured.pop(name, math.nan) for name in CLIP_SCORES}
-        return cls(**clip, further=measured, first_look=first_look)
+        """Builds the record from (name, value) of all scores; None if one was not measured."""
+        measured = {name: value for name, value in values if value is not None}
+        original, edited, direction, image = (measured.pop(name, math.nan) for name in CLIP_SCORES)
+        return cls(
+            original=original,
+            edited=edited,
+            direction=direction,
+            image=image,
+            further=measured,
+            first_look=first_look,
+        )
 
     def get(self, name: str) -> float | None:
         """Returns a score by name; None if it was not measured."""
@@ -107,7 +117,7 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
-        """True if there is no reason against it."""
+        """Returns True if there is no reason against it."""
         return not self.reason
 
 

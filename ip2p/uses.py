@@ -18,6 +18,7 @@ from typing import Any
 from ip2p import __version__, ablation, prompts, store
 from ip2p.config import PipelineConfig, fingerprint, to_dict
 from ip2p.console import log_file, log_to_file
+from ip2p.filtering import check_thresholds
 from ip2p.records import content_hash
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,12 @@ def _write_page(config: PipelineConfig, run: Path, variants: Iterable[str]) -> N
 
 
 DATASET = Work(
-    checks=(check_captions, require_pipeline("rendering.model"), require_clip("scoring.clip_model")),
+    checks=(
+        lambda config, arguments: check_thresholds(config.filtering),
+        check_captions,
+        require_pipeline("rendering.model"),
+        require_clip("scoring.clip_model"),
+    ),
     asked=("prompts", "rendering", "scoring", "filtering", "dataset", "evaluation.domain"),
     inputs=("prompts.captions", "prompts.examples", "prompts.model", "rendering.model", "scoring.clip_model"),
     writes=("answers", "triplets", "candidates", "pairs", "dataset"),

@@ -18,10 +18,11 @@ from ip2p import store
 from ip2p.config import DatasetConfig, EditTypeRendering, PipelineConfig
 from ip2p.dataset import write as writing
 from ip2p.dataset import write_dataset
-from ip2p.dataset.schema import COLUMNS, IMAGE_COLUMNS
+from ip2p.dataset.schema import COLUMNS
 from ip2p.images import encode_image
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import as_row
+from ip2p.sources.columns import SIDES
 
 REJECTED_EVERY = 5
 NUM_SHARDS, TRIPLETS, CANDIDATES = 4, 10, 2
@@ -54,7 +55,7 @@ def write_pairs(config: PipelineConfig, *, num_shards: int = NUM_SHARDS, accept:
         rows = []
         for number in range(TRIPLETS):
             for candidate in range(CANDIDATES):
-                images = {name: image_of(shard, number, candidate, side) for side, name in enumerate(IMAGE_COLUMNS)}
+                images = {name: image_of(shard, number, candidate, side) for side, name in enumerate(SIDES)}
                 rows.append(as_row(scored(shard, number, candidate, accept=accept)) | images)
         table = pa.Table.from_pylist(rows)
         for stage in ("candidates", "pairs"):
@@ -84,7 +85,7 @@ def test_datasets_loads_the_folder_with_image_features_and_both_splits(config: P
     loaded = load_dataset(str(config.out / "dataset"), cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in loaded.items()} == {"train": counts["train"], "test": counts["test"]}
     assert tuple(loaded["train"].column_names) == COLUMNS
-    assert all(isinstance(loaded["test"].features[name], Image) for name in IMAGE_COLUMNS)
+    assert all(isinstance(loaded["test"].features[name], Image) for name in SIDES)
     assert loaded["test"][0]["edited_image"].size == (8, 8)
     streamed = load_dataset(str(config.out / "dataset"), split="train", streaming=True)
     assert [row["triplet_id"] for row in streamed] == loaded["train"]["triplet_id"]
@@ -148,7 +149,7 @@ def test_pairs_that_share_a_caption_with_the_other_split_are_left_out_and_counte
     test_caption, train_caption = (rows_of(config, split)[0]["original_prompt"] for split in ("test", "train"))
     crossing = EditTriplet(original_prompt=train_caption, edit_prompt="swap", edited_prompt=test_caption.upper())
     row = as_row(replace(scored(0, 1, 0), candidate=replace(scored(0, 1, 0).candidate, triplet=crossing)))
-    table = pa.Table.from_pylist([row | {name: image_of(9) for name in IMAGE_COLUMNS}])
+    table = pa.Table.from_pylist([row | {name: image_of(9) for name in SIDES}])
     store.write_shard(store.RunFolder(config.out).shard("pairs", 9), table, fingerprint="test", seconds=0.0)
     counts = write_dataset(config)
     assert counts["split_conflict"] == 1 and crossing.id not in {row["triplet_id"] for row in rows_of(config)}

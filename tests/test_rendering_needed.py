@@ -41,7 +41,7 @@ def run(queue: CandidateQueue, outcome: dict[Key, bool], rng: random.Random) -> 
             )
             for each in batch
         )
-    assert queue.num_asked == len(rendered)
+    assert queue.num_queued == len(rendered)
     return rendered
 
 

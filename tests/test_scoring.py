@@ -23,7 +23,8 @@ from ip2p.filtering import REASONS, check_thresholds, judge
 from ip2p.records import PairScores
 from ip2p.rendering.table import SCHEMA
 from ip2p.report.format import reason_name
-from ip2p.scoring import BESIDE, BOUNDS, SCORES, Score, load_scorer
+from ip2p.scoring import BESIDE, BOUNDS, SCORES, Score
+from ip2p.scoring.scorer import load_scorer
 from ip2p.store import RunFolder
 from tests.test_rendering_candidates import write_triplets
 

@@ -1,4 +1,4 @@
-"""Accepted pairs to a parquet dataset for `datasets.load_dataset`, and datasets from elsewhere to our columns."""
+"""Writes accepted pairs as a parquet dataset for `datasets.load_dataset`, and imports other datasets."""
 
 from ip2p.dataset.write import write_dataset
 

@@ -1,6 +1,6 @@
-"""The dataset card: front matter that `datasets` and the hub read, how the dataset was made, the counts.
+"""Writes the dataset card: front matter for `datasets` and the hub, how the dataset was made, and the counts.
 
-Also the advice to a user whose run accepted no pair, since it rests on the same tallies.
+Also advises a user whose run accepted no pair, from the same tallies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, Thresholds
-from ip2p.dataset.schema import card_features
+from ip2p.dataset.schema import CARD_FEATURES
 from ip2p.dataset.split import SPLITS
 from ip2p.filtering import FIRST_LOOK, REASONS, thresholds_for
 from ip2p.hub import public_name
@@ -23,14 +23,24 @@ from ip2p.scoring import BOUNDS
 from ip2p.store import RunFolder
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
-
-
+DRAWS = {
+    "guidance_scale": ("guidance scale", "guidance scale"),
+    "p2p": ("share of steps with prompt-to-prompt", "prompt-to-prompt"),
+    "cross_p2p": ("the same in cross-attention", "in cross-attention"),
+    "shared_steps": ("share of steps under the original's caption", "original's caption"),
+    "reweight": ("factor on the maps of new words", "factor on new words"),
+    "local_blend": ("share of steps with local blend", "local blend"),
+}
+"""Names of the settings that are drawn, in full and in the row of an edit type."""
 MOST_ADVICE = 4
-"""Settings that an error about rejected candidates proposes at most."""
+"""The most settings that an error about rejected candidates proposes."""
+
+Counts = dict[str, Any]
+"""The counts of a dataset: numbers, and those of its edit types in a mapping."""
 
 
 def tally_reasons(config: PipelineConfig, stage: str) -> Counter[str]:
-    """Counts rows per reason over all shards of a stage; rows without a reason count under the empty string."""
+    """Counts rows by reason over all shards of a stage; "" counts rows without a reason."""
     tally: Counter[str] = Counter()
     for path in RunFolder(config.out).shards(stage):
         tally.update(pq.read_table(path, columns=["reason"]).column("reason").to_pylist())
@@ -38,12 +48,12 @@ def tally_reasons(config: PipelineConfig, stage: str) -> Counter[str]:
 
 
 def describe_rejections(config: PipelineConfig) -> str:
-    """Says in one line why no pair was accepted, and which setting to move in which direction."""
+    """Explains in one line why no pair was accepted, and which settings to move in which direction."""
     verdicts = tally_reasons(config, "candidates")
     if not verdicts:
         written = tally_reasons(config, "triplets")
         return (
-            f"no pair was accepted: nothing was rendered, for {written['']} triplets were kept of {written.total()} "
+            f"no pair was accepted: nothing was rendered, since {written['']} triplets were kept of {written.total()} "
             f"({_list(written)}). Check prompts.model and prompts.captions."
         )
     advice = [*_advice(config), "raise rendering.num_candidates"]
@@ -56,7 +66,7 @@ def _list(tally: Mapping[str, int]) -> str:
 
 
 def _advice(config: PipelineConfig) -> list[str]:
-    """Returns the changes that would accept more, of the settings that rejected most first."""
+    """Returns changes that would accept more pairs, starting with the settings that rejected most."""
     tally: Counter[str] = Counter()
     for path in RunFolder(config.out).shards("candidates"):
         columns = pq.read_table(path, columns=["reason", "edit_type"])
@@ -67,7 +77,7 @@ def _advice(config: PipelineConfig) -> list[str]:
 
 
 def _loosening(config: PipelineConfig, reason: str, edit_type: str) -> str:
-    """Says how to move the setting that gave a reason; empty if none did."""
+    """Proposes how to move the setting that gave a reason; empty if none did."""
     if reason == FIRST_LOOK:
         return f"raise filtering.first_look_slack (now {config.filtering.first_look_slack:g})"
     bound = BOUNDS.get(reason)
@@ -82,13 +92,15 @@ def _loosening(config: PipelineConfig, reason: str, edit_type: str) -> str:
     return change if measured else f"{change} or set scoring.{bound.score.setting}, without which it is not measured"
 
 
-def write_card(config: PipelineConfig, folder: Path, counts: Mapping[str, Any]) -> None:
-    """Writes `README.md` into a dataset folder that holds the parquet files already."""
+def write_card(config: PipelineConfig, folder: Path, counts: Counts) -> None:
+    """Writes `README.md` into a dataset folder that already holds the parquet files."""
     front = yaml.safe_dump(_front_matter(config, folder, counts), sort_keys=False, allow_unicode=True)
-    (folder / "README.md").write_text(f"---\n{front}---\n\n{_body(config, counts)}", encoding="utf-8")
+    introduction = _INTRODUCTION.format(**counts)
+    body = "\n\n".join([introduction, _making(config), _thresholds(config), _figures(config, counts), _SPLIT_NOTE])
+    (folder / "README.md").write_text(f"---\n{front}---\n\n{body}\n", encoding="utf-8")
 
 
-def _front_matter(config: PipelineConfig, folder: Path, counts: Mapping[str, Any]) -> dict[str, Any]:
+def _front_matter(config: PipelineConfig, folder: Path, counts: Counts) -> dict[str, Any]:
     present = [split for split in SPLITS if counts[split]]
     sizes = {name: sum(path.stat().st_size for path in folder.glob(f"data/{name}-*.parquet")) for name in present}
     splits = [{"name": split, "num_bytes": sizes[split], "num_examples": counts[split]} for split in present]
@@ -102,30 +114,12 @@ def _front_matter(config: PipelineConfig, folder: Path, counts: Mapping[str, Any
         "tags": ["instruction-based-image-editing", "synthetic"],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
-            "features": card_features(),
+            "features": CARD_FEATURES,
             "splits": splits,
             "download_size": total,
             "dataset_size": total,
         },
     }
-
-
-def _body(config: PipelineConfig, counts: Mapping[str, Any]) -> str:
-    return (
-        "\n\n".join(
-            [_introduction(counts), _making(config), _thresholds(config), _figures(config, counts), _SPLIT_NOTE]
-        )
-        + "\n"
-    )
-
-
-def _introduction(counts: Mapping[str, Any]) -> str:
-    return (
-        "# Instruction-based image editing pairs\n\n"
-        f"{counts['pairs']} pairs of images (train {counts['train']}, test {counts['test']}) that differ by an "
-        "instruction, made by machine as in InstructPix2Pix (Brooks et al., 2022). Every row carries the seed and the "
-        "settings it was rendered with and its CLIP scores, so that the set can be filtered again."
-    )
 
 
 def _making(config: PipelineConfig) -> str:
@@ -136,12 +130,7 @@ def _making(config: PipelineConfig) -> str:
             ("triplets", _writer(prompts)),
             ("text-to-image model", public_name(rendering.model)),
             ("steps", str(rendering.num_inference_steps)),
-            ("guidance scale", _range(rendering.guidance_scale)),
-            ("share of steps with prompt-to-prompt", _range(rendering.p2p)),
-            ("the same in cross-attention", _range(rendering.cross_p2p)),
-            ("share of steps under the original's caption", _range(rendering.shared_steps)),
-            ("factor on the maps of new words", _range(rendering.reweight)),
-            ("share of steps with local blend", _range(rendering.local_blend)),
+            *((name, _range(getattr(rendering, setting))) for setting, (name, _) in DRAWS.items()),
             ("candidates per triplet", str(rendering.num_candidates)),
             *((f"for {kind} edits", _differences(own)) for kind, own in sorted(rendering.per_edit_type.items())),
             ("pairs kept per triplet", f"the {filtering.selection} {filtering.max_pairs_per_triplet}, at most"),
@@ -152,21 +141,14 @@ def _making(config: PipelineConfig) -> str:
 
 
 def _writer(prompts: PromptsConfig) -> str:
-    """Names the file that triplets come from, or what wrote them."""
+    """Names the file that the triplets come from, or what wrote them."""
     if prompts.captions.endswith(".jsonl") and prompts.captions_column is None:
         return public_name(prompts.captions)
     return "rules" if prompts.backend == "template" else public_name(prompts.model)
 
 
 def _differences(own: EditTypeRendering) -> str:
-    ranges = {
-        "guidance scale": own.guidance_scale,
-        "prompt-to-prompt": own.p2p,
-        "in cross-attention": own.cross_p2p,
-        "original's caption": own.shared_steps,
-        "factor on new words": own.reweight,
-        "local blend": own.local_blend,
-    }
+    ranges = {name: getattr(own, setting) for setting, (_, name) in DRAWS.items()}
     drawn = [f"{name} {_range(bounds)}" for name, bounds in ranges.items() if bounds is not None]
     return "; ".join([*([f"{own.num_candidates} candidates"] if own.num_candidates else []), *drawn])
 
@@ -182,18 +164,14 @@ def _thresholds(config: PipelineConfig) -> str:
     own = [field.name for field in fields(Thresholds)]
     further = sorted({name for limits in sections.values() for name in limits.further})
     names = [name for name in (*own, *further) if any(name in limits for limits in bounds.values())]
-    rows = [(kind, *(_bound(limits.get(name)) for name in names)) for kind, limits in bounds.items()]
+    rows = [
+        (kind, *(f"{limits[name]:g}" if name in limits else "–" for name in names)) for kind, limits in bounds.items()
+    ]
     return f"## Thresholds of the scores\n\n{_table(('edit type', *names), rows)}"
 
 
-def _bound(value: float | None) -> str:
-    return "–" if value is None else f"{value:g}"
-
-
-def _figures(config: PipelineConfig, counts: Mapping[str, Any]) -> str:
-    types = _table(
-        ("edit type", "pairs"), [(name or "(none)", str(number)) for name, number in counts["edit_types"].items()]
-    )
+def _figures(config: PipelineConfig, counts: Counts) -> str:
+    types = [(name or "(none)", str(number)) for name, number in counts["edit_types"].items()]
     funnel, meanings = [], []
     for stage, noun in (("triplets", "generations"), ("candidates", "candidates")):
         tally = tally_reasons(config, stage)
@@ -203,7 +181,7 @@ def _figures(config: PipelineConfig, counts: Mapping[str, Any]) -> str:
     reasons = ("near_duplicate", "split_conflict", "beyond_share")
     left_out = [name for name in reasons if name == "split_conflict" or counts.get(name)]
     funnel += [("accepted", str(counts["accepted"])), *((f"- {name}", str(counts[name])) for name in left_out)]
-    parts = ["## Counts", types, _table(("from captions to pairs", "number"), funnel)]
+    parts = ["## Counts", _table(("edit type", "pairs"), types), _table(("from captions to pairs", "number"), funnel)]
     return "\n\n".join([*parts, f"{'; '.join(meanings)}."] if meanings else parts)
 
 
@@ -211,6 +189,12 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
+
+_INTRODUCTION = """# Instruction-based image editing pairs
+
+{pairs} pairs of images (train {train}, test {test}) that differ by an instruction, made by machine as in \
+InstructPix2Pix (Brooks et al., 2022). Every row carries the seed and the settings it was rendered with and its CLIP \
+scores, so that the set can be filtered again."""
 
 _SPLIT_NOTE = """## Splits
 

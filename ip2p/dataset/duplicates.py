@@ -1,4 +1,4 @@
-"""Pairs that show again what another pair shows: both images alike to one that is kept, by CLIP's embeddings.
+"""Finds near-duplicates: pairs whose two images are both similar to those of a kept pair, by CLIP's embeddings.
 
 The search is exact. Its cost grows with the square of the pairs: N x N x D multiplications, a block at a time.
 """
@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from ip2p.records import EMBEDDINGS_COLUMN
 
 ROWS, COLUMNS = 512, 2**16
-"""Similarities that are held at a time."""
+"""Size of the block of similarities that is held at a time."""
 
 Embeddings = np.ndarray
-"""(N, 2, D) float16: of the original and of the edited image."""
+"""(N, 2, D) float16: N pairs of an original and an edited image."""
 
 
 def find_near_duplicates(embeddings: Embeddings, limit: float) -> np.ndarray:
-    """(N,) bool: whether an earlier pair that is kept has both images at least `limit` alike (cosine) to this one's."""
+    """Marks (N,) pairs of which both images have a cosine of at least `limit` to those of an earlier, kept pair."""
     dropped = np.zeros(len(embeddings), dtype=bool)
     for start in range(0, len(embeddings), ROWS):
         block = embeddings[start : start + ROWS].astype(np.float32)
@@ -36,29 +36,29 @@ def find_near_duplicates(embeddings: Embeddings, limit: float) -> np.ndarray:
     return dropped
 
 
-def _alike(some: np.ndarray, others: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places (row, column) of pairs whose originals and whose edited images are alike."""
-    rows, columns = np.nonzero(some[:, 0] @ others[:, 0].T >= limit)
-    edited = np.einsum("nd,nd->n", some[rows, 1], others[columns, 1]) >= limit
+def _alike(block: np.ndarray, others: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the (rows, columns) of pairs whose originals and whose edited images are alike."""
+    rows, columns = np.nonzero(block[:, 0] @ others[:, 0].T >= limit)
+    edited = np.einsum("nd,nd->n", block[rows, 1], others[columns, 1]) >= limit
     return rows[edited], columns[edited]
 
 
 def read_embeddings(shards: Sequence[Path], places: Sequence[tuple[int, int]]) -> Embeddings:
-    """Of the pairs at (shard, row), in that order. ValueError where one has none."""
+    """Reads the embeddings of the pairs at (shard, row), in that order. ValueError if a pair has none."""
     columns = {number: _column(shards[number]) for number in sorted({shard for shard, _ in places})}
-    found = [columns[shard][row].as_py() for shard, row in places]
-    missing = found.count(None)
+    values = [columns[shard][row].as_py() for shard, row in places]
+    missing = values.count(None)
     if missing:
         raise ValueError(
-            f"{missing} of {len(found)} pairs have no embeddings to find near-duplicates by: they were imported "
-            "without scores or rendered by an older version. Import them with --score yes, or leave "
+            f"{missing} of {len(values)} pairs have no embeddings to find near-duplicates by: they were imported "
+            "without scores or rendered by an older version. Import them with --score, or leave "
             "dataset.max_duplicate_similarity out."
         )
-    return np.frombuffer(b"".join(found), np.float16).reshape(len(found), 2, -1)
+    return np.frombuffer(b"".join(values), np.float16).reshape(len(values), 2, -1)
 
 
 def _column(path: Path) -> pa.ChunkedArray | pa.Array:
-    """Nulls where an older version wrote no such column."""
+    """Reads a shard's embeddings; nulls if an older version wrote no such column."""
     with pq.ParquetFile(path) as file:
         if EMBEDDINGS_COLUMN not in file.schema_arrow.names:
             return pa.nulls(file.metadata.num_rows, pa.binary())

@@ -25,7 +25,7 @@ _COLUMNS = ("triplet_id", "candidate", *_TEXTS, "accepted", "reason")
 
 
 def describe(config: PipelineConfig) -> str:
-    """Returns the whole text. ValueError if the run has no candidates."""
+    """Returns the text. ValueError if the run has no candidates."""
     folder = store.RunFolder(config.out)
     paths = folder.shards("candidates")
     if not paths:
@@ -44,28 +44,23 @@ def describe(config: PipelineConfig) -> str:
 
 
 def _read(path: Path) -> pa.Table:
-    """Reads a shard with the scores that it has: an older one lacks those that came later."""
+    """Reads a shard with the scores that it has: an older one lacks those added later."""
     present = set(pq.read_schema(path).names)
     return pq.read_table(path, columns=[*_COLUMNS, *(column for column in SCORE_COLUMNS if column in present)])
 
 
 def _values(table: pa.Table, score: Score) -> np.ndarray:
-    """Returns a score's values; those that are missing or not numbers are left out."""
-    if score.column not in table.column_names:
-        return np.empty(0)
-    values = table[score.column].to_numpy()
-    finite: np.ndarray = values[np.isfinite(values)]
-    return finite
+    """Returns the values of a score that were measured."""
+    values = table[score.column].to_numpy() if score.column in table.column_names else np.empty(0)
+    return np.asarray(values[np.isfinite(values)])
 
 
 def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:
-    written = store.summarise_shards(config.out, "triplets")
-    for name, count in written.items():
+    for name, count in store.summarise_shards(config.out, "triplets").items():
         if name not in ("shards", "seconds"):
             yield f"{name:<22} {count:>9}"
     yield f"{'candidates':<22} {len(table):>9}"
-    counts = sorted(_count(table["reason"]).items(), key=lambda item: -item[1])
-    for reason, count in counts:
+    for reason, count in sorted(_count(table["reason"]).items(), key=lambda item: -item[1]):
         words = f"  {REASONS[reason]}" if reason in REASONS else ""
         yield f"{reason or 'accepted':<22} {count:>9}  {count / len(table):6.1%}{words}"
     rows = store.read_summary(config.out).get("dataset", {})
@@ -84,9 +79,8 @@ def _scores(table: pa.Table, scores: Mapping[str, Score]) -> Iterator[str]:
     for name, score in scores.items():
         for side, rows in sides.items():
             values = _values(rows, score)
-            numbers = (
-                "".join(f"{value:>8.3f}" for value in np.quantile(values, QUANTILES)) if len(values) else "       –"
-            )
+            quantiles = np.quantile(values, QUANTILES) if len(values) else []
+            numbers = "".join(f"{value:>8.3f}" for value in quantiles) or f"{'–':>8}"
             yield f"{name + ', ' + side:<26}{numbers}"
 
 
@@ -99,7 +93,7 @@ def _acceptance(config: PipelineConfig, paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _duplicates(table: pa.Table) -> Iterator[str]:
-    """Names captions and instructions that several triplets have."""
+    """Reports captions and instructions that several triplets share."""
     first = table.group_by("triplet_id").aggregate([(name, "min") for name in _TEXTS])
     for name in _TEXTS:
         counts = _count(first[f"{name}_min"])
@@ -108,7 +102,7 @@ def _duplicates(table: pa.Table) -> Iterator[str]:
 
 
 def _repeats(folder: store.RunFolder) -> Iterator[str]:
-    """Counts the pairs that each `dataset.max_duplicate_similarity` would leave out of the first `MOST_COMPARED`."""
+    """Counts the pairs that each `dataset.max_duplicate_similarity` would drop from the first `MOST_COMPARED`."""
     shards, places = folder.shards("pairs"), []
     for number, path in enumerate(shards):
         accepted = pq.read_table(path, columns=["accepted"])["accepted"].to_pylist()

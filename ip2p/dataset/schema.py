@@ -1,14 +1,13 @@
 """The columns of the dataset, and how its parquet files are laid out.
 
 The first five are those of `timbrooks/instructpix2pix-clip-filtered`; the rest makes every row traceable and the whole
-set filterable again. The `huggingface` metadata makes the image columns `Image` features without any card.
+set filterable again. The `huggingface` metadata makes the image columns `Image` features even without a card.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +15,7 @@ import pyarrow.parquet as pq
 from ip2p.images import IMAGE_TYPE
 from ip2p.records import DRAWN_COLUMNS
 from ip2p.scoring import SCORE_COLUMNS
-
-IMAGE_COLUMNS = ("original_image", "edited_image")
+from ip2p.sources.columns import SIDES
 
 _TYPES: dict[str, pa.DataType] = {
     "original_prompt": pa.string(),
@@ -32,9 +30,17 @@ _TYPES: dict[str, pa.DataType] = {
     "seed": pa.int64(),
     **dict.fromkeys((*DRAWN_COLUMNS, *SCORE_COLUMNS), pa.float64()),
 }
-COLUMNS = tuple(_TYPES)
+_DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", IMAGE_TYPE: "image"}
 
-_DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}
+COLUMNS = tuple(_TYPES)
+CARD_FEATURES = [{"name": name, "dtype": _DTYPES[kind]} for name, kind in _TYPES.items()]
+"""The features as a dataset card lists them."""
+_FEATURES = {
+    name: {"_type": "Image"} if kind == IMAGE_TYPE else {"dtype": _DTYPES[kind], "_type": "Value"}
+    for name, kind in _TYPES.items()
+}
+SCHEMA = pa.schema(list(_TYPES.items()), metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})})
+"""The arrow schema, with the features in its metadata as `datasets` writes them."""
 
 ROW_GROUP_BYTES = 100 * 2**20
 """Uncompressed size of a row group; a reader holds one at a time."""
@@ -43,35 +49,14 @@ CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_l
 """Content-defined chunking as `datasets` sets it: a store that de-duplicates keeps unchanged rows once."""
 
 
-def features() -> dict[str, dict[str, str]]:
-    """Returns the features as `datasets` writes them into a schema's metadata."""
-    return {
-        name: {"_type": "Image"} if name in IMAGE_COLUMNS else {"dtype": _DTYPES[kind], "_type": "Value"}
-        for name, kind in _TYPES.items()
-    }
-
-
-def card_features() -> list[dict[str, str]]:
-    """Returns the features as a dataset card lists them."""
-    return [
-        {"name": name, "dtype": "image" if name in IMAGE_COLUMNS else _DTYPES[kind]} for name, kind in _TYPES.items()
-    ]
-
-
-def schema() -> pa.Schema:
-    """Returns the arrow schema with its `huggingface` metadata."""
-    return pa.schema(list(_TYPES.items()), metadata={"huggingface": json.dumps({"info": {"features": features()}})})
-
-
 def open_writer(path: Path) -> pq.ParquetWriter:
     """Opens a parquet writer: images are stored as they are, the rest is compressed; page index and chunking are on."""
-    images = {f"{column}.{leaf}" for column in IMAGE_COLUMNS for leaf in ("bytes", "path")}
-    others = [name for name in COLUMNS if name not in IMAGE_COLUMNS]
-    compression: dict[str, Any] = dict.fromkeys(others, "snappy") | dict.fromkeys(images, "none")
+    images = [f"{side}.{leaf}" for side in SIDES for leaf in ("bytes", "path")]
+    others = [name for name in COLUMNS if name not in SIDES]
     return pq.ParquetWriter(
         path,
-        schema(),
-        compression=compression,
+        SCHEMA,
+        compression={**dict.fromkeys(others, "snappy"), **dict.fromkeys(images, "none")},
         use_dictionary=others,
         write_page_index=True,
         use_content_defined_chunking=CHUNKING,

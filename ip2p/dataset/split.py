@@ -1,36 +1,89 @@
-"""Which split a pair belongs to, so that no caption is in two splits and adding triplets moves none.
+"""Decides which accepted pairs the dataset holds, and in which split, file and order.
 
-The hash of the original caption decides the side, for all pairs of a caption and for good. An edited caption may be
-the caption of another pair on the other side; then the pair that comes later in the captions' order is left out and
-counted. So captions that are added at the end change nothing of what was there, and no pair ever changes its side.
+The hash of the original caption decides the split, for all pairs of a caption and for good. An edited caption may be
+the caption of a pair in the other split; then the pair that comes later in the captions' order is left out and counted.
+So no caption is in two splits, and captions that are added at the end move no pair.
 
-(A rule that looks at one pair alone would have to drop every pair whose two captions hash to different sides: with a
+(A rule that looks at one pair alone would have to drop every pair whose two captions hash to different splits: with a
 test fraction of f that leaves a test split of f squared.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from ip2p.records import hash_to_unit
+import pyarrow.parquet as pq
+
+from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
+from ip2p.records import content_hash, hash_to_unit
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+_INDEX_COLUMNS = ["triplet_id", "candidate", "original_prompt", "edited_prompt", "edit_type", "source", "accepted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An accepted pair's place among all pairs, and what decides its place in the dataset."""
+
+    shard: int
+    row: int
+    captions: tuple[str, str]
+    edit_type: str
+    order: str
+    lot: float
+    """The triplet's number in [0, 1): `train_share` takes those below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A parquet file to write: its name and its rows, in order, as (shard, row)."""
+
+    split: Split
+    name: str
+    rows: tuple[tuple[int, int], ...]
+
+
+def index_pairs(shards: Sequence[Path], seed: int) -> list[Place]:
+    """Reads the accepted pairs of all shards, in the captions' order, without their images."""
+    places = []
+    for number, path in enumerate(shards):
+        for row, pair in enumerate(pq.read_table(path, columns=_INDEX_COLUMNS).to_pylist()):
+            if pair["accepted"]:
+                captions = pair["original_prompt"], pair["edited_prompt"]
+                if not all(captions):  # imported pairs without captions go by the picture they come from
+                    captions = pair["source"], pair["source"]
+                order = content_hash("order", seed, pair["triplet_id"], pair["candidate"])
+                lot = hash_to_unit("share", pair["triplet_id"])
+                places.append(Place(number, row, captions, pair["edit_type"], order, lot))
+    return places
+
+
+def drop_near_duplicates(places: list[Place], shards: Sequence[Path], limit: float | None) -> list[Place]:
+    """Drops near-duplicates of earlier pairs, if there is a limit; pairs added at the end change none before them."""
+    if limit is None:
+        return places
+    embeddings = read_embeddings(shards, [(place.shard, place.row) for place in places])
+    repeats = find_near_duplicates(embeddings, limit)
+    return [place for place, is_repeat in zip(places, repeats, strict=True) if not is_repeat]
 
 
 def normalise(caption: str) -> str:
-    """What makes two captions the same: case, spacing and final marks do not count."""
+    """Removes what does not tell captions apart: case, spacing and final punctuation."""
     return " ".join(caption.split()).strip(" .!?").lower()
 
 
 def side_of(original_prompt: str, test_fraction: float) -> Split:
-    """The side of every pair with this original caption: a pure function of it."""
+    """Returns the split of every pair with this original caption, a pure function of it."""
     return "test" if hash_to_unit("split", normalise(original_prompt)) < test_fraction else "train"
 
 
 def split_pairs(captions: Iterable[tuple[str, str]], test_fraction: float) -> list[Split | None]:
-    """The split of each (original, edited) caption pair, or None where one of the two is in the other split already."""
+    """Returns the split of each (original, edited) pair of captions; None if one is in the other split already."""
     owner: dict[str, Split] = {}
     splits: list[Split | None] = []
     for original_prompt, edited_prompt in captions:
@@ -41,3 +94,16 @@ def split_pairs(captions: Iterable[tuple[str, str]], test_fraction: float) -> li
             owner.update(dict.fromkeys(texts, side))
         splits.append(side if clean else None)
     return splits
+
+
+def plan_files(pairs: Sequence[tuple[Place, Split | None]], rows_per_shard: int) -> list[OutputFile]:
+    """Plans the files of each split; rows are ordered by a hash, so every stretch mixes captions and edit types."""
+    outputs = []
+    for split in SPLITS:
+        ordered = sorted((place for place, side in pairs if side == split), key=lambda place: place.order)
+        rows = tuple((place.shard, place.row) for place in ordered)
+        num_files = math.ceil(len(rows) / rows_per_shard)
+        for number in range(num_files):
+            name = f"{split}-{number:05d}-of-{num_files:05d}.parquet"
+            outputs.append(OutputFile(split, name, rows[number * rows_per_shard : (number + 1) * rows_per_shard]))
+    return outputs

@@ -1,1 +1,1 @@
-"""The maths of paired rendering (prompt-to-prompt) on fused attention; models come as arguments."""
+"""Does the maths of paired rendering (prompt-to-prompt) on fused attention; models are passed in."""

@@ -1,7 +1,7 @@
 """Matches each token of the edited caption with tokens of the original, for cross-attention prompt-to-prompt.
 
-Two ways, after Hertz et al. (2022): *refine* matches equal tokens and leaves new ones to themselves; *replace* matches
-word by word, so a word that was swapped goes where the one stood that it stands for.
+Two ways, after Hertz et al. (2022): *refine* matches equal tokens, and new ones keep their own maps; *replace* matches
+word by word, so a substitute takes the map of the word that it replaces.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ip2p.config import CrossAlignment
 from ip2p.models.texts import tokenizer_lock
@@ -24,10 +24,10 @@ Words = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class TokenMap:
-    """How maps of the original caption's tokens become those of the edited one's, for one pair or stacked for many."""
+    """Says how maps of the original's tokens become those of the edited caption's, for one pair or stacked for many."""
 
     matrix: Tensor
-    """([N,] L, L) float32: [i, j] is the share of the original token i's map in that of the edited token j."""
+    """([N,] L, L) float32: [i, j] is the share of original token i's map in that of edited token j."""
     own: Tensor
     """([N,] L) float32: 1 if an edited token keeps its own map, else 0."""
     gone: Tensor
@@ -42,10 +42,10 @@ def stack_maps(maps: Sequence[TokenMap], device: torch.device) -> TokenMap:
     return TokenMap(*(torch.stack(column).to(device) for column in columns))
 
 
-def map_tokens(tokenizer: Any, original: str, edited: str, way: str) -> TokenMap:
-    """Aligns two captions that fit the tokenizer; `way` is "refine" or "replace".
+def map_tokens(tokenizer: PreTrainedTokenizerBase, original: str, edited: str, way: CrossAlignment) -> TokenMap:
+    """Aligns two captions that fit the tokenizer.
 
-    Captions of different numbers of words cannot be matched word by word; they are refined whatever the way.
+    Captions with different numbers of words cannot be matched word by word; they are always refined.
     """
     one, other = split_words(tokenizer, original), split_words(tokenizer, edited)
     equal = match_tokens(one, other)
@@ -65,14 +65,13 @@ def map_tokens(tokenizer: Any, original: str, edited: str, way: str) -> TokenMap
     return TokenMap(matrix, (matrix.sum(0) == 0).float(), gone, new)
 
 
-def split_words(tokenizer: Any, text: str) -> list[list[int]]:
-    """Returns the token ids of each word; CLIP's tokenizer splits at white space before anything else."""
-    words: list[list[int]] = [tokenizer(word, add_special_tokens=False).input_ids for word in text.split()]
-    return words
+def split_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[list[int]]:
+    """Returns the token ids of each word; CLIP's tokenizer first splits at white space."""
+    return [tokenizer(word, add_special_tokens=False).input_ids for word in text.split()]
 
 
 def match_words(original: Words, edited: Words) -> list[tuple[int, int, float]]:
-    """Matches word k with word k, as (place, place, share): token by token, or evenly if one has more tokens."""
+    """Matches word k with word k, as (place, place, share): by token, or evenly if the numbers of tokens differ."""
     matched, i, j = [], 0, 0
     for one, other in zip(original, edited, strict=True):
         if len(one) == len(other):
@@ -103,12 +102,10 @@ def match_tokens(original: Words, edited: Words) -> list[tuple[int, int, float]]
 
 
 def align_captions(
-    tokenizer: Any, batch: Sequence[Candidate], alignment: CrossAlignment, device: torch.device
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Candidate], alignment: CrossAlignment, device: torch.device
 ) -> TokenMap:
     """Aligns the captions of each pair."""
-    triplets = [candidate.triplet for candidate in batch]
+    captions = [(candidate.triplet.original_prompt, candidate.triplet.edited_prompt) for candidate in batch]
     with tokenizer_lock:
-        maps = [
-            map_tokens(tokenizer, triplet.original_prompt, triplet.edited_prompt, alignment) for triplet in triplets
-        ]
+        maps = [map_tokens(tokenizer, original, edited, alignment) for original, edited in captions]
     return stack_maps(maps, device)

@@ -1,11 +1,10 @@
-"""Prompt-to-prompt on fused kernels: the edited side of a pair attends with the original's queries and keys.
+"""Shares attention between the sides of a pair (prompt-to-prompt) on fused kernels, without making attention maps.
 
-An attention map depends on queries and keys alone, so taking both from the original is taking its map, exactly, while
-each side keeps its own values; no map is ever made. Self-attention shares at every resolution, like the original's.
-Cross-attention follows Hertz et al. (2022, section 3.2): an aligned token of the edited caption takes the map of its
-token in the original, a new one keeps its own, and either may be weighted. All that is linear in the maps, so it moves
-onto the values: two fused calls. Only local blend looks at maps: a few words' at the low resolutions. The kernels are
-torch's, and xformers' if it can run.
+A map depends on queries and keys alone, so taking both from the original is taking its map, exactly, while each side
+keeps its own values. Self-attention shares at every resolution, like the original software. Cross-attention follows
+Hertz et al. (2022, section 3.2): an aligned token of the edited caption takes the map of its token in the original, a
+new one keeps its own, and either may be weighted. All of this is linear in the maps, so it moves onto the values: two
+fused calls. Only local blend computes maps, of a few words at low resolutions. The kernels are torch's or xformers'.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def choose_kernel(backend: AttentionBackend, device: torch.device, dtype: torch.
 
 @cache
 def _xformers_runs(device: str, dtype: torch.dtype) -> bool:
-    """Tries it on a few numbers; the answer, logged once if it is no, holds for the process."""
+    """Tries it on a few numbers, once per process; logs why it fails."""
     try:
         sample = torch.zeros(1, 1, 16, 16, device=device, dtype=dtype)
         xformers(sample, sample, sample, None, 1.0)
@@ -69,7 +68,7 @@ def _xformers_runs(device: str, dtype: torch.dtype) -> bool:
 
 
 _processors_lock = threading.RLock()
-"""A denoiser holds one set of processors, so threads that render with it take turns."""
+"""A denoiser has one set of processors, so threads that render with it take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +76,9 @@ class SelfSharing:
     """Whose queries and keys each row of a batch takes in self-attention."""
 
     distinct: Tensor
-    """(D,) the rows whose queries and keys are taken by any; nobody needs the others'."""
+    """(D,) the rows whose queries and keys are taken; those of other rows are not computed."""
     place: Tensor
-    """(B,) for each row the place among `distinct` of the one that it takes from."""
+    """(B,) for each row the place of its source among `distinct`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +90,9 @@ class CrossSharing:
     sources: Tensor
     """(K,) the rows that they take from."""
     token_maps: Tensor
-    """(K, original's tokens, edited tokens) as `alignment.TokenMap.matrix`."""
+    """(K, original's tokens, edited tokens), `matrix` of `alignment.TokenMap`."""
     own: Tensor
-    """(K, edited tokens) as `alignment.TokenMap.own`."""
+    """(K, edited tokens), `own` of `alignment.TokenMap`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,51 +133,21 @@ class WatchedWords:
 
 
 class SharedAttention:
-    """What the installed processors read: whose queries and keys each row of the batch takes."""
+    """Attention in which a row of the batch may take the query and key, so the map, of another row.
+
+    One object is the processor of all layers; its fields are set for each step.
+    """
 
     def __init__(self, kernel: Kernel = sdpa) -> None:
         self.kernel = kernel
         self.itself: SelfSharing | None = None
         """None if every row takes its own."""
         self.max_positions: int | None = None
-        """Most positions of a layer in which self-attention is shared; None for all layers."""
+        """Self-attention is shared in layers with at most this many positions; None for all layers."""
         self.cross: CrossSharing | None = None
         """None if every row takes its own."""
         self.emphasis: Emphasis | None = None
         self.watched: WatchedWords | None = None
-
-    def attend_to_itself(self, attn: Attention, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Maps (B, N, C) to (B, heads, N, D)."""
-        shared = self.itself
-        if shared is None or (self.max_positions is not None and states.shape[1] > self.max_positions):
-            return self.kernel(*_projected(attn, states, states), mask, attn.scale)
-        givers = states[shared.distinct]
-        query, key = _query(attn, givers)[shared.place], _key(attn, givers)[shared.place]
-        return self.kernel(query, key, _heads(attn, attn.to_v(states)), mask, attn.scale)
-
-    def attend_to_text(self, attn: Attention, states: Tensor, texts: Tensor, mask: Tensor | None) -> Tensor:
-        """Maps (B, N, C) and (B, L, C') to (B, heads, N, D); some maps' columns are moved by moving the values."""
-        query, key, value = _projected(attn, states, texts)
-        scale, cross = attn.scale, self.cross
-        if self.watched is not None:
-            self.watched.look(query, key, mask, scale)
-        if self.emphasis is not None:
-            rows, factors = self.emphasis.rows, self.emphasis.factors.to(value.dtype)
-            value = value.index_copy(0, rows, value[rows] * factors[:, None, :, None])
-        if cross is None:
-            return self.kernel(query, key, value, mask, scale)
-        taken = cross.token_maps.to(value.dtype)[:, None] @ value[cross.rows]
-        own = value.index_copy(0, cross.rows, value[cross.rows] * cross.own.to(value.dtype)[:, None, :, None])
-        source_mask = None if mask is None else mask[cross.sources]
-        borrowed = self.kernel(query[cross.sources], key[cross.sources], taken, source_mask, scale)
-        return self.kernel(query, key, own, mask, scale).index_add(0, cross.rows, borrowed)
-
-
-class SharedAttentionProcessor:
-    """Attention in which a row may take the query and key, so the map, of another row."""
-
-    def __init__(self, shared: SharedAttention) -> None:
-        self.shared = shared
 
     def __call__(
         self,
@@ -201,9 +170,9 @@ class SharedAttentionProcessor:
             texts = attn.norm_encoder_hidden_states(texts)
         mask = _mask_of(attn, attention_mask, hidden_states if texts is None else texts)
         if texts is None:
-            attended = self.shared.attend_to_itself(attn, hidden_states, mask)
+            attended = self.attend_to_itself(attn, hidden_states, mask)
         else:
-            attended = self.shared.attend_to_text(attn, hidden_states, texts, mask)
+            attended = self.attend_to_text(attn, hidden_states, texts, mask)
         hidden_states = attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         for layer in attn.to_out:  # projection, dropout
             hidden_states = layer(hidden_states)
@@ -213,6 +182,32 @@ class SharedAttentionProcessor:
             hidden_states = hidden_states + residual
         out: Tensor = hidden_states / attn.rescale_output_factor
         return out
+
+    def attend_to_itself(self, attn: Attention, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Maps (B, N, C) to (B, heads, N, D)."""
+        shared = self.itself
+        if shared is None or (self.max_positions is not None and states.shape[1] > self.max_positions):
+            return self.kernel(*_projected(attn, states, states), mask, attn.scale)
+        givers = states[shared.distinct]
+        query, key = _query(attn, givers)[shared.place], _key(attn, givers)[shared.place]
+        return self.kernel(query, key, _heads(attn, attn.to_v(states)), mask, attn.scale)
+
+    def attend_to_text(self, attn: Attention, states: Tensor, texts: Tensor, mask: Tensor | None) -> Tensor:
+        """Maps (B, N, C) and (B, L, C') to (B, heads, N, D); columns of maps are moved by moving the values."""
+        query, key, value = _projected(attn, states, texts)
+        scale, cross = attn.scale, self.cross
+        if self.watched is not None:
+            self.watched.look(query, key, mask, scale)
+        if self.emphasis is not None:
+            rows, factors = self.emphasis.rows, self.emphasis.factors.to(value.dtype)
+            value = value.index_copy(0, rows, value[rows] * factors[:, None, :, None])
+        if cross is None:
+            return self.kernel(query, key, value, mask, scale)
+        taken = cross.token_maps.to(value.dtype)[:, None] @ value[cross.rows]
+        own = value.index_copy(0, cross.rows, value[cross.rows] * cross.own.to(value.dtype)[:, None, :, None])
+        source_mask = None if mask is None else mask[cross.sources]
+        borrowed = self.kernel(query[cross.sources], key[cross.sources], taken, source_mask, scale)
+        return self.kernel(query, key, own, mask, scale).index_add(0, cross.rows, borrowed)
 
 
 def _projected(attn: Attention, states: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,17 +242,16 @@ def _mask_of(attn: Attention, attention_mask: Tensor | None, context: Tensor) ->
 def shared_attention(
     layers: AttentionLayers, *, cross: bool = False, kernel: Kernel = sdpa
 ) -> Iterator[SharedAttention]:
-    """Installs the processors on every self-attention, with `cross` on every cross-attention too.
+    """Installs a processor on every self-attention, with `cross` on every cross-attention too.
 
-    Puts the old ones back at the end, also on error.
+    Restores the old ones at the end, also on error.
     """
     shared = SharedAttention(kernel)
     with _processors_lock:
-        chosen = [*layers.to_itself, *(layers.to_text if cross else ())]
-        processors = [(layer, layer.processor) for layer in chosen]
+        processors = [(layer, layer.processor) for layer in (*layers.to_itself, *(layers.to_text if cross else ()))]
         try:
-            for layer in chosen:
-                layer.set_processor(SharedAttentionProcessor(shared))
+            for layer, _ in processors:
+                layer.set_processor(shared)
             yield shared
         finally:
             for layer, processor in processors:

@@ -1,17 +1,17 @@
 """Renders many independent pairs at once, each with its own seed, guidance and share of prompt-to-prompt.
 
-Both sides of a pair start from the same noise and draw the same ancestral noise, each from a generator of its own with
-the pair's seed on the CPU. So a pair does not depend on its batch, and two equal prompts give two equal images.
+Both sides of a pair start from the same noise and draw the same ancestral noise, each from its own CPU generator with
+the pair's seed. So a pair does not depend on its batch, and two equal prompts give two equal images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from ip2p.config import RenderingConfig
 from ip2p.images import Array
@@ -31,7 +31,9 @@ class RenderedPair:
     edited: Array
 
 
-def render_pairs(pipeline: Any, candidates: Sequence[Candidate], config: RenderingConfig) -> Iterator[RenderedPair]:
+def render_pairs(
+    pipeline: DiffusionPipeline, candidates: Sequence[Candidate], config: RenderingConfig
+) -> Iterator[RenderedPair]:
     """Yields a pair per candidate, in order; renders `config.batch_size` at a time."""
     check_renderable(pipeline, config)
     for start in range(0, len(candidates), config.batch_size):
@@ -43,11 +45,10 @@ def render_pairs(pipeline: Any, candidates: Sequence[Candidate], config: Renderi
             yield RenderedPair(original_image, edited_image)
 
 
-def check_renderable(pipeline: Any, config: RenderingConfig) -> None:
+def check_renderable(pipeline: DiffusionPipeline, config: RenderingConfig) -> None:
     """Raises ValueError for a model, a scheduler or a size that cannot be rendered with."""
     bases = architectures()
-    is_text_to_image = any(isinstance(pipeline, base.text_to_image) for base in bases)
-    if not is_text_to_image:
+    if not any(isinstance(pipeline, base.text_to_image) for base in bases):
         names = " or a ".join(base.text_to_image.__name__ for base in bases)
         titles = ", ".join(base.title for base in bases)
         raise ValueError(f"rendering.model is a {type(pipeline).__name__}, expected a {names}. Give one of: {titles}.")
@@ -55,34 +56,35 @@ def check_renderable(pipeline: Any, config: RenderingConfig) -> None:
     latent_shape(pipeline, config)
 
 
-def latent_shape(pipeline: Any, config: RenderingConfig) -> tuple[int, int, int]:
-    """Returns (C, h, w) of the latents. ValueError for a size that the autoencoder cannot halve as often as it does."""
+def latent_shape(pipeline: DiffusionPipeline, config: RenderingConfig) -> tuple[int, int, int]:
+    """Returns (C, h, w) of the latents. ValueError for a size that is not a multiple of the autoencoder's factor."""
     factor = pipeline.vae_scale_factor
     channels, height, width = architecture_of(pipeline).latent_shape(pipeline)
     for name, pixels in (("height", config.height), ("width", config.width)):
         if pixels is not None and pixels % factor:
             raise ValueError(f"rendering.{name} must be a multiple of {factor} for this model, got {pixels}.")
-    return (
-        channels,
-        config.height // factor if config.height else height,
-        (config.width // factor if config.width else width),
-    )
+    height = config.height // factor if config.height else height
+    width = config.width // factor if config.width else width
+    return channels, height, width
 
 
-def sample_latents(pipeline: Any, batch: Sequence[Candidate], config: RenderingConfig) -> Tensor:
-    """Returns (2 N, C, h, w) float32 latents, the originals first, then their edited sides."""
+def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], config: RenderingConfig) -> Tensor:
+    """Returns (2 N, C, h, w) float32 latents: the originals, then their edited sides."""
     base = architecture_of(pipeline)
     denoiser = base.denoiser(pipeline)
     device, dtype = denoiser.device, denoiser.dtype
     specs = [candidate.spec for candidate in batch]
-    scale = _guidance_scales(specs).to(device)
+    scale = torch.tensor([max(1.0, spec.guidance_scale) for spec in specs] * 2, device=device).view(-1, 1, 1, 1)
     num_halves = 2 if any(is_guided(spec) for spec in specs) else 1
+    captions = encode_captions(pipeline, base, batch, num_halves)
     shape = latent_shape(pipeline, config)
-    conditions = encode_captions(pipeline, base, batch, num_halves, shape)
+    height, width = (side * pipeline.vae_scale_factor for side in shape[1:])
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=device)
     generators = [torch.Generator().manual_seed(candidate.spec.seed) for _ in range(2) for candidate in batch]
     scheduler = base.noise.new_scheduler(pipeline.scheduler, config.scheduler)
     sampler = base.noise.sampler(scheduler, config.num_inference_steps, device, generators)
-    latents = sampler.start(_initial_noise(generators, shape).to(device))
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    latents = sampler.start(noise.to(device))
     kernel = choose_kernel(config.attention_backend, device, dtype)
     words = WordSharing.of(base.text_encoders(pipeline).tokenizers[0], batch, config, device)
     layers = base.attention_layers(denoiser)
@@ -94,8 +96,8 @@ def sample_latents(pipeline: Any, batch: Sequence[Candidate], config: RenderingC
             if words is not None:
                 words.before_step(plan, shared)
             rows = sampler.inputs(latents, timestep)[plan.computed].repeat(num_halves, 1, 1, 1).to(dtype)
-            texts = conditions.texts_of(plan.computed)
-            predicted = base.predict(denoiser, rows, timestep, texts, sizes=conditions.sizes).float()
+            texts = _texts_of(captions, plan.computed)
+            predicted = base.predict(denoiser, rows, timestep, texts, sizes=sizes).float()
             guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = sampler.step(guided, timestep, latents)
             if words is not None:
@@ -104,18 +106,13 @@ def sample_latents(pipeline: Any, batch: Sequence[Candidate], config: RenderingC
 
 
 def is_guided(spec: RenderSpec) -> bool:
-    """Tells if a pair needs the unconditional half, which a batch computes for all of its pairs if one needs it."""
+    """Returns True if a pair needs the unconditional half, which a batch computes for all of its pairs or for none."""
     return spec.guidance_scale > 1
 
 
-def _guidance_scales(specs: Sequence[RenderSpec]) -> Tensor:
-    """Returns (2 N, 1, 1, 1) scales; one under 1 means no guidance, which is a scale of 1."""
-    scales = [max(1.0, spec.guidance_scale) for spec in specs]
-    return torch.tensor(scales * 2).view(-1, 1, 1, 1)
-
-
-def _initial_noise(generators: Sequence[Generator], shape: tuple[int, ...]) -> Tensor:
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+def _texts_of(texts: Texts, rows: Tensor) -> Texts:
+    """Returns the texts of some rows, the halves one after the other."""
+    return texts.map(lambda values: values[:, rows].flatten(0, 1))
 
 
 def _guided(predicted: Tensor, scale: Tensor, num_halves: int) -> Tensor:
@@ -126,7 +123,7 @@ def _guided(predicted: Tensor, scale: Tensor, num_halves: int) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def decode_latents(pipeline: Any, latents: Tensor) -> Array:
+def decode_latents(pipeline: DiffusionPipeline, latents: Tensor) -> Array:
     """Decodes (N, C, h, w) latents to (N, H, W, 3) uint8, in float32 if the autoencoder overflows in float16."""
     vae = pipeline.vae
     if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
@@ -134,22 +131,8 @@ def decode_latents(pipeline: Any, latents: Tensor) -> Array:
     return decode_images(vae, latents)
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What the rows of a batch are conditioned on."""
-
-    texts: Texts
-    """(halves, rows, …), the half without text first."""
-    sizes: Tensor
-    """(6,) original height and width, crop's top and left, target height and width."""
-
-    def texts_of(self, rows: Tensor) -> Texts:
-        """Returns the texts of some rows, the halves one after the other."""
-        return self.texts.map(lambda values: values[:, rows].flatten(0, 1))
-
-
-def fits_text_encoder(pipeline: Any, candidate: Candidate) -> bool:
-    """Tells whether both captions, start and end included, fit each tokenizer's `model_max_length`."""
+def fits_text_encoder(pipeline: DiffusionPipeline, candidate: Candidate) -> bool:
+    """Returns True if both captions, start and end tokens included, fit each tokenizer's `model_max_length`."""
     texts = (candidate.triplet.original_prompt, candidate.triplet.edited_prompt)
     tokenizers = architecture_of(pipeline).text_encoders(pipeline).tokenizers
     with tokenizer_lock:
@@ -161,19 +144,17 @@ def fits_text_encoder(pipeline: Any, candidate: Candidate) -> bool:
 
 
 def encode_captions(
-    pipeline: Any, base: Architecture, batch: Sequence[Candidate], num_halves: int, shape: tuple[int, int, int]
-) -> Conditions:
-    """Encodes the captions of [originals, edited], and the size of the images."""
+    pipeline: DiffusionPipeline, base: Architecture, batch: Sequence[Candidate], num_halves: int
+) -> Texts:
+    """Encodes the captions of [originals, edited] as (halves, 2 N, …), the half without text first."""
     captions = [candidate.triplet.original_prompt for candidate in batch]
     captions += [candidate.triplet.edited_prompt for candidate in batch]
     unguided = [""] * len(captions) if num_halves == 2 else []
     texts = encode_texts(pipeline, base, [*unguided, *captions])
-    height, width = (side * pipeline.vae_scale_factor for side in shape[1:])
-    sizes = torch.tensor([height, width, 0, 0, height, width], device=base.denoiser(pipeline).device)
-    return Conditions(texts.map(lambda values: values.view(num_halves, -1, *values.shape[1:])), sizes)
+    return texts.map(lambda values: values.view(num_halves, -1, *values.shape[1:]))
 
 
-def encode_texts(pipeline: Any, base: Architecture, texts: Sequence[str]) -> Texts:
+def encode_texts(pipeline: DiffusionPipeline, base: Architecture, texts: Sequence[str]) -> Texts:
     """Encodes N texts in the denoiser's precision; equal ones are encoded once."""
     unique = list(dict.fromkeys(texts))
     places = [unique.index(text) for text in texts]

@@ -1,8 +1,8 @@
 """What the two sides of a pair share in a step: the whole step, self-attention maps, cross-attention maps, or nothing.
 
 Rows of a batch are laid out [originals, edited] in each guidance half. A pair that shares the whole step has one
-trajectory, so only its original is computed. What concerns the captions' words is done in the last half alone, for in
-the unconditional one both sides read the empty text.
+trajectory, so only its original is computed. Sharing by words happens in the last half alone: in the unconditional one
+both sides read the empty text.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ip2p.config import RenderingConfig
 from ip2p.p2p.alignment import TokenMap, align_captions
@@ -28,9 +28,9 @@ class StepRows:
 
     num_halves: int
     computed: Tensor
-    """(R,) rows: the N originals, then the edited sides that go their own way."""
+    """(R,) rows: the N originals, then the edited sides that do not share the whole step."""
     result_of: Tensor
-    """(2 N,) for each row the place among `computed` of the prediction that it takes."""
+    """(2 N,) for each row the place of its prediction among `computed`."""
     itself: SelfSharing | None
     """Self-attention of the halves * R computed rows; None if every row takes its own."""
     crossing: Tensor
@@ -120,13 +120,13 @@ def _share_itself(attending: Sequence[bool], apart: Sequence[int], num: int, num
 
 
 def is_shared(fraction: float, step: int, num_steps: int) -> bool:
-    """Tells whether a share of the first `fraction` of the steps still holds in step `step` of 0 … num_steps - 1."""
+    """Returns True if step `step` of 0 … num_steps - 1 is in the first `fraction` of the steps."""
     return fraction > step / max(1, num_steps - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class WordSharing:
-    """What the N pairs of a batch share by single words."""
+    """What the N pairs of a batch share word by word."""
 
     token_maps: TokenMap
     factors: Tensor
@@ -136,7 +136,11 @@ class WordSharing:
 
     @classmethod
     def of(
-        cls, tokenizer: Any, batch: Sequence[Candidate], config: RenderingConfig, device: torch.device
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: Sequence[Candidate],
+        config: RenderingConfig,
+        device: torch.device,
     ) -> WordSharing | None:
         """Builds it for a batch; None if no pair uses word-level sharing."""
         specs = [candidate.spec for candidate in batch]
@@ -147,7 +151,7 @@ class WordSharing:
         return cls(token_maps, factors, PlacesOfWords(len(batch)), config)
 
     def before_step(self, plan: StepRows, shared: SharedAttention) -> None:
-        """Tells the attention processors what the step shares."""
+        """Sets what the attention shares in the step."""
         shared.cross = plan.cross_sharing(self.token_maps)
         shared.emphasis = plan.emphasis(self.token_maps, self.factors)
         shared.watched = plan.watched_words(self.token_maps, self.config.blend_max_positions)
@@ -165,12 +169,12 @@ class WordSharing:
 
 
 def uses_words(spec: RenderSpec) -> bool:
-    """Tells whether anything that goes by single words is on."""
+    """Returns True if a pair uses word-level sharing."""
     return spec.cross_p2p > 0 or spec.local_blend > 0 or (spec.reweight != 1 and spec.reweight_steps > 0)
 
 
 NEIGHBOURHOOD = 3
-"""A place takes the largest value around it."""
+"""Each place takes the largest value in a square of this many places around it."""
 
 
 class PlacesOfWords:

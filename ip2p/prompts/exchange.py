@@ -11,8 +11,8 @@ from pathlib import Path
 from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.prompts.captions import Line, numbered_lines, to_triplet
-from ip2p.prompts.shards import TEXT_COLUMNS, read_generations
-from ip2p.records import EditTriplet
+from ip2p.prompts.shards import read_generations
+from ip2p.records import TEXT_COLUMNS, EditTriplet
 from ip2p.sources.columns import TRIPLET_ALIASES
 from ip2p.sources.location import locate
 

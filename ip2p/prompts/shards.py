@@ -28,11 +28,10 @@ from ip2p.prompts.backends import check_backend, name_source, open_backend
 from ip2p.prompts.captions import Entry, ReadyLine, normalise, read_captions, read_entries
 from ip2p.prompts.format import Reason, name_edit_type, parse_reply
 from ip2p.prompts.screening import Screen, WordIndex, length_check
-from ip2p.records import EditTriplet
+from ip2p.records import TEXT_COLUMNS, EditTriplet
 
 logger = logging.getLogger(__name__)
 
-TEXT_COLUMNS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
 SCHEMA = pa.schema([(name, pa.string()) for name in ("triplet_id", *TEXT_COLUMNS, "caption", "generation", "reason")])
 
 

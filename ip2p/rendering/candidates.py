@@ -1,4 +1,4 @@
-"""Who is rendered: candidates are drawn by hash, so independent of shards, order and resume, and handed out in turn."""
+"""Draws candidates by hash, so that they do not depend on shards, order or resume, and queues those still needed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,9 @@ def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> Ren
     """Draws the spec of a triplet's candidate `number`, a pure function of (seed, triplet, number) and the ranges."""
     key = (config.seed, triplet.id, number)
     config = settings_for(config, triplet.edit_type)
-    return RenderSpec(
-        triplet_id=triplet.id,
-        candidate=number,
-        seed=hash_to_seed(*key),
-        **{name: _uniform(getattr(config, name), name, *key) for name in DRAWN_COLUMNS},
-    )
+    ranges: dict[str, tuple[float, float]] = {name: getattr(config, name) for name in DRAWN_COLUMNS}
+    drawn = {name: low + (high - low) * hash_to_unit(name, *key) for name, (low, high) in ranges.items()}
+    return RenderSpec(triplet_id=triplet.id, candidate=number, seed=hash_to_seed(*key), **drawn)
 
 
 def draw_candidates(config: RenderingConfig, triplet: EditTriplet) -> list[Candidate]:
@@ -38,16 +35,11 @@ def draw_candidates(config: RenderingConfig, triplet: EditTriplet) -> list[Candi
 
 
 def settings_for(config: RenderingConfig, edit_type: str) -> RenderingConfig:
-    """Returns the settings with the edit type's own in place of the general ones."""
-    own = config.per_edit_type.get(edit_type)
-    if own is None:
+    """Returns the settings with the edit type's overrides."""
+    overrides = config.per_edit_type.get(edit_type)
+    if overrides is None:
         return config
-    return replace(config, **{name: value for name, value in asdict(own).items() if value is not None})
-
-
-def _uniform(bounds: tuple[float, float], *key: object) -> float:
-    low, high = bounds
-    return low + (high - low) * hash_to_unit(*key)
+    return replace(config, **{name: value for name, value in asdict(overrides).items() if value is not None})
 
 
 Key = tuple[str, int]
@@ -55,32 +47,32 @@ Key = tuple[str, int]
 
 
 def key_of(candidate: Candidate) -> Key:
-    """Names a candidate in a shard."""
+    """Identifies a candidate in a shard."""
     return candidate.spec.triplet_id, candidate.spec.candidate
 
 
 class CandidateQueue:
-    """Hands out batches of candidates; each must be settled with its scores before the queue can run dry."""
+    """Hands out batches of candidates; each batch must be settled with its scores before the queue can run dry."""
 
     def __init__(
         self, candidates: Sequence[Candidate], filtering: FilteringConfig, settled: Mapping[Key, bool] | None = None
     ) -> None:
         """Takes each triplet's candidates in the order of their numbers.
 
-        `settled` says which are rendered already and whether their scores pass; these are never handed out.
+        `settled` maps candidates that are rendered already, which are never handed out, to whether their scores pass.
         """
         self._settled = settled or {}
         self._later: dict[str, deque[Candidate]] = {}
         self._waiting: dict[bool, deque[Candidate]] = {False: deque(), True: deque()}
         """By whether they are guided: a batch computes the unconditional half for all of its pairs or for none."""
-        self.num_asked = 0
+        self.num_queued = 0
         """Candidates handed out or waiting so far."""
         for candidate in candidates:
             self._later.setdefault(candidate.spec.triplet_id, deque()).append(candidate)
         at_once = filtering.max_pairs_per_triplet if filtering.selection == "first" else len(candidates)
         for triplet_id, later in self._later.items():
             for _ in range(min(at_once, len(later))):
-                self._ask_next(triplet_id)
+                self._queue_next(triplet_id)
 
     def take(self, num: int) -> list[Candidate]:
         """Returns at most `num` candidates, all guided or all not; an empty list once no more are needed."""
@@ -91,9 +83,9 @@ class CandidateQueue:
         """Takes verdicts back; a rejected candidate is followed by the next of its triplet."""
         for result in scored:
             if not result.verdict.accepted:
-                self._ask_next(result.candidate.spec.triplet_id)
+                self._queue_next(result.candidate.spec.triplet_id)
 
-    def _ask_next(self, triplet_id: str) -> None:
+    def _queue_next(self, triplet_id: str) -> None:
         """Queues a triplet's next candidate that is not settled, unless one before it passes."""
         later = self._later[triplet_id]
         while later:
@@ -101,6 +93,6 @@ class CandidateQueue:
             passes = self._settled.get(key_of(candidate))
             if passes is None:
                 self._waiting[is_guided(candidate.spec)].append(candidate)
-                self.num_asked += 1
+                self.num_queued += 1
             if passes is not False:
                 return

@@ -1,4 +1,4 @@
-"""Renders and scores what a shard of candidates lacks, batch by batch, each pair as it will be stored."""
+"""Renders and scores the candidates that a shard lacks, batch by batch; scores are those of the stored pixels."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from ip2p.config import PipelineConfig
+from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.filtering import OVER_LIMIT, judge_batch, num_accepted_by_triplet, passes_first_look
 from ip2p.images import encode_image, open_picture
 from ip2p.models import loading
-from ip2p.p2p.sampler import RenderedPair, fits_text_encoder, is_guided, render_pairs
+from ip2p.p2p.sampler import fits_text_encoder, is_guided, render_pairs
 from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, ScoredCandidate
 from ip2p.rendering.candidates import CandidateQueue, Key, draw_candidates, key_of, settings_for
 from ip2p.rendering.table import EncodedPair
-from ip2p.scoring import load_pair_scorer, load_scorer
-from ip2p.scoring.scorer import Scorer
+from ip2p.scoring.scorer import Scorer, embeddings_as_bytes, load_pair_scorer, load_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ ScoredPair = tuple[ScoredCandidate, EncodedPair]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What was rendered anew for a shard."""
+    """Candidates rendered anew for a shard."""
 
     triplet_ids: Sequence[str] = ()
     """All triplets of the shard, in order; empty if nothing was needed."""
@@ -42,15 +42,15 @@ class Rendered:
     images: Mapping[Key, EncodedPair] = field(default_factory=dict)
     """Images to keep; the limit per triplet may still drop some."""
     too_long: int = 0
-    """Candidates left out, because a caption does not fit the text encoder."""
+    """Candidates left out because a caption does not fit the text encoder."""
 
 
 def render_needed(
     config: PipelineConfig, judged: pa.Table | None, triplets_path: Path, *, name: str, again: Set[str] = frozenset()
 ) -> Rendered:
-    """Renders what the triplets of a shard need beyond the candidates that are judged; all of it if that is None.
+    """Renders the candidates that a shard's triplets need beyond those in `judged`; all of them if that is None.
 
-    `again` names triplets whose candidates are missing from `judged` since they must be rendered again.
+    `again` names triplets with candidates that are missing from `judged` since they must be rendered again.
     """
     unfinished = None if judged is None else _unfinished(config, judged) | again
     if unfinished is not None and not unfinished:
@@ -73,10 +73,10 @@ def render_needed(
 
 
 def _settled(judged: pa.Table) -> dict[Key, bool]:
-    """Says of each candidate of a judged table whether its scores pass."""
-    triplet_ids, numbers, reasons = (judged[name].to_pylist() for name in ("triplet_id", "candidate", "reason"))
-    keys = zip(triplet_ids, numbers, strict=True)
-    return {key: reason in ("", OVER_LIMIT) for key, reason in zip(keys, reasons, strict=True)}
+    """Maps each candidate of a judged table to whether its scores pass."""
+    columns = (judged[name].to_pylist() for name in ("triplet_id", "candidate", "reason"))
+    rows = zip(*columns, strict=True)
+    return {(triplet_id, number): reason in ("", OVER_LIMIT) for triplet_id, number, reason in rows}
 
 
 def _unfinished(config: PipelineConfig, judged: pa.Table) -> set[str]:
@@ -92,25 +92,22 @@ def _unfinished(config: PipelineConfig, judged: pa.Table) -> set[str]:
 
 
 def _fitting(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Drops triplets whose captions the text encoder would cut, with a log line each."""
+    """Drops triplets whose captions the text encoder would cut, with a warning each."""
     if not candidates:
         return []
-    pipeline = _load_pipeline(config)
+    pipeline = _load_pipeline(config.rendering)
     firsts = [candidate for candidate in candidates if candidate.spec.candidate == 0]
-    fits = {candidate.triplet.id: fits_text_encoder(pipeline, candidate) for candidate in firsts}
+    too_long = dict.fromkeys(first.triplet.id for first in firsts if not fits_text_encoder(pipeline, first))
     limit = pipeline.tokenizer.model_max_length
-    for candidate in firsts:
-        if not fits[candidate.triplet.id]:
-            logger.warning(
-                "triplet %s is not rendered: a caption is longer than %d tokens", candidate.triplet.id, limit
-            )
-    return [candidate for candidate in candidates if fits[candidate.triplet.id]]
+    for triplet_id in too_long:
+        logger.warning("triplet %s is not rendered: a caption is longer than %d tokens", triplet_id, limit)
+    return [candidate for candidate in candidates if candidate.triplet.id not in too_long]
 
 
 def _scored_pairs(config: PipelineConfig, queue: CandidateQueue, *, name: str) -> Iterator[ScoredPair]:
-    """Renders, encodes, decodes and scores what the queue asks for, with the verdicts of the thresholds.
+    """Renders, encodes, decodes, scores and judges what the queue hands out.
 
-    With a first look, candidates that pass it wait until they fill a batch.
+    With a first look, candidates that pass it wait until they fill a batch. A batch is guided as a whole or not at all.
     """
     size, promising = config.rendering.batch_size, list[Candidate]()
     batch = queue.take(size)
@@ -119,13 +116,14 @@ def _scored_pairs(config: PipelineConfig, queue: CandidateQueue, *, name: str) -
     scorer = load_scorer(config.scoring)
     with tqdm(desc=f"render {name}", unit="pair", disable=None) as bar:
         while batch or promising:
-            bar.total = queue.num_asked
+            bar.total = queue.num_queued
             passed, results = _look(config, scorer, batch)
             promising += passed
-            ready = _like_the_first(promising)[:size]
+            first_is_guided = bool(promising) and is_guided(promising[0].spec)
+            ready = [candidate for candidate in promising if is_guided(candidate.spec) == first_is_guided][:size]
             if len(ready) == size or not batch or config.rendering.first_look_steps is None:
                 promising = [candidate for candidate in promising if candidate not in ready]
-                results += _score(config, scorer, ready, list(encoded_pairs(config, ready)))
+                results += _score(config, scorer, ready, list(encoded_pairs(config.rendering, ready)))
             yield from results
             queue.settle(result for result, _ in results)
             bar.update(len(results))
@@ -135,20 +133,15 @@ def _scored_pairs(config: PipelineConfig, queue: CandidateQueue, *, name: str) -
 def _look(
     config: PipelineConfig, scorer: Scorer, batch: Sequence[Candidate]
 ) -> tuple[list[Candidate], list[ScoredPair]]:
-    """Takes a first look of few steps, if asked for; returns candidates that pass it and the results of the others."""
+    """Takes a first look of few steps, if set; returns the candidates that pass it and the results of the others."""
     steps = config.rendering.first_look_steps
     if steps is None or not batch:
         return list(batch), []
-    quick = replace(config, rendering=replace(config.rendering, first_look_steps=None, num_inference_steps=steps))
+    quick = replace(config.rendering, first_look_steps=None, num_inference_steps=steps)
     results = _score(config, scorer, batch, list(encoded_pairs(quick, batch)), first_look=True)
     passes = passes_first_look(batch, [result.scores for result, _ in results], config.filtering)
     passed = [candidate for candidate, good in zip(batch, passes, strict=True) if good]
     return passed, [result for result, good in zip(results, passes, strict=True) if not good]
-
-
-def _like_the_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Returns those guided as the first is: a batch computes the unconditional half for all or for none."""
-    return [candidate for candidate in candidates if is_guided(candidate.spec) == is_guided(candidates[0].spec)]
 
 
 def _score(
@@ -160,7 +153,7 @@ def _score(
     first_look: bool = False,
 ) -> list[ScoredPair]:
     scores, embeddings = scorer.score([candidate.triplet for candidate in batch], *_decoded(pairs))
-    scores = [replace(each, first_look=first_look) for each in scores]
+    scores = [replace(values, first_look=first_look) for values in scores]
     verdicts = judge_batch(batch, scores, config.filtering)
     return [
         (ScoredCandidate(candidate=candidate, scores=values, verdict=verdict), replace(pair, embeddings=both))
@@ -173,10 +166,11 @@ def render_again(config: PipelineConfig, candidates: Sequence[Candidate]) -> Ite
     if not candidates:
         return
     scorer, size = load_pair_scorer(config.scoring), config.rendering.batch_size
-    pairs = encoded_pairs(config, candidates)
+    pairs = encoded_pairs(config.rendering, candidates)
     while block := list(islice(pairs, size)):
-        for pair, embeddings in zip(block, scorer.embed(*_decoded(block)), strict=True):
-            yield replace(pair, embeddings=embeddings)
+        originals, edited = _decoded(block)
+        embeddings = embeddings_as_bytes(scorer.embed_images([*originals, *edited]))
+        yield from (replace(pair, embeddings=both) for pair, both in zip(block, embeddings, strict=True))
 
 
 def _decoded(pairs: Sequence[EncodedPair]) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -186,28 +180,16 @@ def _decoded(pairs: Sequence[EncodedPair]) -> tuple[list[Image.Image], list[Imag
         return originals, list(pool.map(open_picture, [pair.edited for pair in pairs]))
 
 
-def encoded_pairs(config: PipelineConfig, candidates: Sequence[Candidate]) -> Iterator[EncodedPair]:
+def encoded_pairs(config: RenderingConfig, candidates: Sequence[Candidate]) -> Iterator[EncodedPair]:
     """Renders pairs; the codec works on other threads, so that the next batch does not wait for it."""
-    rendering = config.rendering
-
-    def encode(pair: RenderedPair) -> EncodedPair:
-        original, edited = (
-            encode_image(pixels, rendering.image_format, rendering.image_quality)
-            for pixels in (pair.original, pair.edited)
-        )
-        return EncodedPair(original, edited)
-
+    encode = partial(encode_image, image_format=config.image_format, quality=config.image_quality)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        encoded = [pool.submit(encode, pair) for pair in render_pairs(_load_pipeline(config), candidates, rendering)]
-        yield from (future.result() for future in encoded)
+        pairs = render_pairs(_load_pipeline(config), candidates, config)
+        encoded = [pool.map(encode, (pair.original, pair.edited)) for pair in pairs]
+        yield from (EncodedPair(*files) for files in encoded)
 
 
-def _load_pipeline(config: PipelineConfig) -> Any:
-    rendering = config.rendering
+def _load_pipeline(config: RenderingConfig) -> DiffusionPipeline:
     return loading.load_text_to_image(
-        rendering.model,
-        revision=rendering.revision,
-        variant=rendering.variant,
-        dtype=rendering.dtype,
-        device=rendering.device,
+        config.model, revision=config.revision, variant=config.variant, dtype=config.dtype, device=config.device
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from ip2p.records import (
     DRAWN_COLUMNS,
     EMBEDDINGS_COLUMN,
     SPEC_COLUMNS,
+    TEXT_COLUMNS,
     Candidate,
     EditTriplet,
     PairScores,
@@ -23,8 +24,8 @@ from ip2p.records import (
 )
 from ip2p.rendering.candidates import Key
 from ip2p.scoring import SCORE_COLUMNS
+from ip2p.sources.columns import SIDES
 
-TEXT_COLUMNS = tuple(field.name for field in fields(EditTriplet))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("triplet_id", *TEXT_COLUMNS)),
@@ -35,7 +36,6 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-SIDES = ("original_image", "edited_image")
 STORED = (*SIDES, EMBEDDINGS_COLUMN)
 """Columns of pairs that candidates do not have."""
 PAIR_SCHEMA = pa.schema([*SCHEMA, *(pa.field(side, IMAGE_TYPE) for side in SIDES), (EMBEDDINGS_COLUMN, pa.binary())])
@@ -49,7 +49,7 @@ class EncodedPair:
     original: bytes
     edited: bytes
     embeddings: bytes | None = None
-    """As `EMBEDDINGS_COLUMN` holds them, if the pair was scored."""
+    """The value of `EMBEDDINGS_COLUMN`, if the pair was scored."""
 
 
 def as_row(scored: ScoredCandidate) -> dict[str, Any]:
@@ -96,16 +96,14 @@ def in_order_of(triplet_ids: Sequence[str], table: pa.Table) -> pa.Table:
 
 def images_table(images: Mapping[Key, EncodedPair]) -> pa.Table:
     """Builds a table with a row per pair of images."""
-    rows = [_images_row(triplet_id, number, pair) for (triplet_id, number), pair in images.items()]
+    rows = []
+    for (triplet_id, number), pair in images.items():
+        row = {"triplet_id": triplet_id, "candidate": number, EMBEDDINGS_COLUMN: pair.embeddings}
+        for side, content in zip(SIDES, (pair.original, pair.edited), strict=True):
+            name = f"{triplet_id}-{number}-{side.removesuffix('_image')}.{format_of(content)}"
+            row[side] = {"bytes": content, "path": name}
+        rows.append(row)
     return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
-
-
-def _images_row(triplet_id: str, number: int, pair: EncodedPair) -> dict[str, Any]:
-    files = {
-        side: {"bytes": content, "path": f"{triplet_id}-{number}-{side.removesuffix('_image')}.{format_of(content)}"}
-        for side, content in zip(SIDES, (pair.original, pair.edited), strict=True)
-    }
-    return {"triplet_id": triplet_id, "candidate": number, **files, EMBEDDINGS_COLUMN: pair.embeddings}
 
 
 def lacks_images(table: pa.Table, images: pa.Table) -> pa.Table:

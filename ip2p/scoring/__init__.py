@@ -1,4 +1,4 @@
-"""The scores of a rendered pair: a registry that needs no torch, and the scorer that measures what a config asks for.
+"""The scores of a rendered pair: a registry that needs no torch. `scorer` measures what a config asks for.
 
 Every module here but those in `BESIDE` is a plug-in: it declares `SCORES`, imports torch and models only inside its
 functions, and is found by its place in this folder. A new score is one new file and a row in docs/data.md.
@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING
 
-from ip2p.config import ScoringConfig
-from ip2p.scoring.score import Batch, Bound, Measure, Score, Side
-
-if TYPE_CHECKING:
-    from ip2p.scoring.scorer import PairScorer, Scorer
+from ip2p.scoring.score import Bound, Score, Side
 
 BESIDE = ("score", "scorer")
 """Modules of this package that declare no score."""
@@ -41,31 +36,6 @@ SCORE_COLUMNS = {score.column: name for name, score in SCORES.items()}
 """The columns of tables that hold scores, and the scores' names."""
 _SIDES: tuple[Side, ...] = ("low", "high")
 BOUNDS = {bound.reason: bound for side in _SIDES for score in SCORES.values() if (bound := Bound(score, side)).words}
-"""The bounds that scores understand by the reason of a pair beyond them, in the order in which they are checked."""
+"""The bounds of all scores by the reason of a pair beyond them, in the order in which they are checked."""
 
-
-def load_scorer(config: ScoringConfig) -> Scorer:
-    """Loads all that a config's scores need."""
-    from ip2p.scoring import scorer
-
-    return scorer.load_scorer(config)
-
-
-def load_pair_scorer(config: ScoringConfig) -> PairScorer:
-    """Loads CLIP, for the four similarities alone."""
-    from ip2p.scoring import scorer
-
-    return scorer.load_pair_scorer(config)
-
-
-__all__ = [
-    "BOUNDS",
-    "Batch",
-    "Bound",
-    "Measure",
-    "SCORES",
-    "SCORE_COLUMNS",
-    "Score",
-    "load_pair_scorer",
-    "load_scorer",
-]
+__all__ = ["BOUNDS", "SCORES", "SCORE_COLUMNS", "Score"]

@@ -2,68 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from ip2p.config import ScoringConfig
-from ip2p.scoring.score import Batch, Measure, Score
-
-UNIT = "cosine similarity"
+from ip2p.scoring.score import Batch, Score
 
 
-def _similarity(column: int) -> Callable[[ScoringConfig], Measure]:
-    """Takes one of the four cosines that a batch computes at once."""
+def _similarity(number: int, name: str, meaning: str, **words: str) -> Score:
+    """Declares one of the four cosines that a batch computes at once."""
 
-    def measure(batch: Batch) -> Sequence[float]:
-        cosines: list[float] = batch.similarities[:, column].tolist()
+    def measure(batch: Batch) -> list[float]:
+        cosines: list[float] = batch.similarities[:, number].tolist()
         return cosines
 
-    return lambda _: measure
+    return Score(
+        name=name,
+        column=f"clip_{name}",
+        title=name,
+        meaning=meaning,
+        unit="cosine similarity",
+        is_similarity=True,
+        prepare=lambda _: measure,
+        place=10 + number,
+        **words,
+    )
 
 
 SCORES = (
-    Score(
-        name="original",
-        column="clip_original",
-        title="original",
-        meaning="Original image ↔ original prompt",
-        unit=UNIT,
-        too_low="original image unlike its prompt",
-        is_similarity=True,
-        prepare=_similarity(0),
-        place=10,
-    ),
-    Score(
-        name="edited",
-        column="clip_edited",
-        title="edited",
-        meaning="Edited image ↔ edited prompt",
-        unit=UNIT,
-        too_low="edited image unlike its prompt",
-        is_similarity=True,
-        prepare=_similarity(1),
-        place=11,
-    ),
-    Score(
-        name="direction",
-        column="clip_direction",
-        title="direction",
-        meaning="Direction: change of image ↔ change of text",
-        unit=UNIT,
-        too_low="change unlike the text's",
-        is_similarity=True,
-        prepare=_similarity(2),
-        place=12,
-    ),
-    Score(
-        name="image",
-        column="clip_image",
-        title="image",
-        meaning="Original image ↔ edited image",
-        unit=UNIT,
-        too_low="images too unlike",
-        too_high="images too alike",
-        is_similarity=True,
-        prepare=_similarity(3),
-        place=13,
-    ),
+    _similarity(0, "original", "Original image ↔ original prompt", too_low="original image unlike its prompt"),
+    _similarity(1, "edited", "Edited image ↔ edited prompt", too_low="edited image unlike its prompt"),
+    _similarity(2, "direction", "Direction: change of image ↔ change of text", too_low="change unlike the text's"),
+    _similarity(3, "image", "Original image ↔ edited image", too_low="images too unlike", too_high="images too alike"),
 )

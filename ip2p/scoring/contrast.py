@@ -1,4 +1,4 @@
-"""How much contrast the flatter of a pair's two images has: an image that is all black, for instance, has none."""
+"""Contrast of the flatter of a pair's two images; an all-black image, for instance, has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How unsafe the worse of a pair's two images looks, by a small head on CLIP's embeddings."""
+"""NSFW score of the worse of a pair's two images, by a small head on CLIP's embeddings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ip2p.config import ScoringConfig
-from ip2p.console import first_line
 from ip2p.scoring.score import Batch, Measure, Score
 
 if TYPE_CHECKING:
@@ -19,26 +18,51 @@ if TYPE_CHECKING:
     """Turns (N, D) unit embeddings into (N,) scores, higher is worse. ValueError for embeddings of another width."""
 
 CARE = 0.01
-"""A safety checker lowers its thresholds by this if an image is close to one of its "special care" concepts."""
+"""How much a safety checker lowers its thresholds if an image is close to one of its "special care" concepts."""
 
 
 def load_nsfw_head(source: str) -> NsfwHead:
     """Loads a safety checker's folder, which calls scores above 0 unsafe, or a .safetensors file of linear layers."""
-    if source.endswith(".safetensors"):
-        from safetensors.torch import load_file
+    import torch
 
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise ValueError(f"scoring.nsfw_head {source} does not exist. Give a .safetensors file or a folder.")
-        return _checked(layers_head(load_file(path)), source)
-    return _checked(_load_safety_checker(source), source)
+    head = _read_layers(source) if source.endswith(".safetensors") else _read_safety_checker(source)
+
+    @torch.inference_mode()
+    def score(embeddings: Tensor) -> Tensor:
+        try:
+            return head(embeddings)
+        except RuntimeError as error:
+            raise ValueError(
+                f"scoring.nsfw_head {source} does not fit embeddings of {embeddings.shape[1]} numbers. "
+                "Give the scoring.clip_model that it was trained on: ViT-L-14 by openai for a safety checker."
+            ) from error
+
+    return score
+
+
+def _read_layers(source: str) -> NsfwHead:
+    from safetensors.torch import load_file
+
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ValueError(f"scoring.nsfw_head {source} does not exist. Give a .safetensors file or a folder.")
+    return layers_head(load_file(path))
+
+
+def _read_safety_checker(source: str) -> NsfwHead:
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    from ip2p.models.loading import check_model_source, from_source
+
+    folder = check_model_source(source, what="scoring.nsfw_head", marker="config.json")
+    checker = from_source(StableDiffusionSafetyChecker.from_pretrained, folder, what=f"the safety checker {source}")
+    return safety_head(checker.state_dict())
 
 
 def layers_head(weights: dict[str, Tensor]) -> NsfwHead:
     """Builds a head of linear layers named by their place in a `Sequential`, such as `layers.3.weight`.
 
-    Its score is a probability. A gap between two places stands for a rectifier (and dropout); neighbours have none
-    between them.
+    Its score is a probability. A gap between two places stands for a rectifier (and dropout).
     """
     import torch.nn.functional as F
 
@@ -46,7 +70,7 @@ def layers_head(weights: dict[str, Tensor]) -> NsfwHead:
     places = sorted(layers)
     if not places or weights[layers[places[-1]]].shape[0] != 1:
         raise ValueError(
-            "scoring.nsfw_head must hold linear layers 0.weight, 0.bias, … of which the last has one output, "
+            "scoring.nsfw_head must hold linear layers 0.weight, 0.bias, …, the last with one output, "
             f"got {', '.join(sorted(weights)) or 'nothing'}."
         )
     rectified = {place for place, after in pairwise(places) if after > place + 1}
@@ -63,51 +87,21 @@ def layers_head(weights: dict[str, Tensor]) -> NsfwHead:
 
 
 def safety_head(weights: dict[str, Tensor]) -> NsfwHead:
-    """Scores by the greatest margin over the concepts' thresholds, as diffusers' `StableDiffusionSafetyChecker`."""
+    """Scores by the greatest margin over the concepts' thresholds, like diffusers' `StableDiffusionSafetyChecker`."""
+    import torch.nn.functional as F
+
     concepts, limits, special, special_limits = (
         weights[name].float()
         for name in ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights")
     )
 
+    def cosines(embeddings: Tensor, others: Tensor) -> Tensor:
+        return F.normalize(embeddings, dim=-1) @ F.normalize(others, dim=-1).T
+
     def score(embeddings: Tensor) -> Tensor:
-        wary = ((_cosines(embeddings, special) - special_limits).round(decimals=3) > 0).any(dim=1, keepdim=True)
-        margins = _cosines(embeddings, concepts) - limits + CARE * wary
-        return margins.amax(dim=1).round(decimals=3)  # as it rounds
-
-    return score
-
-
-def _cosines(embeddings: Tensor, concepts: Tensor) -> Tensor:
-    import torch.nn.functional as F
-
-    return F.normalize(embeddings, dim=-1) @ F.normalize(concepts, dim=-1).T
-
-
-def _load_safety_checker(source: str) -> NsfwHead:
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-
-    from ip2p.models.loading import check_model_source
-
-    folder = check_model_source(source, what="scoring.nsfw_head", marker="config.json")
-    try:
-        checker = StableDiffusionSafetyChecker.from_pretrained(folder)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"could not load the safety checker {source}: {first_line(error)}") from error
-    return safety_head(checker.state_dict())
-
-
-def _checked(head: NsfwHead, source: str) -> NsfwHead:
-    import torch
-
-    @torch.inference_mode()
-    def score(embeddings: Tensor) -> Tensor:
-        try:
-            return head(embeddings)
-        except RuntimeError as error:
-            raise ValueError(
-                f"scoring.nsfw_head {source} does not fit embeddings of {embeddings.shape[1]} numbers. "
-                "Give the scoring.clip_model that it was trained on: ViT-L-14 by openai for a safety checker."
-            ) from error
+        needs_care = ((cosines(embeddings, special) - special_limits).round(decimals=3) > 0).any(dim=1, keepdim=True)
+        margins = cosines(embeddings, concepts) - limits + CARE * needs_care
+        return margins.amax(dim=1).round(decimals=3)  # the checker rounds too
 
     return score
 

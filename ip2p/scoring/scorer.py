@@ -21,7 +21,7 @@ from ip2p.scoring import SCORES
 from ip2p.scoring.score import Batch, Measure
 
 SMALLEST_STEP = 1e-6
-"""Steps between embeddings shorter than this have no direction: their similarity is (close to) zero."""
+"""A shorter step between two embeddings has no direction: its similarity is (close to) zero."""
 
 
 class PairScorer:
@@ -35,15 +35,11 @@ class PairScorer:
     def score(
         self, triplets: Sequence[EditTriplet], originals: Sequence[Image.Image], edited: Sequence[Image.Image]
     ) -> list[PairScores]:
-        """Returns the four similarities per triplet and its two RGB images."""
+        """Returns the four similarities of each triplet and its two RGB images."""
         if not triplets:
             return []
         rows = Batch(triplets, originals, edited, self).similarities.tolist()
         return [PairScores(original=a, edited=b, direction=c, image=d) for a, b, c, d in rows]
-
-    def embed(self, originals: Sequence[Image.Image], edited: Sequence[Image.Image]) -> list[bytes]:
-        """Returns both unit embeddings of each pair as float16, as they are stored with the images."""
-        return embeddings_as_bytes(self.embed_images([*originals, *edited]))
 
     def similarities(self, triplets: Sequence[EditTriplet], embeddings: Tensor) -> Tensor:
         """Returns the (N, 4) cosines of pairs with (2 N, D) unit embeddings of their images."""
@@ -77,7 +73,7 @@ class PairScorer:
 def similarities(
     original_images: Tensor, edited_images: Tensor, original_texts: Tensor, edited_texts: Tensor
 ) -> Tensor:
-    """Turns (N, D) unit embeddings into (N, 4) cosines: original, edited, direction, image. No step has direction 0."""
+    """Turns (N, D) unit embeddings into (N, 4) cosines: original, edited, direction (0 if a step is 0), image."""
     image_step, text_step = edited_images - original_images, edited_texts - original_texts
     return torch.stack(
         [
@@ -91,7 +87,7 @@ def similarities(
 
 
 def embeddings_as_bytes(embeddings: Tensor) -> list[bytes]:
-    """Turns (2 N, D) embeddings of N original and N edited images into the two of each pair, as float16."""
+    """Turns (2 N, D) embeddings of originals and edited images into the float16 bytes of each pair's two."""
     pairs: np.ndarray = torch.stack(embeddings.chunk(2), dim=1).half().numpy()
     return [pair.tobytes() for pair in pairs]
 
@@ -107,7 +103,7 @@ class Scorer:
     def score(
         self, triplets: Sequence[EditTriplet], originals: Sequence[Image.Image], edited: Sequence[Image.Image]
     ) -> tuple[list[PairScores], list[bytes]]:
-        """Returns the scores and the stored embeddings (`PairScorer.embed`) per triplet and its two RGB images."""
+        """Returns the scores and the `embeddings_as_bytes` of each triplet and its two RGB images."""
         if not triplets:
             return [], []
         batch = Batch(triplets, originals, edited, self.clip)
@@ -117,7 +113,7 @@ class Scorer:
 
 
 def load_scorer(config: ScoringConfig) -> Scorer:
-    """Loads all that a config's scores need. ValueError if `scoring.further` names a setting that no score has."""
+    """Loads the models of a config's scores. ValueError if `scoring.further` names a setting that no score reads."""
     settings = [score.setting for score in SCORES.values() if score.setting]
     for name in config.further:
         if name not in settings:
@@ -127,6 +123,6 @@ def load_scorer(config: ScoringConfig) -> Scorer:
 
 
 def load_pair_scorer(config: ScoringConfig) -> PairScorer:
-    """Loads CLIP, for the four similarities alone."""
+    """Loads CLIP alone, for the four similarities."""
     clip = loading.load_clip(config.clip_model, config.clip_pretrained, device=config.device)
     return PairScorer(clip, batch_size=config.batch_size)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from PIL import Image
 
 from ip2p.scoring.score import Batch, Score
 
-SSIM: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-"""As in Wang et al. (2004)."""
+SSIM: dict[str, object] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+"""Settings of scikit-image, as in Wang et al. (2004)."""
 SMALLEST_SIDE = 11
-"""Pixels of the window."""
+"""The window, in pixels."""
 
 
 def ssim(original: Image.Image, edited: Image.Image) -> float:
-    """Returns the structural similarity over the colours, by `SSIM`; NaN for images under 11 pixels."""
+    """Returns the structural similarity over the colours; NaN for images of two sizes or under 11 pixels."""
     from skimage.metrics import structural_similarity
 
-    one, other = np.asarray(original), np.asarray(edited)
-    if one.shape != other.shape or min(one.shape[:2]) < SMALLEST_SIDE:
+    if original.size != edited.size or min(original.size) < SMALLEST_SIDE:
         return float("nan")
-    return float(structural_similarity(one, other, channel_axis=-1, **SSIM))  # type: ignore[no-untyped-call]
+    pixels = np.asarray(original), np.asarray(edited)
+    return float(structural_similarity(*pixels, channel_axis=-1, **SSIM))  # type: ignore[no-untyped-call]
 
 
 def measure(batch: Batch) -> list[float]:

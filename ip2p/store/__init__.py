@@ -1,11 +1,12 @@
 """What lies on disk: run folders, shards with sidecars, locks, journals and the mirror of an object store."""
 
 from ip2p.store.locks import hold, lock_file
-from ip2p.store.run import RunFolder, read_summary, summarise_shards, summarised, write_run_config
+from ip2p.store.run import RunFolder, describe_environment, read_summary, summarise_shards, summarised, write_run_config
 from ip2p.store.shards import (
     Sidecar,
     finished,
     read_json,
+    read_json_or_empty,
     read_sidecar,
     sha256_of,
     sidecar_path,
@@ -18,10 +19,12 @@ from ip2p.store.shards import (
 __all__ = [
     "RunFolder",
     "Sidecar",
+    "describe_environment",
     "finished",
     "hold",
     "lock_file",
     "read_json",
+    "read_json_or_empty",
     "read_sidecar",
     "read_summary",
     "sha256_of",

@@ -74,14 +74,18 @@ class RunFolder:
 
 def write_run_config(root: Path, settings: Mapping[str, object], data: str | None) -> None:
     """Writes `config.json`: every setting of the run, the versions that it ran with, and the data trained on."""
-    environment = {
+    write_json(root / "config.json", {**settings, "environment": describe_environment(data)})
+
+
+def describe_environment(data: str | None = None) -> dict[str, object]:
+    """Returns the versions of this package, Python and the libraries, a checkout's commit, and the data trained on."""
+    return {
         "ip2p": __version__,
         "python": platform.python_version(),
         "commit": _commit(),
         "data": data,
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
     }
-    write_json(root / "config.json", {**settings, "environment": environment})
 
 
 def _version(name: str) -> str | None:

@@ -61,7 +61,7 @@ def make_shard(config: PipelineConfig, number: int, pixel: bytes) -> None:
     accepted = table.filter(table["accepted"])
     keys = zip(accepted["triplet_id"].to_pylist(), accepted["candidate"].to_pylist(), strict=True)
     images = images_table(dict.fromkeys(keys, EncodedPair(pixel, pixel)))
-    shard = _shard(config, number, triplets_path)
+    shard = _shard(config, number)
     counts, extra = count_verdicts(table), {"scores_from": shard.scores_from}
     for path, content in ((shard.pairs, with_images(accepted, images)), (shard.candidates, table)):
         store.write_shard(path, content, fingerprint=shard.fingerprint, seconds=0.0, counts=counts, extra=extra)

@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ip2p import store
 from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.presets import shapes
 from ip2p.records import Candidate, EditTriplet
@@ -179,7 +180,7 @@ def make_run(folder: Path, num_triplets: int, **rendering: Any) -> PipelineConfi
 
 def needed(options: argparse.Namespace) -> None:
     """Renders per accepted pair: a fixed number of candidates, or one after another until enough are accepted."""
-    from ip2p.rendering import sum_counts, write_shard
+    from ip2p.rendering import write_shard
 
     print(f"\nat most {FIXED_CANDIDATES} candidates a triplet, {PAIRS_EACH} pairs kept, {options.needed} triplets")
     for selection in ("best", "first"):
@@ -191,7 +192,9 @@ def needed(options: argparse.Namespace) -> None:
             config = make_run(Path(name), options.needed, num_candidates=FIXED_CANDIDATES, per_edit_type=own)
             filtering = replace(config.filtering, selection=selection, max_pairs_per_triplet=PAIRS_EACH)
             config = replace(config, filtering=filtering)
-            counts = sum_counts([write_shard(config, number) for number in range(-(-options.needed // 100))])
+            for number in range(-(-options.needed // 100)):
+                write_shard(config, number)
+            counts = store.summarise_shards(config.out, "candidates")
         renders, accepted = counts["candidates"], counts["accepted"]
         print(f"{selection}: {renders} renders, {accepted} accepted, {renders / accepted:.2f} renders a pair")
 
