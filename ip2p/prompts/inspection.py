@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ip2p import store
 from ip2p.config import PipelineConfig
+from ip2p.prompts.captions import WORD
 from ip2p.prompts.screening import FUNCTION_WORDS
 from ip2p.prompts.shards import read_generations
 from ip2p.records import hash_to_unit
@@ -23,7 +23,7 @@ def describe(config: PipelineConfig) -> str:
     left_out = store.read_summary(config.out).get("prompts", {}).get("left_out_captions", {})
     parts = [
         ("Reasons", _reasons(statistics.reasons)),
-        ("Rows of the source that are no caption", _reasons(left_out)),
+        ("Rows of the source that were left out", _reasons(left_out)),
         ("Edit types", _edit_types(statistics.edit_types)),
         ("Most frequent verbs", _words(statistics.verbs)),
         ("Most frequent objects", _words(statistics.objects)),
@@ -71,7 +71,6 @@ Row = Mapping[str, str]
 
 COLUMNS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "caption", "generation", "reason")
 TEXTS = COLUMNS[:3]
-WORD = re.compile(r"[^\W\d_]+")
 BIN_WORDS = 5
 """Words that each bar of the length histograms spans."""
 NUM_WORDS, NUM_SAMPLES = 12, 3
