@@ -15,7 +15,7 @@ from ip2p.config import Thresholds
 from ip2p.report.facts import Figure, Figures
 from ip2p.report.format import count, percent, score
 from ip2p.report.svg import MARKS, Chart, Drawing, Frame, Point, legend, padded
-from ip2p.scoring import Bound, Score
+from ip2p.scoring.score import Bound, Score
 
 Floats = npt.NDArray[np.float64]
 
