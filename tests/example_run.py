@@ -14,7 +14,7 @@ import pyarrow as pa
 from ip2p import store
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
 from ip2p.evaluation import metrics
-from ip2p.evaluation.precision import summarise_precision
+from ip2p.evaluation.precision import as_precision
 from ip2p.filtering import judge_table
 from ip2p.images import IMAGE_TYPE, encode_png
 from ip2p.prompts import Generation, triplets_table
@@ -49,7 +49,9 @@ def write_synthetic_run(config: PipelineConfig) -> PipelineConfig:
     _write_evaluation(run, rng)
     stages = {"prompts": 41.2, "rendering": 184.0, "dataset": 2.1, "training": 372.5, "evaluation": 96.0}
     summary: dict[str, dict[str, Any]] = {stage: {"seconds": seconds} for stage, seconds in stages.items()}
-    summary["dataset"] |= summarise_precision(verdicts, EDIT_TYPES, everything=True)
+    accepted = [row for row in verdicts if row["accepted"]]
+    for name, rows in {"oracle_precision": accepted, "oracle_precision_all": verdicts}.items():
+        summary["dataset"] |= as_precision(name, metrics.summarise(rows, EDIT_TYPES))
     store.write_json(run.root / "summary.json", summary)
     return config
 

@@ -55,11 +55,12 @@ def oracle_precision(config: PipelineConfig) -> Figures:
     }
     edit_types, figures = load_domain(domain_name).edit_types(), Figures()
     for name, group in groups.items():
-        figures |= _precision(name, summarise(group, edit_types))
+        figures |= as_precision(name, summarise(group, edit_types))
     return figures
 
 
-def _precision(name: str, summary: Figures) -> Figures:
+def as_precision(name: str, summary: Figures) -> Figures:
+    """Names the figures of some pairs as the dataset's summary has them."""
     by_type = {
         kind: {"n": figures["n"], "value": figures["success"], "interval": figures["success_interval"]}
         for kind, figures in summary["by_type"].items()
