@@ -254,10 +254,11 @@ def describe_page(folder: Path) -> Benchmark:
     """Reads a benchmark. ValueError if the folder holds no finished one."""
     try:
         raw = mapping(store.read_json(folder / "figures.json"))
-        protocol, editors = (
-            str(raw["protocol"]),
-            {name: mapping(part) for name, part in mapping(raw["editors"]).items()},
-        )
+        protocol = str(raw["protocol"])
+        editors = {
+            name: {part: mapping(figures) for part, figures in mapping(parts).items()}
+            for name, parts in mapping(raw["editors"]).items()
+        }
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no finished benchmark. Run `ip2p benchmark` with --out {folder}.") from error
     columns, models = known_columns(protocol, editors), list(mapping(raw.get("models")))

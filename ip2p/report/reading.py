@@ -69,7 +69,7 @@ class RunFacts:
     summary: Json
     triplets: pa.Table
     """Caption and reason of every answer of the language model."""
-    generations: list[dict[str, object]]
+    generations: list[dict[str, str]]
     """Whole rows of the triplets, at most MOST_GENERATIONS."""
     candidates: pa.Table
     pairs: list[Pair]
@@ -163,12 +163,12 @@ def _read_rows(
     return [] if table is None else table.to_pylist()
 
 
-def _read_generations(files: Sequence[Path]) -> list[dict[str, object]]:
+def _read_generations(files: Sequence[Path]) -> list[dict[str, str]]:
     """Reads the first rows of every file, at most MOST_GENERATIONS in all."""
     rows: list[dict[str, object]] = []
     for number, file in enumerate(files):
         rows += _read_rows(file, GENERATION_COLUMNS, -(-(MOST_GENERATIONS - len(rows)) // (len(files) - number)))
-    return rows[:MOST_GENERATIONS]
+    return [{name: str(value or "") for name, value in row.items()} for row in rows[:MOST_GENERATIONS]]
 
 
 def _read_pairs(run: store.RunFolder) -> list[Pair]:
