@@ -46,14 +46,14 @@ def main() -> None:
     """Prints the sharpness of the shipped pairs, from the blurriest to the sharpest."""
     import pyarrow.parquet as pq
 
-    from ip2p.images import decode_image
+    from ip2p.images import open_picture
     from ip2p.presets import data_folder
 
     (shard,) = (data_folder() / "sample").glob("*.parquet")
     rows = pq.read_table(shard, columns=["edit_prompt", "original_image", "edited_image"]).to_pylist()
     scores = []
     for row in rows:
-        images = [decode_image(row[side]["bytes"]) for side in ("original_image", "edited_image")]
+        images = [open_picture(row[side]["bytes"]) for side in ("original_image", "edited_image")]
         scores.append((min(map(sharpness, images)), row["edit_prompt"]))
     for score, instruction in sorted(scores):
         print(f"{score:.3f}  {instruction}")

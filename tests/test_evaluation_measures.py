@@ -191,7 +191,7 @@ def test_a_file_in_the_folder_adds_a_metric_to_scores_figures_report_comparison_
     assert {"Invention ↓", "Odd ↑"} <= set(table.columns)
     cells = {title: cell and cell.value for title, cell in zip(table.columns, table.lines[0].cells, strict=True)}
     assert (cells["Invention ↓"], cells["Odd ↑"]) == ("0.250", "50\u00a0%")
-    editors = {"model": {"single": figures, "final": None}}
+    editors: dict[str, dict[str, Any]] = {"model": {"single": figures, "final": None}}
     for protocol in PROTOCOLS:
         assert {"invented", "odd"} <= {column.name for column in known_columns(protocol, editors)}
     _, heading, line = describe({"protocol": "curve", "editors": editors, "n": 4})

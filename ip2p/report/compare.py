@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -256,7 +255,10 @@ def describe_page(folder: Path) -> Benchmark:
     try:
         raw = mapping(store.read_json(folder / "figures.json"))
         protocol = str(raw["protocol"])
-        editors: dict[str, dict[str, Any]] = {name: mapping(part) for name, part in mapping(raw["editors"]).items()}
+        editors = {
+            name: {part: mapping(figures) for part, figures in mapping(parts).items()}
+            for name, parts in mapping(raw["editors"]).items()
+        }
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no finished benchmark. Run `ip2p benchmark` with --out {folder}.") from error
     columns, models = known_columns(protocol, editors), list(mapping(raw.get("models")))

@@ -168,7 +168,7 @@ def _read_generations(files: Sequence[Path]) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for number, file in enumerate(files):
         rows += _read_rows(file, GENERATION_COLUMNS, -(-(MOST_GENERATIONS - len(rows)) // (len(files) - number)))
-    return rows[:MOST_GENERATIONS]
+    return [{name: str(value or "") for name, value in row.items()} for row in rows[:MOST_GENERATIONS]]
 
 
 def _read_pairs(run: store.RunFolder) -> list[Pair]:
