@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
+from ip2p.evaluation.measures import Column, Measure, Values, fit_to
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,6 @@ class ColourMeasure(Measure):
     columns = (Column("colour_kept", "Colour shift", "lower", "mean"),)
     identity = fingerprint("colour", 1)  # raise the number if the values change
 
-    @classmethod
-    def from_setup(cls, setup: Setup) -> Self:
-        """Makes the measure; None would leave it out under these settings."""
-        return cls()
-
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns the shift of each edit, on a scale of 0 to the square root of 3; None without a mask."""
         return [{"colour_kept": colour_shift(*edit)} for edit in zip(cases, before, after, strict=True)]
@@ -39,9 +33,10 @@ class ColourMeasure(Measure):
 
 def colour_shift(case: EditCase, before: Pixels, after: Pixels) -> float | None:
     """Returns the RGB distance between the mean colours outside the mask; None if there is no such area."""
-    if case.mask is None or case.mask.all():
+    kept = case.kept_area
+    if kept is None:
         return None
-    means = [image[~case.mask].mean(0) / 255 for image in (before, fit_to(after, before))]
+    means = [image[kept].mean(0) / 255 for image in (before, fit_to(after, before))]
     return float(np.linalg.norm(means[0] - means[1]))
 
 

@@ -26,7 +26,7 @@ from ip2p import ablation, dataset, evaluation, prompts, rendering, report, trai
 from ip2p.config import PipelineConfig, PromptsConfig
 from ip2p.records import content_hash
 from ip2p.store import RunFolder, Sidecar, read_summary
-from ip2p.training.losses import read_losses
+from ip2p.store.journal import RecordFile
 
 
 def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -183,7 +183,7 @@ def _follow(config: PipelineConfig, steps: int, show: Callable[[float], object],
     path, started = RunFolder(config.out).training / "loss.jsonl", time.time()
     while not done.wait(SECONDS_BETWEEN_UPDATES):
         if path.exists() and path.stat().st_mtime >= started:
-            show((read_losses(path) or [{"step": 0}])[-1]["step"] / steps)
+            show((RecordFile(path).read() or [{"step": 0}])[-1]["step"] / steps)
 
 
 STAGES = ("prompts", "rendering", "dataset", "training")

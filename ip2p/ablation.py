@@ -1,7 +1,7 @@
-"""The paper's ablations (figure 10): the settings of each variant, and what it takes over from the run's folder.
+"""Defines the paper's ablations (figure 10): the settings of each variant of a run, and the results that it reuses.
 
-A variant is a run like any other, in a folder of its own. It starts with what the run has made already, and
-fingerprints decide what of it still holds, as they do if a run is resumed under other settings.
+A variant is an ordinary run in a separate folder. It starts from what the run has made already; fingerprints decide
+which of that is still valid, as they do when a run is resumed with other settings.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,45 +21,45 @@ from ip2p.scoring import BOUNDS
 from ip2p.store import RunFolder, read_summary
 
 SHARE = 0.1
-"""Share of the training pairs in the variant of a tenth."""
+"""Share of the training pairs in the variant `tenth`."""
 FIXED = ("p2p", "cross_p2p", "shared_steps")
-"""Draws that are fixed if the paper's share p is."""
+"""Draws that are fixed together with the paper's share p."""
 TAKEN_OVER = ("captions", "answers", "triplets", "candidates", "pairs", "evaluation")
-"""Parts of a run folder that are looked at piece by piece, so that a part of them may hold."""
+"""Parts of a run folder that are checked piece by piece, so that some pieces may still be valid."""
 EDITORS_OWN = ("dataset", "model", "training")
 """Parts that only the variant that changes nothing takes over."""
 LINKED = (".parquet", ".safetensors")
-"""Never written in place, so that a hard link to them cannot change the run's own."""
+"""Suffixes of files that are never written in place, so that a hard link is safe."""
 
 LEAST_SIMILARITY = -1.0
-"""A minimum that every similarity passes."""
+"""Minimum that every similarity passes."""
 
 Rendering = TypeVar("Rendering", RenderingConfig, EditTypeRendering)
 
 
 def full(config: PipelineConfig) -> PipelineConfig:
-    """Keeps the run as it is."""
+    """Returns the settings unchanged."""
     return config
 
 
 def tenth(config: PipelineConfig) -> PipelineConfig:
-    """Trains on a tenth of the training pairs, by the hash of their triplets, for as many steps."""
+    """Keeps a tenth of the training pairs, by the hash of their triplets."""
     share = SHARE * config.dataset.train_share
     return replace(config, dataset=replace(config.dataset, train_share=share))
 
 
 def unfiltered(config: PipelineConfig) -> PipelineConfig:
-    """Ignores similarities: the first candidates of every triplet are its pairs, at most as many as before."""
-    limits = _open(config.filtering.thresholds)
-    of_types = {kind: _open(each) for kind, each in config.filtering.per_edit_type.items()}
-    own = {kind: each for kind, each in of_types.items() if each != limits}
+    """Lets every similarity pass: the first candidates of a triplet become its pairs, up to the same number."""
+    limits = _without_similarities(config.filtering.thresholds)
+    of_types = {kind: _without_similarities(own) for kind, own in config.filtering.per_edit_type.items()}
+    own = {kind: of_type for kind, of_type in of_types.items() if of_type != limits}
     filtering = replace(config.filtering, thresholds=limits, per_edit_type=own, selection="first")
     return replace(config, filtering=filtering)
 
 
 def fixed_p(config: PipelineConfig) -> PipelineConfig:
-    """Fixes the shares of steps that a pair has in common at the middle of their ranges, instead of drawing them."""
-    per_edit_type = {kind: _fixed(each) for kind, each in config.rendering.per_edit_type.items()}
+    """Fixes the shares of the steps that a pair has in common at the middle of their ranges."""
+    per_edit_type = {kind: _fixed(own) for kind, own in config.rendering.per_edit_type.items()}
     return replace(config, rendering=replace(_fixed(config.rendering), per_edit_type=per_edit_type))
 
 
@@ -71,7 +72,7 @@ VARIANTS: dict[str, Callable[[PipelineConfig], PipelineConfig]] = {
 
 
 def choose_variants(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the named variants, each once, the whole first. ValueError for an unknown name."""
+    """Returns the named variants, each once, in the order of `VARIANTS`. ValueError for an unknown name."""
     for name in names:
         if name not in VARIANTS:
             raise ValueError(f"unknown variant {name}. {suggest(name, list(VARIANTS))}")
@@ -82,20 +83,20 @@ def choose_variants(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def config_of(run: Path) -> PipelineConfig:
-    """Reads the settings of a run, with the folder beside it that its variants go to."""
+    """Reads the settings of a run, with the folder beside it as the place for its variants."""
     return replace(read_run(run), out=run.with_name(f"{run.name}-ablation"))
 
 
 def check_run(config: PipelineConfig, run: Path) -> None:
-    """Raises ValueError if a run has no dataset of its own to make variants of, or would be overwritten."""
+    """Raises ValueError if the run did not make its own dataset, or would be overwritten."""
     if (data := read_run_data(run)) is not None:
-        raise ValueError(f"{run} was trained on {data}. Variants are made of a run that made its own dataset.")
+        raise ValueError(f"{run} was trained on {data}. Give a run that made its own dataset.")
     if config.out.resolve() == run.resolve():
         raise ValueError(f"the variants cannot go to the run itself ({run}). Give another folder for them.")
 
 
 class Variant(NamedTuple):
-    """One run of an ablation, and the run folder that it starts from."""
+    """What is trained, in which folder, and the run folder that it starts from."""
 
     name: str
     config: PipelineConfig
@@ -116,9 +117,9 @@ def variants_of(run: Path, config: PipelineConfig, names: Sequence[str]) -> Iter
 
 
 def vary(config: PipelineConfig, name: str, source: Path) -> PipelineConfig:
-    """Returns the settings of a variant in its folder below `config.out`; `source` is the run that it varies.
+    """Returns the settings of a variant of the run `source`, in its folder below `config.out`.
 
-    All take as many steps and edit the same held-out cases: those of `source` if no domain draws any.
+    All variants take as many steps and edit the same held-out cases: those of `source` if no domain draws them.
     """
     varied = replace(VARIANTS[name](config), out=config.out / name)
     if name == "full":
@@ -142,16 +143,16 @@ def _steps_of(source: Path) -> int:
 
 
 def write_page(configs: Sequence[PipelineConfig], page: Path) -> Path:
-    """Lays variants side by side on a page; a single one has its own report alone."""
+    """Writes a page that compares the variants, or the report of a single one."""
     from ip2p import report
 
     return report.write_comparison(configs, page) if len(configs) > 1 else report.write_report(configs[0])
 
 
 def take_over(source: Path, target: Path, *, editor: bool) -> None:
-    """Puts a run's results into another folder, unless something lies there; large files as hard links.
+    """Puts the results of a run into another folder, large files as hard links, and overwrites nothing.
 
-    If `editor` is True, so are the dataset, the trained editor and the summary, which only the same settings can use.
+    `editor` adds the dataset, the trained editor and the summary, which only the same settings can use.
     """
     for path in _files(source, editor=editor):
         place = target / path.relative_to(source)
@@ -161,7 +162,7 @@ def take_over(source: Path, target: Path, *, editor: bool) -> None:
 
 
 def _files(source: Path, *, editor: bool) -> Iterator[Path]:
-    """Yields the files to take over; of the training its results, not its checkpoints and its cache."""
+    """Lists what to take over; of the training its results, not its checkpoints and its cache."""
     for name in (*TAKEN_OVER, *(EDITORS_OWN if editor else ())):
         paths = (source / name).glob("*") if name == "training" else (source / name).rglob("*")
         yield from (path for path in sorted(paths) if path.is_file() and not path.name.startswith((".", "journal-")))
@@ -172,17 +173,16 @@ def _files(source: Path, *, editor: bool) -> Iterator[Path]:
 def _put(path: Path, place: Path) -> None:
     temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
     temporary.unlink(missing_ok=True)
-    try:
-        if path.suffix not in LINKED:
-            raise OSError
-        os.link(path, temporary)
-    except OSError:  # another file system, or one without hard links
+    if path.suffix in LINKED:
+        with suppress(OSError):  # another file system, or one without hard links
+            os.link(path, temporary)
+    if not temporary.exists():
         shutil.copy2(path, temporary)
     os.replace(temporary, place)
 
 
-def _open(limits: Thresholds) -> Thresholds:
-    """Drops the bounds on similarities; those on a flat or unwanted picture stay."""
+def _without_similarities(limits: Thresholds) -> Thresholds:
+    """Drops the bounds on similarities; those on flat or unwanted pictures stay."""
     on_similarities = {bound.threshold for bound in BOUNDS.values() if bound.score.is_similarity}
     kept = {name: value for name, value in limits.bounds.items() if name not in on_similarities}
     always_set = dict.fromkeys(Thresholds().bounds, LEAST_SIMILARITY)
@@ -191,6 +191,5 @@ def _open(limits: Thresholds) -> Thresholds:
 
 def _fixed(settings: Rendering) -> Rendering:
     ranges = {name: getattr(settings, name) for name in FIXED}
-    middles = {name: sum(bounds) / 2 for name, bounds in ranges.items() if bounds is not None}
-    fixed: dict[str, Any] = {name: (middle, middle) for name, middle in middles.items()}
+    fixed: dict[str, Any] = {name: (sum(ends) / 2,) * 2 for name, ends in ranges.items() if ends is not None}
     return replace(settings, **fixed)

@@ -142,7 +142,7 @@ def one_line(error: BaseException) -> str:
     return f"{kind}{first_line(error)}"
 
 
-def suggest(name: str, known: Sequence[str], where: str = "") -> str:
-    """Returns `Did you mean x?`, or the known names if none is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {where}{near[0]}?" if near else f"Valid names: {', '.join(known)}."
+def suggest(name: str, names: Sequence[str], where: str = "") -> str:
+    """Returns `Did you mean x?`, or the valid names if none is near."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"Did you mean {where}{near[0]}?" if near else f"Valid names: {', '.join(names)}."

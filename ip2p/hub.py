@@ -1,4 +1,4 @@
-"""Writes to the hub: checks the token, words refusals, and names sources for cards."""
+"""Uploads to the hub: checks the token, words refusals, and names sources on cards."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def telling_refusals(repo_id: str) -> Iterator[None]:
-    """Turns what the hub says against an upload into a ValueError of one line with the way out."""
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Turns the hub's refusal of an upload into a ValueError of one line with the way out."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         yield
     except (HfHubHTTPError, HFValidationError) as error:
-        first = first_line(error)
-        raise ValueError(f"the hub refused {repo_id}: {first} Check the name and what the token may write.") from error
+        raise ValueError(
+            f"the hub refused {repo_id}: {first_line(error)} Check the name and the token's write access."
+        ) from error
 
 
 def check_token(token: str | None) -> str:
@@ -38,13 +39,10 @@ def public_name(source: str) -> str:
     return path.name if path.is_absolute() or path.exists() else source
 
 
-PATTERNS = ["README.md", "data/*.parquet"]
-
-
 def push_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Uploads card and parquet files of `dataset/` to a dataset repository, which is made if there is none.
+    """Uploads the card and parquet files of `dataset/` to a dataset repository, which is created if there is none.
 
-    Returns its address. The token comes from the environment variable HF_TOKEN alone. ValueError if that is not set, if
+    Returns its address. The token is taken from the environment variable HF_TOKEN only. ValueError if it is not set, if
     the folder holds no dataset, or if the hub refuses.
     """
     from huggingface_hub import HfApi
@@ -54,13 +52,13 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
     if not files:
         raise ValueError(f"{folder} holds no parquet file. Run `ip2p dataset` first.")
     api = HfApi(token=token)
-    with telling_refusals(repo_id):
+    with hub_errors(repo_id):
         address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
             folder_path=folder,
             repo_id=repo_id,
             repo_type="dataset",
-            allow_patterns=PATTERNS,
+            allow_patterns=["README.md", "data/*.parquet"],
             delete_patterns=["data/*.parquet"],
             commit_message=f"{len(files)} files",
         )

@@ -1,7 +1,7 @@
-"""Opening, resizing and encoding pictures: what pixels a picture file shows, and how pixels are stored.
+"""Opens and encodes pictures: which pixels a picture file shows, and how pixels are stored.
 
-Every picture is opened by the same rules: turned upright, transparency laid on white, deep greys scaled to 8 bits, and
-nothing above `MAX_PIXELS`. The import, the trainer, the evaluation and the editor therefore see the same pixels.
+Every picture is opened by the same rules: it is turned upright, transparency is laid on white, deep greys are scaled to
+8 bits, and nothing above `MAX_PIXELS` is read. So import, trainer, evaluation and editor see the same pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """The type of an image column, as `datasets` stores it."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 2**26
-"""Larger pictures are refused: they would fill the memory."""
+"""Larger pictures are refused, since they would fill the memory."""
 STORED_AS_IS = ("PNG", "JPEG", "WEBP")
 """Formats in which a plain picture is kept byte for byte."""
 
@@ -51,9 +51,9 @@ def open_upright(source: Picture) -> Image.Image:
 
 
 def plain_file(content: bytes) -> tuple[bytes, tuple[int, int]]:
-    """Returns the file itself if it is upright RGB in a usual format, else such a PNG; and its (width, height).
+    """Returns a picture file as upright RGB, unchanged if it is that already, else as PNG; and its (width, height).
 
-    ValueError as for `open_picture`.
+    ValueError as in `open_picture`.
     """
     image = _load(content)
     is_plain = image.mode == "RGB" and not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1
@@ -64,12 +64,12 @@ def plain_file(content: bytes) -> tuple[bytes, tuple[int, int]]:
 
 
 def read_size(source: Picture) -> tuple[int, int]:
-    """Reads (width, height) from the file's header, before any turning. ValueError if there is none."""
+    """Reads (width, height) from the file's header, before it is turned upright. ValueError if there is none."""
     return _open(source).size
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raises a ValueError if (width, height) is above `MAX_PIXELS`, whether read or about to be made."""
+    """Raises a ValueError if (width, height) is above `MAX_PIXELS`."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise ValueError(f"image too large: {width} x {height} pixels, at most {MAX_PIXELS} are read. Shrink it.")
@@ -82,8 +82,8 @@ def fitted_size(size: tuple[int, int], short_side: int, multiple: int = 1) -> tu
 
 
 def encode_image(pixels: Array, image_format: ImageFormat, quality: int) -> bytes:
-    """Encodes (H, W, 3) uint8 as an image file; `quality` is that of the lossy formats."""
-    options: dict[ImageFormat, dict[str, Any]] = {
+    """Encodes (H, W, 3) uint8 as an image file; `quality` is for the lossy formats."""
+    options: dict[ImageFormat, dict[str, int]] = {
         "png": {},
         "webp": {"quality": quality, "method": 4},
         "jpeg": {"quality": quality, "subsampling": 0},  # 4:4:4: thin coloured edges survive
@@ -97,7 +97,7 @@ def encode_png(picture: Image.Image | Array) -> bytes:
 
 
 def format_of(content: bytes) -> ImageFormat:
-    """Returns the format of an image file by its first bytes; anything unknown counts as PNG."""
+    """Returns the format of an image file by its first bytes; an unknown one counts as PNG."""
     if content.startswith(b"\xff\xd8"):
         return "jpeg"
     return "webp" if content[:4] == b"RIFF" else "png"
@@ -111,7 +111,7 @@ def _open(source: Picture) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f"image too large: {error}") from error
     except UnidentifiedImageError as error:
-        raise ValueError("image does not decode: it is not of a known picture format") from error
+        raise ValueError("image does not decode: its format is unknown") from error
     except Exception as error:  # codecs raise many kinds, and a broken picture must not end a run
         raise ValueError(f"image does not decode: {error}") from error
 
@@ -134,7 +134,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
             return image.convert("RGB")
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    except Exception as error:  # a colour space that Pillow cannot convert
+    except Exception as error:  # such as a colour space that Pillow cannot convert
         raise ValueError(f"image does not decode: {error}") from error
 
 
@@ -150,12 +150,12 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _scaled_by_range(values: NDArray[Any]) -> NDArray[Any]:
-    """Scales values that do not state their depth: by the least of 1, 8, 16 and 32 bits that holds them all."""
+    """Scales values of unknown depth by the smallest of 1, 8, 16 and 32 bits that holds them all."""
     if values.dtype.kind == "f":
         values = np.nan_to_num(values)
         high = values.max(initial=0)
-        full = next((full for full in (1, 255, 65535) if high <= full), high)
-        return np.rint(values * (255 / full))
+        white = next((white for white in (1, 255, 65535) if high <= white), high)
+        return np.rint(values * (255 / white))
     wide = values.astype(np.int64)
     if wide.max(initial=0) <= 255:
         return wide
@@ -164,7 +164,7 @@ def _scaled_by_range(values: NDArray[Any]) -> NDArray[Any]:
     return (wide & 0xFFFFFFFF) >> 24  # Pillow shows the upper half of unsigned values as negative
 
 
-def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+def _saved(image: Image.Image, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""Forecasts what a dataset will cost: the prompt and rendering stages run on a few captions and are scaled.
+"""Forecasts the cost of a dataset: runs the prompt and rendering stages on a few captions and scales the result.
 
-Two shards of a few captions each are made by the real stages in a folder that is thrown away. The first loads the
-models and warms the machine up, the second is measured.
+The real stages make two shards of a few captions each in a temporary folder. The first loads the models and warms up
+the machine, the second is measured.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Costs and results of a measured shard."""
+    """Cost and yield of the measured shard."""
 
     captions: int
     triplets: int
     candidates: int
     accepted: int
     kept_pairs: int
-    """Pairs whose images were kept: the accepted, or all."""
+    """Pairs whose images were kept: the accepted ones, or all."""
     prompt_seconds: float
     render_seconds: float
     bytes_kept: int
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """Sample scaled to a whole config, on one device."""
+    """The sample scaled to a whole config, on one device."""
 
     captions: int
     triplets: int
@@ -52,11 +52,11 @@ class Forecast:
 
 
 def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
-    """Makes two shards of this many captions; returns the second's figures. ValueError if captions are too few."""
+    """Makes two shards of `num_captions` each and measures the second. ValueError if there are too few captions."""
     available = len(read_entries(config.prompts, config.out))
     if available < 2 * num_captions:
         raise ValueError(
-            f"a sample of {num_captions} captions, measured once the machine is warm, needs {2 * num_captions}; "
+            f"a sample of {num_captions} captions needs {2 * num_captions}, half of them to warm up; "
             f"{config.prompts.captions} has {available}. Give --sample {max(1, available // 2)} or less."
         )
     with tempfile.TemporaryDirectory(prefix="ip2p-plan-") as name:
@@ -80,9 +80,9 @@ def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
 
 
 def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = None) -> Forecast:
-    """Scales a sample to all captions of the config, or to a number of triplets. ValueError if it gave no triplet."""
+    """Scales a sample to all captions of the config, or to `num_triplets`. ValueError if it has no triplet."""
     if not sample.triplets:
-        raise ValueError("no triplet of the sample could be used, so nothing can be planned. Look at the captions.")
+        raise ValueError("no triplet of the sample was kept, so nothing can be forecast. Check the captions.")
     triplets = num_triplets or round(len(read_entries(config.prompts, config.out)) * sample.triplets / sample.captions)
     captions = round(triplets * sample.captions / sample.triplets)
     scale = triplets / sample.triplets
@@ -120,6 +120,6 @@ def describe(sample: Sample, costs: Forecast, config: PipelineConfig, devices: i
         f"Measured on {sample.captions} captions with the models loaded: {sample.triplets} triplets in "
         f"{sample.prompt_seconds:.1f} s, {sample.candidates} renders in {sample.render_seconds:.1f} s, "
         f"{sample.accepted} accepted. Assumed: the other captions are like these, every device is like this one, "
-        "devices share the shards evenly, and storage keeps up. Training and evaluation are not in it."
+        "devices share the shards evenly, and storage keeps up. Training and evaluation are not included."
     )
     return "\n".join([*(f"  {name:<17} {value}" for name, value in lines), "", assumptions])

@@ -18,7 +18,6 @@ from typing import Any
 from ip2p import __version__, ablation, prompts, store
 from ip2p.config import PipelineConfig, fingerprint, to_dict
 from ip2p.console import log_file, log_to_file
-from ip2p.environment import describe_environment
 from ip2p.filtering import check_thresholds
 from ip2p.records import content_hash
 
@@ -275,7 +274,7 @@ def shard_numbers(config: PipelineConfig) -> list[int]:
 
 def write_config(config: PipelineConfig, data: str | None = None) -> None:
     """Writes the run's resolved config."""
-    store.write_run_config(config.out, to_dict(config), describe_environment(data))
+    store.write_run_config(config.out, to_dict(config), data)
 
 
 def _read_completed(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Where the commands of the docs run: their files and hub ids in miniature, their presets and numbers cut down.
+"""Sets up the place where the docs' commands run: their files and hub ids in miniature, presets and numbers reduced.
 
-What a page names stands in one of the tables here, so that a new name in a page is a new line here or a failing test.
+Every name in a page is in one of the tables here, so a new name needs a new line here or its test fails.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SMALLER: Mapping[str, str] = {
     "--mixed_precision": "no",
     "--max_train_steps 20000": "3",
 }
-"""Values of flags at this size."""
+"""Values of flags at this size, by flag or by flag and value."""
 
 LIMITS = ("original", "edited", "direction", "image")
 MORE: Mapping[str, Sequence[str]] = {
@@ -51,10 +51,10 @@ MORE: Mapping[str, Sequence[str]] = {
     "-m ip2p.training": ("--resolution", "64", "--train_batch_size", "2"),
     "ip2p ablate": ("--variants", "full,unfiltered,fixed-p"),  # a tenth of a dozen pairs may be none
 }
-"""Flags that commands get besides, by what they have in them, unless they have them already."""
+"""Flags that a command which contains the key gets too, unless it has them already."""
 
 SNIPPETS = {"(512, 512)": "(64, 64)", "num_inference_steps=20": "num_inference_steps=2"}
-"""The same in Python."""
+"""Replacements in Python snippets."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Models:
 
 
 def write_dino(folder: Path) -> Path:
-    """A ViT of DINO's class."""
+    """Writes a ViT of DINO's class."""
     shape = ViTConfig(
         image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
@@ -78,7 +78,7 @@ def write_dino(folder: Path) -> Path:
 
 
 def tiny_presets(models: Models, captions: Path) -> dict[str, Callable[[], PipelineConfig]]:
-    """The presets, each as it is but for models and sizes."""
+    """Returns the presets with tiny models and sizes."""
 
     def smaller(preset: Callable[[], PipelineConfig]) -> Callable[[], PipelineConfig]:
         return lambda: shrink(preset(), models, captions)
@@ -87,7 +87,7 @@ def tiny_presets(models: Models, captions: Path) -> dict[str, Callable[[], Pipel
 
 
 def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineConfig:
-    """A preset in seconds: tiny models, rules in place of a language model, a filter that takes everything."""
+    """Makes a preset run in seconds: tiny models, rules for a language model, a filter that accepts everything."""
     sizes = tiny.write_tiny_config(captions.parent / "unused", sd=models.sd, clip=models.clip, lm=models.sd)
     model = str(models.xl if "xl" in config.rendering.model else models.sd)
     return replace(
@@ -139,18 +139,18 @@ def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineCo
 
 @dataclass(frozen=True)
 class Workplace:
-    """Folders of pages, and what the names in them stand for."""
+    """Folders in which the pages run, and replacements for the names in them."""
 
     root: Path
     finished: Path
-    """What every page starts with."""
+    """Folder that every page starts with a copy of."""
     models: Models
     hub: Mapping[str, Path]
     servers: Mapping[str, str]
     """Addresses of a language model, `chat`, and of a vision-language `judge`."""
 
     def enter(self, page: str) -> Path:
-        """The folder of a page."""
+        """Returns the folder of a page, made on first use."""
         place = self.root / "pages" / Path(page).stem
         if not place.exists():
             shutil.copytree(self.finished, place)
@@ -158,7 +158,7 @@ class Workplace:
 
     @property
     def names(self) -> dict[str, str]:
-        """What stands for what is elsewhere."""
+        """Returns the local replacement for each remote name."""
         elsewhere = {
             "stable-diffusion-v1-5/stable-diffusion-v1-5": self.models.sd,
             "stabilityai/stable-diffusion-xl-base-1.0": self.models.xl,
@@ -171,18 +171,19 @@ class Workplace:
         return {name: str(path) for name, path in elsewhere.items()} | {"s3://bucket/run": "memory://bucket/run"}
 
     def words(self, command: Command) -> list[str]:
-        """A command at tiny size, with what is there."""
-        found: list[str] = []
+        """Returns a command at tiny size, with local names."""
+        replaced: list[str] = []
         for word in _apart(command.words):
-            before = found[-1] if found else ""
+            before = replaced[-1] if replaced else ""
             if before.endswith("base-url"):
-                found.append(self.servers["judge" if "vlm" in before else "chat"])
+                replaced.append(self.servers["judge" if "vlm" in before else "chat"])
                 continue
-            found.append(SMALLER.get(f"{before} {word}") or SMALLER.get(before) or self.names.get(word, word))
+            replaced.append(SMALLER.get(f"{before} {word}") or SMALLER.get(before) or self.names.get(word, word))
         kind = next((key for key in MORE if key in command.text), "")
         more = MORE.get(kind, ())
         pairs = zip(more[::2], more[1::2], strict=True)
-        return [*found, *(word for pair in pairs if pair[0] not in found for word in pair), *self._judges(kind)]
+        added = [word for pair in pairs if pair[0] not in replaced for word in pair]
+        return [*replaced, *added, *self._judges(kind)]
 
     def _judges(self, start: str) -> list[str]:
         clip = {"ip2p benchmark": "--clip-", "ip2p dataset import": "--scoring.clip-"}.get(start)
@@ -192,13 +193,13 @@ class Workplace:
         return [*words, *(["--dino-model", str(self.models.dino)] if start == "ip2p benchmark" else [])]
 
     def snippet(self, text: str) -> str:
-        """A Python snippet at tiny size."""
+        """Returns a Python snippet at tiny size, with local names."""
         for name, value in {**self.names, **SNIPPETS}.items():
             text = text.replace(name, value)
         return text
 
     def promised(self, words: Sequence[str]) -> list[Path]:
-        """What a command leaves behind."""
+        """Lists the files that a command must leave behind."""
         flags = dict(zip(words, words[1:], strict=False))
         out = Path(flags.get("--out", ""))
         kind = " ".join(words[1:3])
@@ -231,10 +232,10 @@ class Workplace:
 
 
 def _apart(words: Sequence[str]) -> list[str]:
-    """`--flag=value` as two words."""
+    """Splits each `--flag=value` into two words."""
     return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
 
 
 def _out_of(words: Sequence[str]) -> Path:
-    """The folder of a new run: what is named, or its preset's."""
+    """Returns the folder of a new run: the named one, or its preset's."""
     return Path(words[words.index("--out") + 1] if "--out" in words else f"runs/{words[2]}")

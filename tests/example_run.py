@@ -14,6 +14,7 @@ import pyarrow as pa
 from ip2p import store
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
 from ip2p.evaluation import metrics
+from ip2p.evaluation.precision import as_precision
 from ip2p.filtering import judge_table
 from ip2p.images import IMAGE_TYPE, encode_png
 from ip2p.prompts import Generation, triplets_table
@@ -43,11 +44,15 @@ def write_synthetic_run(config: PipelineConfig) -> PipelineConfig:
     triplets = [_triplet(rng, edit) for edit in edits]
     triplets[0] = replace(triplets[0], edit_prompt=HOSTILE)
     _write_triplets(run, triplets)
-    _write_candidates(config, run, rng, edits, triplets)
+    verdicts = _write_candidates(config, run, rng, edits, triplets)
     _write_training(run, rng)
     _write_evaluation(run, rng)
     stages = {"prompts": 41.2, "rendering": 184.0, "dataset": 2.1, "training": 372.5, "evaluation": 96.0}
-    store.write_json(run.root / "summary.json", {stage: {"seconds": seconds} for stage, seconds in stages.items()})
+    summary: dict[str, dict[str, Any]] = {stage: {"seconds": seconds} for stage, seconds in stages.items()}
+    accepted = [row for row in verdicts if row["accepted"]]
+    for name, rows in {"oracle_precision": accepted, "oracle_precision_all": verdicts}.items():
+        summary["dataset"] |= as_precision(name, metrics.summarise(rows, EDIT_TYPES))
+    store.write_json(run.root / "summary.json", summary)
     return config
 
 
@@ -74,7 +79,8 @@ def _write_candidates(
     rng: random.Random,
     edits: list[SceneEdit],
     triplets: list[EditTriplet],
-) -> None:
+) -> list[dict[str, Any]]:
+    """Returns the oracle's verdicts."""
     scored, pictures = [], []
     for edit, triplet in zip(edits, triplets, strict=True):
         for number in range(2):
@@ -100,6 +106,7 @@ def _write_candidates(
     ]
     judged = run.evaluation / "oracle" / "part-00000.parquet"
     store.write_shard(judged, pa.Table.from_pylist(verdicts), fingerprint="x", seconds=0.0)
+    return verdicts
 
 
 def image_column(pictures: list[Any]) -> pa.Array:
@@ -136,8 +143,6 @@ def _write_evaluation(run: store.RunFolder, rng: random.Random) -> None:
 
 def _figures(made: dict[str, list[dict[str, Any]]], edits: list[SceneEdit], rng: random.Random) -> dict[str, Any]:
     told = {name: metrics.summarise(rows, EDIT_TYPES) for name, rows in made.items()}
-    for name, rows in made.items():
-        told[name] |= metrics.shares(rows, ["no_op"]) | metrics.means(rows, ["lpips_kept"])
     swept = [_record("model", scale, number, edits[number], rng) for scale in SCALES for number in range(40)]
     strengths = [_record("sdedit 0.5", scale, number, edits[number], rng) for scale in SCALES for number in range(40)]
     curve, other = metrics.curve(swept), metrics.curve(strengths)

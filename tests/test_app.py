@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from ip2p import rendering
-from ip2p.app.browsing import Wanted, find, open_pairs, side_by_side
-from ip2p.app.tables import PROMPT_COLUMNS as HEAD
-from ip2p.app.tables import describe_runs, find_configs, find_models, find_runs, write_rows
+from ip2p.app.browsing import find, open_pairs, side_by_side
+from ip2p.app.tables import TRIPLET_COLUMNS, describe_runs, find_configs, find_models, find_runs, write_rows
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.dataset import write_dataset
 from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
@@ -49,13 +48,13 @@ def run(tiny_config: PipelineConfig) -> PipelineConfig:
 
 def test_pairs_are_found_by_type_verdict_score_and_words(run: PipelineConfig) -> None:
     pairs = open_pairs(str(run.out))
-    assert len(find(pairs, Wanted())) == 6
-    assert len(find(pairs, Wanted(edit_types=["colour", "remove"]))) == 4
-    assert len(find(pairs, Wanted(verdicts=["accepted"]))) == len(find(pairs, Wanted(verdicts=["low_direction"]))) == 3
-    assert len(find(pairs, Wanted(words="REMOVE the"))) == 2
+    assert len(find(pairs)) == 6
+    assert len(find(pairs, edit_types=["colour", "remove"])) == 4
+    assert len(find(pairs, verdicts=["accepted"])) == len(find(pairs, verdicts=["low_direction"])) == 3
+    assert len(find(pairs, words="REMOVE the")) == 2
     scores = pairs.table["clip_image"].to_numpy()
     middle = float(np.median(scores)) + 1e-3
-    assert find(pairs, Wanted(score="clip_image", low=middle)).tolist() == np.flatnonzero(scores >= middle).tolist()
+    assert find(pairs, score="clip_image", low=middle).tolist() == np.flatnonzero(scores >= middle).tolist()
     assert pairs.choices("edit_type") == ["colour", "remove", "background"] and "contrast" in pairs.scores()
 
 
@@ -72,7 +71,7 @@ def test_a_pair_is_shown_as_it_is_stored(run: PipelineConfig) -> None:
 
 def test_a_dataset_folder_is_opened_too(run: PipelineConfig) -> None:
     pairs = open_pairs(str(RunFolder(run.out).dataset))
-    assert len(pairs.table) == len(find(pairs, Wanted())) <= 3
+    assert len(pairs.table) == len(find(pairs)) <= 3
     assert side_by_side(pairs, 0)[0].height >= 64
 
 
@@ -86,10 +85,10 @@ def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
 def test_a_caption_is_tried_with_a_preset_or_a_run(run: PipelineConfig) -> None:
     caption = "a small red circle on a white background"
     rows = write_rows("shapes", caption, 2)
-    assert len(rows) == 2 and all(len(row) == len(HEAD) for row in rows)
+    assert len(rows) == 2 and all(len(row) == len(TRIPLET_COLUMNS) for row in rows)
     assert {str(run.out), "shapes"} <= set(find_configs(run.out.parent))
     assert [row[0] for row in write_rows(str(run.out), caption, 3)] == ["kept"] * 3
-    with pytest.raises(ValueError, match="nowhere is no run and no preset"):
+    with pytest.raises(ValueError, match="nowhere is neither a run nor a preset"):
         write_rows("nowhere", caption, 1)
 
 
@@ -171,4 +170,4 @@ def test_a_picture_is_edited_and_pairs_are_browsed_in_a_browser(page: Any, tmp_p
 def test_a_mistake_is_said_on_the_page(page: Any) -> None:
     page.fill("#instruction textarea, #instruction input", "make it blue")
     page.click("#edit")
-    page.wait_for_selector("text=there is no picture. Upload one first.", timeout=30_000)
+    page.wait_for_selector("text=there is no picture to edit. Upload a picture first.", timeout=30_000)

@@ -128,6 +128,8 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
         (["compare", "one"], "needs two run folders or more"),
         (["dataset", "import", "source"], "`ip2p dataset import` needs OUT. Run folder to write"),
         (["dataset", "imprt", "a", "b"], "unknown preset imprt"),
+        (["dataset", "import", "--score", "yes", "source", "out", "--scor"], "Did you mean --score?"),
+        (["run", "--config", "nowhere.json", "--scor", "1"], "unknown option --scor."),
         (["edit", "a.png", "x", "b.png", "--model", "m", "--seed", "1"], "Did you mean --seeds?"),
         (["run", "shapes", "--out"], "--out"),
         (["run", "--config", "nowhere.json"], "config file nowhere.json does not exist"),

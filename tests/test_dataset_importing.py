@@ -16,9 +16,10 @@ from PIL import Image
 
 from ip2p import rendering
 from ip2p.cli import main
-from ip2p.cli.data import read_mapping
+from ip2p.cli.arguments import read_columns
 from ip2p.config import FilteringConfig, PipelineConfig, Thresholds
 from ip2p.images import plain_file
+from ip2p.sources.columns import NEEDED
 from ip2p.sources.pairs import read_source
 from ip2p.store import RunFolder, read_summary
 
@@ -121,12 +122,13 @@ def test_an_image_folder_with_two_images_a_row_is_read(tmp_path: Path) -> None:
 def test_other_columns_are_named_and_the_first_of_several_wordings_is_taken(tmp_path: Path) -> None:
     rows = [{"a": cell(picture(1)), "b": cell(picture(2)), "words": ["make it green", "greener"], "kind": "colour"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
-    columns = read_mapping("original_image=a,edited_image=b,edit_prompt=words,edit_type=kind")
+    optional = ("edit_type",)
+    columns = read_columns("original_image=a,edited_image=b,edit_prompt=words,edit_type=kind", NEEDED, optional)
     (row,) = read_source(str(tmp_path / "train.parquet"), columns)
     assert (row.edit_prompt, row.edit_type) == ("make it green", "colour")
     for wrong in ("original_image", "original_image=a", "original_image=a,edited_image=b,edit_prompt=c,colour=d"):
         with pytest.raises(ValueError, match="--columns takes ours=theirs"):
-            read_mapping(wrong)
+            read_columns(wrong, NEEDED, optional)
 
 
 def test_a_plain_picture_is_kept_byte_for_byte() -> None:
@@ -184,7 +186,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path, capsys: 
     capsys.readouterr()
     pq.write_table(pa.Table.from_pylist(rows[1:2]), tmp_path / "train.parquet")
     assert main(["dataset", "import", str(tmp_path / "train.parquet"), str(tmp_path / "other")]) == 2
-    assert "no row that can be used: 1 image does not decode" in capsys.readouterr().err
+    assert "no usable row: 1 image does not decode" in capsys.readouterr().err
 
 
 def test_scored_pairs_are_filtered_and_judged_again_like_our_own(

@@ -7,7 +7,6 @@ listed with the reason; a command that is neither run nor listed fails, and so d
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import logging
 import os
@@ -102,7 +101,7 @@ def workplace(
         threading.Thread(target=judge.serve_forever, daemon=True).start()
         for name, preset in tiny_presets(models, finished / "captions.txt").items():
             patch.setitem(presets.PRESETS, name, preset)
-        patch.setattr(importlib.import_module("ip2p.training.launch"), "run_child", _train_here)
+        patch.setattr("ip2p.training.launching.run_child", _train_here)
         patch.setenv("IP2P_SCRATCH", str(root / "scratch"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         servers = {"chat": chat.url, "judge": judge.config.server.base_url}

@@ -23,9 +23,9 @@ from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.evaluation import EditCase, EditJudgement, evaluate, load_domain, oracle_precision
 from ip2p.evaluation.cases import Pixels, balanced_subset, hold_out_cases
 from ip2p.evaluation.editors import Setting, sdedit_source
-from ip2p.evaluation.run import plan_parts, run_editors
 from ip2p.evaluation.metrics import bootstrap_interval, curve, summarise, wilson_interval
 from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
+from ip2p.evaluation.run import plan_parts, run_editors
 from ip2p.images import IMAGE_TYPE, encode_png, open_pixels
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import as_row
@@ -470,9 +470,10 @@ def test_a_run_that_started_from_an_editor_is_evaluated_without_sdedit(trained: 
 def test_sdedit_is_diffusers_own_pipeline_and_does_not_depend_on_the_batch(tiny_config: PipelineConfig) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    base, knobs = tiny_config.training, replace(tiny_config.evaluation, num_inference_steps=4)
+    base = tiny_config.training
+    knobs = replace(tiny_config.evaluation, num_inference_steps=4, sdedit_guidance_scale=3.0)
     cases, setting = GreyDomain().draw_cases(3, 0), Setting(guidance_scale=3.0, image_guidance_scale=1.0, strength=0.5)
-    edit = sdedit_source(base, knobs, 3.0).load()
+    edit = sdedit_source(base, knobs).load()
     made = edit([case.original_image for case in cases], cases, [5, 6, 7], setting)
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(base.pretrained_model_name_or_path, safety_checker=None)
     for number, case in enumerate(cases):

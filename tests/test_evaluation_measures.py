@@ -25,6 +25,7 @@ from ip2p.evaluation.measures.lpips import LpipsMeasure
 from ip2p.evaluation.measures.truth import TruthMeasure
 from ip2p.evaluation.parts import measured_schema
 from ip2p.report.editor import figures_table
+from ip2p.report.facts import read_figures
 from ip2p.shapes.domain import ShapesDomain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,11 +187,11 @@ def test_a_file_in_the_folder_adds_a_metric_to_scores_figures_report_comparison_
     figures = metrics.summarise(records)
     assert (figures["invented"], figures["odd"], figures["by_type"]["add"]["invented"]) == (0.25, 0.5, 0.25)
     assert figures["odd_interval"] == list(metrics.wilson_interval(2, 4))
-    table = figures_table({"model": figures, "copy": figures})
-    assert {"Invention ↓", "Odd ↑"} <= set(table["columns"])
-    shown = dict(zip(table["columns"], table["rows"][0]["cells"], strict=True))
-    assert (shown["Invention ↓"]["value"], shown["Odd ↑"]["value"]) == ("0.250", "50\u00a0%")
-    editors = {"model": {"single": figures, "final": None}}
+    table = figures_table({name: read_figures(figures) for name in ("model", "copy")})
+    assert {"Invention ↓", "Odd ↑"} <= set(table.columns)
+    cells = {title: cell and cell.value for title, cell in zip(table.columns, table.lines[0].cells, strict=True)}
+    assert (cells["Invention ↓"], cells["Odd ↑"]) == ("0.250", "50\u00a0%")
+    editors: dict[str, dict[str, Any]] = {"model": {"single": figures, "final": None}}
     for protocol in PROTOCOLS:
         assert {"invented", "odd"} <= {column.name for column in known_columns(protocol, editors)}
     _, heading, line = describe({"protocol": "curve", "editors": editors, "n": 4})

@@ -1,4 +1,4 @@
-"""A plan is the sample times what is left, and a plan of the sample itself is what the sample was."""
+"""Plan: the sample scaled to the whole, and a plan of the sample itself equals the sample."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SAMPLE = Sample(
 
 
 def test_a_plan_scales_what_was_measured(tiny_config: PipelineConfig) -> None:
-    found = plan.forecast(SAMPLE, tiny_config, 450_000)
-    assert (found.captions, found.renders, found.accepted) == (180_000, 1_800_000, 540_000)
-    assert found.render_hours == pytest.approx(1_800_000 * 0.5 / 3600)
-    assert found.prompt_hours == pytest.approx(180_000 * 0.5 / 3600)
-    assert found.run_bytes == 1_080_000 * 100_000
-    assert found.dataset_bytes == 540_000 * 100_000
-    assert found.shards == 90_000
-    told = plan.describe(SAMPLE, found, tiny_config, 8)
-    assert "450,000" in told and "34.38 hours on 8 devices" in told and "Assumed" in told
+    costs = plan.forecast(SAMPLE, tiny_config, 450_000)
+    assert (costs.captions, costs.renders, costs.accepted) == (180_000, 1_800_000, 540_000)
+    assert costs.render_hours == pytest.approx(1_800_000 * 0.5 / 3600)
+    assert costs.prompt_hours == pytest.approx(180_000 * 0.5 / 3600)
+    assert costs.run_bytes == 1_080_000 * 100_000
+    assert costs.dataset_bytes == 540_000 * 100_000
+    assert costs.shards == 90_000
+    text = plan.describe(SAMPLE, costs, tiny_config, 8)
+    assert "450,000" in text and "34.38 hours on 8 devices" in text and "Assumed" in text
 
 
 def test_a_sample_is_made_by_the_real_stages_and_leaves_nothing_behind(tiny_config: PipelineConfig) -> None:

@@ -17,7 +17,8 @@ from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, names_with
 from ip2p.models import loading
 from ip2p.prompts import num_shards, read_triplets, write_shard
 from ip2p.prompts.answers import FIRST_KNOBS, knobs_that_decide
-from ip2p.prompts.format import is_no_op, parse_answer
+from ip2p.prompts.format import parse_answer
+from ip2p.prompts.screening import is_no_op
 from tests.trained_models import TRAINED_CAPTIONS
 
 pytestmark = pytest.mark.xdist_group("trained_models")

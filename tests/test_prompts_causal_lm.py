@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ip2p.config import PromptsConfig
 from ip2p.models.loading import LanguageModel, load_language_model
 from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import Sampling, draw_tokens, generate
+from ip2p.prompts.backends.transformers import draw_tokens, generate
 from ip2p.prompts.format import STOP, format_prompt, parse_answer
 from tests.trained_models import TRAINED_CAPTIONS
 
 pytestmark = pytest.mark.xdist_group("trained_models")
-SAMPLING = Sampling(temperature=1.0, max_new_tokens=60, seed=3, batch_size=5)
+CONFIG = PromptsConfig(temperature=1.0, max_new_tokens=60, seed=3, batch_size=5)
 REQUESTS = [Request(caption, attempt) for caption in TRAINED_CAPTIONS for attempt in range(3)]
 
 
@@ -25,10 +27,8 @@ def trained(trained_lm: Path) -> LanguageModel:
     return load_language_model(str(trained_lm), revision=None, device="cpu")
 
 
-def run(model: LanguageModel, requests: list[Request] = REQUESTS, **changed: object) -> list[str]:
-    values = {name: getattr(SAMPLING, name) for name in ("temperature", "max_new_tokens", "seed", "batch_size")}
-    sampling = Sampling(**{**values, **changed})
-    return generate(model, requests, sampling, on_answer=lambda number: None)
+def run(model: LanguageModel, requests: list[Request] = REQUESTS, **changed: Any) -> list[str]:
+    return generate(model, requests, replace(CONFIG, **changed), on_answer=lambda number: None)
 
 
 def test_the_trained_model_answers_in_the_format(trained: LanguageModel) -> None:

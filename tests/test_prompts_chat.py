@@ -10,11 +10,10 @@ import pytest
 
 from ip2p.config import PipelineConfig, PromptsConfig
 from ip2p.prompts import read_triplets, write_shard
-from ip2p.prompts.asking import Answer, Request, draw_edit_type, draw_examples, messages_for, read_answer, read_examples
+from ip2p.prompts.asking import Answer, Request, draw_edit_type, draw_examples, messages_for, read_examples
 from ip2p.prompts.backends import open_backend
 from ip2p.prompts.format import format_json, parse_json
-from ip2p.prompts.shards import try_caption
-from ip2p.records import EditTriplet
+from ip2p.prompts.shards import read_answer, try_caption
 from ip2p.store import RunFolder
 from tests.trained_models import TRAINED_CAPTIONS, chat_config
 
@@ -29,8 +28,8 @@ def ask(config: PromptsConfig, requests: list[Request] = REQUESTS) -> list[Answe
 def test_the_trained_model_gives_the_edit_types_that_it_is_asked_for(trained_chat: Path) -> None:
     config = chat_config(trained_chat)
     for request, answer in zip(REQUESTS, ask(config), strict=True):
-        triplet = read_answer(config, request, answer, "chat-model")
-        assert isinstance(triplet, EditTriplet), answer
+        triplet = read_answer(config, request, answer, "chat-model").triplet
+        assert triplet is not None, answer
         assert triplet.edit_type == draw_edit_type(config, request)
         assert triplet.edited_prompt == f"{request.caption}, {triplet.edit_type}"
 
@@ -41,7 +40,7 @@ def test_an_answer_in_prose_is_mended_once_and_only_where_that_is_wanted(trained
     assert mended.earlier == ("Sure!",) and not isinstance(parse_json(mended.text, ["colour", "add", "remove"]), str)
     unmended = replace(config, num_repairs=0)
     assert ask(unmended)[0] == Answer("Sure!")
-    assert read_answer(unmended, REQUESTS[0], Answer("Sure!"), "") == "unparsable"
+    assert read_answer(unmended, REQUESTS[0], Answer("Sure!"), "").reason == "unparsable"
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

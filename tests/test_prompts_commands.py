@@ -16,7 +16,8 @@ from ip2p.config import PipelineConfig
 from ip2p.presets import data_folder
 from ip2p.prompts import num_shards, read_triplets, write_shard
 from ip2p.prompts.captions import ReadyLine, read_entries
-from ip2p.prompts.inspection import measure, objects_of, verb_of
+from ip2p.prompts.inspection import COLUMNS, measure, objects_of, verb_of
+from ip2p.prompts.shards import read_generations
 from ip2p.store import RunFolder
 
 SEEDS = data_folder() / "prompts" / "photo.jsonl"
@@ -148,9 +149,7 @@ def test_verbs_leave_politeness_out_and_objects_are_what_a_caption_has_too() -> 
 
 
 def test_the_counts_are_of_what_there_is_and_samples_are_always_the_same(config: PipelineConfig) -> None:
-    from ip2p.prompts.inspection import read_generations
-
-    rows = read_generations(RunFolder(config.out).shards("triplets"))
+    rows = list(read_generations(config, COLUMNS))
     found = measure(rows)
     assert found.reasons == {"": 40, "no_op": 1, "unparsable": 1}
     assert sum(counts.get("", 0) for counts in found.edit_types.values()) == 40

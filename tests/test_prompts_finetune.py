@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ip2p.config import FinetuneConfig
+from ip2p.config import FinetuneConfig, PromptsConfig
 from ip2p.models import loading
 from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import Sampling, generate
+from ip2p.prompts.backends.transformers import generate
 from ip2p.prompts.finetune import IGNORED, encode, finetune, held_out_loss, split_triplets
 from ip2p.prompts.format import format_answer, format_prompt, parse_answer
 from ip2p.records import EditTriplet
@@ -68,7 +68,7 @@ def test_the_taught_model_answers_in_the_format(config: FinetuneConfig) -> None:
     found = finetune(config)
     assert min(found.held_out) < 0.5 * found.held_out[0]
     taught = loading.load_language_model(str(config.output), revision=None, device="cpu")
-    sampling = Sampling(temperature=0.0, max_new_tokens=60, seed=0, batch_size=8)
+    sampling = PromptsConfig(temperature=0.0, max_new_tokens=60, seed=0, batch_size=8)
     captions = sorted({each.original_prompt for each in TRIPLETS})
     answers = generate(taught, [Request(each, 0) for each in captions], sampling, on_answer=lambda num: None)
     assert sum(parse_answer(answer) is not None for answer in answers) >= 0.8 * len(answers)

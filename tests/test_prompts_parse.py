@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ip2p.config import DEFAULT_EDIT_TYPE_RULES
-from ip2p.prompts.format import format_answer, format_prompt, is_no_op, judge_triplet, name_edit_type, parse_answer
+from ip2p.config import DEFAULT_EDIT_TYPE_RULES, ScreeningConfig
+from ip2p.prompts.format import format_answer, format_prompt, name_edit_type, parse_answer
+from ip2p.prompts.screening import Screen, is_no_op
 from ip2p.records import EditTriplet
 
 
@@ -46,16 +47,14 @@ def test_case_and_final_marks_make_no_edit() -> None:
 
 
 def test_the_first_reason_that_holds_is_given() -> None:
-    def judge(candidate: EditTriplet, *seen: str) -> str:
-        return judge_triplet(candidate, fits=lambda text: len(text) <= 10, seen=seen)
-
+    screen = Screen(ScreeningConfig(), fits=lambda text: len(text) <= 10)
     good = triplet("a cat", "a dog now", "a dog")
-    assert judge(good) == ""
-    assert judge(good, good.id) == "duplicate"
-    assert judge(triplet("a cat", "same", "A cat")) == "no_op"
+    assert screen.judge(good) == ""
+    assert screen.judge(good) == "duplicate"
+    assert screen.judge(triplet("a cat", "same", "A cat")) == "no_op"
     for field in ("original_prompt", "edit_prompt", "edited_prompt"):
         texts = {"original_prompt": "a", "edit_prompt": "b", "edited_prompt": "c", field: "x" * 11}
-        assert judge(EditTriplet(**texts)) == "too_long"
+        assert screen.judge(EditTriplet(**texts)) == "too_long"
 
 
 @pytest.mark.parametrize(

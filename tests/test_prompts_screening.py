@@ -101,7 +101,7 @@ def test_the_index_finds_just_what_comparing_all_with_all_finds(limit: float) ->
     index, kept = WordIndex(limit), list[EditTriplet]()
     for each in drawn_triplets(400):
         expected = any(likeness(words_of(each), words_of(other)) >= limit for other in kept)
-        assert index.holds_one_like(each) == expected
+        assert index.has_similar(each) == expected
         if not expected:
             index.add(each)
             kept.append(each)

@@ -13,7 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from ip2p.config import PromptsConfig
 from ip2p.presets import data_folder
 from ip2p.prompts.captions import ReadyLine, read_entries
-from ip2p.prompts.format import is_no_op
+from ip2p.prompts.screening import is_no_op
 
 SEEDS, CAPTIONS = data_folder() / "prompts" / "photo.jsonl", data_folder() / "prompts" / "photo_captions.txt"
 TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from ip2p.config import CrossAlignment
 from ip2p.p2p.alignment import map_tokens, match_tokens, match_words, split_words
 from ip2p.presets import data_folder
 
@@ -35,7 +36,7 @@ def padded_tokens(tokenizer: Any, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("way", ["refine", "replace"])
-def test_equal_captions_are_matched_place_by_place(tokenizer: Any, way: str) -> None:
+def test_equal_captions_are_matched_place_by_place(tokenizer: Any, way: CrossAlignment) -> None:
     found = map_tokens(tokenizer, CAPTION, CAPTION, way)
     assert torch.equal(found.matrix, torch.eye(tokenizer.model_max_length))
     assert not found.own.any()
@@ -51,7 +52,7 @@ def test_a_swapped_word_takes_the_place_of_the_old_one_or_keeps_its_own(tokenize
 
 
 @pytest.mark.parametrize("way", ["refine", "replace"])
-def test_added_words_keep_their_own_maps_and_all_others_find_theirs(tokenizer: Any, way: str) -> None:
+def test_added_words_keep_their_own_maps_and_all_others_find_theirs(tokenizer: Any, way: CrossAlignment) -> None:
     edited = CAPTION.replace(" on", " and a large blue star on")
     found = map_tokens(tokenizer, CAPTION, edited, way)
     one, other = (padded_tokens(tokenizer, text) for text in (CAPTION, edited))

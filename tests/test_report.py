@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ from ip2p.report import write_report
 from ip2p.report.svg import ticks
 from ip2p.shapes.language import EDIT_TYPES
 from tests.example_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Page(HTMLParser):
@@ -289,9 +292,22 @@ def test_report_goes_on_where_a_file_is_broken(part: str, run_folder: Path, tmp_
 
 
 def test_pictures_for_the_readme_are_written(run_folder: Path) -> None:
-    for name in ("strip", "pairs", "curve"):
+    for name in ("strip", "pairs"):
         with Image.open(run_folder / "report" / f"{name}.png") as image:
             assert image.width > 600 and np.asarray(image.convert("L")).std() > 10
+
+
+def test_the_curve_for_the_readme_stands_alone_as_svg(run_folder: Path) -> None:
+    curve = ElementTree.parse(run_folder / "report" / "curve.svg").getroot()
+    assert int(curve.get("width", 0)) > 600
+    marks = [group for group in curve.iter(f"{SVG}g") if group.get("class") == "mark s0"]
+    assert len(marks) == len(SCALES)
+    styles = "".join(style.text or "" for style in curve.iter(f"{SVG}style"))
+    used = {name for element in curve.iter() for name in (element.get("class") or "").split()}
+    assert {"band", "series", "point-label"} <= used and all(
+        f".{name}" in styles for name in ("band", "series", "mark")
+    )
+    assert all(f"--{name}:" in styles for name in re.findall(r"var\(--(\w+)\)", styles))
 
 
 def test_a_plain_sheet_per_edit_type_is_written_and_left_alone_until_the_scores_are_newer(

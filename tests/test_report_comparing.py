@@ -53,13 +53,14 @@ def test_runs_are_compared_edit_by_edit(tmp_path: Path) -> None:
     first = write_run(tmp_path / "one", [True, True, False, True, False])
     other = write_run(tmp_path / "two", [True, False, True, False, False, True], lift=0.05, num_edits=9)
     told = describe_comparison([first, other])
-    assert told["names"] == ["one", "two"]
-    assert [row["cells"][0]["value"] for row in told["table"]["rows"]] == ["60\u00a0%", "50\u00a0%"]
-    (row,) = told["paired"]
-    assert (row["n"], row["lost"], row["won"], row["difference"]) == (5, 2, 1, "+0.050")
-    assert float(row["p"]) == 1.0
-    assert told["settings"] == [("evaluation.num_edits", ["490", "9"])]
-    assert told["curves"].count('class="band') == 2 and told["pictures"] is None
+    assert told.names == ["one", "two"]
+    assert [line.cells[0] and line.cells[0].value for line in told.table.lines] == ["60\u00a0%", "50\u00a0%"]
+    (line,) = told.paired
+    assert line.difference is not None
+    assert (line.n, line.lost, line.won, line.difference.value) == ("5", "2", "1", "+0.050")
+    assert float(line.p) == 1.0
+    assert told.settings == [("evaluation.num_edits", ["490", "9"])]
+    assert told.curves is not None and told.curves.svg.count('class="band') == 2 and told.pictures is None
 
 
 def test_other_pictures_are_not_paired(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_other_pictures_are_not_paired(tmp_path: Path) -> None:
     pictures = pq.read_table(tmp_path / "two/evaluation/cases.parquet").to_pylist()
     moved = [row | {"original_image": {"bytes": b"other"}} for row in pictures]
     pq.write_table(pa.Table.from_pylist(moved), tmp_path / "two/evaluation/cases.parquet")
-    assert describe_comparison([first, other])["paired"] == []
+    assert describe_comparison([first, other]).paired == []
 
 
 def test_the_command_writes_one_page_and_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +85,6 @@ def test_the_command_writes_one_page_and_says_what_it_needs(tmp_path: Path, caps
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     configs = [write_run(tmp_path / name / "run", [True]) for name in ("a", "b")]
-    assert describe_comparison(configs)["names"] == ["a/run", "b/run"]
+    assert describe_comparison(configs).names == ["a/run", "b/run"]
     alike = describe_comparison([configs[0], replace(configs[0])])
-    assert alike["names"] == ["run (1)", "run (2)"] and alike["paired"][0]["p"] == "1.000"
+    assert alike.names == ["run (1)", "run (2)"] and alike.paired[0].p == "1.000"

@@ -17,7 +17,7 @@ from PIL import Image
 from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.images import IMAGE_TYPE
-from ip2p.report.facts import CLIP
+from ip2p.scoring import SCORE_COLUMNS
 
 NUM_SHARDS, ROWS = 200, 1000
 KINDS = ("colour", "shape", "weather", "style")
@@ -46,7 +46,7 @@ def write_large_run(config: PipelineConfig) -> None:
             "edit_type": rng.choice(KINDS),
             "accepted": (good := rng.random() < 0.5),
             "reason": "" if good else rng.choice(("low_direction", "low_image")),
-            **{name: rng.random() for name in CLIP},
+            **{name: rng.random() for name in SCORE_COLUMNS},
             "original_prompt": f"a caption of number {number}",
             "edit_prompt": f"make it number {number}",
             "edited_prompt": f"another caption {number}",

@@ -18,12 +18,11 @@ from ip2p.shapes.language import (
     draw_caption,
     draw_edit,
     draw_edit_of,
-    draw_moved,
     find_step,
-    is_consistent,
     parse_caption,
+    read_edit,
 )
-from ip2p.shapes.scene import draw_scene
+from ip2p.shapes.scene import draw_moved, draw_scene
 
 TWO = Described("pink", (("small", "red", "circle"), ("large", "blue", "star")))
 
@@ -60,7 +59,7 @@ def test_an_edit_changes_one_thing_and_its_instruction_says_which(edit_type: str
         before, after = describe(edit.original), describe(edit.edited)
         step = find_step(before, after)
         assert step is not None and (step.kind == edit_type or edit_type == "replace")
-        assert is_consistent(caption(before, 1), edit.edit_prompt, caption(after, 1))
+        assert read_edit(caption(before, 1), edit.edit_prompt, caption(after, 1))
         untouched = [thing for thing in edit.original.objects if thing in edit.edited.objects]
         assert len(untouched) >= len(edit.original.objects) - 1
         wordings.add(edit.edit_prompt)
@@ -70,11 +69,11 @@ def test_an_edit_changes_one_thing_and_its_instruction_says_which(edit_type: str
 def test_an_instruction_for_another_step_is_not_consistent() -> None:
     before = caption(TWO)
     after = caption(Described("pink", (("small", "green", "circle"), ("large", "blue", "star"))))
-    assert is_consistent(before, "make the circle green", after)
-    assert not is_consistent(before, "make the star green", after)
-    assert not is_consistent(before, "make the circle red", after)
-    assert not is_consistent(before, "make the circle green", before)
-    assert not is_consistent(before, "make the circle green", "a green circle")
+    assert read_edit(before, "make the circle green", after)
+    assert not read_edit(before, "make the star green", after)
+    assert not read_edit(before, "make the circle red", after)
+    assert not read_edit(before, "make the circle green", before)
+    assert not read_edit(before, "make the circle green", "a green circle")
 
 
 def test_two_changes_at_once_are_no_single_step() -> None:

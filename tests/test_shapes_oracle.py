@@ -11,9 +11,9 @@ from scipy import ndimage
 
 from ip2p.evaluation.cases import Pixels
 from ip2p.shapes.domain import ShapesDomain
-from ip2p.shapes.language import EDIT_TYPES, describe, draw_moved
+from ip2p.shapes.language import EDIT_TYPES, describe
 from ip2p.shapes.oracle import REACH, judge_edit, move_outline, read_scene
-from ip2p.shapes.scene import SIZES, Scene, SceneObject, coverage, draw_scene, render
+from ip2p.shapes.scene import SIZES, Scene, SceneObject, coverage, draw_moved, draw_scene, render
 from ip2p.shapes.train.measure import oracle_accuracy, says
 
 CIRCLE = SceneObject(shape="circle", colour="red", size="large", x=20, y=22)

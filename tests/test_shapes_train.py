@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 from ip2p.shapes.language import EDIT_TYPES, describe, draw_caption, draw_edit
 from ip2p.shapes.oracle import read_scene
 from ip2p.shapes.scene import draw_scene, render
+from ip2p.shapes.train.__main__ import write_captions
 from ip2p.shapes.train.clip import (
     EDITS_PER_GROUP,
     GROUPS,
@@ -26,7 +27,6 @@ from ip2p.shapes.train.clip import (
     train_judge,
     write_clip,
 )
-from ip2p.shapes.train.export import write_captions
 from ip2p.shapes.train.language_model import draw_text
 from ip2p.shapes.train.loop import LoopConfig, learning_rate_at, train
 from ip2p.shapes.train.measure import one_attribute_apart, says
@@ -72,7 +72,7 @@ def fit(folder: Path, stops: list[int]) -> Tensor:
             return loss
 
         try:
-            train(model, loss_at, config, checkpoint=folder / "line.pt", name="line")
+            train(model, loss_at, config, checkpoint=folder / "line.pt")
         except Stopped:
             continue
     return model.weight.detach()

@@ -24,11 +24,11 @@ from ip2p.store import (
     sha256_of,
     sidecar_path,
     summarise_shards,
-    update_summary,
     write_atomic,
     write_json,
     write_shard,
 )
+from ip2p.store.run import update_summary
 
 TABLE = pa.table({"number": [1, 2, 3], "text": ["a", "b", "ü"]})
 

@@ -24,10 +24,11 @@ from ip2p.models.components import load_vae
 from ip2p.models.noise.discrete import DiscreteNoise
 from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.models.texts import Texts, hidden_states
+from ip2p.store.journal import RecordFile
 from ip2p.training.cache import load_cache
 from ip2p.training.data import decode_pair, open_rows, open_table, training_fingerprint
 from ip2p.training.draws import draw_samples, draw_step, drop_conditions
-from ip2p.training.losses import LossLog, mean_of_last, read_losses
+from ip2p.training.loop import LossLog, mean_of_last
 from tests.tiny import tiny_unet
 
 CPU = torch.device("cpu")
@@ -333,5 +334,5 @@ def test_the_loss_log_is_cut_back_to_where_a_training_goes_on(tmp_path: Path) ->
         log.write(step, float(step), 1e-3, 1.0)
     path.write_text(path.read_text() + '{"step": 40, "lo')
     LossLog(path, 20).write(30, 5.0, 1e-3, 2.0)
-    assert [(entry["step"], entry["loss"]) for entry in read_losses(path)] == [(10, 10.0), (20, 20.0), (30, 5.0)]
-    assert mean_of_last(read_losses(path), 20) == 12.5
+    assert [(entry["step"], entry["loss"]) for entry in RecordFile(path).read()] == [(10, 10.0), (20, 20.0), (30, 5.0)]
+    assert mean_of_last(RecordFile(path).read(), 20) == 12.5

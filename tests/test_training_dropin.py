@@ -26,9 +26,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ip2p.models.stable_diffusion import widen_conv_in
+from ip2p.store.journal import RecordFile
 from ip2p.training.__main__ import main
 from ip2p.training.lora import LORA_FILE, load_lora
-from ip2p.training.losses import read_losses
 from tests import processes
 from tests.test_training import pair, png, write_pairs
 from tests.test_training_run import same_weights
@@ -310,7 +310,7 @@ def test_random_crops_of_wide_images_rule_the_cache_out(
     assert "so there is no latent cache" in capsys.readouterr().out
     assert not (tmp_path / "crops/cache").exists() and (tmp_path / "centre/cache").exists()
     losses = {
-        name: [e["loss"] for e in read_losses(tmp_path / name / "loss.jsonl")]
+        name: [e["loss"] for e in RecordFile(tmp_path / name / "loss.jsonl").read()]
         for name in ("crops", "workers", "centre")
     }
     assert losses["crops"] == losses["workers"] != losses["centre"]
@@ -342,7 +342,7 @@ def test_two_processes_train_what_one_does_at_the_same_batch(tmp_path: Path, dat
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ip2p.training", *words]
     command += ["--train_batch_size=2", f"--output_dir={tmp_path / '2'}"]
     subprocess.run(command, env=os.environ | ON_CPU, check=True, capture_output=True)
-    losses = [[e["loss"] for e in read_losses(tmp_path / name / "loss.jsonl")] for name in ("1", "2")]
+    losses = [[e["loss"] for e in RecordFile(tmp_path / name / "loss.jsonl").read()] for name in ("1", "2")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("1", "2"))
     for name, value in one.items():

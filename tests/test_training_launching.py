@@ -10,7 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from ip2p.training.launch import LAUNCH_CONFIGS, launch_command, with_shipped_configs
+from ip2p.training.launching import LAUNCH_CONFIGS, launch_command, with_shipped_configs
 
 KINDS = {
     "fsdp": DistributedType.FSDP,

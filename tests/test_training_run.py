@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 
 from ip2p.config import PipelineConfig, TrainingConfig
 from ip2p.store import RunFolder
+from ip2p.store.journal import RecordFile
 from ip2p.training import launch
 from ip2p.training.__main__ import main
 from ip2p.training.cache import LatentCache, load_cache
 from ip2p.training.checkpoint import Progress, find_checkpoints, read_checkpoint, write_checkpoint
 from ip2p.training.data import open_rows
 from ip2p.training.flags import job_of
-from ip2p.training.launch import run_child
+from ip2p.training.launching import run_child
 from ip2p.training.loop import Interrupted, Stop
-from ip2p.training.losses import read_losses
 from ip2p.training.run import new_trainer
 from ip2p.training.run import run as run_job
 from ip2p.training.trainer import Trainer
@@ -76,7 +76,9 @@ def test_a_training_stopped_at_any_step_ends_in_the_same_weights(tmp_path: Path,
     for name in ("unet", "unet_ema"):
         file = f"checkpoint-9/{name}/diffusion_pytorch_model.safetensors"
         assert same_weights(tmp_path / "whole" / file, tmp_path / "cut" / file)
-    logs = [[(e["step"], e["loss"]) for e in read_losses(tmp_path / name / "loss.jsonl")] for name in ("whole", "cut")]
+    logs = [
+        [(e["step"], e["loss"]) for e in RecordFile(tmp_path / name / "loss.jsonl").read()] for name in ("whole", "cut")
+    ]
     assert logs[0] == logs[1]
     assert [step for step, _ in logs[0]] == [2, 4, 6, 8, 9]
 
@@ -125,11 +127,11 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path: Path, data
 def test_a_training_at_a_constant_rate_can_be_made_longer(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     config = tiny_training(tiny_sd, max_train_steps=2, lr_scheduler="constant")
     run(config, str(data), tmp_path / "grown", tmp_path / "grown-model", Stop())
-    steps: list[float] = [entry["step"] for entry in read_losses(tmp_path / "grown" / "loss.jsonl")]
+    steps: list[float] = [entry["step"] for entry in RecordFile(tmp_path / "grown" / "loss.jsonl").read()]
     run(replace(config, max_train_steps=4), str(data), tmp_path / "grown", tmp_path / "grown-model", Stop())
     run(replace(config, max_train_steps=4), str(data), tmp_path / "once", tmp_path / "once-model", Stop())
     assert steps == [2]
-    assert [entry["step"] for entry in read_losses(tmp_path / "grown" / "loss.jsonl")] == [2, 4]
+    assert [entry["step"] for entry in RecordFile(tmp_path / "grown" / "loss.jsonl").read()] == [2, 4]
     assert same_weights(tmp_path / "grown-model" / WEIGHTS, tmp_path / "once-model" / WEIGHTS)
 
 
@@ -247,7 +249,7 @@ def test_a_launched_training_is_exported_and_not_repeated(tmp_path: Path, data: 
 def test_fp16_without_a_gpu_is_refused(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("fp16 works on a GPU")
-    with pytest.raises(ValueError, match="mixed_precision fp16 wants a GPU"):
+    with pytest.raises(ValueError, match="mixed_precision fp16 needs a GPU"):
         run(tiny_training(tiny_sd, mixed_precision="fp16"), str(data), tmp_path / "out", tmp_path / "model", Stop())
 
 

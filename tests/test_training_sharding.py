@@ -25,10 +25,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ip2p.config import TrainingJob
+from ip2p.store.journal import RecordFile
 from ip2p.training.__main__ import main
 from ip2p.training.data import open_rows
-from ip2p.training.launch import LAUNCH_CONFIGS
-from ip2p.training.losses import read_losses
+from ip2p.training.launching import LAUNCH_CONFIGS
 from ip2p.training.run import new_accelerator, new_trainer, open_pairs
 from ip2p.training.trainer import Trainer
 from tests import fsdp_on_cpu, processes
@@ -101,7 +101,7 @@ def split(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_sd: Path) -
 
 def assert_same_training(found: Path, expected: Path) -> None:
     """Losses, weights, average and the optimizer's state, to the tolerance of sums in another order."""
-    losses = [[entry["loss"] for entry in read_losses(path / "loss.jsonl")] for path in (found, expected)]
+    losses = [[entry["loss"] for entry in RecordFile(path / "loss.jsonl").read()] for path in (found, expected)]
     assert len(losses[1]) == 6
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     checkpoints = [f"checkpoint-{step}/{name}/{FILE}" for step in (3, 6) for name in ("unet", "unet_ema")]
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_a_split_training_goes_on_whole_and_the_other_way_round(
     run_whole(words(tiny_sd, data, tmp_path / "1", *resumed), tmp_path)
     run_split(words(tiny_sd, data, tmp_path / "2", f"--resume_from_checkpoint={whole}/checkpoint-3"), tmp_path)
     for name in ("1", "2"):
-        assert [entry["step"] for entry in read_losses(tmp_path / name / "loss.jsonl")] == [4, 5, 6]
+        assert [entry["step"] for entry in RecordFile(tmp_path / name / "loss.jsonl").read()] == [4, 5, 6]
         assert_close(whole / "checkpoint-6/unet" / FILE, tmp_path / name / "checkpoint-6/unet" / FILE)
         assert_close(whole / "unet" / FILE, tmp_path / name / "unet" / FILE)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
-from ip2p.training.losses import read_losses
+from ip2p.store.journal import RecordFile
 from tests.test_training_run import same_weights
 from tests.test_training_sharding import (
     FILE,
@@ -47,7 +47,7 @@ def test_accumulated_micro_steps_are_one_step(tmp_path: Path, whole: Path, data:
     flags = ["--train_batch_size=1", "--gradient_accumulation_steps=2", "--max_train_steps=3", "--use_ema"]
     launch_split(words(tiny_sd, data, tmp_path / "two", *flags), "deepspeed")
     run_split(words(tiny_sd, data, tmp_path / "one", *flags), tmp_path)
-    losses = [[entry["loss"] for entry in read_losses(tmp_path / name / "loss.jsonl")] for name in ("one", "two")]
+    losses = [[entry["loss"] for entry in RecordFile(tmp_path / name / "loss.jsonl").read()] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for name in ("unet", "unet_ema"):
         assert_close(tmp_path / "one/checkpoint-3" / name / FILE, tmp_path / "two/checkpoint-3" / name / FILE)
@@ -59,7 +59,7 @@ def test_checkpoints_go_on_under_zero_whoever_wrote_them(
     for name, source in (("own", split), ("other", whole)):
         config = words(tiny_sd, data, tmp_path / name, f"--resume_from_checkpoint={source}/checkpoint-3")
         launch_split(config, "deepspeed")
-        assert [entry["step"] for entry in read_losses(tmp_path / name / "loss.jsonl")] == [4, 5, 6]
+        assert [entry["step"] for entry in RecordFile(tmp_path / name / "loss.jsonl").read()] == [4, 5, 6]
         assert_close(whole / "checkpoint-6/unet" / FILE, tmp_path / name / "checkpoint-6/unet" / FILE)
         assert_close(whole / "unet" / FILE, tmp_path / name / "unet" / FILE)
     assert same_weights(split / "unet" / FILE, tmp_path / "own" / "unet" / FILE)
@@ -81,6 +81,6 @@ def test_settings_that_zero_was_not_tried_with_are_refused(
 
 def test_bf16_keeps_float32_weights(tmp_path: Path, split: Path, data: Path, tiny_sd: Path) -> None:
     launch_split(words(tiny_sd, data, tmp_path, "--mixed_precision=bf16", "--max_train_steps=2"), "deepspeed")
-    losses = [[entry["loss"] for entry in read_losses(path / "loss.jsonl")][:2] for path in (tmp_path, split)]
+    losses = [[entry["loss"] for entry in RecordFile(path / "loss.jsonl").read()][:2] for path in (tmp_path, split)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert losses[0] != losses[1]

@@ -1,4 +1,4 @@
-"""Real model classes with random weights, small enough for tests: the shapes domain's architecture in miniature."""
+"""Builds real model classes with random weights, small enough for tests, in the shapes domain's architecture."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CAPTIONS = (
 
 
 def tiny_unet(in_channels: int = 4) -> UNet2DConditionModel:
-    """Self- and cross-attention at 16 x 16 and 8 x 8 latents; 0.1 M parameters."""
+    """Returns a UNet of 0.1 M parameters with self- and cross-attention at 16 x 16 and 8 x 8 latents."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=in_channels,
@@ -64,7 +64,7 @@ def tiny_unet(in_channels: int = 4) -> UNet2DConditionModel:
 
 
 def tiny_vae() -> AutoencoderKL:
-    """64 x 64 pixels to 16 x 16 x 4 latents."""
+    """Returns an autoencoder of 64 x 64 pixels and 16 x 16 x 4 latents."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -79,7 +79,7 @@ def tiny_vae() -> AutoencoderKL:
 
 
 def tiny_scheduler() -> DDIMScheduler:
-    """v-prediction with zero terminal signal-to-noise ratio, as the domain's model."""
+    """Returns a v-prediction scheduler with zero terminal signal-to-noise ratio, like that of the domain's model."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",
@@ -96,7 +96,7 @@ def tiny_scheduler() -> DDIMScheduler:
 def write_tiny_stable_diffusion(folder: Path) -> Path:
     """Writes a folder that `StableDiffusionPipeline.from_pretrained` loads."""
     torch.manual_seed(0)
-    tokenizer = write_tokenizer(_made(folder / "tokenizer"))
+    tokenizer = write_tokenizer(_created(folder / "tokenizer"))
     text_encoder = text_encoder_of(new_clip(len(tokenizer)), tokenizer)
     pipeline = StableDiffusionPipeline(
         vae=tiny_vae(),
@@ -116,7 +116,7 @@ def write_tiny_stable_diffusion(folder: Path) -> Path:
 def write_tiny_xl(folder: Path) -> Path:
     """Writes a folder that `StableDiffusionXLPipeline.from_pretrained` loads: it has two text encoders."""
     torch.manual_seed(3)
-    tokenizer = write_tokenizer(_made(folder / "tokenizer"))
+    tokenizer = write_tokenizer(_created(folder / "tokenizer"))
     texts = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -162,7 +162,7 @@ def write_tiny_xl(folder: Path) -> Path:
 def write_tiny_clip(folder: Path) -> Path:
     """Writes a folder that open_clip loads with `local-dir:`."""
     torch.manual_seed(1)
-    tokenizer = write_tokenizer(_made(folder))
+    tokenizer = write_tokenizer(_created(folder))
     write_clip(folder, new_clip(len(tokenizer)).eval(), tokenizer)
     return folder
 
@@ -188,13 +188,13 @@ def write_tiny_language_model(folder: Path) -> Path:
         eos_token_id=letters.index("</s>"),
         pad_token_id=letters.index("</s>"),
     )
-    LlamaForCausalLM(config).save_pretrained(_made(folder), safe_serialization=True)
+    LlamaForCausalLM(config).save_pretrained(_created(folder), safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def write_tiny_config(out: Path, *, sd: Path, clip: Path, lm: Path) -> PipelineConfig:
-    """A whole config in which every stage takes seconds; thresholds accept everything."""
+    """Returns a complete config in which every stage takes seconds; thresholds accept everything."""
     out.mkdir(parents=True, exist_ok=True)
     captions = out.parent / f"{out.name}-captions.txt"
     captions.write_text("".join(f"{caption}\n" for caption in CAPTIONS))
@@ -238,7 +238,7 @@ def write_tiny_config(out: Path, *, sd: Path, clip: Path, lm: Path) -> PipelineC
 
 
 def specs(*, p2p: Sequence[float], shared_steps: Sequence[float] = ()) -> list[RenderSpec]:
-    """One per pair of a batch."""
+    """Returns a spec for each pair of a batch."""
     shares = [*shared_steps, *([0.0] * (len(p2p) - len(shared_steps)))]
     return [
         RenderSpec(triplet_id="t", candidate=n, seed=n, guidance_scale=2.0, p2p=p, shared_steps=share)
@@ -246,6 +246,6 @@ def specs(*, p2p: Sequence[float], shared_steps: Sequence[float] = ()) -> list[R
     ]
 
 
-def _made(folder: Path) -> Path:
+def _created(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,13 +1,12 @@
 """Browses pairs of a run, of parquet files or of the hub, by edit type, verdict, score and words. No gradio here.
 
-Only texts and scores are held; pictures are read from their row when they are looked at.
+Only texts and scores are kept in memory; pictures are read from their row when they are shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +22,16 @@ from ip2p.sources.rows import ListTable, ParquetTable, Row, Table, stream_rows
 from ip2p.store import RunFolder
 
 TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type")
-VERDICTS = ("accepted", "reason")
+COLUMNS = (*TEXTS, "accepted", "reason", *SCORE_COLUMNS)
 ACCEPTED = "accepted"
-FROM_HUB = 200
-"""Rows that are fetched of a hub dataset."""
+HUB_ROWS = 200
+"""Rows that are fetched from a hub dataset."""
 WAY_OUT = "Give a run folder, a folder of parquet files or a hub id (owner/name)."
 ROUNDING = 1e-5
-"""Cosines of equal pictures come out a little over 1."""
+"""Cosines of equal pictures are slightly above 1."""
 GAP = 4
 SMALL = 192
-"""Smaller pictures are shown larger, each pixel a square."""
+"""Height below which pictures are enlarged, each pixel to a square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Pairs:
 
     table: pa.Table
     columns: tuple[str, str]
-    """Of the original and of the edited image."""
+    """Names of the columns of the original and of the edited image."""
     pictures: Table
 
     def choices(self, column: str) -> list[str]:
@@ -57,75 +56,61 @@ class Pairs:
         return [name for name in names if self.table[name].null_count < len(self.table)]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Criteria of a search."""
-
-    edit_types: Sequence[str] = ()
-    verdicts: Sequence[str] = ()
-    """`accepted` or reasons; all if empty."""
-    score: str | None = None
-    low: float = -1.0
-    high: float = 1.0
-    words: str = ""
-    """Searched for in all texts."""
-
-
 def open_pairs(source: str) -> Pairs:
     """Opens a run, a folder or a file of parquet, a pattern or a hub dataset. ValueError with the way out."""
     location = locate(source, way_out=WAY_OUT)
     if location.kind == "hub":
         return _open_hub(location)
-    files = _files_of(location)
+    if location.kind == "path" and (location.path / "pairs").is_dir():
+        files = RunFolder(location.path).shards("pairs")  # rejected pairs too, if the run kept them
+    else:
+        files = data_files(location)
     if not files:
         raise ValueError(f"{source} holds no parquet file of pairs. {WAY_OUT}")
-    return _open_files(files)
-
-
-def _files_of(location: Location) -> list[Path]:
-    """Lists a run's pairs, which may hold rejected ones too; else every parquet file."""
-    if location.kind == "path" and (location.path / "pairs").is_dir():
-        return RunFolder(location.path).shards("pairs")
-    return data_files(location)
-
-
-def _open_files(files: Sequence[Path]) -> Pairs:
     pictures = ParquetTable(files)
-    columns = image_columns(pictures.names, where=str(files[0].parent))
-    names = [name for name in (*TEXTS, *VERDICTS, *SCORE_COLUMNS) if name in pictures.names]
     parts = [
-        pq.read_table(file, columns=[name for name in names if name in present])
+        pq.read_table(file, columns=[name for name in COLUMNS if name in present])
         for file, present in pictures.names_by_file.items()
     ]
-    return Pairs(pa.concat_tables(parts, promote_options="default"), columns, pictures)
+    table = pa.concat_tables(parts, promote_options="default")
+    return Pairs(table, image_columns(pictures.names, where=str(files[0].parent)), pictures)
 
 
 def _open_hub(location: Location) -> Pairs:
-    values = list(stream_rows(location, limit=FROM_HUB, way_out=WAY_OUT, split="train"))
-    rows = [Row(row, f"{location.word} row {number}") for number, row in enumerate(values, start=1)]
-    pictures = ListTable(rows)
-    columns = image_columns(pictures.names, where=location.word)
+    values = list(stream_rows(location, limit=HUB_ROWS, way_out=WAY_OUT, split="train"))
+    pictures = ListTable([Row(row, f"{location.word} row {number}") for number, row in enumerate(values, start=1)])
     texts = [{key: row[key] for key in (*TEXTS, *SCORE_COLUMNS) if key in row} for row in values]
-    return Pairs(pa.Table.from_pylist(texts), columns, pictures)
+    return Pairs(pa.Table.from_pylist(texts), image_columns(pictures.names, where=location.word), pictures)
 
 
-def find(pairs: Pairs, wanted: Wanted) -> np.ndarray:
-    """Returns the numbers of the rows that match, in their order."""
+def find(
+    pairs: Pairs,
+    *,
+    edit_types: Sequence[str] = (),
+    verdicts: Sequence[str] = (),
+    score: str | None = None,
+    low: float = -1.0,
+    high: float = 1.0,
+    words: str = "",
+) -> np.ndarray:
+    """Returns the numbers of the rows that match all criteria, in order; an empty criterion matches every row.
+
+    `verdicts` are `accepted` or reasons, `low` and `high` bound the score, and `words` are looked for in all texts.
+    """
     table = pairs.table
     keep = np.ones(len(table), dtype=bool)
-    if wanted.edit_types and "edit_type" in table.column_names:
-        keep &= np.isin(_texts(table, "edit_type"), list(wanted.edit_types))
-    if wanted.verdicts and "reason" in table.column_names:
+    if edit_types and "edit_type" in table.column_names:
+        keep &= np.isin(_texts(table, "edit_type"), list(edit_types))
+    if verdicts and "reason" in table.column_names:
         reasons = _texts(table, "reason")
-        keep &= np.isin(np.where(reasons == "", ACCEPTED, reasons), list(wanted.verdicts))
-    if wanted.score and wanted.score in table.column_names:
-        values = table[wanted.score].to_numpy().astype(float)
-        keep &= (values >= wanted.low - ROUNDING) & (values <= wanted.high + ROUNDING)
-    if words := wanted.words.strip().lower():
-        said = [
-            np.char.find(np.char.lower(_texts(table, name)), words) >= 0 for name in TEXTS if name in table.column_names
-        ]
-        keep &= np.any(said, axis=0) if said else False
+        keep &= np.isin(np.where(reasons == "", ACCEPTED, reasons), list(verdicts))
+    if score and score in table.column_names:
+        values = table[score].to_numpy().astype(float)
+        keep &= (values >= low - ROUNDING) & (values <= high + ROUNDING)
+    if words := words.strip().lower():
+        texts = [_texts(table, name) for name in TEXTS if name in table.column_names]
+        matches = [np.char.find(np.char.lower(text), words) >= 0 for text in texts]
+        keep &= np.any(matches, axis=0) if matches else False
     return np.flatnonzero(keep)
 
 
@@ -134,9 +119,10 @@ def _texts(table: pa.Table, name: str) -> np.ndarray:
 
 
 def side_by_side(pairs: Pairs, number: int) -> tuple[Image.Image, str]:
-    """Draws a pair as one picture, the original on the left, and writes its caption."""
+    """Draws a pair as one picture, the original on the left; returns it with a caption."""
     row = pairs.table.slice(number, 1).to_pylist()[0]
-    original, edited = _images(pairs, number)
+    images = pairs.pictures.row(number, pairs.columns)
+    original, edited = (open_picture(images.picture(name) or b"") for name in pairs.columns)
     height = max(original.height, edited.height)
     both = Image.new("RGB", (original.width + GAP + edited.width, height), "white")
     both.paste(original, (0, 0))
@@ -146,10 +132,5 @@ def side_by_side(pairs: Pairs, number: int) -> tuple[Image.Image, str]:
         both = both.resize((both.width * factor, both.height * factor), Image.Resampling.NEAREST)
     scores = ", ".join(f"{SCORE_COLUMNS[name]} {row[name]:.2f}" for name in pairs.scores()[:4] if row[name] is not None)
     verdict = row.get("reason") or (ACCEPTED if row.get("accepted", True) else "rejected")
-    told = [row.get("edit_prompt") or "", row.get("edit_type") or "", verdict if "accepted" in row else "", scores]
-    return both, " · ".join(part for part in told if part)
-
-
-def _images(pairs: Pairs, number: int) -> list[Image.Image]:
-    row = pairs.pictures.row(number, pairs.columns)
-    return [open_picture(row.picture(name) or b"") for name in pairs.columns]
+    parts = (row.get("edit_prompt"), row.get("edit_type"), verdict if "accepted" in row else "", scores)
+    return both, " · ".join(part for part in parts if part)

@@ -1,93 +1,77 @@
-"""The runs below a folder, with the figures that tell them apart. No gradio here."""
+"""Lists the runs below a folder with their main figures, and tries captions with their settings. No gradio here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ip2p.config import PipelineConfig
-from ip2p.config.files import read_config
+from ip2p.config.files import read_run
 from ip2p.presets import PRESETS
 from ip2p.prompts import try_caption
-from ip2p.store import RunFolder, read_json
+from ip2p.store import RunFolder, read_json_or_empty, read_summary
 
-HEAD = ("run", "pairs", "training steps", "success", "CLIP direction", "CLIP image", "report")
+RUN_COLUMNS = ("run", "pairs", "training steps", "success", "CLIP direction", "CLIP image", "report")
+TRIPLET_COLUMNS = ("verdict", "edit type", "instruction", "edited caption")
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Run folders at and below a folder, newest first."""
-    found = {path.parent for pattern in ("config.json", "*/config.json") for path in root.glob(pattern)}
-    runs = [path for path in found if (path / "summary.json").exists()]
+    """Lists the run folders at and below a folder, newest first."""
+    folders = {path.parent for pattern in ("config.json", "*/config.json") for path in root.glob(pattern)}
+    runs = [path for path in folders if (path / "summary.json").exists()]
     return sorted(runs, key=lambda path: -(path / "summary.json").stat().st_mtime)
 
 
 def find_models(root: Path) -> list[str]:
-    """Trained editors of those runs."""
-    return [
-        str(RunFolder(run).model) for run in find_runs(root) if (RunFolder(run).model / "model_index.json").exists()
-    ]
+    """Lists the trained editors of those runs."""
+    models = (RunFolder(run).model for run in find_runs(root))
+    return [str(model) for model in models if (model / "model_index.json").exists()]
+
+
+def find_configs(root: Path) -> list[str]:
+    """Lists what a caption can be tried with: runs first, then presets."""
+    return [*(str(path) for path in find_runs(root)), *PRESETS]
 
 
 def describe_runs(runs: Sequence[Path]) -> list[list[str]]:
-    """A row per run under `HEAD`; a dash where it has no such figure."""
+    """Returns a row per run under `RUN_COLUMNS`, with a dash for a figure that it does not have."""
     return [_describe(run) for run in runs]
 
 
 def _describe(run: Path) -> list[str]:
-    summary = _read(run / "summary.json")
-    model = _read(run / "evaluation" / "figures.json")
-    training = summary.get("training", {})
+    summary = read_summary(run)
+    figures = read_json_or_empty(run / "evaluation" / "figures.json")
     report = run / "report" / "index.html"
     return [
         run.name,
-        str(summary.get("dataset", {}).get("pairs", "–")),
-        str(training.get("steps", "–")),
-        _share(model.get("success")),
-        _number(model.get("clip_direction")),
-        _number(model.get("clip_image")),
+        _number(summary.get("dataset", {}).get("pairs"), ""),
+        _number(summary.get("training", {}).get("steps"), ""),
+        _number(figures.get("success"), ".1%"),
+        _number(figures.get("clip_direction"), ".3f"),
+        _number(figures.get("clip_image"), ".3f"),
         f"[open](/gradio_api/file={report.resolve()})" if report.exists() else "–",
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _share(value: Any) -> str:
-    return f"{value:.1%}" if isinstance(value, int | float) else "–"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "–"
-
-
-PROMPT_COLUMNS = ("verdict", "edit type", "instruction", "edited caption")
-
-
-def find_configs(root: Path) -> list[str]:
-    """What a caption can be tried with: runs first, then presets."""
-    return [*(str(path) for path in find_runs(root)), *PRESETS]
+def _number(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "–"
 
 
 def write_rows(name: str | None, caption: str, num_triplets: float) -> list[list[str]]:
-    """A row for each triplet, and for each answer that is none. ValueError where the name is of no run or preset."""
-    rows = []
-    for found in try_caption(_read_config(name or ""), caption, int(num_triplets)):
-        triplet = found.triplet
-        texts = [triplet.edit_type, triplet.edit_prompt, triplet.edited_prompt] if triplet else ["", found.text, ""]
-        rows.append([found.reason or "kept", *texts])
-    return rows
+    """Returns a row per answer, usable or not, to a caption under a run's or preset's settings.
 
-
-def _read_config(name: str) -> PipelineConfig:
+    Raises ValueError if the name is neither a run nor a preset.
+    """
     if name in PRESETS:
-        return PRESETS[name]()
-    path = Path(name).expanduser() / "config.json"
-    if not name or not path.is_file():
-        raise ValueError(f"{name or 'nothing'} is no run and no preset. Choose a run folder or {', '.join(PRESETS)}.")
-    return read_config(path)
+        config = PRESETS[name]()
+    elif name and (Path(name).expanduser() / "config.json").is_file():
+        config = read_run(Path(name).expanduser())
+    else:
+        raise ValueError(
+            f"{name or 'nothing'} is neither a run nor a preset. Choose a run folder or {', '.join(PRESETS)}."
+        )
+    rows = []
+    for answer in try_caption(config, caption, int(num_triplets)):
+        triplet = answer.triplet
+        texts = [triplet.edit_type, triplet.edit_prompt, triplet.edited_prompt] if triplet else ["", answer.text, ""]
+        rows.append([answer.reason or "kept", *texts])
+    return rows

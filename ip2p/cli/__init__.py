@@ -60,40 +60,33 @@ def overview(group: str = "") -> str:
     rows = [
         f"  {name:<17} {(action.__doc__ or '').strip().splitlines()[0]}"
         for name, action in COMMANDS.items()
-        if not group or name.startswith(f"{group} ")
+        if name.startswith(group)
     ]
-    usage = f"usage: ip2p {group} COMMAND …" if group else "usage: ip2p COMMAND …"
     hint = "`ip2p COMMAND --help` shows a command's options; --debug shows tracebacks; --version the version."
-    return "\n".join([usage, "", *rows, "", hint])
+    return "\n".join([f"usage: ip2p {group}COMMAND …", "", *rows, "", hint])
 
 
 def _run_command(words: list[str], debug: bool) -> int:
-    if not words or words[0] in (*HELP_WORDS, "help"):
+    first = words[0] if words else "help"
+    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else first
+    members = [command.partition(" ")[2] for command in COMMANDS if command.startswith(f"{first} ")]
+    if first in (*HELP_WORDS, "help"):
         print(overview())
-        return 0
-    if words[0] == "--version":
+    elif first == "--version":
         print(f"ip2p {__version__}")
-        return 0
-    start_logging(debug)
-    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
-    if name not in COMMANDS:
-        _show_group(name, words[1:])
-        return 0
-    try:
-        call(COMMANDS[name], words[len(name.split()) :], f"ip2p {name}")
-    except SystemExit as end:  # tyro ends so after help
-        return int(end.code or 0)
+    elif name in COMMANDS:
+        start_logging(debug)
+        try:
+            call(COMMANDS[name], words[len(name.split()) :], f"ip2p {name}")
+        except SystemExit as end:  # tyro ends so after help
+            return int(end.code or 0)
+    elif not members:
+        raise ValueError(f"unknown command {name}. {suggest(name, list(COMMANDS))}")
+    elif words[1:2] and words[1] in HELP_WORDS:
+        print(overview(f"{first} "))
+    else:
+        raise ValueError(f"`ip2p {first}` takes {', '.join(members)}; got {words[1] if words[1:] else 'nothing'}.")
     return 0
-
-
-def _show_group(group: str, words: list[str]) -> None:
-    """Shows the help of a group of commands. ValueError if there is no such group or its command is missing."""
-    members = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{group} ")]
-    if not members:
-        raise ValueError(f"unknown command {group}. {suggest(group, list(COMMANDS))}")
-    if not words or words[0] not in HELP_WORDS:
-        raise ValueError(f"`ip2p {group}` takes {', '.join(members)}; got {words[0] if words else 'nothing'}.")
-    print(overview(group))
 
 
 def _nobody_reads() -> bool:

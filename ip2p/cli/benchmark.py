@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 from ip2p.config import BenchmarkConfig, VlmConfig
+from ip2p.config.files import evaluation_of
+from ip2p.evaluation import benchmark as protocols
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +27,6 @@ class Benchmark(BenchmarkConfig):
 
         Its vision-language judge is left out, whose server may be gone.
         """
-        from ip2p.config.files import evaluation_of
-
         named, _ = tyro.cli(Editors, args=list(words), return_unknown_args=True, add_help=False)
         first = Path(named.models[0]) if named.models else Path()
         evaluation = evaluation_of(first / "model" if (first / "model").is_dir() else first)
@@ -43,10 +43,9 @@ class Editors:
 
 def benchmark(config: Benchmark) -> None:
     """Compares editors by a published protocol."""
-    from ip2p.evaluation.benchmark import benchmark as run_benchmark
     from ip2p.report import write_benchmark
 
-    figures = run_benchmark(config)
+    figures = protocols.benchmark(config)
     print("\n".join(describe(figures)))
     print(f"  {'figures':<11} {config.out / 'figures.json'}")
     print(f"  {'page':<11} {write_benchmark(config.out)}")
@@ -54,9 +53,7 @@ def benchmark(config: Benchmark) -> None:
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:
     """Yields a table: a line per editor, a column per figure."""
-    from ip2p.evaluation.benchmark import known_columns
-
-    columns = known_columns(figures["protocol"], figures["editors"])
+    columns = protocols.known_columns(figures["protocol"], figures["editors"])
     widths = [max(16, len(column.heading)) for column in columns]
     yield f"{figures['n']} edits by the protocol {figures['protocol']}"
     yield _line("", [column.heading for column in columns], widths)

@@ -10,16 +10,18 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from ip2p.cli.arguments import NewRun, OfRun, OverSettings, Whole
+from ip2p import dataset, uses
+from ip2p.cli.arguments import Columns, NewRun, OfRun, OverSettings, Whole, in_section, read_columns
 from ip2p.cli.parsing import local_copy
 from ip2p.cli.results import describe_results
 from ip2p.cli.runs import enter, url_of
 from ip2p.config import PipelineConfig
+from ip2p.config.files import read_run
+from ip2p.dataset import inspection
+from ip2p.sources.columns import NEEDED, OURS
+from ip2p.sources.pairs import read_source
 
 logger = logging.getLogger(__name__)
-
-KNOWN = ("original_image", "edited_image", "original_prompt", "edit_prompt", "edited_prompt", "edit_type", "group")
-"""Columns that an import takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +29,16 @@ class PairsImport(OverSettings):
     """Arguments of `ip2p dataset import`."""
 
     common: ClassVar[tuple[str, ...]] = (
-        *(f"filtering.thresholds.{name}" for name in ("original", "edited", "direction", "image", "contrast")),
-        "filtering.max_pairs_per_triplet",
-        "scoring.clip_model",
-        "dataset.test_fraction",
-        "dataset.license",
-        "dataset.seed",
+        *in_section("filtering.thresholds", "original", "edited", "direction", "image", "contrast"),
+        *in_section("filtering", "max_pairs_per_triplet"),
+        *in_section("scoring", "clip_model"),
+        *in_section("dataset", "test_fraction", "license", "seed"),
     )
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder of the original software, an image folder, parquet files or a hub id."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Run folder to write, or its URL."""
-    columns: Annotated[str | None, tyro.conf.arg(metavar="OURS=THEIRS,…")] = None
+    columns: Columns = None
     """Names of the source's columns. Default: those of known datasets."""
     split: str = "train"
     """Split of a hub dataset."""
@@ -68,58 +68,34 @@ class Planning(NewRun):
 
 def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
     """Imports pairs from elsewhere as a run and a dataset."""
-    columns = read_mapping(arguments.columns)
-    from ip2p import dataset, uses
-    from ip2p import rendering as rendering_stage
+    from ip2p import rendering
     from ip2p.dataset.importing import import_rows
-    from ip2p.sources.pairs import read_source
+    from ip2p.scoring.scorer import load_scorer
 
+    columns = read_columns(arguments.columns, NEEDED, tuple(name for name in OURS if name not in NEEDED))
     with local_copy(url_of(config.out)) as folder:
         config = dataclasses.replace(config, out=folder)
         enter(config)
         source = arguments.source
         rows = read_source(source, columns, split=arguments.split, revision=arguments.revision)
-        scorer = None
-        if arguments.score:
-            from ip2p.scoring.scorer import load_scorer
-
-            scorer = load_scorer(config.scoring)
+        scorer = load_scorer(config.scoring) if arguments.score else None
         uses.write_config(config, source)
         name = Path(source).name if Path(source).expanduser().exists() else source
         counts = import_rows(config, rows, name, scorer)
         logger.info("imported %s", ", ".join(f"{count} {what}" for what, count in counts.items()))
-        rendering_stage.summarise(config)
+        rendering.summarise(config)
         dataset.write_dataset(config)
         print(describe_results(config))
 
 
-def read_mapping(text: str | None) -> dict[str, str] | None:
-    """Reads `original_image=a,edited_image=b`. ValueError if a part has no `=` or names a column that is not ours."""
-    if text is None:
-        return None
-    from ip2p.sources.columns import NEEDED, OPTIONAL
-
-    columns = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-    wrong = [part for part in text.split(",") if "=" not in part] + [name for name in columns if name not in KNOWN]
-    missing = [name for name in NEEDED if name not in columns]
-    if wrong or missing:
-        raise ValueError(
-            f"--columns takes ours=theirs,… with {', '.join(NEEDED)} and optionally {', '.join(OPTIONAL)}; got {text}."
-        )
-    return columns
-
-
 def inspect(arguments: OfRun) -> None:
     """Prints the funnel, the scores, the draws, the duplicates and examples of a run."""
-    from ip2p.config.files import read_run
-    from ip2p.dataset.inspection import describe
-
-    print(describe(read_run(arguments.folder)))
+    print(inspection.describe(read_run(arguments.folder)))
 
 
 def plan_costs(arguments: Planning, config: PipelineConfig) -> None:
     """Renders a few candidates, measures, and forecasts what the whole dataset costs."""
-    from ip2p import plan, uses
+    from ip2p import plan
 
     uses.check_inputs(config, "dataset")
     measured = plan.measure_sample(config, arguments.sample)

@@ -8,12 +8,14 @@ import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from ip2p.config import EvaluationConfig
+from ip2p.config.files import evaluation_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -68,8 +70,6 @@ class Edit:
 
 def edit(options: EditArguments) -> None:
     """Applies instructions to pictures."""
-    from ip2p.config.files import evaluation_of
-
     usual = evaluation_of(Path(options.model))
     edits = list(plan_edits(options, usual))
     existing = [item.output for item in edits if item.output.exists()]
@@ -77,23 +77,19 @@ def edit(options: EditArguments) -> None:
         raise ValueError(f"{existing[0]} exists already. Give another name, or --overwrite.")
     from ip2p.editing import Editor, Knobs
 
-    steps = options.num_inference_steps or usual.num_inference_steps
     started = time.monotonic()
     editor = Editor(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
-    for scales, batch in itertools.groupby(sorted(edits, key=_scales), key=_scales):
+    scales = attrgetter("guidance_scale", "image_guidance_scale")
+    for (text, image), batch in itertools.groupby(sorted(edits, key=scales), key=scales):
         knobs = Knobs(
-            num_inference_steps=steps,
-            guidance_scale=scales[0],
-            image_guidance_scale=scales[1],
+            num_inference_steps=options.num_inference_steps or usual.num_inference_steps,
+            guidance_scale=text,
+            image_guidance_scale=image,
             resolution=options.resolution,
         )
         _edit(editor, list(batch), knobs, options.batch_size)
     what = str(edits[0].output) if len(edits) == 1 else f"{len(edits)} pictures in {options.output}"
     print(f"{what} (in {time.monotonic() - started:.1f} s)")
-
-
-def _scales(item: Edit) -> tuple[float, float]:
-    return item.guidance_scale, item.image_guidance_scale
 
 
 def _edit(editor: Any, edits: Sequence[Edit], knobs: Any, batch_size: int) -> None:
@@ -123,32 +119,26 @@ def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Edit
     rows = list(_rows(options))
     if not rows:
         raise ValueError(f"{options.input} holds no picture. Give a picture, a folder of pictures or a .jsonl.")
-    combined = list(itertools.product(rows, texts, images))
-    if len(combined) == 1 and rows[0].get("output") is None and options.output.suffix:
-        ((row, text, image),) = combined
-        yield Edit(row["image"], row["edit_prompt"], row["seed"], text, image, options.output)
-        return
-    several = {"texts": len(texts) > 1, "images": len(images) > 1}
+    is_one = len(rows) == len(texts) == len(images) == 1 and rows[0].get("output") is None and options.output.suffix
     names: set[str] = set()
-    for row, text, image in combined:
-        name = row.get("output") or _name(row, options)
-        stem, suffix = Path(name).stem, Path(name).suffix or ".png"
-        stem += f"-t{text:g}" * several["texts"] + f"-i{image:g}" * several["images"]
-        if stem + suffix in names:
-            raise ValueError(f"two edits would be called {stem}{suffix}. Give each an `output` in a .jsonl.")
-        names.add(stem + suffix)
-        yield Edit(row["image"], row["edit_prompt"], row["seed"], text, image, options.output / f"{stem}{suffix}")
+    for row, text, image in itertools.product(rows, texts, images):
+        name = Path(row.get("output") or _name(row, options))
+        scales = f"-t{text:g}" * (len(texts) > 1) + f"-i{image:g}" * (len(images) > 1)
+        file = f"{name.stem}{scales}{name.suffix or '.png'}"
+        if file in names:
+            raise ValueError(f"two edits would be called {file}. Give each an `output` in a .jsonl.")
+        names.add(file)
+        output = options.output if is_one else options.output / file
+        yield Edit(row["image"], row["edit_prompt"], row["seed"], text, image, output)
 
 
 def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
     if options.input.suffix == ".jsonl":
         yield from _read_jsonl(options.input)
         return
-    folder = options.input
-    paths = [folder]
-    if folder.is_dir():
-        visible = (path for path in folder.iterdir() if not path.name.startswith("."))
-        paths = sorted(path for path in visible if path.suffix.lower() in PICTURES)
+    paths = sorted(options.input.iterdir()) if options.input.is_dir() else [options.input]
+    if options.input.is_dir():
+        paths = [path for path in paths if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
     for path, prompt, seed in itertools.product(paths, (options.instruction, *options.also), options.seeds):
         yield {"image": path, "edit_prompt": prompt, "seed": seed}
 
@@ -158,8 +148,8 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         for _, row in read_json_file(path):
-            wish = {"image": path.parent / str(row["image"]), "edit_prompt": str(row["edit_prompt"])}
-            yield {**wish, "seed": int(row.get("seed", 0)), "output": row.get("output")}
+            image, prompt = path.parent / str(row["image"]), str(row["edit_prompt"])
+            yield {"image": image, "edit_prompt": prompt, "seed": int(row.get("seed", 0)), "output": row.get("output")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
 

@@ -1,7 +1,7 @@
 """Parses a command's words with tyro: its own arguments, then every setting over a preset, a file or a run.
 
 A command is a function of its arguments, a dataclass, and perhaps of a `PipelineConfig`. What that config starts from
-depends on the arguments, so they are parsed first. Nothing here imports torch or prefect.
+depends on the arguments, so the words are parsed twice. Nothing here imports torch or prefect.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from tyro import _errors  # its only structured errors; the lock pins it
+from tyro import _errors  # private, but its only structured errors; hence the upper bound on tyro in pyproject.toml
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from ip2p.cli.arguments import OfRun, OverSettings
 from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.config.fields import describe_fields
+from ip2p.config.files import overlay
 from ip2p.console import suggest
 from ip2p.store.mirror import is_url, working_copy
 
@@ -29,8 +31,8 @@ T = TypeVar("T")
 HELP_WORDS = ("-h", "--help")
 SHORT_FORMS = {"kind": "--runner", "address": "--ray-address", "max_workers": "--workers"}
 """Second names of the runner's flags."""
-IGNORED = "yes"
-"""Value that `--score` and `--rejected` took before they were switches."""
+SWITCHES = ("--score", "--rejected")
+"""Switches that needed the value `yes` once, and still take it."""
 Stage = Literal["prompts", "rendering", "scoring", "filtering", "dataset", "training", "evaluation", "runner"]
 
 
@@ -47,22 +49,19 @@ class MoreHelp:
 def call(action: Callable[..., None], words: Sequence[str], command: str) -> None:
     """Runs a command with what its words say. ValueError for a mistake in them; SystemExit after help."""
     kind, *settings = (hint for name, hint in typing.get_type_hints(action).items() if name != "return")
-    more, rest = _read(MoreHelp, words, command) if settings else (MoreHelp(), list(words))
-    if more != MoreHelp() or not set(HELP_WORDS).isdisjoint(rest):
-        _show_help(action, kind, rest, command, more, bool(settings))
+    about = (action.__doc__ or "").strip()
+    words = [word.removesuffix("=yes") if word.startswith(SWITCHES) else word for word in words]
+    words = [word for before, word in itertools.pairwise(["", *words]) if word != "yes" or before not in SWITCHES]
     with contextlib.ExitStack() as stack:
         if settings:
-            arguments, config = parse_over_base(kind, rest, command, stack)
-            action(arguments, config)
+            _show_help_if_asked(kind, words, command, about)
+            action(*parse_over_base(kind, words, command, stack))
         else:
-            action(_at_hand(parse(kind, rest, command), stack, {}))
-
-
-def parse(kind: type[T], words: Sequence[str], command: str) -> T:
-    """Parses the arguments of a command without settings."""
-    arguments, unknown = _read(kind, words, command, default=getattr(kind, "start", lambda _: None)(words))
-    _refuse(unknown, flags_of(kind))
-    return arguments
+            start = kind.start(words) if hasattr(kind, "start") else tyro.MISSING_NONPROP
+            arguments, unknown = _read(kind, words, command, default=start, add_help=True, description=about)
+            _refuse(unknown, flags_of(kind))
+            local = _copy_run(arguments, stack)
+            action(dataclasses.replace(arguments, run=local) if local else arguments)
 
 
 def parse_over_base(
@@ -70,28 +69,24 @@ def parse_over_base(
 ) -> tuple[Any, PipelineConfig]:
     """Parses arguments and settings over the base that the arguments name.
 
-    The first guess of the arguments knows no settings, so it may take a setting's value for a positional. A guess is
-    right once parsing over its base gives the same arguments.
+    The first pass knows no edit types of that base, so it may take the value of such a setting for a positional.
     """
-    from ip2p.config.files import overlay
-
-    both = _with_settings(kind)
-    copies: dict[str, str] = {}
-    guess, _ = _read(kind, words, command)
-    for _ in range(3):
-        guess = _at_hand(guess, stack, copies)
+    base = PipelineConfig()
+    guess = _read_over(base, kind, words, command)[0].own
+    if local := _copy_run(guess, stack):
+        words = [local if word == guess.run else word for word in words]
+        guess = dataclasses.replace(guess, run=local)
+    with contextlib.suppress(ValueError, OSError):  # the guess may be wrong
         base = guess.base()
-        start = both(own=tyro.MISSING_NONPROP, settings=base)
-        parsed, unknown = _read(both, words, command, default=start, registry=_plain_sections(), names=kind)
-        again = _at_hand(parsed.own, stack, copies)
-        if again == guess:
-            break
-        guess = again
-    guess.check(command)
-    _refuse(unknown, [*flags_of(kind), *flags_of(base), *SHORT_FORMS.values()])
+    parsed, unknown = _read_over(base, kind, words, command)
+    flags = [*flags_of(kind), *flags_of(base), *SHORT_FORMS.values()]
+    _refuse([word for word in unknown if word.startswith("-")], flags)
+    parsed.own.check_base()
+    base = parsed.own.base()
+    _refuse(unknown, flags)
     config = overlay(base, parsed.settings)
-    guess.check_settings(command, config)
-    return guess, config
+    parsed.own.check(config)
+    return parsed.own, config
 
 
 @contextlib.contextmanager
@@ -116,25 +111,27 @@ def flags_of(config: Any, prefix: str = "") -> list[str]:
 
 
 def _read(
-    kind: type[T], words: Sequence[str], command: str, *, default: Any = None, names: Any = None, **options: Any
+    kind: type[T], words: Sequence[str], command: str, *, add_help: bool = False, **options: Any
 ) -> tuple[T, list[str]]:
     """Parses what a dataclass knows and returns the other words too; mistakes become a ValueError of one line."""
-    start = tyro.MISSING_NONPROP if default is None else default
-    with _errors.on_parse_error(functools.partial(_raise, names or kind, command)):
-        parsed = tyro.cli(
-            kind, args=list(words), prog=command, default=start, return_unknown_args=True, add_help=False, **options
-        )
+    with _errors.on_parse_error(functools.partial(_raise, command)):
+        parsed = tyro.cli(kind, args=words, prog=command, return_unknown_args=True, add_help=add_help, **options)
     return typing.cast(tuple[T, list[str]], parsed)
 
 
-def _raise(kind: type, command: str, event: _errors.ParseErrorEvent) -> None:
+def _read_over(base: PipelineConfig, kind: type[Any], words: Sequence[str], command: str) -> tuple[Any, list[str]]:
+    start = _with_settings(kind, base)
+    return _read(type(start), words, command, default=start, registry=_plain_sections())
+
+
+def _raise(command: str, event: _errors.ParseErrorEvent) -> None:
     """Says in a line what tyro refuses; kinds of mistakes that are not here are left to tyro."""
     match event:
         case _errors.MissingArgs():
             missing = event.missing_arguments[0].arg
             name = missing.lowered.metavar if missing.is_positional() else missing.display_name()
-            text = describe_fields(kind).get(missing.field.intern_name.rpartition(".")[2], "")
-            raise ValueError(f"`{command}` needs {name}. {text}")
+            text = missing.field.helptext
+            raise ValueError(f"`{command}` needs {name}. {text() if callable(text) else text}")
         case _errors.InvalidChoice():
             flag, choices = event.argument.display_name(), ", ".join(event.choices)
             raise ValueError(f"invalid choice {event.value!r} for {flag}. Choose from: {choices}.")
@@ -142,35 +139,27 @@ def _raise(kind: type, command: str, event: _errors.ParseErrorEvent) -> None:
             nargs = event.argument.lowered.nargs
             raise ValueError(f"{event.argument.display_name()} needs {'a value' if nargs == 1 else f'{nargs} values'}.")
         case _errors.InstantiationFailure():
-            flag = event.argument.display_name() if event.argument else ""
-            message = str(event.message).strip()
-            between = "" if not flag else " " if message.startswith("takes") else ": "
-            raise ValueError(f"{flag}{between}{message}{'' if message.endswith('.') else '.'}")
+            flag = f"{event.argument.display_name()}: " if event.argument else ""
+            raise ValueError(f"{flag}{str(event.message).strip().removesuffix('.')}.")
 
 
 def _refuse(unknown: Sequence[str], flags: Sequence[str]) -> None:
-    for word in unknown:
-        if word.startswith("-"):
-            raise ValueError(f"unknown option {word}. {suggest(word.split('=')[0].replace('_', '-'), flags)}")
-        if word != IGNORED or not {"--score", "--rejected"} & set(flags):
-            raise ValueError(f"{word!r} was not expected. Options are written --name VALUE.")
+    if unknown and unknown[0].startswith("-"):
+        name = unknown[0].split("=")[0].replace("_", "-")
+        raise ValueError(f"unknown option {unknown[0]}. {suggest(name, flags)}")
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} was not expected. Options are written --name VALUE.")
 
 
-def _at_hand(arguments: T, stack: contextlib.ExitStack, copies: dict[str, str]) -> T:
-    """Replaces the URL of a run that a command works on by its local copy."""
-    if not isinstance(arguments, OfRun) or not is_url(arguments.run):
-        return arguments
-    if arguments.run not in copies:
-        copies[arguments.run] = str(stack.enter_context(local_copy(arguments.run)))
-    return dataclasses.replace(arguments, run=copies[arguments.run])
+def _copy_run(arguments: Any, stack: contextlib.ExitStack) -> str:
+    """Returns the local folder of the run that a command works on; an empty text if it works on none."""
+    return str(stack.enter_context(local_copy(arguments.run))) if isinstance(arguments, OfRun) else ""
 
 
-def _with_settings(kind: type) -> type[Any]:
-    return dataclasses.make_dataclass("Words", [("own", _own(kind)), ("settings", _unprefixed(PipelineConfig))])
-
-
-def _unprefixed(kind: Any) -> Any:
-    return Annotated[kind, tyro.conf.arg(name="")]
+def _with_settings(kind: type, base: PipelineConfig) -> Any:
+    """Makes what tyro starts from: a command's own arguments, yet to be given, and the settings of a base."""
+    fields = [("own", _own(kind)), ("settings", Annotated[PipelineConfig, tyro.conf.arg(name="")])]
+    return dataclasses.make_dataclass("Words", fields)(tyro.MISSING_NONPROP, base)
 
 
 def _own(kind: type) -> Any:
@@ -186,13 +175,9 @@ def _plain_sections() -> ConstructorRegistry:
     def section(info: StructTypeInfo) -> StructConstructorSpec | None:
         if not dataclasses.is_dataclass(info.default) or not info.type.__module__.startswith("ip2p.config"):
             return None
-        hints = typing.get_type_hints(info.type)
-        aliases = SHORT_FORMS if info.type is RunnerConfig else {}
         fields = [
             StructFieldSpec(
-                name=field.name,
-                type=_named(hints[field.name], aliases.get(field.name)),
-                default=getattr(info.default, field.name),
+                name=field.name, type=_hint(info.type, field.name), default=getattr(info.default, field.name)
             )
             for field in dataclasses.fields(info.type)
         ]
@@ -201,47 +186,42 @@ def _plain_sections() -> ConstructorRegistry:
     return registry
 
 
-def _named(hint: Any, alias: str | None) -> Any:
-    return Annotated[hint, tyro.conf.arg(aliases=[alias])] if alias else hint
+def _hint(section: type, setting: str, **options: Any) -> Any:
+    """Returns the type of a setting, with its flag's short form if it has one."""
+    aliases = [SHORT_FORMS[setting]] if section is RunnerConfig and setting in SHORT_FORMS else None
+    return Annotated[typing.get_type_hints(section)[setting], tyro.conf.arg(aliases=aliases, **options)]
 
 
-def _show_help(
-    action: Callable[..., None], kind: type[Any], words: list[str], command: str, more: MoreHelp, settings: bool
-) -> typing.NoReturn:
-    """Prints help and ends with exit code 0."""
-    about = (action.__doc__ or "").strip()
-    options: dict[str, Any] = {"prog": command, "args": ["--help"], "description": about}
-    if not settings:
-        tyro.cli(kind, default=getattr(kind, "start", lambda _: tyro.MISSING_NONPROP)(words), **options)
+def _show_help_if_asked(kind: type[Any], words: Sequence[str], command: str, about: str) -> None:
+    """Prints a command's own arguments with the settings that people use most, all of them or those of a stage."""
+    more, rest = _read(MoreHelp, words, command)
+    if more == MoreHelp() and set(HELP_WORDS).isdisjoint(rest):
+        return
     base = PipelineConfig()
     with contextlib.suppress(ValueError, OSError):  # help is for those who do not know yet what to write
-        guess, _ = _read(kind, [word for word in words if word not in HELP_WORDS], command)
-        base = guess.base()
+        guess, _ = _read_over(base, kind, [word for word in rest if word not in HELP_WORDS], command)
+        base = guess.own.base()
     if more.help_stage:
         section = getattr(base, more.help_stage)
-        part = dataclasses.make_dataclass("Part", [(more.help_stage, type(section), section)])
-        tyro.cli(part, **options)
-    if more.help_all:
-        both = _with_settings(kind)
-        tyro.cli(both, default=both(own=tyro.MISSING_NONPROP, settings=base), **options)
-    num = len(flags_of(base))
-    options["description"] = f"{about}\n\n--help-all shows all {num} settings, --help-stage those of one stage."
-    tyro.cli(_overview(kind, base), **options)
-    raise SystemExit(0)
+        start = dataclasses.make_dataclass("Part", [(more.help_stage, type(section))])(section)
+    elif more.help_all:
+        start = _with_settings(kind, base)
+    else:
+        start = _with_common(kind, base)
+        about += f"\n\n--help-all shows all {len(flags_of(base))} settings, --help-stage those of one stage."
+    tyro.cli(type(start), default=start, args=["--help"], prog=command, description=about)
 
 
-def _overview(kind: type[OverSettings], base: PipelineConfig) -> type[Any]:
-    """Builds a type with a command's own arguments, the settings that people use most, and the ways to see more."""
-    fields: list[Any] = []
+def _with_common(kind: type[OverSettings], base: PipelineConfig) -> Any:
+    """Makes what help shows first: a command's own arguments, the settings that people use most, and more help."""
+    hints: dict[str, Any] = {"own": _own(kind)}
+    values: dict[str, Any] = {"own": tyro.MISSING_NONPROP}
     for path in kind.common:
-        *sections, name = path.split(".")
+        *sections, setting = path.split(".")
         section: Any = functools.reduce(getattr, sections, base)
         stage: Any = type(section)
-        flag, text = path.replace("_", "-"), describe_fields(stage)[name]
-        aliases = [SHORT_FORMS[name]] if isinstance(section, RunnerConfig) and name in SHORT_FORMS else None
-        about = tyro.conf.arg(name=flag, help=text, aliases=aliases)
-        hint: Any = Annotated[typing.get_type_hints(stage)[name], about]
-        fields.append((path.replace(".", "_"), hint, dataclasses.field(default=getattr(section, name))))
-    common = dataclasses.make_dataclass("Common", fields)
-    parts = [("own", _own(kind)), ("common", _unprefixed(common)), ("more", _unprefixed(MoreHelp))]
-    return dataclasses.make_dataclass("Words", parts)
+        about = {"name": path.replace("_", "-"), "help": describe_fields(stage)[setting]}
+        name = path.replace(".", "_")
+        hints[name], values[name] = _hint(stage, setting, **about), getattr(section, setting)
+    hints["more"] = Annotated[MoreHelp, tyro.conf.arg(name="")]
+    return dataclasses.make_dataclass("Words", hints.items())(**values, more=MoreHelp())

@@ -8,8 +8,11 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from ip2p.cli.arguments import NewRun, OfRun, Whole
+from ip2p.cli.arguments import Columns, NewRun, OfRun, Preset, Whole, in_section, read_columns
 from ip2p.config import FinetuneConfig, PipelineConfig
+from ip2p.config.files import read_run
+from ip2p.prompts import exchange, inspection, shards
+from ip2p.sources.columns import TRIPLET_ALIASES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,23 +27,13 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(NewRun, Caption):
-    """Arguments of `ip2p prompts try`. The preset is sd15 by default."""
+    """Arguments of `ip2p prompts try`; the caption comes first."""
 
-    common: ClassVar[tuple[str, ...]] = tuple(
-        f"prompts.{name}"
-        for name in (
-            *("backend", "model", "server.base_url", "temperature", "max_new_tokens"),
-            *("examples", "num_examples", "num_repairs", "dtype", "seed"),
-        )
+    common: ClassVar[tuple[str, ...]] = (
+        *in_section("prompts", "backend", "model", "server.base_url", "temperature", "max_new_tokens"),
+        *in_section("prompts", "examples", "num_examples", "num_repairs", "dtype", "seed"),
     )
-
-    def base(self) -> PipelineConfig:
-        """Returns the preset with the file laid over it."""
-        return NewRun(preset=self.preset or "sd15", config=self.config).base()
-
-    def check(self, command: str) -> None:
-        """Requires the preset, if one is named, to exist."""
-        self.check_preset()
+    preset: Preset = "sd15"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +54,7 @@ class TripletsImport:
     """A .jsonl, .csv or .parquet file, or a hub id."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.jsonl")]
     """File to write."""
-    columns: Annotated[str | None, tyro.conf.arg(metavar="OURS=THEIRS,…")] = None
+    columns: Columns = None
     """Names of the source's columns. Default: the usual ones."""
     split: str = "train"
     """Split of a hub dataset."""
@@ -73,17 +66,12 @@ class TripletsImport:
 
 def inspect_prompts(arguments: OfRun) -> None:
     """Prints counts by edit type and reason, words, lengths and samples of a run."""
-    from ip2p.config.files import read_run
-    from ip2p.prompts.inspection import describe
-
-    print(describe(read_run(arguments.folder)))
+    print(inspection.describe(read_run(arguments.folder)))
 
 
 def try_caption(arguments: Trial, config: PipelineConfig) -> None:
     """Writes triplets about one caption and judges them, as a run would."""
-    from ip2p.prompts.shards import try_caption as write
-
-    for row in write(config, arguments.caption, arguments.n):
+    for row in shards.try_caption(config, arguments.caption, arguments.n):
         triplet = row.triplet
         text = f"[{triplet.edit_type}] {triplet.edit_prompt} | {triplet.edited_prompt}" if triplet else repr(row.text)
         print(f"{row.reason or 'kept'}: {text}")
@@ -91,25 +79,16 @@ def try_caption(arguments: Trial, config: PipelineConfig) -> None:
 
 def export(arguments: Export) -> None:
     """Writes a run's triplets to a .jsonl file."""
-    from ip2p.config.files import read_run
-    from ip2p.prompts.exchange import export_triplets
-
-    num = export_triplets(read_run(arguments.folder), arguments.out, rejected=arguments.rejected)
+    num = exchange.export_triplets(read_run(arguments.folder), arguments.out, rejected=arguments.rejected)
     print(f"{arguments.out}: {num} lines")
 
 
 def import_triplets(arguments: TripletsImport) -> None:
     """Converts triplets from elsewhere to our .jsonl format."""
-    columns = _read_mapping(arguments.columns)
-    from ip2p.prompts.exchange import import_triplets as read
-
-    counts = read(
-        arguments.source,
-        arguments.out,
-        columns,
-        split=arguments.split,
-        revision=arguments.revision,
-        limit=arguments.num_rows,
+    columns = read_columns(arguments.columns, tuple(TRIPLET_ALIASES), ("edit_type",))
+    split, revision, limit = arguments.split, arguments.revision, arguments.num_rows
+    counts = exchange.import_triplets(
+        arguments.source, arguments.out, columns, split=split, revision=revision, limit=limit
     )
     print(f"{arguments.out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
     print(f"Use it with --prompts.captions {arguments.out}")
@@ -125,16 +104,3 @@ def finetune(config: FinetuneConfig) -> None:
         f"{result.best_epoch} epochs ({result.num_trained} triplets, {result.num_held_out} held out)"
     )
     print(f"Use it with --prompts.backend causal_lm --prompts.model {config.output}")
-
-
-def _read_mapping(text: str | None) -> dict[str, str] | None:
-    """Reads `original_prompt=a,edit_prompt=b,edited_prompt=c`. ValueError if a text has no column."""
-    if text is None:
-        return None
-    from ip2p.sources.columns import TRIPLET_ALIASES as ALIASES
-
-    columns = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-    unknown = [name for name in columns if name not in (*ALIASES, "edit_type")]
-    if unknown or any(name not in columns for name in ALIASES) or text.count("=") != len(text.split(",")):
-        raise ValueError(f"--columns takes ours=theirs,… with {', '.join(ALIASES)} and perhaps edit_type; got {text}.")
-    return columns

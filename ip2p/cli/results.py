@@ -16,37 +16,26 @@ def describe_results(config: PipelineConfig) -> str:
 
 def _lines(config: PipelineConfig) -> Iterator[tuple[str, str]]:
     folder, summary = RunFolder(config.out), read_summary(config.out)
-    prompts, rendering, dataset, scores = (
-        summary.get(name, {}) for name in ("prompts", "rendering", "dataset", "evaluation")
-    )
+    prompts, rendering, scores = (summary.get(name, {}) for name in ("prompts", "rendering", "evaluation"))
     if prompts:
         yield "triplets", f"{prompts.get('kept', 0)} kept of {prompts.get('generations', 0)}"
     if rendering:
-        yield (
-            "pairs",
-            f"{rendering.get('accepted', 0)} accepted of {rendering.get('candidates', 0)}{_precision(dataset)}",
-        )
+        precision = _precision(summary.get("dataset", {}))
+        yield "pairs", f"{rendering.get('accepted', 0)} accepted of {rendering.get('candidates', 0)}{precision}"
     if scores.get("success") is not None:
-        yield (
-            "success",
-            f"{scores['success']:.3f} (done {scores['done']:.3f}, kept {scores['kept']:.3f}){_baselines(scores)}",
-        )
-    if folder.dataset.exists():
-        yield "dataset", str(folder.dataset)
-    if folder.model.exists():
-        yield "model", str(folder.model)
-    if (folder.report / "index.html").exists():
-        yield "report", str(folder.report / "index.html")
+        parts = f"done {scores['done']:.3f}, kept {scores['kept']:.3f}"
+        yield "success", f"{scores['success']:.3f} ({parts}){_baselines(scores)}"
+    for name, path in (("dataset", folder.dataset), ("model", folder.model), ("report", folder.report / "index.html")):
+        if path.exists():
+            yield name, str(path)
     yield "summary", str(folder.root / "summary.json")
 
 
 def _precision(dataset: dict[str, Any]) -> str:
-    right, right_of_all = dataset.get("oracle_precision"), dataset.get("oracle_precision_all")
-    if right is None:
+    precision, of_all = dataset.get("oracle_precision"), dataset.get("oracle_precision_all")
+    if precision is None:
         return ""
-    return f"; right by the oracle: {right:.3f}" + (
-        f", of all candidates {right_of_all:.3f}" if right_of_all is not None else ""
-    )
+    return f"; right by the oracle: {precision:.3f}" + ("" if of_all is None else f", of all candidates {of_all:.3f}")
 
 
 def _baselines(scores: dict[str, Any]) -> str:

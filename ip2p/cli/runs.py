@@ -13,12 +13,15 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from ip2p.cli.arguments import ExistingRun, NewRun
+from ip2p import ablation, evaluation, uses
+from ip2p import dataset as dataset_stage
+from ip2p.cli.arguments import ExistingRun, NewRun, OfRun, OverSettings, in_section
 from ip2p.cli.parsing import local_copy
 from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
+from ip2p.config.files import read_run, read_run_data
 from ip2p.console import end_on_signals
-from ip2p.store.mirror import is_url
+from ip2p.hub import push_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +32,10 @@ class DatasetRun(NewRun):
 
     common: ClassVar[tuple[str, ...]] = (
         "out",
-        "prompts.captions",
-        "prompts.num_captions",
-        "prompts.num_triplets_per_caption",
-        "rendering.num_inference_steps",
-        "rendering.num_candidates",
-        "rendering.batch_size",
-        "dataset.test_fraction",
-        "runner.kind",
-        "runner.max_workers",
+        *in_section("prompts", "captions", "num_captions", "num_triplets_per_caption"),
+        *in_section("rendering", "num_inference_steps", "num_candidates", "batch_size"),
+        *in_section("dataset", "test_fraction"),
+        *in_section("runner", "kind", "max_workers"),
     )
     push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
     """Upload the dataset to this repository."""
@@ -49,18 +47,12 @@ class TrainingRun(NewRun):
 
     common: ClassVar[tuple[str, ...]] = (
         "out",
-        "training.pretrained_model_name_or_path",
-        "training.resolution",
-        "training.train_batch_size",
-        "training.gradient_accumulation_steps",
-        "training.learning_rate",
-        "training.max_train_steps",
-        "training.mixed_precision",
-        "training.use_lora",
-        "evaluation.num_edits",
+        *in_section("training", "pretrained_model_name_or_path", "resolution", "train_batch_size"),
+        *in_section("training", "gradient_accumulation_steps", "learning_rate", "max_train_steps"),
+        *in_section("training", "mixed_precision", "use_lora"),
+        *in_section("evaluation", "num_edits"),
     )
-    data: str
-    """The dataset folder of a run, any folder of parquet files, or a hub id."""
+    data: Annotated[str, tyro.conf.arg(help=uses.DATA.help)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +60,9 @@ class Evaluation(ExistingRun):
     """Arguments of `ip2p evaluate`."""
 
     common: ClassVar[tuple[str, ...]] = (
-        "evaluation.num_edits",
-        "evaluation.num_sweep_edits",
-        "evaluation.guidance_scale",
-        "evaluation.image_guidance_scale",
-        "evaluation.image_guidance_scales",
-        "evaluation.num_inference_steps",
-        "evaluation.lpips",
-        "evaluation.vlm.model",
-        "evaluation.batch_size",
-        "evaluation.seed",
+        *in_section("evaluation", "num_edits", "num_sweep_edits", "guidance_scale", "image_guidance_scale"),
+        *in_section("evaluation", "image_guidance_scales", "num_inference_steps", "lpips", "vlm.model"),
+        *in_section("evaluation", "batch_size", "seed"),
     )
     data: str | None = None
     """Data that the editor was trained on, if that was not the run's own dataset. Default: as the run recorded it."""
@@ -88,24 +73,20 @@ class Refiltering(ExistingRun):
     """Arguments of `ip2p refilter`."""
 
     common: ClassVar[tuple[str, ...]] = (
-        *(f"filtering.thresholds.{name}" for name in ("original", "edited", "direction", "image", "max_image")),
-        "filtering.max_pairs_per_triplet",
-        "filtering.selection",
-        "dataset.test_fraction",
-        "dataset.train_share",
-        "dataset.max_duplicate_similarity",
+        *in_section("filtering.thresholds", "original", "edited", "direction", "image", "max_image"),
+        *in_section("filtering", "max_pairs_per_triplet", "selection"),
+        *in_section("dataset", "test_fraction", "train_share", "max_duplicate_similarity"),
     )
 
-    def check_settings(self, command: str, config: PipelineConfig) -> None:
+    def check(self, config: PipelineConfig) -> None:
         """Refuses settings that ask for more than the scores on disk can give."""
-        super().check_settings(command, config)
-        before = self.base()
-        free = ("out", "filtering", "dataset")
-        sections = (field.name for field in dataclasses.fields(config) if field.name not in free)
+        super().check(config)
+        before = dataclasses.replace(self.base(), filtering=config.filtering, dataset=config.dataset)
+        sections = (field.name for field in dataclasses.fields(config))
         changed = [name for name in sections if getattr(config, name) != getattr(before, name)]
         if changed:
-            way = f"ip2p run --config {config.out / 'config.json'}"
-            raise ValueError(f"`{command}` changes filtering and dataset, got {changed[0]}. For the rest use `{way}`.")
+            way = _run_again(config)
+            raise ValueError(f"refilter changes filtering and dataset, got {changed[0]}. For the rest use `{way}`.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,21 +100,15 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation(ExistingRun):
+class Ablation(OfRun, OverSettings):
     """Arguments of `ip2p ablate`."""
 
-    variants: Annotated[str | None, tyro.conf.arg(metavar="full,tenth,unfiltered,fixed-p")] = None
+    variants: Annotated[str | None, tyro.conf.arg(metavar=",".join(ablation.VARIANTS))] = None
     """Variants to train, separated by commas. Default: all."""
 
     def base(self) -> PipelineConfig:
         """Returns the run's settings with the folder beside it that the variants go to."""
-        from ip2p import ablation
-
-        has_config = (self.folder / "config.json").is_file()
-        return ablation.config_of(self.folder) if has_config else PipelineConfig()
-
-    def check_settings(self, command: str, config: PipelineConfig) -> None:
-        """Allows any folder for the variants; `ablation.check_run` refuses the run's own."""
+        return ablation.config_of(self.folder)
 
 
 def run(arguments: NewRun, config: PipelineConfig) -> None:
@@ -143,11 +118,9 @@ def run(arguments: NewRun, config: PipelineConfig) -> None:
 
 def dataset(arguments: DatasetRun, config: PipelineConfig) -> None:
     """Makes the dataset only: captions to filtered pairs. See `dataset import` and `dataset inspect` too."""
-    made = run_flow(config, "dataset")
+    finished = run_flow(config, "dataset")
     if arguments.push_to_hub:
-        from ip2p.hub import push_dataset
-
-        print(f"  {'pushed to':<11} {push_dataset(made.out / 'dataset', arguments.push_to_hub)}")
+        print(f"  {'pushed to':<11} {push_dataset(finished.out / 'dataset', arguments.push_to_hub)}")
 
 
 def train(arguments: TrainingRun, config: PipelineConfig) -> None:
@@ -157,59 +130,50 @@ def train(arguments: TrainingRun, config: PipelineConfig) -> None:
 
 def evaluate(arguments: Evaluation, config: PipelineConfig) -> None:
     """Measures a run's editor again and rewrites the report."""
-    from ip2p.config.files import read_run_data
-
     enter(config)
     data = arguments.data or read_run_data(config.out)
-    from ip2p import evaluation, uses
-
     evaluation.evaluate(config, data=data)
     uses.write_config(config, data)
-    _report(config)
+    report(arguments, config)
 
 
 def refilter(arguments: Refiltering, config: PipelineConfig) -> None:
     """Applies other thresholds to the scores on disk and rewrites the dataset."""
-    enter(config)
-    from ip2p import dataset as dataset_stage
-    from ip2p import evaluation, rendering, uses
-    from ip2p.config.files import read_run_data
+    from ip2p import rendering
 
+    enter(config)
     data = read_run_data(config.out)
     rendering.refilter(config)
     uses.write_config(config, data)
     rendering.summarise(config)
     dataset_stage.write_dataset(config)
     evaluation.oracle_precision(config)
-    _report(config)
+    report(arguments, config)
     if (config.out / "model").exists():
-        print(
-            "The model was trained on the earlier pairs. "
-            f"To train it on these: ip2p run --config {config.out / 'config.json'}"
-        )
+        print(f"The model was trained on the earlier pairs. To train it on these: {_run_again(config)}")
 
 
 def report(arguments: ExistingRun, config: PipelineConfig) -> None:
     """Rewrites a run's report."""
-    _report(config)
+    from ip2p.report import write_report
+
+    write_report(config)
+    print(describe_results(config))
 
 
 def compare(arguments: Comparison) -> None:
     """Lays several runs side by side on one page."""
     if len(arguments.runs) < 2:
         raise ValueError("`ip2p compare` needs two run folders or more. Write: ip2p compare RUN RUN")
-    from ip2p.config.files import read_run
     from ip2p.report import write_comparison
 
     with ExitStack() as stack:
-        folders = [stack.enter_context(local_copy(run)) if is_url(run) else Path(run) for run in arguments.runs]
+        folders = [stack.enter_context(local_copy(run)) for run in arguments.runs]
         print(write_comparison([read_run(folder) for folder in folders], arguments.output))
 
 
 def ablate(arguments: Ablation, config: PipelineConfig) -> None:
     """Trains variants of a finished run (a tenth of the data, no filter, p fixed) and lays them side by side."""
-    from ip2p import ablation
-
     names = arguments.variants.split(",") if arguments.variants else list(ablation.VARIANTS)
     chosen = ablation.choose_variants(names)
     _carry_out(config, "ablation", run=arguments.folder, variants=chosen)
@@ -217,6 +181,11 @@ def ablate(arguments: Ablation, config: PipelineConfig) -> None:
         print(f"{name}\n{describe_results(dataclasses.replace(config, out=config.out / name))}")
     if (page := config.out / "index.html").exists():
         print(f"{'page':<13} {page}")
+
+
+def _run_again(config: PipelineConfig) -> str:
+    """Returns the command that runs all stages again under the settings of a run folder."""
+    return f"ip2p run --config {config.out / 'config.json'}"
 
 
 def url_of(out: Path) -> str:
@@ -239,15 +208,11 @@ def run_flow(config: PipelineConfig, use: str, **arguments: Any) -> PipelineConf
 
 def enter(config: PipelineConfig) -> None:
     """Claims the run folder for this process, logs into it, and makes Ctrl-C end in one line."""
-    from ip2p import uses
-
     uses.enter(config)
     end_on_signals()
 
 
 def _carry_out(config: PipelineConfig, use: str, **arguments: Any) -> None:
-    from ip2p import uses
-
     started = time.monotonic()
     if uses.carry_out(config, use, lambda: _serve_and_run(config, use, **arguments), **arguments):
         print(f"Done in {time.monotonic() - started:.0f} s.")
@@ -257,17 +222,9 @@ def _carry_out(config: PipelineConfig, use: str, **arguments: Any) -> None:
 
 def _serve_and_run(config: PipelineConfig, use: str, **arguments: Any) -> None:
     from flows.server import prefect_server
-    from ip2p.uses import USES
 
     end_on_signals()
-    with prefect_server(meanwhile=lambda: importlib.import_module(USES[use].flow.partition(":")[0])):
+    with prefect_server(meanwhile=lambda: importlib.import_module(uses.USES[use].flow.partition(":")[0])):
         from flows.runners import flow_of
 
         flow_of(use, config.runner)(config, **arguments)
-
-
-def _report(config: PipelineConfig) -> None:
-    from ip2p.report import write_report
-
-    write_report(config)
-    print(describe_results(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -14,18 +14,18 @@ from ip2p.cli.runs import url_of
 from ip2p.config import PipelineConfig
 from ip2p.console import suggest
 from ip2p.presets import PRESETS
+from ip2p.uses import USES
 
-NAMES = ("run", "dataset", "train", "ablate")
-"""Deployments, each named after the command that does the same."""
-NEEDED = {"train": "data", "ablate": "run"}
-"""Parameter that a deployment needs to start."""
+DEPLOYMENTS = {use.command: use for use in USES.values()}
+"""Uses by the name of their deployment, which is that of the command that does the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving(NewRun):
     """Arguments of `ip2p serve`. A preset and settings fill in the forms."""
 
-    deployment: Annotated[str | None, tyro.conf.arg(metavar=",".join(NAMES))] = None
+    is_optional: ClassVar[bool] = True
+    deployment: Annotated[str | None, tyro.conf.arg(metavar=",".join(DEPLOYMENTS))] = None
     """Deployments to offer, separated by commas. Default: all."""
     limit: Whole = 1
     """Runs at a time; others wait."""
@@ -40,26 +40,24 @@ class Serving(NewRun):
     timezone: str = "UTC"
     """Time zone of the schedule, such as Europe/Berlin."""
 
-    def check(self, command: str) -> None:
-        """Requires the preset, if one is named, to exist."""
-        self.check_preset()
-
-    def check_settings(self, command: str, config: PipelineConfig) -> None:
+    def check(self, config: PipelineConfig) -> None:
         """Requires a preset if there are settings."""
         if self.preset is None and (self.config or config != PipelineConfig()):
-            presets = ", ".join(PRESETS)
-            raise ValueError(f"`{command}` fills in forms that start from a preset. Name one: {presets}.")
+            raise ValueError(f"serve fills in forms that start from a preset. Name one: {', '.join(PRESETS)}.")
 
 
 def serve(arguments: Serving, config: PipelineConfig) -> None:
     """Serves run, dataset, train and ablate as deployments that start from Prefect's page or on a schedule."""
-    chosen = _choose(arguments.deployment)
-    named = {"data": arguments.data, "run": arguments.run}
-    parameters: dict[str, Any] = {name: value for name, value in named.items() if value}
+    names = list(dict.fromkeys(arguments.deployment.split(","))) if arguments.deployment else list(DEPLOYMENTS)
+    for name in names:
+        if name not in DEPLOYMENTS:
+            raise ValueError(f"unknown deployment {name}. {suggest(name, list(DEPLOYMENTS))}")
+    given = {"data": arguments.data, "run": arguments.run}
+    parameters: dict[str, Any] = {name: value for name, value in given.items() if value}
     if arguments.cron:
-        _check_schedule(chosen, parameters)
+        _check_schedule(names, parameters)
     if arguments.preset:
-        from flows.deployments import differences
+        from flows.forms import differences
 
         settings = differences(config, PRESETS[arguments.preset]()) or None
         parameters |= {"preset": arguments.preset, "out": url_of(config.out), "settings": settings}
@@ -69,30 +67,23 @@ def serve(arguments: Serving, config: PipelineConfig) -> None:
         from flows.deployments import Offer, offer_deployments
 
         offer = Offer(
-            names=chosen,
+            names=names,
             parameters=parameters,
             cron=arguments.cron,
             timezone=arguments.timezone,
             limit=arguments.limit,
         )
-        offer_deployments(offer, lambda url: _say(url, offer.names, arguments.cron))
+        offer_deployments(offer, lambda url: _say(url, names, arguments.cron))
     print("No longer serving.")
 
 
-def _choose(names: str | None) -> list[str]:
-    chosen = list(dict.fromkeys(names.split(","))) if names else list(NAMES)
-    for name in chosen:
-        if name not in NAMES:
-            raise ValueError(f"unknown deployment {name}. {suggest(name, NAMES)}")
-    return chosen
-
-
-def _check_schedule(chosen: list[str], filled_in: dict[str, Any]) -> None:
-    if len(chosen) != 1:
+def _check_schedule(names: list[str], parameters: dict[str, Any]) -> None:
+    """Requires one deployment, and the arguments of its use that have no default."""
+    if len(names) != 1:
         raise ValueError("--cron is for one deployment. Name it, such as --deployment dataset.")
-    needed = NEEDED.get(chosen[0])
-    if needed and needed not in filled_in:
-        raise ValueError(f"--cron for {chosen[0]} needs --{needed}, which a scheduled run cannot ask for.")
+    for argument in DEPLOYMENTS[names[0]].arguments:
+        if not argument.choices and argument.name not in parameters:
+            raise ValueError(f"--cron for {names[0]} needs --{argument.name}, which a scheduled run cannot ask for.")
 
 
 def _say(url: str, names: Sequence[str], cron: str | None) -> None:

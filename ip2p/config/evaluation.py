@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.fields import RESULT_FREE, check, check_positive
+from ip2p.config.fields import RESULT_FREE, check, check_positive, check_share
 from ip2p.config.prompts import ServerConfig
 
 
@@ -88,11 +88,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "num_edits", "num_sweep_edits", "num_inference_steps", "batch_size")
-        for strength in self.sdedit_strengths:
-            check(
-                0 < strength <= 1,
-                f"sdedit_strengths must lie above 0 and up to 1, got {strength:g}. The paper's are 0.3 to 0.9.",
-            )
+        check_share("sdedit_strengths", *self.sdedit_strengths)
 
 
 Protocol = Literal["auto", "magicbrush", "emu_edit", "curve", "pictures"]

@@ -42,16 +42,29 @@ def check_positive(config: object, *names: str) -> None:
         check(value is None or value > 0, f"{name} must be positive, got {value}. Set it to 1 or more.")
 
 
+def check_not_negative(config: object, *names: str) -> None:
+    """Requires the fields that are set to be zero or above."""
+    for name in names:
+        value = getattr(config, name)
+        check(value is None or value >= 0, f"{name} must not be negative, got {value}. Set it to 0 or more.")
+
+
 def check_range(name: str, bounds: tuple[float, float]) -> None:
     """Requires (low, high) in that order."""
     low, high = bounds
     check(low <= high, f"{name} is a range (low, high), got {bounds}. Give the lower bound first.")
 
 
-def check_unit(name: str, *values: float) -> None:
-    """Requires values in [0, 1]."""
+def check_unit(name: str, *values: float | None) -> None:
+    """Requires the values that are set to lie in [0, 1]."""
     for value in values:
-        check(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}. Give a fraction.")
+        check(value is None or 0 <= value <= 1, f"{name} must lie in [0, 1], got {value}. Give a fraction.")
+
+
+def check_share(name: str, *values: float | None) -> None:
+    """Requires the values that are set to lie in (0, 1]."""
+    for value in values:
+        check(value is None or 0 < value <= 1, f"{name} must lie above 0 and up to 1, got {value}. Give a fraction.")
 
 
 OMIT_IF_EMPTY = {"omit_if_empty": True}

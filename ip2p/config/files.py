@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ip2p.config import EvaluationConfig, PipelineConfig, to_dict
@@ -18,15 +19,20 @@ from ip2p.console import suggest
 
 Config = TypeVar("Config")
 
-NOT_SETTINGS = ("environment",)
-"""Keys of a run's config.json that record what it ran with."""
+
+class _Yaml(yaml.SafeLoader):
+    """Reads `1e-4` as a number, as YAML 1.2 does."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def read_config(path: Path, base: PipelineConfig | None = None) -> PipelineConfig:
     """Lays the settings of a file over those of `base`. ValueError names an unknown key or a wrong value."""
     values = read_mapping(path)
-    for name in NOT_SETTINGS:
-        values.pop(name, None)
+    values.pop("environment", None)  # a run's config.json records there what it ran with
     try:
         return overlay(base or PipelineConfig(), values)
     except ValueError as error:
@@ -61,13 +67,12 @@ def evaluation_of(model: Path) -> EvaluationConfig:
 def read_mapping(path: Path) -> dict[str, Any]:
     """Reads a JSON or YAML file of keys and values."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"config file {path} does not exist. Give a .json or .yaml file, such as a run's config.json."
-        )
+        advice = "Give a .json or .yaml file, such as a run's config.json."
+        raise FileNotFoundError(f"config file {path} does not exist. {advice}")
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        values = json.loads(text) if path.suffix.lower() == ".json" else _read_yaml(text)
-    except ValueError as error:
+        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _Yaml) or {}
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} cannot be read: {' '.join(str(error).split())}. Correct it, or start from a run's config.json."
         ) from error
@@ -76,57 +81,23 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
 def overlay(base: Config, values: Mapping[str, Any]) -> Config:
     """Returns a copy of a config dataclass with some fields taken from plain values.
 
     ValueError names the key that is unknown or has a wrong value.
     """
-    plain = _merge(type(base), to_dict(base), values, "")
+    kind: Any = type(base)
+    plain = json.dumps(_merge(kind, to_dict(base), values, ""), default=str)
     try:
-        return _validate(type(base), plain)
+        config: Config = _adapter(kind).validate_json(plain, strict=True)  # so that no bool passes for a number
     except ValidationError as error:
         raise ValueError(_describe(error)) from error
-
-
-def _validate(kind: type[Config], plain: dict[str, Any]) -> Config:
-    """Reads plain values strictly, so that no bool passes for a number; YAML's `1e-4`, a text, still does."""
-    adapter = _adapter(typing.cast(Any, kind))
-    try:
-        config: Config = adapter.validate_json(json.dumps(plain, default=str), strict=True)
-    except ValidationError as error:
-        numbers = [each for each in error.errors() if each["type"] == "float_type" and _is_number(each["input"])]
-        if not numbers:
-            raise
-        for number in numbers:
-            *path, last = number["loc"]
-            _at(plain, path)[last] = float(number["input"])
-        config = adapter.validate_json(json.dumps(plain, default=str), strict=True)
     return config
 
 
 @functools.cache
 def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
-
-
-def _at(values: Any, path: Sequence[int | str]) -> Any:
-    return functools.reduce(lambda inner, key: inner[key], path, values)
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
 
 
 def _merge(kind: Any, base: dict[str, Any], values: Any, where: str) -> dict[str, Any]:
@@ -143,7 +114,7 @@ def _merge(kind: Any, base: dict[str, Any], values: Any, where: str) -> dict[str
         if dataclasses.is_dataclass(hints[key]):
             merged[key] = _merge(hints[key], base[key], value, f"{where}{key}.")
         elif dataclasses.is_dataclass(entry) and isinstance(value, Mapping):
-            merged[key] = {name: _merge(entry, {}, each, f"{where}{key}.{name}.") for name, each in value.items()}
+            merged[key] = {name: _merge(entry, {}, inner, f"{where}{key}.{name}.") for name, inner in value.items()}
     return merged
 
 
@@ -161,8 +132,8 @@ def _describe(error: ValidationError) -> str:
     if kind == "too_long":
         return f"{where} takes {first['ctx']['max_length']} values, got {len(value)}: {value!r}."
     if kind == "missing":  # an error for each value that a fixed list lacks
-        lacking = sum(each["type"] == kind and each["loc"][:-1] == path[:-1] for each in errors)
+        lacking = sum(other["type"] == kind and other["loc"][:-1] == path[:-1] for other in errors)
         return f"{where.rpartition('.')[0]} takes {len(value) + lacking} values, got {len(value)}: {value!r}."
     name = kind.split("_")[0]
-    wanted = {"tuple": "a list", "dict": "keys and values", "string": "text"}.get(name, name)
-    return f"{where} takes {wanted}, got {value!r}."
+    expected = {"tuple": "a list", "dict": "keys and values", "string": "text"}.get(name, name)
+    return f"{where} takes {expected}, got {value!r}."

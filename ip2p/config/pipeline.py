@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ip2p.config.evaluation import EvaluationConfig
-from ip2p.config.fields import RESULT_FREE, check, check_positive, check_unit
+from ip2p.config.fields import RESULT_FREE, check_not_negative, check_positive, check_share, check_unit
 from ip2p.config.filtering import FilteringConfig, ScoringConfig
 from ip2p.config.prompts import PromptsConfig
 from ip2p.config.rendering import RenderingConfig
@@ -34,12 +34,8 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         check_positive(self, "rows_per_shard")
         check_unit("test_fraction", self.test_fraction)
-        check(
-            0 < self.train_share <= 1,
-            f"train_share must lie above 0 and up to 1, got {self.train_share:g}. Set it to 1 to train on all pairs.",
-        )
-        if self.max_duplicate_similarity is not None:
-            check_unit("max_duplicate_similarity", self.max_duplicate_similarity)
+        check_share("train_share", self.train_share)
+        check_unit("max_duplicate_similarity", self.max_duplicate_similarity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +55,7 @@ class RunnerConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "max_workers")
-        check(
-            self.num_gpus is None or self.num_gpus >= 0,
-            f"num_gpus must not be negative, got {self.num_gpus}. Set it to 0 for shards that need no GPU.",
-        )
+        check_not_negative(self, "num_gpus")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

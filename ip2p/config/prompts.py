@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, check, check_positive
+from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, check, check_not_negative, check_positive, check_share
 from ip2p.config.rendering import Precision
 
 Backend = Literal["causal_lm", "chat", "server", "template"]
@@ -83,11 +83,7 @@ class ScreeningConfig:
     """`en` rejects triplets that do not read as English."""
 
     def __post_init__(self) -> None:
-        if self.near_duplicate is not None:
-            check(
-                0 < self.near_duplicate <= 1,
-                f"near_duplicate must lie in (0, 1], got {self.near_duplicate}. Leave it out to keep all.",
-            )
+        check_share("near_duplicate", self.near_duplicate)
         check(
             not self.moderation or self.moderation.count(":") == 1,
             f"moderation is written module:function, got {self.moderation!r}. Name a function that takes a text.",
@@ -117,7 +113,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "concurrency", "timeout", "first_delay", "max_delay")
-        check(self.max_retries >= 0, f"max_retries must not be negative, got {self.max_retries}. Use 0 for none.")
+        check_not_negative(self, "max_retries")
         check(
             not self.base_url or self.base_url.startswith(("http://", "https://")),
             f"base_url must start with http:// or https://, got {self.base_url!r}. Give the part before /chat.",
@@ -182,16 +178,11 @@ class PromptsConfig:
     def __post_init__(self) -> None:
         check_positive(self, "num_captions", "num_triplets_per_caption", "shard_size", "batch_size", "max_new_tokens")
         check_positive(self, "max_prompt_tokens")
-        check(self.num_examples >= 0, f"num_examples must not be negative, got {self.num_examples}. Use 0 for none.")
-        check(self.num_repairs >= 0, f"num_repairs must not be negative, got {self.num_repairs}. Use 0 for none.")
+        check_not_negative(self, "num_examples", "num_repairs", "temperature")
         weights = [weight for _, weight in self.edit_types]
         check(
             all(weight >= 0 for weight in weights) and sum(weights) > 0,
             f"edit_types needs weights of 0 or more, one of them above 0, got {self.edit_types}.",
-        )
-        check(
-            self.temperature >= 0,
-            f"temperature must not be negative, got {self.temperature}. Use 0 for greedy decoding.",
         )
 
 

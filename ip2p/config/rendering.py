@@ -8,15 +8,12 @@ from typing import Literal
 from ip2p.config.fields import RESULT_FREE, check, check_positive, check_range, check_unit
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
-
 AttentionBackend = Literal["auto", "sdpa", "xformers"]
+CrossAlignment = Literal["replace", "refine"]
+ImageFormat = Literal["png", "webp", "jpeg"]
 
 FRACTIONS = ("p2p", "cross_p2p", "shared_steps", "reweight_steps", "local_blend")
 """Ranges of fractions of the steps."""
-
-CrossAlignment = Literal["replace", "refine"]
-
-ImageFormat = Literal["png", "webp", "jpeg"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Other people's pairs as a run folder of ours, so that they are scored, filtered, written and trained on like our own.
+"""Imports other people's pairs into a run folder, so that they are scored, filtered and trained on like our own.
 
-Every row becomes a triplet and a candidate; rows that cannot be used are counted by reason and keep their place. If a
-source has no captions, its pictures are told apart by their group, so that one picture never lies in two splits.
+Every row becomes a triplet and a candidate; unusable rows are counted by reason. If a source has no captions, its
+pictures are identified by their group, so that no picture lies in two splits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNSCORED = PairScores(original=math.nan, edited=math.nan, direction=math.nan, im
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A row that can be used."""
+    """A usable row."""
 
     candidate: Candidate
     images: tuple[bytes, bytes]
@@ -49,7 +49,7 @@ def import_rows(
 ) -> dict[str, int]:
     """Writes the shards of a run from rows of a source called `name`; returns counts by reason.
 
-    Without a `scorer` all pairs are accepted and their scores are not numbers.
+    Without a `scorer` all pairs are accepted and their scores are NaN.
     """
     folder, total, seen = store.RunFolder(config.out), Counter[str](), Counter[str]()
     blocks = iter(lambda: list(itertools.islice(rows, ROWS_PER_SHARD)), [])
@@ -59,19 +59,18 @@ def import_rows(
         usable, reasons = _take(block, config, name, seen)
         total.update({"rows": len(block), "imported": len(usable), **reasons})
         path = folder.shard("triplets", number)
-        _write_triplets(path, [each.candidate.triplet for each in usable], reasons, started)
+        _write_triplets(path, [pair.candidate.triplet for pair in usable], reasons, started)
         scored, embeddings = _score(usable, scorer)
         images = {
             key_of(pair.candidate): EncodedPair(*pair.images, both)
             for pair, both in zip(usable, embeddings, strict=True)
         }
         keep_shard(config, number, scored, images, is_scored=scorer is not None)
-    folder.drop_shards_from("triplets", number + 1)
-    for stage in ("candidates", "pairs"):
+    for stage in ("triplets", "candidates", "pairs"):
         folder.drop_shards_from(stage, number + 1)
     if not total["imported"]:
         why = ", ".join(f"{count} {reason}" for reason, count in total.items() if reason not in ("rows", "imported"))
-        raise ValueError(f"{name} has no row that can be used: {why or 'it is empty'}.")
+        raise ValueError(f"{name} has no usable row: {why or 'it is empty'}.")
     return dict(total)
 
 
@@ -83,8 +82,7 @@ def _take(
         try:
             usable.append(_import_row(row, config, name, seen))
         except ValueError as error:
-            reason = str(error).partition(":")[0]
-            reasons[reason] += 1
+            reasons[str(error).partition(":")[0]] += 1
             if reasons.total() <= 3:
                 logger.warning("left out a row of %s: %s", name, error)
     return usable, reasons
@@ -109,21 +107,21 @@ def _import_row(row: SourceRow, config: PipelineConfig, name: str, seen: Counter
     )
     has_captions = bool(row.original_prompt and row.edited_prompt)
     triplet_id = triplet.id if has_captions else content_hash(triplet.id, triplet.source)
-    spec: dict[str, Any] = {"seed": 0, "guidance_scale": math.nan, "p2p": math.nan, **row.spec}
-    candidate = RenderSpec(triplet_id=triplet_id, candidate=seen[triplet_id], **spec)
+    settings: dict[str, Any] = {"seed": 0, "guidance_scale": math.nan, "p2p": math.nan, **row.spec}
+    spec = RenderSpec(triplet_id=triplet_id, candidate=seen[triplet_id], **settings)
     seen[triplet_id] += 1
-    return Imported(Candidate(triplet=triplet, spec=candidate), (original, edited))
+    return Imported(Candidate(triplet=triplet, spec=spec), (original, edited))
 
 
 def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mapping[str, int], started: float) -> None:
-    table = triplets_table([Generation(each.original_prompt, "", each, "") for each in triplets])
+    table = triplets_table([Generation(triplet.original_prompt, "", triplet, "") for triplet in triplets])
     counts = {"captions": len(triplets), "generations": len(triplets), "kept": len(triplets), **reasons}
     digest = content_hash(*(each.id for each in triplets), *(each.source for each in triplets))
     store.write_shard(path, table, fingerprint=digest, seconds=time.monotonic() - started, counts=counts)
 
 
 def _score(usable: Sequence[Imported], scorer: Scorer | None) -> tuple[list[ScoredCandidate], Sequence[bytes | None]]:
-    """Returns the candidates with their scores, and CLIP's embeddings of their images; no numbers without a scorer."""
+    """Returns the candidates with their scores, and CLIP's embeddings of their images; NaN without a scorer."""
     scores: Sequence[PairScores] = [UNSCORED] * len(usable)
     embeddings: Sequence[bytes | None] = [None] * len(usable)
     if scorer is not None and usable:

@@ -1,14 +1,14 @@
-"""Edits images in batches whose make-up does not matter: one generator per image, equal sizes together."""
+"""Edits images in batches, equal sizes together. Results do not depend on the batch: each image has its generator."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -23,7 +23,7 @@ Resample = Image.Resampling.LANCZOS
 
 @torch.inference_mode()
 def edit_images(
-    pipeline: Any,
+    pipeline: DiffusionPipeline,
     images: Sequence[Picture],
     instructions: Sequence[str],
     *,
@@ -32,7 +32,7 @@ def edit_images(
     image_guidance_scale: float = 1.5,
     seeds: Sequence[int],
     batch_size: int = 8,
-    on_batch: Callable[[int], Any] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Returns the edited images (H, W, 3), each as large as its input. `on_batch` gets each batch's size."""
     if not len(images) == len(instructions) == len(seeds):
@@ -46,33 +46,34 @@ def edit_images(
         groups[array.shape].append(index)
     edited: dict[int, NDArray[np.uint8]] = {}
     for group in groups.values():
-        for some in (group[start : start + batch_size] for start in range(0, len(group), batch_size)):
-            batch = np.stack([arrays[index] for index in some])
+        for start in range(0, len(group), batch_size):
+            indices = group[start : start + batch_size]
+            batch = np.stack([arrays[index] for index in indices])
             fitted = _resize_all(batch, fitting_size(pipeline, batch.shape[2], batch.shape[1]))
             image = encode_images(pipeline, base, fitted)
-            texts = encode_texts(pipeline, base, ["", *(instructions[index] for index in some)])
+            texts = encode_texts(pipeline, base, ["", *(instructions[index] for index in indices)])
             conditions = stack_conditions(terms, image, texts, fitted.shape[1:3])
-            latents = denoise(pipeline, base, conditions, num_inference_steps, [seeds[index] for index in some])
+            latents = denoise(pipeline, base, conditions, num_inference_steps, [seeds[index] for index in indices])
             results = _resize_all(decode_images(pipeline.vae, latents), (batch.shape[2], batch.shape[1]))
-            edited.update(zip(some, results, strict=True))
+            edited.update(zip(indices, results, strict=True))
             if on_batch is not None:
-                on_batch(len(some))
+                on_batch(len(indices))
     return [edited[index] for index in range(len(arrays))]
 
 
-def fitting_size(pipeline: Any, width: int, height: int) -> tuple[int, int]:
+def fitting_size(pipeline: DiffusionPipeline, width: int, height: int) -> tuple[int, int]:
     """Returns the nearest size that the autoencoder can halve as often as it does."""
     factor = pipeline.vae_scale_factor
     return max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
 
 
-def encode_texts(pipeline: Any, base: Architecture, texts: Sequence[str]) -> Texts:
+def encode_texts(pipeline: DiffusionPipeline, base: Architecture, texts: Sequence[str]) -> Texts:
     """Encodes texts in the denoiser's precision."""
     dtype = base.denoiser(pipeline).dtype
     return base.text_encoders(pipeline).encode(texts).map(lambda values: values.to(dtype))
 
 
-def encode_images(pipeline: Any, base: Architecture, images: NDArray[np.uint8]) -> Tensor:
+def encode_images(pipeline: DiffusionPipeline, base: Architecture, images: NDArray[np.uint8]) -> Tensor:
     """Encodes (N, H, W, 3) to the posterior's mode (N, C, h, w), normalised for a model of CosXL's convention alone."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents: Tensor = pipeline.vae.encode(pixels.to(pipeline.vae.device, pipeline.vae.dtype)).latent_dist.mode()
@@ -81,13 +82,13 @@ def encode_images(pipeline: Any, base: Architecture, images: NDArray[np.uint8]) 
 
 
 def denoise(
-    pipeline: Any, base: Architecture, conditions: Conditions, num_inference_steps: int, seeds: Sequence[int]
+    pipeline: DiffusionPipeline, base: Architecture, conditions: Conditions, num_steps: int, seeds: Sequence[int]
 ) -> Tensor:
     """Samples latents from noise; each image's chance comes from its own generator on the CPU."""
     denoiser = base.denoiser(pipeline)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = base.noise.new_scheduler(pipeline.scheduler, None)
-    sampler = base.noise.sampler(scheduler, num_inference_steps, denoiser.device, generators)
+    sampler = base.noise.sampler(scheduler, num_steps, denoiser.device, generators)
     noise = torch.stack([torch.randn(conditions.image.shape[1:], generator=generator) for generator in generators])
     latents = sampler.start(noise.to(denoiser.device, denoiser.dtype))
     for timestep in sampler.timesteps:

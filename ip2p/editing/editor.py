@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -62,7 +61,7 @@ class Editor:
         seeds: Sequence[int],
         knobs: Knobs | None = None,
         batch_size: int = 8,
-        on_batch: Callable[[int], Any] | None = None,
+        on_batch: Callable[[int], object] | None = None,
     ) -> list[Image.Image]:
         """Makes one edit per image, instruction and seed, equal sizes together; `on_batch` gets each batch's size."""
         knobs = knobs or self.knobs

@@ -1,10 +1,9 @@
-"""Held-out edits, and domains: a domain draws edits of which it knows the truth, and judges edited pictures by it."""
+"""Held-out edits, and domains, which draw edits with their ground truth and judge edited pictures by it."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,11 +18,17 @@ import pyarrow as pa
 from PIL import Image
 
 from ip2p.config import PipelineConfig
-from ip2p.images import IMAGE_TYPE, encode_png, open_pixels
+from ip2p.images import IMAGE_TYPE, encode_image, encode_png, open_pixels
 from ip2p.records import EditTriplet, content_hash
 from ip2p.sources.location import Location, split_files
 from ip2p.sources.rows import ParquetTable, Row, first_wording
 from ip2p.store import RunFolder
+
+logger = logging.getLogger(__name__)
+
+_PROMPTS = ("original_prompt", "edited_prompt")
+SHOWN_SIDE = 512
+"""Larger pictures are reduced if they are kept only to be looked at."""
 
 Pixels = npt.NDArray[np.uint8]
 """An image: (height, width, 3) uint8."""
@@ -58,7 +63,7 @@ class Stored(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class EditCase:
-    """One held-out edit: a picture, an instruction, and the texts of before and after.
+    """One held-out edit: a picture, an instruction, and the captions of before and after.
 
     Each picture is given as an array, or as a function that loads it: a benchmark's thousands stay encoded until then.
     """
@@ -69,9 +74,9 @@ class EditCase:
     edited_prompt: str
     edit_type: str
     payload: Any = None
-    """The domain's own truth."""
+    """Ground truth of the domain that drew it."""
     target_image: Stored[Pixels | None] = Stored(None)
-    """A right answer, of the original's size, if one is known."""
+    """A correct result, of the original's size, if one is known."""
     mask: Stored[Mask | None] = Stored(None)
     """Pixels that the edit may change, if they are known."""
     session: str = ""
@@ -79,7 +84,13 @@ class EditCase:
     previous: int | None = None
     """Number of the case that this one continues, in its session."""
     is_last: bool = True
-    """None of the session follows."""
+    """False if another case continues this one."""
+
+    @property
+    def kept_area(self) -> Mask | None:
+        """Returns the pixels that the edit must not change; None if they are not known or there are none."""
+        mask = self.mask
+        return None if mask is None or mask.all() else ~mask
 
     @property
     def triplet(self) -> EditTriplet:
@@ -97,27 +108,27 @@ class EditJudgement:
     """A domain's judgement of an edited picture."""
 
     done: bool
-    """The requested change is there."""
+    """The requested change is present."""
     kept: bool
-    """All else is as before."""
+    """Everything else is unchanged."""
     legible: bool
     """The picture could be read at all."""
 
     @property
     def success(self) -> bool:
-        """Returns whether the edit is done and all else kept."""
+        """Returns whether the edit is done and everything else kept."""
         return self.done and self.kept
 
 
 class Domain(Protocol):
-    """A kind of pictures whose edits can be drawn and judged without a learned model."""
+    """A kind of pictures whose edits are drawn and judged without a learned model."""
 
     def draw_cases(self, num: int, seed: int) -> list[EditCase]:
         """Draws held-out edits, balanced over the edit types; a pure function of its arguments."""
         ...
 
     def judge_case(self, case: EditCase, edited_image: Pixels) -> EditJudgement:
-        """Judges an edited picture against the case's truth."""
+        """Judges an edited picture against the case's ground truth."""
         ...
 
     def judge_pair(self, triplet: EditTriplet, original_image: Pixels, edited_image: Pixels) -> EditJudgement:
@@ -137,32 +148,22 @@ def load_domain(name: str) -> Domain:
             f"evaluation.domain must be module:Class, got {name!r}. Write it like ip2p.shapes.domain:ShapesDomain."
         )
     try:
-        module = importlib.import_module(module_name)
+        domain_class = getattr(importlib.import_module(module_name), class_name, None)
     except ImportError as error:
         raise ValueError(f"evaluation.domain {name}: {error}. Name a module that can be imported.") from error
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
+    if not isinstance(domain_class, type):
         raise ValueError(f"evaluation.domain {name}: {module_name} has no class {class_name}. Name one that it has.")
-    return cast(Domain, found())
-
-
-logger = logging.getLogger(__name__)
-
-_PROMPTS = ("original_prompt", "edited_prompt")
+    return cast(Domain, domain_class())
 
 
 def hold_out_cases(config: PipelineConfig, domain: Domain | None, data: Path | None = None) -> list[EditCase]:
-    """Returns the held-out edits of a run; `data` is a dataset folder other than the run's own."""
+    """Draws a run's held-out edits, or reads the first of its dataset's test split, or else its validation split.
+
+    `data` is a dataset folder other than the run's own. Leaves broken pictures out. ValueError if a column is missing.
+    """
     if domain is not None:
         return domain.draw_cases(config.evaluation.num_edits, config.evaluation.seed)
-    return read_test_split(data or RunFolder(config.out).dataset, config)
-
-
-def read_test_split(folder: Path, config: PipelineConfig) -> list[EditCase]:
-    """Reads the first rows of a dataset's test split, else of its validation split; leaves broken pictures out.
-
-    ValueError if a column is missing.
-    """
+    folder = data or RunFolder(config.out).dataset
     location = Location(str(folder), "path")
     files = folder.is_dir() and (split_files(location, "test") or split_files(location, "validation"))
     if not files:
@@ -170,10 +171,10 @@ def read_test_split(folder: Path, config: PipelineConfig) -> list[EditCase]:
     table = ParquetTable(files)
     image, text = config.training.original_image_column, config.training.edit_prompt_column
     for file, names in table.names_by_file.items():
-        if missing := next((name for name in (image, text) if name not in names), None):
+        if missing := {image, text}.difference(names):
             raise ValueError(
-                f"{file} lacks the column {missing}; it has {', '.join(names)}. "
-                "Set training.original_image_column and the like."
+                f"{file} lacks the column {', '.join(sorted(missing))}; it has {', '.join(names)}. "
+                "Set training.original_image_column and training.edit_prompt_column."
             )
     cases = (_read_case(row, image, text) for row in table.read([image, text, *_PROMPTS, "edit_type"]))
     return list(islice((case for case in cases if case is not None), config.evaluation.num_edits))
@@ -219,18 +220,13 @@ def hash_pixels(pixels: Pixels | Mask | None) -> str:
     return "" if pixels is None else content_hash(pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
-SHOWN_SIDE = 512
-"""Larger pictures are reduced if they are kept to be looked at."""
-
-
 def encode_shown(pixels: Pixels) -> bytes:
     """Encodes a picture to be looked at: small ones exactly, large ones reduced."""
     if max(pixels.shape[:2]) <= SHOWN_SIDE // 4:
         return encode_png(pixels)
-    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image = Image.fromarray(pixels)
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
-    image.save(buffer, "WEBP", quality=90)
-    return buffer.getvalue()
+    return encode_image(np.asarray(image), "webp", 90)
 
 
 def cases_table(cases: Sequence[EditCase]) -> pa.Table:

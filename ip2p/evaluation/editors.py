@@ -1,7 +1,7 @@
 """The editors that are compared: trained ones, and baselines that show how much their figures are worth.
 
-The input handed back keeps everything and does nothing; the untrained model cannot see the picture; SDEdit (Meng et
-al., 2021) needs no training at all, gets the edited caption, and trades what it keeps for what it does.
+The copy preserves everything and changes nothing; the untrained model cannot see the picture; SDEdit (Meng et al.,
+2021) needs no training, gets the edited caption, and preserves the less the more it changes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from ip2p.config import EvaluationConfig, PipelineConfig, TrainingConfig, fingerprint
+from ip2p.config import EvaluationConfig, TrainingConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.store import RunFolder
+from ip2p.images import fitted_size
+from ip2p.training.data import fingerprint_files, model_fingerprint
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,14 +36,14 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """`t7.5-i1.5`, or `s0.5` for SDEdit."""
+        """Returns `t7.5-i1.5` or, for SDEdit, `s0.5`."""
         if self.strength is not None:
             return f"s{self.strength:g}"
         return f"t{self.guidance_scale:g}-i{self.image_guidance_scale:g}"
 
 
 EditFunction = Callable[[Sequence[Pixels], Sequence[EditCase], Sequence[int], Setting], list[Pixels]]
-"""(images, cases with the instructions, seeds, setting) to edited images, in the size in which they were edited."""
+"""Takes images, their cases, seeds and a setting; returns the edited images, in the size in which they were edited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,81 +56,80 @@ class EditorSource:
 
 
 def copy_source() -> EditorSource:
-    """Returns the editor that hands the input back."""
+    """Returns the editor that leaves the input as it is."""
     return EditorSource("copy", lambda: lambda images, cases, seeds, setting: list(images))
 
 
-def editor_source(model: str, knobs: EvaluationConfig, revision: str | None = None) -> EditorSource:
-    """Returns a trained editor from a folder or a hub id."""
+def editor_source(model: str, knobs: EvaluationConfig) -> EditorSource:
+    """Returns a trained editor from a folder, known by its files, or a hub id."""
 
     def load() -> EditFunction:
         from ip2p.editing import load_editor
 
-        return _InstructionEdit(load_editor(model, knobs.device, revision), knobs)
+        return partial(_edit_by_instruction, load_editor(model, knobs.device), knobs)
 
-    return EditorSource(fingerprint("editor", _identity(model, revision), _sampling(knobs)), load)
+    folder = Path(model).expanduser()
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
+    identity = fingerprint_files(files) if folder.is_dir() else fingerprint(model, None)
+    return EditorSource(fingerprint("editor", identity, _sampling(knobs)), load)
 
 
 def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
     """Returns the base model as an editor before its first step."""
-    from ip2p.training.data import model_fingerprint
-
     identity = fingerprint("untrained", model_fingerprint(base), _sampling(knobs))
-    return EditorSource(identity, lambda: _InstructionEdit(load_untrained(base, knobs.device), knobs))
+    return EditorSource(identity, lambda: partial(_edit_by_instruction, load_untrained(base, knobs.device), knobs))
 
 
-def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig, guidance_scale: float) -> EditorSource:
+def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
     """Returns the base model by itself, from the noised picture towards the edited caption."""
-    from ip2p.training.data import model_fingerprint
+    identity = fingerprint("sdedit", model_fingerprint(base), knobs.sdedit_guidance_scale, _sampling(knobs))
 
-    identity = fingerprint("sdedit", model_fingerprint(base), guidance_scale, _sampling(knobs))
-    return EditorSource(identity, lambda: _load_sdedit(base, knobs, guidance_scale))
+    def load() -> EditFunction:
+        from diffusers import AutoPipelineForImage2Image
+
+        from ip2p.models.loading import load_text_to_image
+
+        name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
+        text_to_image = load_text_to_image(name, **options, dtype="float32", device=knobs.device)
+        pipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
+        pipeline.set_progress_bar_config(disable=True)
+        return partial(_draw_again, pipeline, knobs)
+
+    return EditorSource(identity, load)
 
 
 def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
     return knobs.num_inference_steps, knobs.resolution
 
 
-def _identity(model: str, revision: str | None) -> str:
-    from ip2p.training.data import fingerprint_files
+def _edit_by_instruction(
+    pipeline: DiffusionPipeline,
+    knobs: EvaluationConfig,
+    images: Sequence[Pixels],
+    cases: Sequence[EditCase],
+    seeds: Sequence[int],
+    setting: Setting,
+) -> list[Pixels]:
+    """Edits the pictures by the instructions alone, at the size that is set."""
+    from ip2p.editing import edit_images
 
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return fingerprint(model, revision)
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
-    return fingerprint_files(files)
-
-
-@dataclass(frozen=True, slots=True)
-class _InstructionEdit:
-    """Edits by the instruction alone."""
-
-    pipeline: Any
-    knobs: EvaluationConfig
-
-    def __call__(
-        self, images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
-    ) -> list[Pixels]:
-        """Edits the pictures at the size that the settings name."""
-        from ip2p.editing import edit_images
-
-        return edit_images(
-            self.pipeline,
-            [scaled_to(image, _short_side(self.pipeline, self.knobs.resolution)) for image in images],
-            [case.edit_prompt for case in cases],
-            num_inference_steps=self.knobs.num_inference_steps,
-            guidance_scale=setting.guidance_scale,
-            image_guidance_scale=setting.image_guidance_scale,
-            seeds=list(seeds),
-            batch_size=self.knobs.batch_size,
-        )
+    return edit_images(
+        pipeline,
+        _scaled(pipeline, knobs, images),
+        [case.edit_prompt for case in cases],
+        num_inference_steps=knobs.num_inference_steps,
+        guidance_scale=setting.guidance_scale,
+        image_guidance_scale=setting.image_guidance_scale,
+        seeds=list(seeds),
+        batch_size=knobs.batch_size,
+    )
 
 
 def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
-    """The base model, widened: its new input channels are zero, so that it cannot see the picture."""
-    from ip2p.models import loading
+    """Loads the base model, widened: its new input channels are zero, so that it cannot see the picture."""
+    from ip2p.models.loading import load_once, resolve_device
 
-    place = loading.resolve_device(device)
+    place = resolve_device(device)
 
     def load() -> DiffusionPipeline:
         import torch
@@ -140,95 +141,53 @@ def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(place)
 
-    return loading.load_once(
-        ("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, place), load
-    )
+    return load_once(("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, place), load)
 
 
-def _load_sdedit(base: TrainingConfig, knobs: EvaluationConfig, guidance_scale: float) -> EditFunction:
-    from diffusers import AutoPipelineForImage2Image
+def _draw_again(
+    pipeline: Any,
+    knobs: EvaluationConfig,
+    images: Sequence[Pixels],
+    cases: Sequence[EditCase],
+    seeds: Sequence[int],
+    setting: Setting,
+) -> list[Pixels]:
+    """Noises the pictures and draws them towards the edited captions by diffusers' own pipeline, by size in batches."""
+    import torch
 
-    from ip2p.models import loading
+    from ip2p.editing import fitting_size
 
-    name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
-    text_to_image = loading.load_text_to_image(name, **options, dtype="float32", device=knobs.device)
-    pipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
-    pipeline.set_progress_bar_config(disable=True)
-    return _SdeditEdit(pipeline, knobs, guidance_scale)
-
-
-@dataclass(frozen=True, slots=True)
-class _SdeditEdit:
-    """Noises the picture and draws it again towards the edited caption, by diffusers' own pipeline."""
-
-    pipeline: Any
-    knobs: EvaluationConfig
-    guidance_scale: float
-
-    def __call__(
-        self, images: Sequence[Pixels], cases: Sequence[EditCase], seeds: Sequence[int], setting: Setting
-    ) -> list[Pixels]:
-        """Draws pictures of one size together and returns them in the size that the settings name."""
-        from ip2p.editing import fitting_size
-
-        side = _short_side(self.pipeline, self.knobs.resolution)
-        scaled = [scaled_to(image, side) for image in images]
-        fitted = [_resized(image, fitting_size(self.pipeline, *image.shape[1::-1])) for image in scaled]
-        captions = [case.edited_prompt or case.edit_prompt for case in cases]
-        edited = list(images)
-        for shape in {image.shape for image in fitted}:
-            numbers = [number for number, image in enumerate(fitted) if image.shape == shape]
-            drawn = self._draw(
-                [fitted[number] for number in numbers],
-                [captions[number] for number in numbers],
-                [seeds[number] for number in numbers],
-                setting.strength or 1.0,
-            )
-            for number, image in zip(numbers, drawn, strict=True):
-                edited[number] = _resized(image, scaled[number].shape[1::-1])
-        return edited
-
-    def _draw(
-        self, images: Sequence[Pixels], captions: list[str], seeds: Sequence[int], strength: float
-    ) -> list[Pixels]:
-        """Draws pictures of one size in a batch; a low strength gets the steps that it takes for one at least."""
-        import torch
-
-        output = self.pipeline(
-            prompt=captions,
-            image=[Image.fromarray(image) for image in images],
+    scaled = _scaled(pipeline, knobs, images)
+    fitted = [_resized(image, fitting_size(pipeline, *image.shape[1::-1])) for image in scaled]
+    strength = setting.strength or 1.0
+    edited = list(images)
+    for shape in {image.shape for image in fitted}:
+        numbers = [number for number, image in enumerate(fitted) if image.shape == shape]
+        output = pipeline(
+            prompt=[cases[number].edited_prompt or cases[number].edit_prompt for number in numbers],
+            image=[Image.fromarray(fitted[number]) for number in numbers],
             strength=strength,
-            num_inference_steps=max(self.knobs.num_inference_steps, math.ceil(1 / strength)),
-            guidance_scale=self.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            # enough for one step at a low strength
+            num_inference_steps=max(knobs.num_inference_steps, math.ceil(1 / strength)),
+            guidance_scale=setting.guidance_scale,
+            generator=[torch.Generator().manual_seed(seeds[number]) for number in numbers],
         )
-        return [np.asarray(image) for image in output.images]
+        for number, image in zip(numbers, output.images, strict=True):
+            edited[number] = _resized(np.asarray(image), scaled[number].shape[1::-1])
+    return edited
 
 
-def _short_side(pipeline: Any, resolution: int | None) -> int | None:
+def _scaled(pipeline: DiffusionPipeline, knobs: EvaluationConfig, images: Sequence[Pixels]) -> list[Pixels]:
+    """Resizes pictures to the short side that is set: 0 is the model's own, None leaves them as they are."""
     from ip2p.models.architecture import architecture_of
 
-    return architecture_of(pipeline).native_side(pipeline) if resolution == 0 else resolution
-
-
-def scaled_to(image: Pixels, resolution: int | None) -> Pixels:
-    """Resizes a picture to a short side of `resolution`; unchanged if that is None."""
-    if resolution is None:
-        return image
-    height, width = image.shape[:2]
-    factor = resolution / min(height, width)
-    return _resized(image, (max(1, round(width * factor)), max(1, round(height * factor))))
+    if knobs.resolution is None:
+        return list(images)
+    short_side = knobs.resolution or architecture_of(pipeline).native_side(pipeline)
+    return [_resized(image, fitted_size(image.shape[1::-1], short_side)) for image in images]
 
 
 def _resized(image: Pixels, size: tuple[int, ...]) -> Pixels:
     if image.shape[1::-1] == tuple(size):
         return image
     return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.LANCZOS))
-
-
-def trained_model(config: PipelineConfig) -> Path:
-    """Returns the folder of the trained editor. RuntimeError if nothing was trained yet."""
-    folder = RunFolder(config.out).model
-    if not (folder / "model_index.json").exists():
-        raise RuntimeError(f"{folder} holds no trained editor. Train one first, with `ip2p run` or `ip2p train`.")
-    return folder

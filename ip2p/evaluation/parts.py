@@ -1,7 +1,7 @@
 """The unit of work of an evaluation: one editor at one setting on a slice of the cases.
 
 Pictures and values are stored apart: `edits/` is keyed by what decides the pictures, `parts/` by those and by the
-measures, so that another judge edits nothing anew. An unfinished part keeps what it has in a journal.
+measures, so that another judge repeats no edit. An unfinished part keeps what it has in a journal.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +29,7 @@ from ip2p.records import hash_to_seed
 from ip2p.store.journal import EditJournal
 
 Kind = Literal["edit", "sweep", "grid", "chain"]
-"""All cases; some of them at every setting; a few for a grid of settings; sessions, each edit on the one before."""
+"""Every case once; some at each setting of a sweep; a few in a grid of settings; sessions, each edit on the last."""
 CASES_PER_PART = 128
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Which editor, at which setting, on which cases."""
+    """An editor, a setting, and the cases that it edits."""
 
     model: str
     kind: Kind
@@ -48,7 +48,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """`model-edit-t7.5-i1.5-00000`."""
+        """Returns the name of its files, such as `model-edit-t7.5-i1.5-00000`."""
         return f"{self.model.replace(' ', '-')}-{self.kind}-{self.setting.name}-{self.index:05d}"
 
 
@@ -72,20 +72,29 @@ def session_slices(model: str, setting: Setting, cases: Sequence[EditCase]) -> I
             numbers, index = [], index + 1
 
 
+def sweep_slices(model: str, knobs: EvaluationConfig, numbers: Sequence[int]) -> Iterator[Part]:
+    """Cuts an editor's sweep over the image guidance into parts."""
+    for scale in knobs.image_guidance_scales:
+        setting = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=scale)
+        yield from slices(model, "sweep", setting, numbers)
+
+
+def sdedit_slices(knobs: EvaluationConfig, numbers: Sequence[int]) -> Iterator[Part]:
+    """Cuts SDEdit's sweep over its strength into parts."""
+    for strength in knobs.sdedit_strengths:
+        setting = Setting(guidance_scale=knobs.sdedit_guidance_scale, image_guidance_scale=1.0, strength=strength)
+        yield from slices("sdedit", "sweep", setting, numbers)
+
+
 def noise_seed(seed: int, number: int) -> int:
-    """Seed of a case's noise, the same for every editor and setting."""
+    """Draws the seed of a case's noise, the same for every editor and setting."""
     return hash_to_seed(seed, "case", number)
 
 
 _KEYS = [("model", pa.string()), ("kind", pa.string()), ("case", pa.int64()), ("seed", pa.int64())]
-_SETTING = [("guidance_scale", pa.float64()), ("image_guidance_scale", pa.float64()), ("strength", pa.float64())]
+_SETTING = [(field.name, pa.float64()) for field in fields(Setting)]
 EDIT_SCHEMA = pa.schema([*_KEYS, *_SETTING, ("edited_image", IMAGE_TYPE)])
 _TEXTS = ("edit_type", "original_prompt", "edit_prompt", "edited_prompt", "session")
-
-
-def fingerprint_edits(part: Part, case_hashes: Sequence[str], editor: str, seed: int) -> str:
-    """Hash of everything that decides a part's pictures: the cases' content, the editor's weights, the setting."""
-    return fingerprint(part, [case_hashes[number] for number in part.cases], editor, seed)
 
 
 def write_edits(
@@ -111,7 +120,11 @@ def write_edits(
         seeds = [noise_seed(seed, number) for number in missing]
         images = [_input_of(number, part, cases, rows) for number in missing]
         edited = editor(images, [cases[number] for number in missing], seeds, part.setting)
-        new_rows = [_edit_row(part, *edit) for edit in zip(missing, seeds, edited, strict=True)]
+        new_rows = [
+            {"model": part.model, "kind": part.kind, "case": case, "seed": case_seed, **asdict(part.setting)}
+            | {"edited_image": {"bytes": encode_png(image), "path": None}}
+            for case, case_seed, image in zip(missing, seeds, edited, strict=True)
+        ]
         journal.add(new_rows)
         rows |= {row["case"]: row for row in new_rows}
         progress(len(new_rows))
@@ -119,15 +132,15 @@ def write_edits(
     seconds, counts = time.monotonic() - started, {"edits": len(rows)}
     sidecar = store.write_shard(path, table, fingerprint=fingerprint, seconds=seconds, counts=counts)
     journal.remove()
+    logger.info("%s: %d edits in %.1f s", part.name, sidecar.rows, sidecar.seconds)
     return sidecar
 
 
 def _batches(part: Part, cases: Sequence[EditCase], size: int) -> Iterator[Sequence[int]]:
-    """Cases that can be edited together; in sessions all first edits, then all second ones, and so on."""
-    waves: dict[int, list[int]] = defaultdict(list)
-    for number in part.cases:
-        waves[_turn(number, cases) if part.kind == "chain" else 0].append(number)
-    for _, numbers in sorted(waves.items()):
+    """Yields cases that can be edited together: in sessions all first edits, then all second ones, and so on."""
+    turns = {number: _turn(number, cases) if part.kind == "chain" else 0 for number in part.cases}
+    for turn in sorted(set(turns.values())):
+        numbers = [number for number in part.cases if turns[number] == turn]
         for start in range(0, len(numbers), size):
             yield numbers[start : start + size]
 
@@ -137,54 +150,22 @@ def _turn(number: int, cases: Sequence[EditCase]) -> int:
     return 0 if previous is None else 1 + _turn(previous, cases)
 
 
-def _input_of(number: int, part: Part, cases: Sequence[EditCase], rows: Mapping[int, dict[str, Any]]) -> Pixels:
+def _input_of(number: int, part: Part, cases: Sequence[EditCase], rows: Mapping[int, Record]) -> Pixels:
     previous = cases[number].previous
     if part.kind != "chain" or previous is None:
         return cases[number].original_image
     return open_pixels(rows[previous]["edited_image"]["bytes"])
 
 
-def _edit_row(part: Part, number: int, seed: int, image: Pixels) -> dict[str, Any]:
-    keys = {"model": part.model, "kind": part.kind, "case": number, "seed": seed}
-    keys |= {name: getattr(part.setting, name) for name, _ in _SETTING}
-    return keys | {"edited_image": {"bytes": encode_png(image), "path": None}}
-
-
 def measured_schema(measures: Sequence[Measure]) -> pa.Schema:
-    """The columns of a part's measures."""
+    """Returns the columns of a part's measures."""
     values = [(column.name, column.type) for measure in measures for column in measure.columns]
     return pa.schema([*_KEYS, *_SETTING, *((name, pa.string()) for name in _TEXTS), ("is_last", pa.bool_()), *values])
 
 
-def write_measures(
-    path: Path,
-    edits: Path,
-    cases: Sequence[EditCase],
-    *,
-    fingerprint: str,
-    measures: Sequence[Measure],
-    batch_size: int,
-) -> store.Sidecar:
-    """Measures a finished part's pictures and writes the values."""
-    started, rows = time.monotonic(), []
-    for batch in pq.ParquetFile(edits).iter_batches(batch_size=batch_size):
-        batch_rows = batch.to_pylist()
-        batch_cases = [cases[row["case"]] for row in batch_rows]
-        after = [open_pixels(row.pop("edited_image")["bytes"]) for row in batch_rows]
-        before = [case.original_image for case in batch_cases]
-        for row, case in zip(batch_rows, batch_cases, strict=True):
-            row |= {name: getattr(case, name) for name in (*_TEXTS, "is_last")}
-        for measure in measures:
-            for row, values in zip(batch_rows, measure(batch_cases, before, after), strict=True):
-                row |= values
-        rows += batch_rows
-    table = pa.Table.from_pylist(rows, schema=measured_schema(measures))
-    return store.write_shard(path, table, fingerprint=fingerprint, seconds=time.monotonic() - started)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that an evaluation edits and measures."""
+    """What an evaluation edits and measures."""
 
     folder: Path
     knobs: EvaluationConfig
@@ -193,31 +174,22 @@ class Plan:
     parts: Sequence[Part]
     measures: Sequence[Measure]
 
-    def measures_of(self, part: Part) -> list[Measure]:
-        """The measures that are taken of a part."""
-        return [measure for measure in self.measures if not measure.edits_only or part.kind in ("edit", "chain")]
-
     def edits(self, part: Part) -> Path:
-        """Path of a part's pictures."""
+        """Returns the path of a part's pictures."""
         return self.folder / "edits" / f"{part.name}.parquet"
 
     def values(self, part: Part) -> Path:
-        """Path of a part's values: a row for each of its pictures, in the same order."""
+        """Returns the path of a part's values: a row for each of its pictures, in the same order."""
         return self.folder / "parts" / f"{part.name}.parquet"
 
 
-@dataclass(frozen=True, slots=True)
-class Results:
-    """The rows of all parts, and the seconds that those took, whenever they were made."""
-
-    records: list[Record]
-    seconds: float
-
-
-def edit_and_measure(plan: Plan, progress: Callable[[float], object] = lambda share: None) -> Results:
+def edit_and_measure(
+    plan: Plan, progress: Callable[[float], object] = lambda share: None
+) -> tuple[list[Record], float]:
     """Makes the missing parts and gathers `scores.parquet`, `cases.parquet` and, if there are grids, `grids.parquet`.
 
-    `progress` gets the share of the missing edits that are done.
+    Returns the rows of the scores, and the seconds that all parts took, whenever they were made. `progress` gets the
+    share of the missing edits that are done.
     """
     edits = _edit_missing(plan, progress)
     values = _measure_missing(plan, edits)
@@ -228,8 +200,83 @@ def edit_and_measure(plan: Plan, progress: Callable[[float], object] = lambda sh
         _gather_grids(plan)
         table = pa.concat_tables([pq.read_table(plan.values(part)) for part in values], promote_options="default")
         store.write_shard(scores, table, fingerprint=parts_hash, seconds=0.0)
-    seconds = sum(sidecar.seconds for sidecars in (edits, values) for sidecar in sidecars.values())
-    return Results(pq.read_table(scores).to_pylist(), round(seconds, 3))
+    seconds = sum(sidecar.seconds for sidecar in (*edits.values(), *values.values()))
+    return pq.read_table(scores).to_pylist(), round(seconds, 3)
+
+
+def _edit_missing(plan: Plan, progress: Callable[[float], object]) -> dict[Part, store.Sidecar]:
+    """Edits the parts that are missing, one editor after the other, and returns the sidecars of all."""
+    from ip2p.models.loading import unload_all
+
+    hashes = [fingerprint_case(case) for case in plan.cases]
+    fingerprints = {
+        part: fingerprint(
+            part, [hashes[number] for number in part.cases], plan.editors[part.model].identity, plan.knobs.seed
+        )
+        for part in plan.parts
+    }
+    finished = ((part, store.finished(plan.edits(part), fingerprints[part])) for part in plan.parts)
+    sidecars = {part: sidecar for part, sidecar in finished if sidecar is not None}
+    missing = [part for part in plan.parts if part not in sidecars]
+    if sidecars:
+        logger.info("%d of %d parts were edited already", len(sidecars), len(plan.parts))
+    total, done = sum(len(part.cases) for part in missing), list[int]()
+    with tqdm(total=total, desc="edit", unit="edit", disable=None if missing else True) as bar:
+
+        def count(num: int) -> None:
+            done.append(num)  # a hidden bar does not count
+            bar.update(num)
+            progress(sum(done) / total)
+
+        for name in dict.fromkeys(part.model for part in missing):
+            editor = plan.editors[name].load()
+            for part in missing:
+                if part.model == name:
+                    sidecars[part] = write_edits(
+                        plan.edits(part),
+                        part,
+                        plan.cases,
+                        fingerprint=fingerprints[part],
+                        editor=editor,
+                        seed=plan.knobs.seed,
+                        batch_size=plan.knobs.batch_size,
+                        progress=count,
+                    )
+            del editor  # one model in memory at a time
+            unload_all()
+    return {part: sidecars[part] for part in plan.parts}
+
+
+def _measure_missing(plan: Plan, edits: Mapping[Part, store.Sidecar]) -> dict[Part, store.Sidecar]:
+    """Measures the parts whose pictures or measures have changed and returns the sidecars of all."""
+    sidecars: dict[Part, store.Sidecar] = {}
+    for part in tqdm(plan.parts, desc="measure", unit="part", disable=None):
+        measures = [measure for measure in plan.measures if not measure.edits_only or part.kind in ("edit", "chain")]
+        values_hash = fingerprint(edits[part].sha256, [measure.identity for measure in measures])
+        sidecar = store.finished(plan.values(part), values_hash)
+        if sidecar is None:
+            started, rows = time.monotonic(), list[Record]()
+            for batch in pq.ParquetFile(plan.edits(part)).iter_batches(batch_size=plan.knobs.batch_size):
+                rows += _measured(batch.to_pylist(), plan.cases, measures)
+            table = pa.Table.from_pylist(rows, schema=measured_schema(measures))
+            seconds = time.monotonic() - started
+            sidecar = store.write_shard(plan.values(part), table, fingerprint=values_hash, seconds=seconds)
+        sidecars[part] = sidecar
+    return sidecars
+
+
+def _measured(rows: Sequence[Record], all_cases: Sequence[EditCase], measures: Sequence[Measure]) -> list[Record]:
+    """Replaces the pictures in the rows of edits by the cases' texts and the measured values."""
+    cases = [all_cases[row["case"]] for row in rows]
+    before = [case.original_image for case in cases]
+    after = [open_pixels(row["edited_image"]["bytes"]) for row in rows]
+    measured: list[Record] = []
+    for row, case in zip(rows, cases, strict=True):
+        texts = {name: getattr(case, name) for name in (*_TEXTS, "is_last")}
+        measured.append({name: row[name] for name, _ in (*_KEYS, *_SETTING)} | texts)
+    for measure in measures:
+        measured = [{**row, **values} for row, values in zip(measured, measure(cases, before, after), strict=True)]
+    return measured
 
 
 def _gather_grids(plan: Plan) -> None:
@@ -244,78 +291,3 @@ def _gather_grids(plan: Plan) -> None:
     grid = grid.add_column(3, "edit_prompt", pa.array([case.edit_prompt for case in cases], pa.string()))
     grid = grid.add_column(4, "original_image", pa.array(before, IMAGE_TYPE))
     store.write_shard(plan.folder / "grids.parquet", grid, fingerprint="", seconds=0.0)
-
-
-@dataclass(slots=True)
-class _EditCount:
-    """Counts the missing edits that are done, because a hidden bar does not count."""
-
-    total: int
-    bar: tqdm[Any]
-    progress: Callable[[float], object]
-    done: int = 0
-
-    def add(self, num: int) -> None:
-        self.done += num
-        self.bar.update(num)
-        self.progress(self.done / self.total)
-
-
-def _edit_missing(plan: Plan, progress: Callable[[float], object]) -> dict[Part, store.Sidecar]:
-    """Edits the parts that are missing, one editor after the other, and returns the sidecars of all."""
-    from ip2p.models.loading import unload_all
-
-    hashes = [fingerprint_case(case) for case in plan.cases]
-    fingerprints = {
-        part: fingerprint_edits(part, hashes, plan.editors[part.model].identity, plan.knobs.seed) for part in plan.parts
-    }
-    finished = ((part, store.finished(plan.edits(part), fingerprints[part])) for part in plan.parts)
-    sidecars = {part: sidecar for part, sidecar in finished if sidecar is not None}
-    missing = [part for part in plan.parts if part not in sidecars]
-    if sidecars:
-        logger.info("%d of %d parts were edited already", len(sidecars), len(plan.parts))
-    total = sum(len(part.cases) for part in missing)
-    with tqdm(total=total, desc="edit", unit="edit", disable=None if missing else True) as bar:
-        count = _EditCount(total, bar, progress)
-        for name in dict.fromkeys(part.model for part in missing):
-            to_edit = {part: fingerprints[part] for part in missing if part.model == name}
-            sidecars |= _edit_parts(plan, plan.editors[name].load(), to_edit, count)
-            unload_all()  # one model in memory at a time
-    return {part: sidecars[part] for part in plan.parts}
-
-
-def _edit_parts(
-    plan: Plan, editor: EditFunction, fingerprints: Mapping[Part, str], count: _EditCount
-) -> dict[Part, store.Sidecar]:
-    """Edits the parts of one editor."""
-    sidecars = {}
-    for part, part_hash in fingerprints.items():
-        sidecar = sidecars[part] = write_edits(
-            plan.edits(part),
-            part,
-            plan.cases,
-            fingerprint=part_hash,
-            editor=editor,
-            seed=plan.knobs.seed,
-            batch_size=plan.knobs.batch_size,
-            progress=count.add,
-        )
-        logger.info("%s: %d edits in %.1f s", part.name, sidecar.rows, sidecar.seconds)
-    return sidecars
-
-
-def _measure_missing(plan: Plan, edits: Mapping[Part, store.Sidecar]) -> dict[Part, store.Sidecar]:
-    """Measures the parts whose pictures or measures have changed and returns the sidecars of all."""
-    sidecars: dict[Part, store.Sidecar] = {}
-    for part in tqdm(plan.parts, desc="measure", unit="part", disable=None):
-        measures = plan.measures_of(part)
-        values_hash = fingerprint(edits[part].sha256, [measure.identity for measure in measures])
-        sidecars[part] = store.finished(plan.values(part), values_hash) or write_measures(
-            plan.values(part),
-            plan.edits(part),
-            plan.cases,
-            fingerprint=values_hash,
-            measures=measures,
-            batch_size=plan.knobs.batch_size,
-        )
-    return sidecars

@@ -1,4 +1,4 @@
-"""What the stages need to know of a base model, and which architecture a base is of.
+"""Defines what the stages need to know of a base model, and finds the architecture of one.
 
 A new base is one file of this folder: a subclass of `Architecture` and an instance of it named `ARCHITECTURE`. The
 base's model_index.json chooses by the class of its pipeline. Rendering, training and editing never name a network's
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ip2p import models
@@ -28,9 +30,9 @@ from ip2p.models.texts import TextEncoders, Texts
 class AttentionLayers:
     """A denoiser's attention layers that paired rendering works on."""
 
-    to_itself: Sequence[Any]
+    to_itself: Sequence[Attention]
     """The layers in which an image attends to itself."""
-    to_text: Sequence[Any]
+    to_text: Sequence[Attention]
     """The layers in which it attends to the text."""
 
 
@@ -39,11 +41,11 @@ class Architecture(ABC):
 
     title: ClassVar[str]
     """The name that errors give it."""
-    text_to_image: ClassVar[Any]
+    text_to_image: ClassVar[type[DiffusionPipeline]]
     """Class of the pipeline that pairs are rendered with."""
-    editor: ClassVar[Any]
+    editor: ClassVar[type[DiffusionPipeline]]
     """Class of the pipeline that a training exports."""
-    relatives: ClassVar[tuple[Any, ...]] = ()
+    relatives: ClassVar[tuple[type[DiffusionPipeline], ...]] = ()
     """Classes of other pipelines whose folders hold the same parts."""
     noise: ClassVar[type[NoiseProcess]]
     """How pictures become noise, and back."""
@@ -57,30 +59,30 @@ class Architecture(ABC):
     """The layers that adapters are put on."""
 
     @property
-    def pipelines(self) -> dict[str, Any]:
+    def pipelines(self) -> dict[str, type[DiffusionPipeline]]:
         """The pipelines by the class name that model_index.json gives."""
         return {kind.__name__: kind for kind in (self.text_to_image, self.editor, *self.relatives)}
 
-    def denoiser(self, pipeline: Any) -> Any:
+    def denoiser(self, pipeline: DiffusionPipeline) -> ModelMixin:
         """Returns a pipeline's denoiser."""
         return getattr(pipeline, self.part)
 
     @abstractmethod
-    def load_denoiser(self, config: TrainingConfig) -> Any:
+    def load_denoiser(self, config: TrainingConfig) -> ModelMixin:
         """Loads the base's denoiser in float32. ValueError for a kind that the trainer cannot feed."""
 
     @abstractmethod
-    def widen(self, denoiser: Any, in_channels: int) -> Any:
+    def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
         """Makes room for the image condition, in place; predictions stay as they were."""
 
     @abstractmethod
-    def in_channels(self, denoiser: Any) -> int:
+    def in_channels(self, denoiser: ModelMixin) -> int:
         """Returns how many channels the denoiser takes, those of the image condition included."""
 
     @abstractmethod
     def predict(
         self,
-        denoiser: Any,
+        denoiser: ModelMixin,
         latents: Tensor,
         timesteps: Tensor,
         texts: Texts,
@@ -95,11 +97,11 @@ class Architecture(ABC):
         """
 
     @abstractmethod
-    def attention_layers(self, denoiser: Any) -> AttentionLayers:
+    def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
         """Names the layers whose maps a pair shares."""
 
     @abstractmethod
-    def text_encoders(self, pipeline: Any) -> TextEncoders:
+    def text_encoders(self, pipeline: DiffusionPipeline) -> TextEncoders:
         """Returns a loaded pipeline's text encoders."""
 
     @abstractmethod
@@ -107,26 +109,26 @@ class Architecture(ABC):
         """Loads the base's text encoders, frozen, in float32."""
 
     @abstractmethod
-    def latent_shape(self, pipeline: Any) -> tuple[int, int, int]:
+    def latent_shape(self, pipeline: DiffusionPipeline) -> tuple[int, int, int]:
         """Returns (C, h, w) of the latents of an image of the pipeline's own size."""
 
     @abstractmethod
-    def build_editor(self, denoiser: Any, config: TrainingConfig, device: torch.device) -> Any:
+    def build_editor(self, denoiser: ModelMixin, config: TrainingConfig, device: torch.device) -> DiffusionPipeline:
         """Builds an editor's pipeline around a denoiser, the base's other parts in float32."""
 
-    def load_editor(self, source: str, **options: Any) -> Any:
+    def load_editor(self, source: str, **options: Any) -> DiffusionPipeline:
         """Loads an editor's pipeline."""
         return self.editor.from_pretrained(source, **options)
 
-    def call_options(self, width: int, height: int) -> dict[str, Any]:
+    def call_options(self, width: int, height: int) -> dict[str, int]:
         """Returns the arguments that tell the editor's pipeline a picture's size."""
         return {}
 
-    def load_widened(self, config: TrainingConfig) -> Any:
+    def load_widened(self, config: TrainingConfig) -> ModelMixin:
         """Loads the base's denoiser and makes room for the image condition."""
         return self.widen(self.load_denoiser(config), 2 * latent_shape(config)[0])
 
-    def check_editor(self, pipeline: Any, name: str) -> None:
+    def check_editor(self, pipeline: DiffusionPipeline, name: str) -> None:
         """Raises ValueError if the denoiser takes no image condition."""
         channels, latents = self.in_channels(self.denoiser(pipeline)), pipeline.vae.config.latent_channels
         if channels != 2 * latents:
@@ -134,20 +136,20 @@ class Architecture(ABC):
                 f"the denoiser of {name} takes {channels} channels, expected {2 * latents}. Train it as an editor."
             )
 
-    def native_side(self, pipeline: Any) -> int:
+    def native_side(self, pipeline: DiffusionPipeline) -> int:
         """Returns the pixels on the short side of an image of the pipeline's own size."""
         return int(min(self.latent_shape(pipeline)[1:]) * pipeline.vae_scale_factor)
 
 
 def architectures() -> list[Architecture]:
     """Returns the architectures of this folder, in the order of their files."""
-    names = sorted(module.name for module in pkgutil.iter_modules(models.__path__))
-    modules = [importlib.import_module(f"{models.__name__}.{name}") for name in names]
+    names = sorted(module.name for module in pkgutil.iter_modules(models.__path__, f"{models.__name__}."))
+    modules = [importlib.import_module(name) for name in names]
     return [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
 
 
 def architecture_named(name: str, *, what: str) -> Architecture:
-    """Returns the architecture of a pipeline's class name. ValueError, with those there are, if there is none."""
+    """Returns the architecture of a pipeline's class name. ValueError, which lists the known bases, if none has it."""
     present = architectures()
     for architecture in present:
         if name in architecture.pipelines:
@@ -156,8 +158,8 @@ def architecture_named(name: str, *, what: str) -> Architecture:
     raise ValueError(f"{what} is a {name}, which is not supported. Give one of: {titles}.")
 
 
-def architecture_of(pipeline: Any) -> Architecture:
-    """Returns the architecture of a loaded pipeline. ValueError if it is of none."""
+def architecture_of(pipeline: DiffusionPipeline) -> Architecture:
+    """Returns the architecture of a loaded pipeline. ValueError if it is not supported."""
     names = {name for architecture in architectures() for name in architecture.pipelines}
     own = [kind.__name__ for kind in type(pipeline).__mro__]
     return architecture_named(next((name for name in own if name in names), own[0]), what="the model")
@@ -169,7 +171,7 @@ def base_architecture(config: TrainingConfig) -> Architecture:
     return architecture_named(str(model_index(config).get("_class_name")), what=what)
 
 
-def pipeline_kind(source: str, revision: str | None, *, what: str) -> tuple[Architecture, Any]:
+def pipeline_kind(source: str, revision: str | None, *, what: str) -> tuple[Architecture, type[DiffusionPipeline]]:
     """Returns the architecture of a model folder or hub id, and the class of its own pipeline."""
     name = str(read_index(source, revision).get("_class_name"))
     architecture = architecture_named(name, what=f"{what} {source}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -13,6 +13,7 @@ from ip2p.models.latents import LatentSpace
 from ip2p.models.loading import check_model_source, from_source
 
 INDEX = "model_index.json"
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def model_index(config: TrainingConfig) -> dict[str, Any]:
@@ -22,8 +23,7 @@ def model_index(config: TrainingConfig) -> dict[str, Any]:
 
 def read_index(source: str, revision: str | None) -> dict[str, Any]:
     """Reads the model_index.json of a folder or a hub id. ValueError if it cannot be read."""
-    index: dict[str, Any] = from_source(DiffusionPipeline.load_config, source, revision=revision)
-    return index
+    return dict(from_source(DiffusionPipeline.load_config, source, revision=revision))
 
 
 def load_model(kind: Any, config: TrainingConfig, part: str, **options: Any) -> Any:
@@ -33,18 +33,16 @@ def load_model(kind: Any, config: TrainingConfig, part: str, **options: Any) -> 
 
 def load_part(kind: Any, config: TrainingConfig, part: str, **options: Any) -> Any:
     """Loads what lies in a folder of the base, such as a tokenizer. ValueError if it cannot be loaded."""
-    return from_source(
-        kind.from_pretrained, _source(config), **{"revision": config.revision, **options}, subfolder=part
-    )
+    options = {"revision": config.revision, **options}
+    return from_source(kind.from_pretrained, _source(config), **options, subfolder=part)
 
 
 def load_config(kind: Any, config: TrainingConfig, part: str) -> dict[str, Any]:
     """Reads the config of what lies in a folder of the base."""
-    settings: dict[str, Any] = from_source(kind.load_config, _source(config), subfolder=part, revision=config.revision)
-    return settings
+    return dict(from_source(kind.load_config, _source(config), subfolder=part, revision=config.revision))
 
 
-def freeze(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+def freeze(network: Network, device: torch.device, dtype: torch.dtype = torch.float32) -> Network:
     """Moves a network to a device, for inference alone; float32 leaves the precision as it is."""
     network = network.to(device) if dtype == torch.float32 else network.to(device, dtype)
     return network.eval().requires_grad_(False)
@@ -52,8 +50,7 @@ def freeze(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.
 
 def load_vae(config: TrainingConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Loads the autoencoder, frozen."""
-    replacement = config.pretrained_vae_model_name_or_path
-    if replacement:
+    if replacement := config.pretrained_vae_model_name_or_path:
         vae = from_source(AutoencoderKL.from_pretrained, replacement, torch_dtype=torch.float32)
     else:
         vae = load_model(AutoencoderKL, config, "vae", torch_dtype=torch.float32)
@@ -73,11 +70,9 @@ def latent_shape(config: TrainingConfig) -> tuple[int, int, int]:
 
 
 def _vae_config(config: TrainingConfig) -> dict[str, Any]:
-    replacement = config.pretrained_vae_model_name_or_path
-    if not replacement:
-        return load_config(AutoencoderKL, config, "vae")
-    settings: dict[str, Any] = from_source(AutoencoderKL.load_config, replacement)
-    return settings
+    if replacement := config.pretrained_vae_model_name_or_path:
+        return dict(from_source(AutoencoderKL.load_config, replacement))
+    return load_config(AutoencoderKL, config, "vae")
 
 
 def _source(config: TrainingConfig) -> str:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from ip2p.models.architecture import pipeline_kind
+from ip2p.models.components import INDEX
 from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype
 
 
-def load_editor(path: str, device: str = "auto", revision: str | None = None, dtype: str = "float32") -> Any:
+def load_editor(
+    path: str, device: str = "auto", revision: str | None = None, dtype: str = "float32"
+) -> DiffusionPipeline:
     """Loads the editor of a folder or a hub id; again if the folder was written since.
 
     ValueError if the model is not an editor.
     """
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
-    key = ("editor", path, revision, place, precision, _written_at(path))
+    index = Path(path) / INDEX
+    written_at = index.stat().st_mtime_ns if index.is_file() else None
+    key = ("editor", path, revision, place, precision, written_at)
     return load_once(key, lambda: _load(path, revision, place, getattr(torch, precision)))
 
 
-def _written_at(path: str) -> int | None:
-    index = Path(path) / "model_index.json"
-    return index.stat().st_mtime_ns if index.is_file() else None
-
-
-def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> Any:
-    source = check_model_source(path, what="the editor", marker="model_index.json")
+def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> DiffusionPipeline:
+    source = check_model_source(path, what="the editor", marker=INDEX)
     architecture, _ = pipeline_kind(source, revision, what="the editor")
     pipeline = from_source(
         architecture.load_editor,

@@ -1,4 +1,4 @@
-"""How an autoencoder's latents become those that noise is added to, and how they become pictures again."""
+"""Normalises an autoencoder's latents, to which noise is then added, and decodes them to pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LatentSpace:
     scale: float
     shift: float = 0.0
     mean: tuple[float, ...] | None = None
-    """Per channel; so is the next."""
+    """Per channel, as is `deviation`."""
     deviation: tuple[float, ...] | None = None
 
     @classmethod

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    DiffusionPipeline,
+    ModelMixin,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -22,23 +24,19 @@ from ip2p.config import TrainingConfig
 from ip2p.models.architecture import Architecture, AttentionLayers
 from ip2p.models.components import freeze, load_model, load_part, load_vae
 from ip2p.models.noise.discrete import DiscreteNoise
-from ip2p.models.texts import TextEncoders, Texts, hidden_states
+from ip2p.models.texts import Texts, hidden_states
 
 
 @dataclass(frozen=True, slots=True)
-class ClipStates:
-    """One CLIP text encoder, read at its last layer."""
+class ClipTexts:
+    """CLIP text encoders, of which the first is read at its last layer."""
 
-    tokenizer: Any
-    encoder: Any
-
-    @property
-    def tokenizers(self) -> Sequence[Any]:
-        return [self.tokenizer]
+    tokenizers: Sequence[CLIPTokenizer]
+    encoders: Sequence[CLIPTextModel]
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Texts:
-        return Texts(hidden_states(self.encoder, self.tokenizer, texts))
+        return Texts(hidden_states(self.encoders[0], self.tokenizers[0], texts))
 
 
 class StableDiffusion(Architecture):
@@ -56,7 +54,7 @@ class StableDiffusion(Architecture):
     added_embeddings: tuple[str | None, ...] = (None,)
     """Which embeddings the UNet may take beside the text."""
 
-    def load_denoiser(self, config: TrainingConfig) -> Any:
+    def load_denoiser(self, config: TrainingConfig) -> ModelMixin:
         revision = config.non_ema_revision or config.revision
         unet = load_model(UNet2DConditionModel, config, self.part, torch_dtype=torch.float32, revision=revision)
         if unet.config.addition_embed_type not in self.added_embeddings:
@@ -66,15 +64,15 @@ class StableDiffusion(Architecture):
             )
         return unet
 
-    def widen(self, denoiser: Any, in_channels: int) -> Any:
+    def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
         return widen_conv_in(denoiser, in_channels)
 
-    def in_channels(self, denoiser: Any) -> int:
+    def in_channels(self, denoiser: ModelMixin) -> int:
         return int(denoiser.config.in_channels)
 
     def predict(
         self,
-        denoiser: Any,
+        denoiser: ModelMixin,
         latents: Tensor,
         timesteps: Tensor,
         texts: Texts,
@@ -91,44 +89,38 @@ class StableDiffusion(Architecture):
         """Returns what the UNet takes beside the text."""
         return None
 
-    def attention_layers(self, denoiser: Any) -> AttentionLayers:
+    def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
         layers = [layer for layer in denoiser.modules() if isinstance(layer, Attention)]
         to_text = [layer for layer in layers if layer.is_cross_attention]
         return AttentionLayers([layer for layer in layers if not layer.is_cross_attention], to_text)
 
-    def text_encoders(self, pipeline: Any) -> TextEncoders:
-        return ClipStates(pipeline.tokenizer, pipeline.text_encoder)
+    def text_encoders(self, pipeline: DiffusionPipeline) -> ClipTexts:
+        return ClipTexts([pipeline.tokenizer], [pipeline.text_encoder])
 
-    def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:
+    def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> ClipTexts:
         tokenizer = load_part(CLIPTokenizer, config, "tokenizer")
         encoder = load_model(CLIPTextModel, config, "text_encoder", dtype=torch.float32)
-        return ClipStates(tokenizer, freeze(encoder, device))
+        return ClipTexts([tokenizer], [freeze(encoder, device)])
 
-    def latent_shape(self, pipeline: Any) -> tuple[int, int, int]:
+    def latent_shape(self, pipeline: DiffusionPipeline) -> tuple[int, int, int]:
         own = self.denoiser(pipeline).config.sample_size
         height, width = (own, own) if isinstance(own, int) else own
         return int(pipeline.vae.config.latent_channels), height, width
 
-    def build_editor(self, denoiser: Any, config: TrainingConfig, device: torch.device) -> Any:
-        return self.editor(
-            **self.parts_of_editor(denoiser, config, device),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+    def build_editor(self, denoiser: ModelMixin, config: TrainingConfig, device: torch.device) -> DiffusionPipeline:
+        parts = self.parts_of_editor(denoiser, self.load_text_encoders(config, device), config, device)
+        return self.editor(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
-    def parts_of_editor(self, denoiser: Any, config: TrainingConfig, device: torch.device) -> dict[str, Any]:
-        """Loads the parts of an editor's pipeline, the denoiser aside."""
-        encoder = load_model(CLIPTextModel, config, "text_encoder", dtype=torch.float32)
-        return {
-            "vae": load_vae(config, device),
-            "text_encoder": freeze(encoder, device),
-            "tokenizer": load_part(CLIPTokenizer, config, "tokenizer"),
-            "unet": denoiser,
-            "scheduler": self.noise.load_scheduler(config),
-        }
+    def parts_of_editor(
+        self, denoiser: ModelMixin, texts: ClipTexts, config: TrainingConfig, device: torch.device
+    ) -> dict[str, Any]:
+        """Loads the parts of an editor's pipeline that are not given."""
+        parts = {"vae": load_vae(config, device), "unet": denoiser, "scheduler": self.noise.load_scheduler(config)}
+        for suffix, tokenizer, encoder in zip(("", "_2"), texts.tokenizers, texts.encoders, strict=False):
+            parts |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
+        return parts
 
-    def load_editor(self, source: str, **options: Any) -> Any:
+    def load_editor(self, source: str, **options: Any) -> DiffusionPipeline:
         return super().load_editor(source, safety_checker=None, requires_safety_checker=False, **options)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    DiffusionPipeline,
+    ModelMixin,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
@@ -19,16 +21,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import freeze, load_model, load_part, model_index
-from ip2p.models.stable_diffusion import StableDiffusion
-from ip2p.models.texts import TextEncoders, Texts, tokenize
+from ip2p.models.stable_diffusion import ClipTexts, StableDiffusion
+from ip2p.models.texts import Texts, tokenize
 
 
 @dataclass(frozen=True, slots=True)
-class TwoClips:
+class TwoClips(ClipTexts):
     """Two CLIP text encoders, read at their last layer but one; the second gives the pooled state too."""
 
-    tokenizers: Sequence[Any]
-    encoders: Sequence[Any]
     zeros_for_none: bool
     """Whether no text is zeros rather than the encoders' states of the empty text."""
 
@@ -60,47 +60,37 @@ class StableDiffusionXL(StableDiffusion):
             return None
         return {"text_embeds": texts.pooled, "time_ids": sizes.expand(len(texts.pooled), -1)}
 
-    def text_encoders(self, pipeline: Any) -> TextEncoders:
-        tokenizers, encoders = (
-            (pipeline.tokenizer, pipeline.tokenizer_2),
-            (pipeline.text_encoder, pipeline.text_encoder_2),
-        )
+    def text_encoders(self, pipeline: DiffusionPipeline) -> TwoClips:
+        tokenizers = pipeline.tokenizer, pipeline.tokenizer_2
+        encoders = pipeline.text_encoder, pipeline.text_encoder_2
         return TwoClips(tokenizers, encoders, bool(pipeline.config.force_zeros_for_empty_prompt))
 
-    def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:
+    def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TwoClips:
+        kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        encoders = [load_model(kind, config, part, dtype=torch.float32) for part, kind in kinds.items()]
         tokenizers = [load_part(CLIPTokenizer, config, part) for part in ("tokenizer", "tokenizer_2")]
-        first = load_model(CLIPTextModel, config, "text_encoder", dtype=torch.float32)
-        encoders = [freeze(first, device), _load_second_encoder(config, device)]
-        return TwoClips(tokenizers, encoders, _has_zeros_for_none(config))
+        zeros_for_none = bool(model_index(config).get("force_zeros_for_empty_prompt", True))
+        return TwoClips(tokenizers, [freeze(encoder, device) for encoder in encoders], zeros_for_none)
 
-    def build_editor(self, denoiser: Any, config: TrainingConfig, device: torch.device) -> Any:
+    def build_editor(self, denoiser: ModelMixin, config: TrainingConfig, device: torch.device) -> DiffusionPipeline:
+        texts = self.load_text_encoders(config, device)
         pipeline = self.editor(
-            **self.parts_of_editor(denoiser, config, device),
-            text_encoder_2=_load_second_encoder(config, device),
-            tokenizer_2=load_part(CLIPTokenizer, config, "tokenizer_2"),
-            force_zeros_for_empty_prompt=_has_zeros_for_none(config),
+            **self.parts_of_editor(denoiser, texts, config, device),
+            force_zeros_for_empty_prompt=texts.zeros_for_none,
             add_watermarker=False,
             is_cosxl_edit=config.scale_condition_latents,
         )
         pipeline.register_to_config(is_cosxl_edit=config.scale_condition_latents)  # else it is lost when saved
         return pipeline
 
-    def load_editor(self, source: str, **options: Any) -> Any:
+    def load_editor(self, source: str, **options: Any) -> DiffusionPipeline:
         pipeline = self.editor.from_pretrained(source, **options)
         if pipeline.vae.dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
             pipeline.vae.to(torch.float32)  # it overflows in float16, and pictures come out black
         return pipeline
 
-    def call_options(self, width: int, height: int) -> dict[str, Any]:
+    def call_options(self, width: int, height: int) -> dict[str, int]:
         return {"width": width, "height": height}
-
-
-def _load_second_encoder(config: TrainingConfig, device: torch.device) -> Any:
-    return freeze(load_model(CLIPTextModelWithProjection, config, "text_encoder_2", dtype=torch.float32), device)
-
-
-def _has_zeros_for_none(config: TrainingConfig) -> bool:
-    return bool(model_index(config).get("force_zeros_for_empty_prompt", True))
 
 
 ARCHITECTURE: Architecture = StableDiffusionXL()

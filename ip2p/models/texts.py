@@ -1,14 +1,17 @@
-"""What text encoders make of texts, for rendering, training and editing alike."""
+"""Encodes texts, for rendering, training and editing alike."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 tokenizer_lock = threading.Lock()
 """Fast tokenizers hold their padding and truncation, so threads that share one take turns."""
@@ -49,8 +52,8 @@ class TextEncoders(Protocol):
     """A model's text encoders with their tokenizers."""
 
     @property
-    def tokenizers(self) -> Sequence[Any]:
-        """The tokenizers, the one that word-level sharing goes by first."""
+    def tokenizers(self) -> Sequence[PreTrainedTokenizerBase]:
+        """The tokenizers; word-level sharing uses the first."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Texts:
@@ -58,14 +61,17 @@ class TextEncoders(Protocol):
         ...
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> Any:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
     """Returns token ids and mask, padded and cut to the tokenizer's own length."""
-    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+    length = tokenizer.model_max_length
     with tokenizer_lock:
-        return tokenizer(list(texts), return_tensors="pt", **options)
+        tokens: BatchEncoding = tokenizer(
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+    return tokens
 
 
-def hidden_states(encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+def hidden_states(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
     """Returns a CLIP tower's (N, L, D) last hidden states."""
     tokens = tokenize(tokenizer, texts)
     mask = tokens.attention_mask.to(encoder.device) if getattr(encoder.config, "use_attention_mask", False) else None

@@ -1,16 +1,15 @@
-"""What a backend answered about a shard of captions, kept as it came: judging it again needs no model.
+"""The raw answers about a shard of captions, stored so that judging them again needs no model.
 
-Answers depend on the captions, on what is asked and on the length that the renderer's text encoder takes, since a
-caption that is too long is not asked about; not on what is done with them afterwards.
+Answers depend on the captions, on what is asked, and on the length limit of the renderer's text encoder: a caption that
+is too long is not asked about. They do not depend on how they are judged.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +18,10 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint, to_dict
 from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, names_with
-from ip2p.prompts.asking import Answer, Request
-from ip2p.prompts.captions import Entry, ReadyLine, read_entries
+from ip2p.prompts.asking import Answer, Request, read_examples
+from ip2p.prompts.backends import open_backend
+from ip2p.prompts.captions import Entry, read_entries
+from ip2p.prompts.screening import length_check
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,7 @@ _FIRST = (
 FIRST_KNOBS = _FIRST.split()
 """Knobs of the first version; later ones count only if they differ from their default, so that its shards stay done."""
 JUDGING = ("screening", "edit_type_rules")
-"""Knobs that act on answers that are there."""
-Fits = Callable[[str], bool]
+"""Knobs that only act on answers that exist."""
 
 
 def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
@@ -53,7 +53,7 @@ def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
     return entries
 
 
-def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
+def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, object]:
     """Collects what decides the answers, or the triplets, as plain values."""
     default, free = to_dict(PromptsConfig()), names_with(PromptsConfig, RESULT_FREE, ANSWERS_FREE)
     deciding = {
@@ -72,24 +72,25 @@ def write_answers(config: PipelineConfig, number: int) -> store.Sidecar | None:
 
 def answer_entries(config: PipelineConfig, number: int, entries: Sequence[Entry]) -> store.Sidecar | None:
     """Writes a shard's answers as `write_answers` does, from its entries."""
-    from ip2p.prompts.screening import length_check
-
-    captions = [entry for entry in entries if not isinstance(entry, ReadyLine)]
+    captions = [entry for entry in entries if isinstance(entry, str)]
     if not captions:
         return None
-    path, wanted = _path(config, number), _fingerprint(config, captions)
-    done = store.finished(path, wanted)
+    path, digest = _path(config, number), _fingerprint(config, captions)
+    done = store.finished(path, digest)
     if done is not None:
         return done
     started = time.monotonic()
-    fits = length_check(config)
-    asked = [caption for caption in captions if fits(caption)]
+    short_enough = list(filter(length_check(config), captions))
     attempts = range(config.prompts.num_triplets_per_caption)
-    requests = [Request(caption, attempt) for caption in asked for attempt in attempts]
-    answers = _ask(config, requests, number) if requests else []
+    requests = [Request(caption, attempt) for caption in short_enough for attempt in attempts]
+    answers = list[Answer]()
+    if requests:
+        backend = open_backend(config.prompts, journal_path(config, number))
+        with tqdm(total=len(requests), desc=f"prompts {number:05d}", unit="text", disable=None, leave=False) as bar:
+            answers = backend.answer(requests, on_answer=bar.update)
     seconds = time.monotonic() - started
     counts = {"captions": len(captions), "answers": len(answers), "repaired": sum(bool(a.earlier) for a in answers)}
-    return store.write_shard(path, _table(requests, answers), fingerprint=wanted, seconds=seconds, counts=counts)
+    return store.write_shard(path, _table(requests, answers), fingerprint=digest, seconds=seconds, counts=counts)
 
 
 def read_answers(config: PipelineConfig, number: int) -> list[tuple[Request, Answer]]:
@@ -102,7 +103,7 @@ def read_answers(config: PipelineConfig, number: int) -> list[tuple[Request, Ans
 
 
 def journal_path(config: PipelineConfig, number: int) -> Path:
-    """Returns where a server's answers are kept as they come."""
+    """Returns the file that a server's answers are appended to as they arrive."""
     return config.out / "answers" / f"journal-{number:05d}.jsonl"
 
 
@@ -111,25 +112,14 @@ def _path(config: PipelineConfig, number: int) -> Path:
 
 
 def _fingerprint(config: PipelineConfig, captions: Sequence[str]) -> str:
-    asked = knobs_that_decide(config.prompts, without=JUDGING)
-    shown = examples_shown(config.prompts)
-    return fingerprint("answers", asked, shown, list(captions), config.rendering.model, config.rendering.revision)
+    knobs, examples = knobs_that_decide(config.prompts, without=JUDGING), examples_shown(config.prompts)
+    return fingerprint("answers", knobs, examples, list(captions), config.rendering.model, config.rendering.revision)
 
 
 def examples_shown(config: PromptsConfig) -> list[str]:
-    """Returns the examples' hashes, if any are shown: the file may change under its name."""
-    from ip2p.prompts.asking import read_examples
-
+    """Returns the examples' hashes, if any are shown: the content of the file may change."""
     shows = config.backend in ("chat", "server") and config.num_examples
     return [example.id for example in read_examples(config.examples)] if shows else []
-
-
-def _ask(config: PipelineConfig, requests: Sequence[Request], number: int) -> list[Answer]:
-    from ip2p.prompts.backends import open_backend
-
-    backend = open_backend(config.prompts, journal_path(config, number))
-    with tqdm(total=len(requests), desc=f"prompts {number:05d}", unit="text", disable=None, leave=False) as bar:
-        return backend.answer(requests, on_answer=bar.update)
 
 
 def _table(requests: Sequence[Request], answers: Sequence[Answer]) -> pa.Table:

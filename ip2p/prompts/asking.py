@@ -1,6 +1,6 @@
-"""What is asked about a caption: the requests, their answers, and the words that a chat model is asked in.
+"""What is asked about a caption: requests, their answers, and the conversation with a chat model.
 
-The edit type and the examples are drawn by a hash of seed, caption and attempt, so that the same config asks the same.
+The edit type and the examples are drawn by a hash of seed, caption and attempt, so the same config asks the same.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ip2p.config import PromptsConfig
+from ip2p.presets import data_folder
 from ip2p.prompts.captions import read_triplet_lines
-from ip2p.prompts.format import Reason, format_json, name_edit_type, parse_answer, parse_json
+from ip2p.prompts.format import Reason, format_json, parse_reply
 from ip2p.records import EditTriplet, hash_to_unit
 
 Message = dict[str, str]
@@ -46,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Holds what came back: the text that counts, those that had to be repaired before it, and why there is none."""
+    """Holds what came back: the last text, the malformed ones before it, and the reason if there is no answer."""
 
     text: str
     earlier: tuple[str, ...] = ()
@@ -59,30 +60,6 @@ class Backend(Protocol):
     def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
         """Returns one answer per request, in order; calls `on_answer` with the number of new ones."""
         ...
-
-
-def read_answer(config: PromptsConfig, request: Request, answer: Answer, source: str) -> EditTriplet | Reason:
-    """Makes a triplet of a caption and its answer, or returns why that fails."""
-    if answer.reason:
-        return answer.reason
-    found = _parse(config, answer.text)
-    if isinstance(found, str):
-        return found
-    edit_type, edit_prompt, edited_prompt = found
-    return EditTriplet(
-        original_prompt=request.caption,
-        edit_prompt=edit_prompt,
-        edited_prompt=edited_prompt,
-        edit_type=edit_type,
-        source=source,
-    )
-
-
-def _parse(config: PromptsConfig, text: str) -> tuple[str, str, str] | Reason:
-    if config.backend in ("chat", "server"):
-        return parse_json(text, [name for name, _ in config.edit_types])
-    parts = parse_answer(text)
-    return (name_edit_type(parts[0], config.edit_type_rules), *parts) if parts else "unparsable"
 
 
 def draw_edit_type(config: PromptsConfig, request: Request) -> str:
@@ -103,26 +80,22 @@ def draw_examples(config: PromptsConfig, request: Request, edit_type: str) -> li
         drawn = hash_to_unit("example", config.seed, request.caption, request.attempt, example.id)
         return example.edit_type != edit_type, drawn
 
-    others = [each for each in read_examples(config.examples) if each.original_prompt != request.caption]
+    examples = read_examples(config.examples)
+    others = [example for example in examples if example.original_prompt != request.caption]
     return sorted(others, key=key)[: config.num_examples]
 
 
+@functools.lru_cache(maxsize=4)
 def read_examples(source: str) -> tuple[EditTriplet, ...]:
     """Reads the triplets of a file, or the shipped ones. ValueError if one is malformed."""
-    from ip2p.presets import data_folder
-
-    return _read_examples(source or str(data_folder() / "prompts" / "photo.jsonl"))
-
-
-@functools.lru_cache(maxsize=4)
-def _read_examples(source: str) -> tuple[EditTriplet, ...]:
+    source = source or str(data_folder() / "prompts" / "photo.jsonl")
     try:
         lines = read_triplet_lines(source)
     except ValueError as error:
         raise ValueError(f"prompts.examples {error}") from error
-    broken = [line for line in lines if line.triplet is None]
-    if broken:
-        raise ValueError(f"prompts.examples {source} line {broken[0].number} is not a triplet: {broken[0].problem}.")
+    for line in lines:
+        if line.triplet is None:
+            raise ValueError(f"prompts.examples {source} line {line.number} is not a triplet: {line.problem}.")
     return tuple(line.triplet for line in lines if line.triplet)
 
 
@@ -132,22 +105,22 @@ def messages_for(config: PromptsConfig, request: Request) -> list[Message]:
     types = ", ".join(name for name, weight in config.edit_types if weight > 0)
     messages = [_message("system", f"{SYSTEM}{types}.")]
     for example in draw_examples(config, request, edit_type):
-        shown = example.edit_type or edit_type
-        messages.append(_message("user", _question(example.original_prompt, shown)))
-        messages.append(_message("assistant", format_json(shown, example.edit_prompt, example.edited_prompt)))
+        type_shown = example.edit_type or edit_type
+        messages.append(_message("user", _question(example.original_prompt, type_shown)))
+        messages.append(_message("assistant", format_json(type_shown, example.edit_prompt, example.edited_prompt)))
     return [*messages, _message("user", _question(request.caption, edit_type))]
 
 
 def repair_messages(messages: Sequence[Message], text: str, reason: Reason) -> list[Message]:
-    """Continues the conversation with what was wrong."""
-    wrong = f"{REPAIR[reason]} Answer again with the JSON object alone."
-    return [*messages, _message("assistant", text), _message("user", wrong)]
+    """Continues the conversation with what is wrong with the answer."""
+    complaint = f"{REPAIR[reason]} Answer again with the JSON object alone."
+    return [*messages, _message("assistant", text), _message("user", complaint)]
 
 
 def needs_repair(config: PromptsConfig, text: str) -> Reason:
     """Returns why an answer should be asked for again; empty if it should not."""
-    found = _parse(config, text)
-    return found if isinstance(found, str) and found in REPAIR else ""
+    parsed = parse_reply(config, text)
+    return parsed if isinstance(parsed, str) and parsed in REPAIR else ""
 
 
 def _question(caption: str, edit_type: str) -> str:

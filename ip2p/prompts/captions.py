@@ -1,12 +1,11 @@
 """What the prompt stage starts from: captions of any source, or ready triplets that skip the language model.
 
-Each entry stands once, whatever the source repeats. What comes from elsewhere is copied into the run folder first, so
-that every worker reads the same and the run stays the same when the source changes.
+Repeated entries are used once. A remote source is first copied into the run folder, so that every worker reads the same
+and the run does not change when the source does.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import html
 import json
@@ -17,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ip2p import store
 from ip2p.config import CleaningConfig, PromptsConfig
@@ -41,7 +39,7 @@ Line = str | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class ReadyLine:
-    """One line of a jsonl file: a triplet, or None if the line is malformed."""
+    """A line of a jsonl file: a triplet, or None if the line is malformed."""
 
     number: int
     text: str
@@ -50,25 +48,27 @@ class ReadyLine:
 
 
 Entry = str | ReadyLine
-"""A caption to be written about, or a line that skips the language model."""
+"""A caption to write about, or a line that skips the language model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Captions:
-    """What a source gave."""
+    """The entries of a source, and the number of rows that were left out, by reason."""
 
     entries: tuple[Entry, ...]
-    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Rows that are no entry, by reason."""
+    left_out: Mapping[str, int]
 
 
 def read_entries(config: PromptsConfig, out: Path | None = None) -> tuple[Entry, ...]:
-    """Reads the first `num_captions` entries without blank lines and repetitions. ValueError if there are none."""
+    """Reads the first `num_captions` entries as `read_captions` does."""
     return read_captions(config, out).entries
 
 
 def read_captions(config: PromptsConfig, out: Path | None = None) -> Captions:
-    """Reads the entries and counts what was left out; `out` is the run folder that a remote source is copied to."""
+    """Reads the entries, each once, and counts what was left out; a remote source is copied into the run folder `out`.
+
+    ValueError if there are no entries.
+    """
     if not config.captions:
         raise ValueError(f"prompts.captions is not set. {WAY_OUT}")
     location = locate(config.captions, what="captions file", way_out=WAY_OUT)
@@ -84,7 +84,7 @@ def read_captions(config: PromptsConfig, out: Path | None = None) -> Captions:
 
 
 def read_triplet_lines(source: str) -> list[ReadyLine]:
-    """Reads a .jsonl file of triplets, each once, malformed lines among them. ValueError if there is no such file."""
+    """Reads a .jsonl file of triplets, each once, including malformed lines. ValueError if there is no such file."""
     path = Path(source).expanduser()
     if not path.is_file() or path.suffix.lower() != ".jsonl":
         raise ValueError(f"{source} is not a .jsonl file. Give a file with one triplet a line.")
@@ -97,7 +97,7 @@ def numbered_lines(
 ) -> Iterator[tuple[int, Line]]:
     """Yields numbered lines or rows, from 1. ValueError with the way out if the source cannot be read.
 
-    A dataset of the hub is read as a stream; it needs a `limit`, which the caller may reach later than its rows.
+    A hub dataset is streamed and must have a `limit`; the caller applies it, since some rows may be left out.
     """
     if location.kind == "hub":
         if limit is None:
@@ -117,7 +117,7 @@ def numbered_lines(
 
 
 def _read_once(path: Path, name: str, column: str | None, cleaning: CleaningConfig) -> Captions:
-    """Reads a local file anew only if it has changed: every shard starts from all captions."""
+    """Reads a local file, again only if it has changed: every shard starts from all captions."""
     stat = path.stat()
     return _read_version(path, name, column, cleaning, stat.st_mtime_ns, stat.st_size)
 
@@ -130,15 +130,13 @@ def _read_version(
 
 
 def _read_remote(location: Location, config: PromptsConfig) -> Captions:
-    lines = numbered_lines(
-        location, split=config.captions_split, revision=config.captions_revision, limit=config.num_captions
-    )
-    column, limit = config.captions_column, config.num_captions
-    return _collect(lines, location.name, location.suffix, column, config.cleaning, limit)
+    limit = config.num_captions
+    lines = numbered_lines(location, split=config.captions_split, revision=config.captions_revision, limit=limit)
+    return _collect(lines, location.name, location.suffix, config.captions_column, config.cleaning, limit)
 
 
 def _read_copy(location: Location, config: PromptsConfig, out: Path) -> Captions:
-    """Reads the run folder's copy, which is made the first time."""
+    """Reads the copy in the run folder, and makes it the first time."""
     settings = (config.captions_column, config.captions_split, config.captions_revision, config.cleaning)
     name = content_hash(config.captions, *settings, config.num_captions)
     is_ready = holds_triplets(location.suffix, config.captions_column)
@@ -160,7 +158,7 @@ def _collect(
     cleaning: CleaningConfig,
     limit: int | None = None,
 ) -> Captions:
-    """Cleans the entries of a source called `name`, in its order, each once, up to a limit."""
+    """Cleans the entries of a source called `name`, in its order, each once, up to `limit`."""
     left_out: Counter[str] = Counter()
     entries: dict[object, Entry] = {}
     is_ready = holds_triplets(suffix, column)
@@ -184,7 +182,7 @@ def _collect(
 
 
 def holds_triplets(suffix: str, column: str | None) -> bool:
-    """Returns whether a source holds ready triplets: a .jsonl of which no column is named."""
+    """Returns whether a source holds ready triplets: a .jsonl without a named caption column."""
     return suffix == ".jsonl" and column is None
 
 
@@ -199,7 +197,7 @@ def _identity(entry: Entry) -> object:
 
 
 def _caption_of(line: Line, column: str | None, name: str, number: int) -> str:
-    """Returns the caption of a line; empty if its cell is or the line is not JSON. ValueError names the columns."""
+    """Returns the caption of a line; empty if the line is not JSON or has none. ValueError names the columns."""
     if isinstance(line, str):
         if column is None:
             return line
@@ -229,9 +227,9 @@ def _ready_line(name: str, number: int, text: str) -> ReadyLine:
 
 
 def to_triplet(record: object, source: str) -> EditTriplet:
-    """Makes a triplet of a line's object under any of the known names. ValueError says what is wrong with it."""
+    """Makes a triplet of an object with any of the known names. ValueError says what is wrong with it."""
     if not isinstance(record, Mapping):
-        raise ValueError(f"a line holds one JSON object, got {type(record).__name__}")
+        raise ValueError(f"a line must hold one JSON object, got {type(record).__name__}")
     texts = {name: _text_of(record, name) for name in TRIPLET_ALIASES}
     edit_type = record.get("edit_type") or ""
     if not isinstance(edit_type, str):
@@ -249,26 +247,24 @@ def _text_of(record: Mapping[str, object], name: str) -> str:
     raise ValueError(f"{alias} must be a text that is not empty, got {value!r}")
 
 
-Dropped = Literal["", "empty", "markup", "too_short", "too_long", "language"]
-
 TAG = re.compile(r"<[^<>]{1,200}>")
 ADDRESS = re.compile(r"(https?://|www\.)\S+|\S+@\S+\.\w+", re.IGNORECASE)
 FILE_NAME = re.compile(r"\b[\w-]+\.(jpe?g|png|gif|webp|tiff?|bmp|svg|pdf)\b", re.IGNORECASE)
-LITTLE_ELSE = 0.25
-"""Least share of a text that must be left for it to have been a caption."""
+MIN_LEFT = 0.25
+"""Lowest share of a text that must be left once its markup is removed; below it, the text was not a caption."""
 
 
 def normalise(text: str) -> str:
-    """Leaves one space between words, none around."""
+    """Leaves one space between words and none around them."""
     return " ".join(text.split())
 
 
-def clean_caption(text: str, config: CleaningConfig) -> tuple[str, Dropped]:
-    """Returns the caption as it is used, and the reason against it if there is one."""
+def clean_caption(text: str, config: CleaningConfig) -> tuple[str, str]:
+    """Returns the cleaned caption and the reason against it, which is empty if it is used."""
     plain = normalise(text)
     if config.strip_markup:
         stripped = strip_markup(plain)
-        if len(stripped) < LITTLE_ELSE * len(plain):
+        if len(stripped) < MIN_LEFT * len(plain):
             return stripped, "markup"
         plain = stripped
     if not plain:
@@ -282,7 +278,7 @@ def clean_caption(text: str, config: CleaningConfig) -> tuple[str, Dropped]:
 
 
 def strip_markup(text: str) -> str:
-    """Removes tags, entities, addresses and names of picture files."""
+    """Removes tags, entities, addresses and names of image files."""
     plain = TAG.sub(" ", html.unescape(text))
     for pattern in (ADDRESS, FILE_NAME):
         plain = pattern.sub(" ", plain)
@@ -304,24 +300,21 @@ _FOREIGN = (
     "og på med til av för och ett som är w z się nie ve bir ile için"
 )
 ENGLISH, FOREIGN = frozenset(_ENGLISH.split()), frozenset(_FOREIGN.split())
-"""Function words of English, and of German, French, Spanish, Italian, Portuguese, Dutch and others what it has not."""
+"""Function words of English, and of German, French, Spanish, Italian, Portuguese, Dutch and others unless English."""
 WORD = re.compile(r"[^\W\d_]+")
 
 
 def reads_as(text: str, language: str) -> bool:
-    """Returns whether a text reads as the language; any text does as `any`."""
+    """Returns whether a text reads as the language; `any` takes every text."""
     return language == "any" or reads_as_english(text)
 
 
 def reads_as_english(text: str) -> bool:
-    """Checks for mostly Latin letters, and at least as many English as foreign function words."""
+    """Returns whether the letters are mostly Latin and foreign function words do not outnumber the English ones."""
     letters = [letter for letter in text if letter.isalpha()]
-    if not letters or sum(map(_is_latin, letters)) < LATIN_SHARE * len(letters):
+    num_latin = sum(letter.isascii() or unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+    if not letters or num_latin < LATIN_SHARE * len(letters):
         return False
     words = WORD.findall(text)
     foreign = sum(word in FOREIGN for word in words)  # names in capitals do not count
     return foreign <= sum(word.lower() in ENGLISH for word in words)
-
-
-def _is_latin(letter: str) -> bool:
-    return letter.isascii() or unicodedata.name(letter, "").startswith("LATIN")

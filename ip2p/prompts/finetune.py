@@ -1,7 +1,7 @@
-"""Teaching a causal language model the original's format: what is learned, what is held out, when to stop.
+"""Fine-tunes a causal language model on the original's format: what it learns, what is held out, when it stops.
 
-The loss is on the completion alone; the prompt is given. Triplets are held out by a hash of their caption, so that no
-caption is on both sides. After every epoch the held-out loss is taken; the best model is the one that is written.
+The loss is on the completion alone. Triplets are held out by a hash of their caption, so no caption is on both sides.
+The held-out loss is measured after every epoch, and the best model is written.
 """
 
 from __future__ import annotations
@@ -24,54 +24,54 @@ from ip2p.prompts.format import format_answer, format_prompt
 from ip2p.records import EditTriplet, hash_to_unit
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
-"""The label of tokens that are not learned."""
+"""Label of tokens that the loss ignores."""
 
 
 @dataclass(slots=True)
 class Finetuned:
-    """How it went."""
+    """Sizes of the two sides, and the held-out loss over time."""
 
     num_trained: int
     num_held_out: int
     held_out: list[float] = field(default_factory=list)
-    """Loss per token: before the first epoch and after each."""
+    """Loss per token, before the first epoch and after each."""
 
     @property
     def best_epoch(self) -> int:
-        """The one that was written."""
+        """Number of epochs after which the written model had been trained."""
         return self.held_out.index(min(self.held_out))
 
 
 def finetune(config: FinetuneConfig) -> Finetuned:
-    """Trains, and writes the best model with its tokenizer and `finetune.json` to the output folder."""
+    """Trains a model; writes the best one with its tokenizer and `finetune.json` to the output folder."""
     language_model = loading.load_language_model(
         config.model, revision=config.revision, device=config.device, dtype=config.dtype
     )
     fitting = _fitting(language_model, read_triplets_file(config.triplets))
     trained, held_out = split_triplets(fitting, config.held_out, config.seed)
-    found = Finetuned(len(trained), len(held_out))
+    result = Finetuned(len(trained), len(held_out))
     learner = _with_lora(language_model.model, config.lora_rank) if config.lora_rank else language_model.model
     optimizer = torch.optim.AdamW(
-        [each for each in learner.parameters() if each.requires_grad], lr=config.learning_rate, weight_decay=0.0
+        [weight for weight in learner.parameters() if weight.requires_grad], lr=config.learning_rate, weight_decay=0.0
     )
-    found.held_out.append(held_out_loss(learner, language_model.tokenizer, held_out, config))
+    result.held_out.append(held_out_loss(learner, language_model.tokenizer, held_out, config))
     best = _weights(learner)
     for epoch in range(config.num_epochs):
         _train_epoch(learner, language_model.tokenizer, trained, config, optimizer, epoch)
-        found.held_out.append(held_out_loss(learner, language_model.tokenizer, held_out, config))
-        logger.info("epoch %d: held-out loss %.4f", epoch + 1, found.held_out[-1])
-        if found.best_epoch == epoch + 1:
+        result.held_out.append(held_out_loss(learner, language_model.tokenizer, held_out, config))
+        logger.info("epoch %d: held-out loss %.4f", epoch + 1, result.held_out[-1])
+        if result.best_epoch == epoch + 1:
             best = _weights(learner)
-        elif epoch + 1 - found.best_epoch >= config.patience:
+        elif epoch + 1 - result.best_epoch >= config.patience:
             break
     learner.load_state_dict(best, strict=False)
-    _write(config, learner, language_model, found)
-    return found
+    _write(config, learner, language_model, result)
+    return result
 
 
 def read_triplets_file(source: str) -> list[EditTriplet]:
@@ -83,37 +83,40 @@ def read_triplets_file(source: str) -> list[EditTriplet]:
 
 
 def _fitting(language_model: LanguageModel, triplets: Sequence[EditTriplet]) -> list[EditTriplet]:
-    """Those that the model's context takes whole. ValueError where it takes fewer than two."""
+    """Selects the triplets that the model's context takes whole. ValueError if there are fewer than two."""
     context = getattr(language_model.model.config, "max_position_embeddings", None)
     if context is None:
         return list(triplets)
-    found = [each for each in triplets if encode(language_model.tokenizer, [each])[0].shape[1] <= context]
-    if len(found) < len(triplets):
-        logger.warning(
-            "%d of %d triplets are longer than %d tokens", len(triplets) - len(found), len(triplets), context
-        )
-    if len(found) < 2:
-        raise ValueError(f"the model takes {context} tokens, and {len(found)} triplets fit. Give a larger model.")
-    return found
+    fitting = [each for each in triplets if encode(language_model.tokenizer, [each])[0].shape[1] <= context]
+    if num_longer := len(triplets) - len(fitting):
+        logger.warning("%d of %d triplets are longer than %d tokens", num_longer, len(triplets), context)
+    if len(fitting) < 2:
+        raise ValueError(f"the model takes {context} tokens, and {len(fitting)} triplets fit. Give a larger model.")
+    return fitting
 
 
 def split_triplets(
     triplets: Sequence[EditTriplet], fraction: float, seed: int
 ) -> tuple[list[EditTriplet], list[EditTriplet]]:
-    """(those to learn, those held out), by caption; neither is empty."""
+    """Splits by caption into triplets to learn and triplets held out; neither side is empty."""
     draws = {each.original_prompt: hash_to_unit("held out", seed, each.original_prompt) for each in triplets}
     ordered = sorted(draws, key=lambda caption: draws[caption])
     if len(ordered) < 2:
         raise ValueError("all triplets have the same caption, so none can be held out. Give triplets of two or more.")
     num = min(max(1, round(fraction * len(ordered))), len(ordered) - 1)
-    away = set(ordered[:num])
-    return [t for t in triplets if t.original_prompt not in away], [t for t in triplets if t.original_prompt in away]
+    held_out = set(ordered[:num])
+    sides: tuple[list[EditTriplet], list[EditTriplet]] = [], []
+    for triplet in triplets:
+        sides[triplet.original_prompt in held_out].append(triplet)
+    return sides
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet]) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded (N, T) tokens, mask, and labels that are ignored on the prompt and the padding."""
+    """Encodes triplets as right-padded (N, T) tokens, mask and labels; prompt and padding have no label."""
     prompts = [list(tokenizer(format_prompt(each.original_prompt))["input_ids"]) for each in triplets]
-    answers = [_completion(tokenizer, each) for each in triplets]
+    texts = [format_answer(each.edit_prompt, each.edited_prompt) for each in triplets]
+    ends = [int(tokenizer.eos_token_id)]
+    answers = [[*tokenizer(text, add_special_tokens=False)["input_ids"], *ends] for text in texts]
     width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     tokens, labels = torch.zeros(len(triplets), width, dtype=torch.long), torch.full((len(triplets), width), IGNORED)
     mask = torch.zeros_like(tokens)
@@ -125,20 +128,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet]) 
     return tokens, mask, labels
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, triplet: EditTriplet) -> list[int]:
-    text = format_answer(triplet.edit_prompt, triplet.edited_prompt)
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
-
-
 @torch.inference_mode()
 def held_out_loss(
-    model: Any, tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet], config: FinetuneConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, triplets: Sequence[EditTriplet], config: FinetuneConfig
 ) -> float:
-    """Mean loss per token of the completions."""
-    model.eval()
+    """Computes the mean loss per token of the completions."""
+    model.train(mode=False)
     total, num = 0.0, 0
     for batch in _batches(triplets, config.batch_size):
-        tokens, mask, labels = (each.to(model.device) for each in encode(tokenizer, batch))
+        tokens, mask, labels = (tensor.to(model.device) for tensor in encode(tokenizer, batch))
         counted = int((labels[:, 1:] != IGNORED).sum())
         total += float(model(input_ids=tokens, attention_mask=mask, labels=labels).loss) * counted
         num += counted
@@ -146,7 +144,7 @@ def held_out_loss(
 
 
 def _train_epoch(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     triplets: Sequence[EditTriplet],
     config: FinetuneConfig,
@@ -156,7 +154,7 @@ def _train_epoch(
     model.train()
     ordered = sorted(triplets, key=lambda each: hash_to_unit("order", config.seed, epoch, each.id))
     for batch in tqdm(list(_batches(ordered, config.batch_size)), desc=f"epoch {epoch + 1}", disable=None, leave=False):
-        tokens, mask, labels = (each.to(model.device) for each in encode(tokenizer, batch))
+        tokens, mask, labels = (tensor.to(model.device) for tensor in encode(tokenizer, batch))
         model(input_ids=tokens, attention_mask=mask, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -167,12 +165,13 @@ def _batches(triplets: Sequence[EditTriplet], size: int) -> Iterator[Sequence[Ed
     return (triplets[start : start + size] for start in range(0, len(triplets), size))
 
 
-def _weights(model: Any) -> dict[str, Tensor]:
-    """A copy, on the CPU, of what is trained."""
-    return {name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad}
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Copies the trained weights to the CPU."""
+    named = model.named_parameters()
+    return {name: weight.detach().cpu().clone() for name, weight in named if weight.requires_grad}
 
 
-def _with_lora(model: Any, rank: int) -> Any:
+def _with_lora(model: PreTrainedModel, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -180,9 +179,9 @@ def _with_lora(model: Any, rank: int) -> Any:
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
-def _write(config: FinetuneConfig, learner: Any, language_model: LanguageModel, found: Finetuned) -> None:
+def _write(config: FinetuneConfig, learner: Any, language_model: LanguageModel, result: Finetuned) -> None:
     whole = learner.merge_and_unload() if config.lora_rank else learner
     whole.eval().save_pretrained(config.output, safe_serialization=True)
     language_model.tokenizer.save_pretrained(config.output)
-    store.write_json(config.output / "finetune.json", {"config": asdict(config), **asdict(found)})
+    store.write_json(config.output / "finetune.json", {"config": asdict(config), **asdict(result)})
     loading.unload_all()  # the loaded model is no longer what its name says

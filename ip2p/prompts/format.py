@@ -1,18 +1,16 @@
-"""How answers are read, in the original's delimiter format and as JSON, and what any triplet must satisfy.
+"""The two forms of an answer, the original's with delimiters and JSON for chat models: how each is written and read.
 
 A prompt is `caption\\n##\\n`, its answer `instruction\\n%%\\nedited caption\\nEND` (original repository, stage 1).
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-import unicodedata
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from typing import Literal, get_args
 
-from ip2p.records import EditTriplet
+from ip2p.config import PromptsConfig
 
 PROMPT_END = "\n##\n"
 SEPARATOR = "\n%%\n"
@@ -33,81 +31,70 @@ Reason = Literal[
     "near_duplicate",
 ]
 REASONS: tuple[Reason, ...] = tuple(reason for reason in get_args(Reason) if reason)
+Parts = tuple[str, str, str]
+"""Edit type, instruction and edited caption."""
 JSON_FIELDS = ("edit_type", "edit_prompt", "edited_prompt")
-"""Keys of a JSON answer; all of them are there, no other is, and each holds a text of one line."""
+"""Keys of a JSON answer: it has all of them and no other, and each holds a text of one line."""
 FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 
 
 def format_prompt(caption: str) -> str:
-    """What the language model is given."""
+    """Writes the prompt of a language model that was fine-tuned in the original's format."""
     return caption + PROMPT_END
 
 
 def format_answer(edit_prompt: str, edited_prompt: str) -> str:
-    """What a well-behaved language model answers; the inverse of `parse_answer`."""
+    """Writes an answer in the original's format; the inverse of `parse_answer`."""
     return edit_prompt + SEPARATOR + edited_prompt + STOP
 
 
 def parse_answer(text: str) -> tuple[str, str] | None:
-    """(instruction, edited caption), or None where the answer is not two single lines and a stop."""
+    """Returns (instruction, edited caption), or None if the answer is not two single lines and a stop."""
     answer, stop, _ = text.partition(STOP)
     parts = [part.strip() for part in answer.split(SEPARATOR)]
-    whole = bool(stop) and len(parts) == 2 and all(part and "\n" not in part for part in parts)
-    return (parts[0], parts[1]) if whole else None
+    is_whole = bool(stop) and len(parts) == 2 and all(part and "\n" not in part for part in parts)
+    return (parts[0], parts[1]) if is_whole else None
 
 
 def format_json(edit_type: str, edit_prompt: str, edited_prompt: str) -> str:
-    """The answer that chat models are asked for; the inverse of `parse_json`."""
+    """Writes the answer that chat models are asked for; the inverse of `parse_json`."""
     values = zip(JSON_FIELDS, (edit_type, edit_prompt, edited_prompt), strict=True)
     return json.dumps(dict(values), ensure_ascii=False)
 
 
-def parse_json(text: str, edit_types: Collection[str]) -> tuple[str, str, str] | Reason:
-    """(edit type, instruction, edited caption) of one JSON object, bare or fenced; else what is wrong with it."""
+def parse_json(text: str, edit_types: Collection[str]) -> Parts | Reason:
+    """Reads one JSON object, bare or fenced, or returns what is wrong with it."""
     bare = text.strip()
     fenced = FENCE.match(bare)
     try:
-        found = json.loads(fenced[1] if fenced else bare)
+        answer = json.loads(fenced[1] if fenced else bare)
     except (ValueError, RecursionError):
         return "unparsable"
-    if not isinstance(found, dict) or set(found) != set(JSON_FIELDS):
+    if not isinstance(answer, dict) or set(answer) != set(JSON_FIELDS):
         return "unparsable"
-    values = [value.strip() if isinstance(value, str) else "" for value in map(found.get, JSON_FIELDS)]
+    values = [value.strip() if isinstance(value, str) else "" for value in map(answer.get, JSON_FIELDS)]
     if values[0] not in edit_types or not all(value and "\n" not in value for value in values):
         return "wrong_types"
     return values[0], values[1], values[2]
 
 
-def is_no_op(original_prompt: str, edited_prompt: str) -> bool:
-    """Says whether both captions are the same but for case, spaces, marks and the form of letters."""
-    return _bare(original_prompt) == _bare(edited_prompt)
-
-
-def _bare(text: str) -> str:
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]|_", " ", plain).split()) or " ".join(plain.split())
-
-
-def judge_triplet(triplet: EditTriplet, *, fits: Callable[[str], bool], seen: Iterable[str]) -> Reason:
-    """The reason against a triplet, or nothing; `seen` holds the ids that were kept before."""
-    if is_no_op(triplet.original_prompt, triplet.edited_prompt):
-        return "no_op"
-    if not all(map(fits, (triplet.original_prompt, triplet.edit_prompt, triplet.edited_prompt))):
-        return "too_long"
-    return "duplicate" if triplet.id in seen else ""
+def parse_reply(config: PromptsConfig, text: str) -> Parts | Reason:
+    """Reads an answer in the form that the backend is asked for, or returns what is wrong with it."""
+    if config.backend in ("chat", "server"):
+        return parse_json(text, [name for name, _ in config.edit_types])
+    parts = parse_answer(text)
+    return (name_edit_type(parts[0], config.edit_type_rules), *parts) if parts else "unparsable"
 
 
 def name_edit_type(edit_prompt: str, rules: tuple[tuple[str, str], ...]) -> str:
-    """The type of the first rule that is found in the lower-cased instruction, else `other`."""
-    text = edit_prompt.lower()
-    return next((name for pattern, name in rules if _compiled(pattern).search(text)), "other")
-
-
-@functools.cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"prompts.edit_type_rules takes regular expressions, got {pattern!r} ({error}). Escape special characters."
-        ) from None
+    """Returns the type of the first rule that matches in the lower-cased instruction, else `other`."""
+    for pattern, name in rules:
+        try:
+            if re.search(pattern, edit_prompt.lower()):
+                return name
+        except re.error as error:
+            raise ValueError(
+                f"prompts.edit_type_rules takes regular expressions, got {pattern!r} ({error}). "
+                "Escape special characters."
+            ) from None
+    return "other"

@@ -1,18 +1,16 @@
-"""What a run's triplets look like, as plain text: what `ip2p prompts inspect` prints."""
+"""Statistics of a run's triplets, and the text that `ip2p prompts inspect` prints of them."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig
+from ip2p.prompts.captions import WORD
+from ip2p.prompts.screening import FUNCTION_WORDS
+from ip2p.prompts.shards import read_generations
 from ip2p.records import hash_to_unit
 
 BAR = 40
@@ -20,23 +18,20 @@ BAR = 40
 
 
 def describe(config: PipelineConfig) -> str:
-    """The whole text. ValueError where the run has no triplets."""
-    paths = store.RunFolder(config.out).shards("triplets")
-    if not paths:
-        raise ValueError(f"{config.out} has no triplets. Run `ip2p dataset` into that folder first.")
-    found = measure(read_generations(paths))
+    """Writes the whole text. ValueError if the run has no triplets."""
+    statistics = measure(list(read_generations(config, COLUMNS)))
     left_out = store.read_summary(config.out).get("prompts", {}).get("left_out_captions", {})
     parts = [
-        ("Reasons", _reasons(found.reasons)),
-        ("Rows of the source that are no caption", _reasons(left_out)),
-        ("Edit types", _edit_types(found)),
-        ("Most frequent verbs", _words(found.verbs)),
-        ("Most frequent objects", _words(found.objects)),
-        *((f"Words of {name}", _histogram(counts)) for name, counts in found.lengths.items()),
-        ("Samples", _samples(found.samples)),
+        ("Reasons", _reasons(statistics.reasons)),
+        ("Rows of the source that were left out", _reasons(left_out)),
+        ("Edit types", _edit_types(statistics.edit_types)),
+        ("Most frequent verbs", _words(statistics.verbs)),
+        ("Most frequent objects", _words(statistics.objects)),
+        *((f"Words of {name}", _histogram(counts)) for name, counts in statistics.lengths.items()),
+        ("Samples", _samples(statistics.samples)),
     ]
-    told = [(title, list(lines)) for title, lines in parts]
-    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in told if lines)
+    sections = [(title, list(lines)) for title, lines in parts]
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections if lines)
 
 
 def _reasons(counts: Mapping[str, int]) -> Iterator[str]:
@@ -45,8 +40,8 @@ def _reasons(counts: Mapping[str, int]) -> Iterator[str]:
         yield f"{reason or 'kept':<16} {num:>9}  {num / total:6.1%}"
 
 
-def _edit_types(found: Statistics) -> Iterator[str]:
-    for name, counts in found.edit_types.items():
+def _edit_types(edit_types: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    for name, counts in edit_types.items():
         lost = ", ".join(f"{reason} {num}" for reason, num in counts.items() if reason)
         yield f"{name:<16} {counts.get('', 0):>9} kept{f'; {lost}' if lost else ''}"
 
@@ -65,58 +60,48 @@ def _histogram(counts: Mapping[int, int]) -> Iterator[str]:
 def _samples(samples: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     for reason, rows in samples.items():
         for row in rows:
-            yield f"{reason or 'kept'}: {_told(row)}"
+            if row["edit_prompt"]:
+                text = f"[{row['edit_type']}] {row['original_prompt']} | {row['edit_prompt']} | {row['edited_prompt']}"
+            else:
+                text = f"{row['caption']} | {' '.join(row['generation'].split())[:120]!r}"
+            yield f"{reason or 'kept'}: {text}"
 
 
-def _told(row: Row) -> str:
-    if not row["edit_prompt"]:
-        return f"{row['caption']} | {' '.join(row['generation'].split())[:120]!r}"
-    return f"[{row['edit_type']}] {row['original_prompt']} | {row['edit_prompt']} | {row['edited_prompt']}"
-
-
-Row = Mapping[str, Any]
+Row = Mapping[str, str]
 
 COLUMNS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "caption", "generation", "reason")
-TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
-WORD = re.compile(r"[^\W\d_]+")
+TEXTS = COLUMNS[:3]
 BIN_WORDS = 5
-"""Words that a bar of the length histograms spans."""
+"""Words that each bar of the length histograms spans."""
 NUM_WORDS, NUM_SAMPLES = 12, 3
 _LEADING = "please can could would you we i it the a an let s now just how about what if maybe be should i'd like to"
 LEADING = frozenset(_LEADING.split())
 """Words that come before the verb of an instruction."""
-_LITTLE = (
-    "a an the of in on at with and or to it its is are as by for from into make made turn his her their this that him "
-    "them be all up out over under so one some s"
-)
-SAYING_LITTLE = frozenset(_LITTLE.split())
+_MORE = "or his her their this that him them be all up out over under so one some s"
+NOT_OBJECTS = FUNCTION_WORDS.union(_MORE.split())
+"""Words of an instruction that do not name a thing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Counts over a run's generations."""
+    """Counts of a run's generations."""
 
     reasons: Mapping[str, int]
-    """Generations by reason; those that were kept under the empty one."""
+    """Generations by reason; kept ones have the empty reason."""
     edit_types: Mapping[str, Mapping[str, int]]
     """Generations with a triplet by edit type and reason."""
     verbs: Sequence[tuple[str, int]]
     """First words of kept instructions, the most frequent first."""
     objects: Sequence[tuple[str, int]]
-    """Words of kept instructions that one of the captions has too."""
+    """Words of kept instructions that also stand in one of the captions."""
     lengths: Mapping[str, Mapping[int, int]]
-    """Kept triplets by words of each text: the least number of a bar to its count."""
+    """Kept triplets by the number of words of each text: a bar's lowest number to its count."""
     samples: Mapping[str, Sequence[Row]]
     """A few rows of every reason."""
 
 
-def read_generations(paths: Iterable[Path]) -> list[Row]:
-    """All rows of shards of triplets, in order."""
-    return [row for path in paths for row in pq.read_table(path, columns=list(COLUMNS)).to_pylist()]
-
-
 def measure(rows: Sequence[Row]) -> Statistics:
-    """The counts; which rows are samples is drawn by hash, so that the same run shows the same."""
+    """Counts the rows; samples are drawn by hash, so the same run always shows the same."""
     kept = [row for row in rows if not row["reason"]]
     return Statistics(
         reasons=_sorted(Counter(row["reason"] for row in rows)),
@@ -129,20 +114,18 @@ def measure(rows: Sequence[Row]) -> Statistics:
 
 
 def verb_of(instruction: str) -> str:
-    """The first word that is no politeness; empty where there is none."""
+    """Returns the first word after any polite opening; empty if there is none."""
     return next((word for word in _words_of(instruction) if word not in LEADING), "")
 
 
 def objects_of(row: Row) -> set[str]:
-    """What the instruction names that a caption has."""
-    named = {word for word in _words_of(row["edit_prompt"]) if word not in SAYING_LITTLE} - {
-        verb_of(row["edit_prompt"])
-    }
-    return named & {*_words_of(row["original_prompt"]), *_words_of(row["edited_prompt"])}
+    """Returns the words of the instruction that name something in one of the captions."""
+    named = set(_words_of(row["edit_prompt"])) - NOT_OBJECTS - {verb_of(row["edit_prompt"])}
+    return named.intersection(_words_of(row["original_prompt"]) + _words_of(row["edited_prompt"]))
 
 
-def _words_of(text: str) -> Iterator[str]:
-    return (found[0] for found in WORD.finditer(text.casefold()))
+def _words_of(text: str) -> list[str]:
+    return WORD.findall(text.casefold())
 
 
 def _by_type(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
@@ -154,7 +137,7 @@ def _by_type(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:
-    """Kept first, then the most frequent reasons."""
+    """Sorts kept first, then the reasons by frequency."""
     return dict(sorted(counts.items(), key=lambda item: (bool(item[0]), -item[1], item[0])))
 
 
@@ -164,5 +147,5 @@ def _lengths(texts: Iterable[str]) -> dict[int, int]:
 
 
 def _sample_rows(rows: Iterable[Row], reason: str) -> list[Row]:
-    some = [row for row in rows if row["reason"] == reason]
-    return sorted(some, key=lambda row: hash_to_unit("sample", *(row[name] for name in COLUMNS)))[:NUM_SAMPLES]
+    candidates = (row for row in rows if row["reason"] == reason)
+    return sorted(candidates, key=lambda row: hash_to_unit("sample", *(row[name] for name in COLUMNS)))[:NUM_SAMPLES]

@@ -1,7 +1,7 @@
-"""Which triplets are kept: the first reason that holds against each, in the order in which they were written.
+"""Which triplets are kept: the first reason that applies to each, in the order in which they were written.
 
-Of triplets that are alike the first is kept: within a shard the earlier row, across shards the earlier shard, whichever
-was made first.
+Of similar triplets the first is kept: within a shard the earlier row, across shards the one in the earlier shard,
+whichever shard was written first.
 """
 
 from __future__ import annotations
@@ -11,35 +11,37 @@ import importlib
 import itertools
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ip2p.config import PipelineConfig, ScreeningConfig
 from ip2p.prompts.captions import reads_as
-from ip2p.prompts.format import Reason, judge_triplet
+from ip2p.prompts.format import Reason
 from ip2p.records import EditTriplet
 
 WORD = re.compile(r"\w+")
 BEGIN_ALIKE, CONTAINED = 4, 3
-"""Letters that words share where they are held for forms of one: `crocheted` and `crocheting`, `fog` and `foggy`."""
-_LITTLE = "a an the of in on at with and to it its is are as by for from into make made turn"
-SAYING_LITTLE = frozenset(_LITTLE.split())
+"""Letters shared by words that count as forms of one: `crocheted` and `crocheting`, `fog` and `foggy`."""
+_FUNCTION_WORDS = "a an the of in on at with and to it its is are as by for from into make made turn"
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""Words that do not say what an instruction changes."""
 
 
 @dataclass(slots=True)
 class Screen:
-    """What is asked of triplets, and which were kept already."""
+    """Judges triplets by the config and by those that it kept before."""
 
     config: ScreeningConfig
     fits: Callable[[str], bool]
     earlier: WordIndex | None = None
-    """Those kept by earlier shards."""
+    """Triplets kept by earlier shards."""
     _seen: set[str] = field(default_factory=set)
     _kept: WordIndex | None = None
 
     def judge(self, triplet: EditTriplet) -> Reason:
-        """The reason against a triplet, or nothing; one that is kept counts against those that come after it."""
+        """Returns the reason against a triplet, or nothing; a kept one counts against those that come after it."""
         reason = self._first_reason(triplet)
         if not reason:
             self._seen.add(triplet.id)
@@ -50,9 +52,12 @@ class Screen:
 
     def _first_reason(self, triplet: EditTriplet) -> Reason:
         texts = (triplet.original_prompt, triplet.edit_prompt, triplet.edited_prompt)
-        reason = judge_triplet(triplet, fits=self.fits, seen=self._seen)
-        if reason:
-            return reason
+        if is_no_op(triplet.original_prompt, triplet.edited_prompt):
+            return "no_op"
+        if not all(map(self.fits, texts)):
+            return "too_long"
+        if triplet.id in self._seen:
+            return "duplicate"
         if not all(reads_as(text, self.config.language) for text in texts):
             return "language"
         if names_banned(texts, self.config.banned_words):
@@ -62,21 +67,31 @@ class Screen:
         if self.config.check_agreement and not agrees(triplet):
             return "disagreement"
         indices = [index for index in (self.earlier, self._kept) if index is not None]
-        return "near_duplicate" if any(index.holds_one_like(triplet) for index in indices) else ""
+        return "near_duplicate" if any(index.has_similar(triplet) for index in indices) else ""
+
+
+def is_no_op(original_prompt: str, edited_prompt: str) -> bool:
+    """Returns whether both captions are the same except for case, spaces, punctuation and Unicode form."""
+    return _bare(original_prompt) == _bare(edited_prompt)
+
+
+def _bare(text: str) -> str:
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[^\w\s]|_", " ", plain).split()) or " ".join(plain.split())
 
 
 def names_banned(texts: Sequence[str], banned: Sequence[str]) -> bool:
-    """Whether a text has one of the words or phrases, as whole words in any case."""
+    """Returns whether a text has one of the words or phrases, as whole words in any case."""
     return any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in banned for text in texts)
 
 
 def agrees(triplet: EditTriplet) -> bool:
-    """Whether the instruction names a word that the caption gained or lost, in some form of it."""
-    before, after, said = (
-        {word for word in WORD.findall(text.casefold()) if word not in SAYING_LITTLE}
+    """Returns whether the instruction names a word that the caption gained or lost, in some form of it."""
+    before, after, instruction = (
+        set(_words(text)) - FUNCTION_WORDS
         for text in (triplet.original_prompt, triplet.edited_prompt, triplet.edit_prompt)
     )
-    return any(_are_forms_of_one(*words) for words in itertools.product(before ^ after, said))
+    return any(_are_forms_of_one(*words) for words in itertools.product(before ^ after, instruction))
 
 
 def _are_forms_of_one(word: str, other: str) -> bool:
@@ -89,22 +104,22 @@ def _are_forms_of_one(word: str, other: str) -> bool:
 
 
 def load_moderation(name: str) -> Callable[[str], bool]:
-    """The function that `module:function` names. ValueError where there is none."""
-    module, _, function = name.partition(":")
+    """Returns the function that `module:function` names. ValueError if there is none."""
+    module, _, attribute = name.partition(":")
     try:
-        found: Callable[[str], bool] = getattr(importlib.import_module(module), function)
+        function: Callable[[str], bool] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"screening.moderation {name} cannot be imported ({error}). Name a function as module:function."
         ) from error
-    return found
+    return function
 
 
 Words = frozenset[str]
 
 
 def words_of(triplet: EditTriplet) -> Words:
-    """Words in lower case, marked with the text that they stand in."""
+    """Returns the words in lower case, each marked with the text that it stands in."""
     texts = (triplet.original_prompt, triplet.edit_prompt, triplet.edited_prompt)
     return frozenset(f"{mark}{word}" for mark, text in zip("oie", texts, strict=True) for word in _words(text))
 
@@ -114,13 +129,13 @@ def _words(text: str) -> list[str]:
 
 
 def likeness(one: Words, other: Words) -> float:
-    """Jaccard index, in [0, 1]."""
+    """Computes the Jaccard index, in [0, 1]."""
     union = len(one | other)
     return len(one & other) / union if union else 1.0
 
 
 class WordIndex:
-    """Triplets that are kept, findable by likeness."""
+    """Finds similar ones among the triplets added to it; only words of a set's prefix need to be looked up."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -131,14 +146,14 @@ class WordIndex:
         return len(self._sets)
 
     def add(self, triplet: EditTriplet) -> None:
-        """From here on triplets like this one are found."""
+        """Adds a triplet."""
         words = words_of(triplet)
         for word in self._prefix(words):
             self._places[word].append(len(self._sets))
         self._sets.append(words)
 
-    def holds_one_like(self, triplet: EditTriplet) -> bool:
-        """Whether one of those added is at least `limit` alike."""
+    def has_similar(self, triplet: EditTriplet) -> bool:
+        """Returns whether an added triplet has a likeness of at least `limit`."""
         words = words_of(triplet)
         places = {place for word in self._prefix(words) for place in self._places.get(word, ())}
         return any(likeness(words, self._sets[place]) >= self.limit for place in places)
@@ -149,7 +164,7 @@ class WordIndex:
 
 
 def length_check(config: PipelineConfig) -> Callable[[str], bool]:
-    """Says of a text whether the renderer's text encoder takes it whole."""
+    """Returns a function that says whether the renderer's text encoder takes a text whole."""
     from ip2p.models import loading
 
     tokenizer = loading.load_tokenizer(config.rendering.model, revision=config.rendering.revision)

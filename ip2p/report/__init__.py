@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing beside it, and a few pictures for a README. Never imports torch."""
+"""The report of a run: one page that needs no other file, and a few pictures for a README. Never imports torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ip2p.config import PipelineConfig
-from ip2p.report import compare, data, edit_sheets, editor, format, pictures, sheets
-from ip2p.report.facts import RunFacts, read_run
-from ip2p.store import RunFolder, write_atomic
+from ip2p.config import PipelineConfig, to_dict
+from ip2p.report import charts, compare, data, editor, format, pictures, sheets
+from ip2p.report.reading import RunFacts, read_run
+from ip2p.store import RunFolder, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -23,68 +22,62 @@ __all__ = ["write_benchmark", "write_comparison", "write_report"]
 
 
 def write_report(config: PipelineConfig) -> Path:
-    """Writes `report/index.html` and the PNGs of a run from its folder, and returns the page's path."""
+    """Writes `report/index.html` and the pictures of a run from its folder, and returns the page's path."""
     facts = read_run(config)
-    folder = RunFolder(config.out).report
-    pictures.write_strip(folder / "strip.png", facts)
-    pictures.write_pairs(folder / "pairs.png", facts)
-    pictures.write_curve(folder / "curve.png", facts)
-    edit_sheets.write_edit_sheets(RunFolder(config.out).evaluation, facts.figures)
-    page = render_page(facts).encode()
-    write_atomic(folder / "index.html", lambda file: _write(file, page))
-    logger.info("the report is %s (%.1f MB)", folder / "index.html", len(page) / 1e6)
-    return folder / "index.html"
-
-
-def _write(file: Any, content: bytes) -> None:
-    file.write(content)
+    run = RunFolder(config.out)
+    pictures.write_strip(run.report / "strip.png", facts.edits, facts.cases, facts.edit_types)
+    pictures.write_pairs(run.report / "pairs.png", facts.pairs)
+    pictures.write_edit_sheets(run.evaluation, facts.evaluation.parts)
+    if curve := charts.tradeoff_chart({format.EDITOR: facts.evaluation.curve}):
+        _write(run.report / "curve.svg", "curve.svg.jinja", {"svg": curve.svg})
+    page = _write(run.report / "index.html", "report.html.jinja", describe_run(facts))
+    logger.info("the report is %s (%.1f MB)", page, page.stat().st_size / 1e6)
+    return page
 
 
 def write_comparison(configs: Sequence[PipelineConfig], path: Path | None = None) -> Path:
-    """Writes several runs as one page and returns its path. ValueError where there is nothing to compare."""
-    place = path or compare.default_page(configs)
-    page = _render("comparison.html.jinja", compare.describe_comparison(configs)).encode()
-    write_atomic(place, lambda file: _write(file, page))
-    return place
+    """Writes several runs as one page and returns its path. ValueError if there is nothing to compare."""
+    comparison = compare.describe_comparison(configs)
+    return _write(path or compare.default_page(configs), "comparison.html.jinja", vars(comparison))
 
 
 def write_benchmark(folder: Path) -> Path:
     """Writes a finished benchmark as one page and returns its path."""
-    page = _render("benchmark.html.jinja", compare.describe_page(folder)).encode()
-    write_atomic(folder / "index.html", lambda file: _write(file, page))
-    return folder / "index.html"
+    return _write(folder / "index.html", "benchmark.html.jinja", vars(compare.describe_page(folder)))
 
 
-def render_page(facts: RunFacts) -> str:
-    """The whole page as text."""
-    sections: dict[str, Any] = {
+def describe_run(facts: RunFacts) -> dict[str, object]:
+    """Returns what the page lays out: sections by name, each a sentence if there is nothing to show."""
+    cards = (sheets.pairs(facts), sheets.edits(facts), editor.grids(facts))
+    return {
+        "name": facts.name,
         "headlines": editor.headlines(facts),
         "glance": sheets.glance(facts),
         "funnel": data.funnel(facts),
         "triplets": data.triplets(facts),
         "scores": data.scores(facts),
+        "own_thresholds": sorted(facts.config.filtering.per_edit_type),
         "acceptance": data.acceptance(facts),
-        "pairs": sheets.pairs(facts),
         "precision": data.precision(facts),
         "loss": data.loss(facts),
         "quality": editor.quality(facts),
         "extremes": sheets.extremes(facts),
-        "edits": sheets.edits(facts),
         "guidance": editor.guidance(facts),
-        "grids": editor.grids(facts),
+        **dict(zip(("pairs", "edits", "grids"), cards, strict=True)),
         "cost": data.cost(facts),
-        "settings": editor.setting_rows(facts.config),
+        "settings": editor.setting_rows(to_dict(facts.config).items()),
         "versions": facts.versions,
+        "left_out": sum(section.left_out for section in cards if not isinstance(section, str)),
     }
-    left_out = sum(int(sections[name].get("left_out", 0)) for name in ("pairs", "edits", "grids"))
-    return _render("template.html.jinja", {"name": facts.name, "left_out": left_out, **sections})
 
 
-def _render(template: str, values: Mapping[str, Any]) -> str:
-    """A page with its script, which the browser runs for its hash alone: whatever else slips in stays dead."""
+def _write(path: Path, template: str, values: Mapping[str, object]) -> Path:
+    """Writes a page with its script, which the browser runs by its hash alone: no other script can run."""
     environment = Environment(loader=PackageLoader(__name__), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.undefined = StrictUndefined
     environment.filters |= {"percent": format.percent, "score": format.score, "count": format.count}
     script = Markup(environment.get_template("filter.js.jinja").render())
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(values, script=script, script_hash=f"sha256-{digest}")
+    page = environment.get_template(template).render(values, script=script, script_hash=f"sha256-{digest}")
+    write_bytes(path, page.encode())
+    return path

@@ -1,119 +1,156 @@
-"""Several runs on one page: figures, tests, curves, pictures, cost, settings that differ. Never imports torch."""
+"""Several editors on one page: runs compared with each other, and the editors of a benchmark."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.evaluation.benchmark import PROTOCOLS, known_columns
-from ip2p.evaluation.measures import Column
 from ip2p.evaluation.metrics import paired
-from ip2p.report import charts, data, editor, facts
-from ip2p.report.charts import tradeoff_chart, usable
-from ip2p.report.editor import figures_table, judge_words, paired_rows, points_table, setting_rows
-from ip2p.report.facts import UNREADABLE, Row, RunFacts, read_run
-from ip2p.report.format import cell, clipped, count, editor_name, is_number, mapping, percent, percents, signed
-from ip2p.report.pictures import Album, Picture, read_pictures
-from ip2p.report.sheets import case_hashes, sheet, side_by_side
-from ip2p.report.svg import MARKS, legend
+from ip2p.report.charts import by_type_chart, tradeoff_chart
+from ip2p.report.data import rates_of
+from ip2p.report.editor import (
+    PairedLine,
+    figures_table,
+    judge_words,
+    paired_lines,
+    points_table,
+    setting_rows,
+    types_and_all,
+)
+from ip2p.report.facts import (
+    UNREADABLE,
+    Figures,
+    HeldOutEdit,
+    Json,
+    Place,
+    count_of,
+    held_out_edit,
+    is_number,
+    mapping,
+    read_curves,
+    read_figures,
+    take_turns,
+)
+from ip2p.report.format import Cell, Line, Table, count, difference_cell, duration, editor_name, percent, percents
+from ip2p.report.pictures import ROWS_AT_ONCE
+from ip2p.report.reading import RunFacts, read_run
+from ip2p.report.sheets import MOST_EDITORS, NUM_SIDE_BY_SIDE, Sheet, side_by_side
+from ip2p.report.svg import Chart
 from ip2p.store import RunFolder
 
 logger = logging.getLogger(__name__)
 
-MADE = {"pairs": "Training pairs", "accepted": "Accepted candidates", "right": "Accepted that are right"}
-"""What the editors were made from."""
-
-Cell = dict[str, str] | None
-"""A figure and what stands small beside it."""
+Key = tuple[str, str]
+"""What makes an edit the same in two runs: the hash of its picture, and its instruction."""
 
 
-def describe_comparison(configs: Sequence[PipelineConfig]) -> dict[str, Any]:
-    """What the template lays out. ValueError for fewer than two runs, or for one that was not evaluated."""
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What the page of several runs lays out."""
+
+    names: list[str]
+    table: Table
+    judges: list[tuple[str, str]]
+    """(runs, which CLIP judged them)."""
+    paired: list[PairedLine]
+    curves: Chart | None
+    points: Table
+    by_type: Chart | None
+    pictures: Sheet | None
+    cost: list[tuple[str, list[str]]]
+    settings: list[tuple[str, list[str]]]
+    """Settings that differ between the runs."""
+
+
+def describe_comparison(configs: Sequence[PipelineConfig]) -> Comparison:
+    """Reads several runs. ValueError for fewer than two runs, or for one that was not evaluated."""
     if len(configs) < 2:
         raise ValueError(f"a comparison takes two runs or more, got {len(configs)}. Give their folders.")
-    facts = [read_run(config) for config in configs]
-    for each, config in zip(facts, configs, strict=True):
-        if not each.figures.get("n"):
-            raise ValueError(f"{config.out} was not evaluated. Run `ip2p evaluate {config.out}` first.")
-    names = _names(configs)
-    shown = dict(zip(names, facts, strict=True))
-    curves = {name: each.figures.get("curve") or [] for name, each in shown.items()}
-    drawn = usable(curves)
-    return {
-        "names": names,
-        "table": _table(shown),
-        "judges": _judges(shown),
-        "paired": _paired(names, configs),
-        "curves": tradeoff_chart(curves),
-        "curves_legend": legend(list(drawn)),
-        "points": editor.points_table(curves),
-        **_by_type(shown),
-        "pictures": side_by_side(shown),
-        "cost": _costs(shown),
-        "settings": _settings(configs),
-    }
+    names = _short_names(configs)
+    runs = dict(zip(names, map(read_run, configs), strict=True))
+    for facts in runs.values():
+        if not facts.evaluation.editor.n:
+            out = facts.config.out
+            raise ValueError(f"{out} was not evaluated. Run `ip2p evaluate {out}` first.")
+    curves = {name: facts.evaluation.curve for name, facts in runs.items()}
+    judged = {name: figures for name, facts in runs.items() if (figures := facts.evaluation.editor).get("success")}
+    by_type = {name: types_and_all(figures) for name, figures in judged.items()}
+    return Comparison(
+        names=names,
+        table=_runs_table(runs),
+        judges=_judges(runs),
+        paired=_paired(runs),
+        curves=tradeoff_chart(curves),
+        points=points_table(curves),
+        by_type=by_type_chart(by_type, "success", "Success by edit type", "share of held-out edits that succeed"),
+        pictures=_same_edits(runs),
+        cost=_beside([_rates(facts) for facts in runs.values()]),
+        settings=_different([dict(setting_rows(to_dict(config).items())) for config in configs]),
+    )
 
 
-def _table(shown: Mapping[str, RunFacts]) -> dict[str, Any]:
-    """The figures of every run, and what its editor was made from."""
-    table = figures_table({name: each.figures for name, each in shown.items()})
-    sources = [_made_from(each) for each in shown.values()]
-    told = [name for name in MADE if any(source[name] for source in sources)]
-    rows = [
-        {**row, "cells": [*row["cells"], *(source[name] for name in told)]}
-        for row, source in zip(table["rows"], sources, strict=True)
-    ]
-    return {"columns": [*table["columns"], *(MADE[name] for name in told)], "rows": rows}
+def _rates(facts: RunFacts) -> dict[str, str]:
+    rates = {title: value for title, value, _ in rates_of(facts)}
+    return {**rates, "All stages": duration(sum(facts.seconds.values()))} if facts.seconds else rates
 
 
-def _made_from(facts: RunFacts) -> dict[str, dict[str, str] | None]:
-    """The dataset that a run trained on, as far as its summary tells."""
-    training, rendering, dataset = (mapping(facts.summary.get(name)) for name in ("training", "rendering", "dataset"))
-    pairs, asked, accepted = training.get("samples"), rendering.get("candidates"), rendering.get("accepted")
-    right = dataset.get("oracle_precision")
-    bounds = dataset.get("oracle_precision_interval") or ()
-    return {
-        "pairs": {"value": count(int(pairs)), "interval": ""} if is_number(pairs) else None,
-        "accepted": {"value": percent(accepted / asked), "interval": f"of {count(asked)}"}
-        if asked and is_number(accepted)
-        else None,
-        "right": {"value": percent(right), "interval": percents(*bounds) if len(bounds) == 2 else ""}
-        if is_number(right)
-        else None,
-    }
+def _beside(columns: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
+    """Returns (name, one value per column) of all names that a column has."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [(name, [column.get(name, "–") for column in columns]) for name in names]
 
 
-def _by_type(shown: Mapping[str, RunFacts]) -> dict[str, Any]:
-    judged = {name: each.figures for name, each in shown.items() if is_number(each.figures.get("success"))}
-    some = dict(list(judged.items())[: len(MARKS)])
-    series = {name: {**mapping(found.get("by_type")), "all types": found} for name, found in some.items()}
-    chart = charts.by_type_chart(series, "success", "Success by edit type", "share of held-out edits that succeed")
-    return {"by_type": chart if series else None, "types_legend": legend(list(series))}
+def _different(settings: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
+    return [(name, values) for name, values in _beside(settings) if len(set(values)) > 1 and name != "out"]
 
 
-def _judges(shown: Mapping[str, RunFacts]) -> list[tuple[str, str]]:
-    """Who judged which runs; those that say the same together."""
+def _runs_table(runs: Mapping[str, RunFacts]) -> Table:
+    """Lists the figures of every run, and what its editor was made from."""
+    table = figures_table({name: facts.evaluation.editor for name, facts in runs.items()})
+    sources = [_made_from(facts) for facts in runs.values()]
+    for title in dict.fromkeys(title for source in sources for title in source):
+        table.columns.append(title)
+        for line, source in zip(table.lines, sources, strict=True):
+            line.cells.append(source.get(title))
+    return table
+
+
+def _made_from(facts: RunFacts) -> dict[str, Cell]:
+    """Returns by title what is known of the pairs that a run trained on."""
+    rendering, dataset = facts.summary_of("rendering"), read_figures(facts.summary_of("dataset"))
+    num_pairs = facts.summary_of("training").get("samples")
+    asked, accepted = rendering.get("candidates"), rendering.get("accepted")
+    cells = {}
+    if is_number(num_pairs):
+        cells["Training pairs"] = Cell(count(int(num_pairs)))
+    if is_number(asked) and asked and is_number(accepted):
+        cells["Accepted candidates"] = Cell(percent(accepted / asked), f"of {count(int(asked))}")
+    if right := dataset.get("oracle_precision"):
+        cells["Accepted that are right"] = Cell(
+            percent(right.value), percents(*right.interval) if right.interval else ""
+        )
+    return cells
+
+
+def _judges(runs: Mapping[str, RunFacts]) -> list[tuple[str, str]]:
+    """Returns who judged which runs; those with the same judge together."""
     names: dict[str, list[str]] = defaultdict(list)
-    for name, each in shown.items():
-        names[judge_words(mapping(each.figures.get("judge"))) or ""].append(name)
-    return [(", ".join(some), words) for words, some in names.items() if words]
+    for name, facts in runs.items():
+        names[judge_words(facts.evaluation.judge)].append(name)
+    return [(", ".join(judged), words) for words, judged in names.items() if words]
 
 
-def _costs(shown: Mapping[str, RunFacts]) -> list[tuple[str, list[str]]]:
-    told = [data.compared(each) for each in shown.values()]
-    titles = dict.fromkeys(title for each in told for title in each)
-    return [(title, [str(each.get(title, "–")) for each in told]) for title in titles]
-
-
-def _names(configs: Sequence[PipelineConfig]) -> list[str]:
-    """Of the folders, with as many parents as tell them apart."""
+def _short_names(configs: Sequence[PipelineConfig]) -> list[str]:
+    """Names the folders, with as many parents as make the names unique."""
     paths = [config.out.resolve() for config in configs]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]) for path in paths]
@@ -122,177 +159,171 @@ def _names(configs: Sequence[PipelineConfig]) -> list[str]:
     return [f"{path.name} ({number})" for number, path in enumerate(paths, 1)]
 
 
-def _paired(names: Sequence[str], configs: Sequence[PipelineConfig]) -> list[dict[str, Any]]:
-    first, *others = (_edits_or_none(config) for config in configs)
-    return paired_rows({name: paired(first, some) for name, some in zip(names[1:], others, strict=True)})
+def _paired(runs: Mapping[str, RunFacts]) -> list[PairedLine]:
+    """Tests every other run against the first."""
+    first, *others = (_scored_edits(facts.config) for facts in runs.values())
+    return paired_lines({name: paired(first, edits) for name, edits in zip(list(runs)[1:], others, strict=True)})
 
 
-def _edits_or_none(config: PipelineConfig) -> list[Row]:
+def _scored_edits(config: PipelineConfig) -> list[Json]:
+    """Reads the scores of the trained editor's held-out edits; `case` is their picture, words and seed."""
+    folder = RunFolder(config.out).evaluation
     try:
-        return _edits(config)
+        hashes = _case_hashes(folder / "cases.parquet")
+        rows = pq.read_table(folder / "scores.parquet").to_pylist()
+        edits = [row for row in rows if row["model"] == "model" and row["kind"] == "edit"]
+        return [row | {"case": (hashes[row["case"]], row["edit_prompt"], row.get("seed"))} for row in edits]
     except UNREADABLE as error:
         logger.warning("%s is not compared edit by edit: %s", config.out, error)
         return []
 
 
-def _edits(config: PipelineConfig) -> list[Row]:
-    """The trained editor's held-out edits; `case` is their picture, words and seed."""
-    folder = RunFolder(config.out).evaluation
-    pictures = case_hashes(folder / "cases.parquet")
-    return [
-        row | {"case": (pictures[row["case"]], row["edit_prompt"], row.get("seed"))}
-        for row in pq.read_table(folder / "scores.parquet").to_pylist()
-        if row["model"] == "model" and row["kind"] == "edit"
-    ]
+def _case_hashes(file: Path) -> list[str]:
+    """Returns a hash per held-out picture, read a few at a time."""
+    hashes: list[str] = []
+    with pq.ParquetFile(file) as opened:
+        for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=["original_image"]):
+            hashes += [hashlib.sha256(cell["bytes"]).hexdigest() for cell in batch["original_image"].to_pylist()]
+    return hashes
 
 
-def _settings(configs: Sequence[PipelineConfig]) -> list[tuple[str, list[str]]]:
-    """Those that differ between the runs."""
-    told = [dict(setting_rows(to_dict(config))) for config in configs]
-    keys = dict.fromkeys(key for each in told for key in each if key != "out")
-    rows = [(key, [each.get(key, "–") for each in told]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+def _same_edits(runs: Mapping[str, RunFacts]) -> Sheet | None:
+    """Shows the edits that all runs made, side by side; None if there are none."""
+    runs = dict(list(runs.items())[:MOST_EDITORS])
+    try:
+        edits = {name: _by_key(facts) for name, facts in runs.items()}
+    except UNREADABLE as error:
+        logger.warning("left the pictures out of the comparison: %s", error)
+        return None
+    first, first_edits = next(iter(runs.values())), next(iter(edits.values()))
+    keys = {edit.case: key for key, edit in first_edits.items() if all(key in other for other in edits.values())}
+    verdicts = {case: _verdict(edits, key) for case, key in keys.items()}
+    shared = [first_edits[key] for key in keys.values()]
+    chosen = take_turns(shared, lambda edit: (verdicts[edit.case], edit.edit_type), NUM_SIDE_BY_SIDE)
+    if first.cases is None or not chosen:
+        return None
+    same = {name: [others[keys[edit.case]] for edit in chosen] for name, others in edits.items()}
+    order = [*(f"only {name}" for name in runs), "some runs", "every run", "no run"]
+    return side_by_side(same, first.cases, {"clip_direction": "direction"}, len(shared), verdicts, order)
+
+
+def _by_key(facts: RunFacts) -> dict[Key, HeldOutEdit]:
+    if facts.cases is None:
+        return {}
+    hashes = _case_hashes(facts.cases)
+    return {(hashes[edit.case], edit.edit_prompt): edit for edit in facts.edits}
+
+
+def _verdict(edits: Mapping[str, Mapping[Key, HeldOutEdit]], key: Key) -> str:
+    """Says which runs succeed; empty if not all were judged."""
+    outcomes = {name: by_key[key].outcome for name, by_key in edits.items()}
+    if None in outcomes.values():
+        return ""
+    good = [name for name, outcome in outcomes.items() if outcome == "success"]
+    if len(good) in (0, len(outcomes)):
+        return "every run" if good else "no run"
+    return f"only {good[0]}" if len(good) == 1 else "some runs"
 
 
 def default_page(configs: Sequence[PipelineConfig]) -> Path:
-    """Where the page goes if nothing else is said: beside the first run."""
+    """Returns the page's default place: beside the first run."""
     return configs[0].out.parent / ("comparison-" + "-".join(config.out.name for config in configs) + ".html")
 
 
-Section = dict[str, Any]
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What the page of a benchmark lays out."""
 
-NUM_SHOWN, MOST_EDITORS = 120, 6
-SIDE_BYTES = 12_000_000
+    name: str
+    protocol: str
+    source: str
+    n: int
+    models: list[str]
+    single: Table | None
+    final: Table | None
+    """Figures of the last edits of sessions."""
+    against: Table | None
+    by_type: list[tuple[str, Table]]
+    curves: Chart | None
+    points: Table
+    pictures: Sheet | None
+    settings: list[tuple[str, str]]
 
 
-def describe_page(folder: Path) -> dict[str, Any]:
-    """What the template lays out. ValueError where the folder holds no benchmark."""
+def describe_page(folder: Path) -> Benchmark:
+    """Reads a benchmark. ValueError if the folder holds no finished one."""
     try:
-        found = mapping(store.read_json(folder / "figures.json"))
-        protocol, editors = found["protocol"], mapping(found["editors"])
+        raw = mapping(store.read_json(folder / "figures.json"))
+        protocol = str(raw["protocol"])
+        editors = {
+            name: {part: mapping(figures) for part, figures in mapping(parts).items()}
+            for name, parts in mapping(raw["editors"]).items()
+        }
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no finished benchmark. Run `ip2p benchmark` with --out {folder}.") from error
-    columns = known_columns(protocol, editors)
-    curves = mapping(found.get("curves"))
-    drawn = usable(curves)
-    return {
-        "name": folder.resolve().name,
-        "protocol": PROTOCOLS[protocol].words,
-        "source": mapping(found.get("settings")).get("source", ""),
-        "n": found["n"],
-        "models": list(mapping(found.get("models"))),
-        "single": _benchmark_table(editors, "single", columns),
-        "final": _benchmark_table(editors, "final", columns),
-        "against": _against(mapping(found.get("against_first")), columns),
-        "columns": [column.heading for column in columns],
-        "by_type": _benchmark_by_type(editors, mapping(found.get("models")), columns),
-        "curves": tradeoff_chart(curves),
-        "curves_legend": legend(list(drawn)),
-        "points": points_table(curves),
-        "pictures": _pictures(folder, [*mapping(found.get("models")), *_strongest(editors)], columns),
-        "settings": setting_rows(mapping(found.get("settings"))),
-    }
+    columns, models = known_columns(protocol, editors), list(mapping(raw.get("models")))
+    headings = {column.name: column.heading for column in columns}
+    single = {name: read_figures(part.get("single")) for name, part in editors.items()}
+    final = {name: read_figures(part.get("final")) for name, part in editors.items()}
+    by_type = {name: single[name].by_type for name in models if len(single[name].by_type) > 1}
+    curves, settings = read_curves(raw.get("curves")), mapping(raw.get("settings"))
+    return Benchmark(
+        name=folder.resolve().name,
+        protocol=PROTOCOLS[protocol].words,
+        source=str(settings.get("source", "")),
+        n=count_of(raw.get("n")),
+        models=models,
+        single=_editors_table(single, headings),
+        final=_editors_table(final, headings),
+        against=_differences_table(mapping(raw.get("against_first")), headings),
+        by_type=[(name, figures_table(kinds, headings)) for name, kinds in by_type.items()],
+        curves=tradeoff_chart(curves),
+        points=points_table(curves),
+        pictures=_pictures(
+            folder, [*models, *_middle_strength(list(editors))], {column.name: column.title for column in columns[:2]}
+        ),
+        settings=setting_rows(settings.items()),
+    )
 
 
-def _benchmark_table(editors: Mapping[str, Row], part: str, columns: Sequence[Column]) -> Section | None:
-    """A row per editor; None where no editor has such figures."""
-    there = {name: mapping(found.get(part)) for name, found in editors.items() if mapping(found.get(part)).get("n")}
-    rows = [
-        {"name": editor_name(name), "n": some["n"], "cells": [cell(some, column.name) for column in columns]}
-        for name, some in there.items()
+def _editors_table(figures: Mapping[str, Figures], headings: Mapping[str, str]) -> Table | None:
+    measured = {editor_name(name): some for name, some in figures.items() if some.n}
+    return figures_table(measured, headings) if measured else None
+
+
+def _differences_table(raw: Json, headings: Mapping[str, str]) -> Table | None:
+    """Lists the others' mean gains over the first, on the same edits, with their intervals."""
+    gains = {name: read_figures(part) for name, part in raw.items()}
+    lines = [
+        Line(name, figures.n, [difference_cell(figures.get(column)) for column in headings])
+        for name, figures in gains.items()
     ]
-    return {"columns": [column.heading for column in columns], "rows": rows} if rows else None
+    return Table(list(headings.values()), lines) if lines else None
 
 
-def _benchmark_by_type(
-    editors: Mapping[str, Row], models: Mapping[str, str], columns: Sequence[Column]
-) -> list[Section]:
-    """A table per model, where there are several types."""
-    tables = []
-    for name in models:
-        kinds = mapping(mapping(mapping(editors.get(name)).get("single")).get("by_type"))
-        if len(kinds) > 1:
-            rows = [
-                {"name": kind, "n": some["n"], "cells": [cell(some, column.name) for column in columns]}
-                for kind, some in kinds.items()
-            ]
-            tables.append({"name": name, "table": {"columns": [column.heading for column in columns], "rows": rows}})
-    return tables
-
-
-def _against(found: Mapping[str, Row], columns: Sequence[Column]) -> list[Section]:
-    """The others' mean gains over the first, on the same edits, with their intervals."""
-    return [
-        {"name": name, "n": gains["n"], "cells": [_gain(gains, column.name) for column in columns]}
-        for name, gains in found.items()
-    ]
-
-
-def _gain(gains: Row, name: str) -> Section | None:
-    bounds = list(gains.get(f"{name}_interval") or ())
-    if not is_number(gains.get(name)) or len(bounds) != 2:
-        return None
-    return {"value": signed(gains[name]), "interval": f"{signed(bounds[0])} to {signed(bounds[1])}"}
-
-
-def _strongest(editors: Mapping[str, Row]) -> list[str]:
-    """SDEdit at the middle of its strengths, to be shown beside the models."""
+def _middle_strength(editors: Sequence[str]) -> list[str]:
+    """Returns SDEdit at the middle of its strengths, to be shown beside the models."""
     names = [name for name in editors if name.startswith("sdedit ")]
     return names[len(names) // 2 : len(names) // 2 + 1]
 
 
-def _pictures(folder: Path, names: Sequence[str], columns: Sequence[Column]) -> Section | None:
-    """Inputs, targets and outputs side by side, in turns from every edit type."""
-    shown = list(names)[:MOST_EDITORS]
-    rows = {name: _rows_of(folder, name) for name in shown}
-    cases = set.intersection(*(set(some) for some in rows.values())) if rows else set()
-    first = next(iter(rows.values()), {})
-    chosen = facts.take_turns([first[case] for case in sorted(cases)], lambda row: row["edit_type"], NUM_SHOWN)
-    inputs = read_pictures(
-        [{"file": folder / "cases.parquet", "index": row["case"]} for row in chosen], ("original_image",)
-    )
-    outputs = [read_pictures([some[row["case"]] for row in chosen], ("edited_image",)) for some in rows.values()]
-    album, cards = Album(SIDE_BYTES), []
-    for row, before, *after in zip(chosen, inputs, *outputs, strict=True):
-        whole = [pictures[0] for pictures in (before, *after) if pictures]
-        if len(whole) == len(shown) + 1 and album.takes(*whole):
-            measured = [rows[name][row["case"]] for name in shown]
-            made = [_output(*each, columns[:2]) for each in zip(shown, whole[1:], measured, strict=True)]
-            cards.append(_card(row, whole[0], made))
-    if not cards:
-        return None
-    found = sheet("edits", cards, {"type": ("Edit type", {})})
-    return {**found, "total": len(cases), "left_out": album.num_left_out}
+def _pictures(folder: Path, names: Sequence[str], titles: Mapping[str, str]) -> Sheet | None:
+    """Shows inputs and outputs side by side, in turns from every edit type."""
+    edits = {editor_name(name): _edits_of(folder, name) for name in names[:MOST_EDITORS]}
+    first = next(iter(edits.values()), {})
+    shared = [edit for case, edit in sorted(first.items()) if all(case in other for other in edits.values())]
+    chosen = take_turns(shared, lambda edit: edit.edit_type, NUM_SIDE_BY_SIDE)
+    same = {name: [by_case[edit.case] for edit in chosen] for name, by_case in edits.items()}
+    return side_by_side(same, folder / "cases.parquet", titles, len(shared)) if chosen else None
 
 
-def _rows_of(folder: Path, name: str) -> dict[int, Row]:
-    """An editor's figures by case, and where its pictures lie."""
+def _edits_of(folder: Path, name: str) -> dict[int, HeldOutEdit]:
+    """Reads an editor's edits by case."""
     model, _, strength = name.partition(" ")
     kind = "sweep" if strength else "edit"
-    rows: dict[int, Row] = {}
+    edits: dict[int, HeldOutEdit] = {}
     for file in sorted((folder / "parts").glob(f"{model}-{kind}-{f's{strength}' if strength else ''}*.parquet")):
         for index, row in enumerate(pq.read_table(file).to_pylist()):
             if row["model"] == model:
-                rows[row["case"]] = row | {"file": folder / "edits" / file.name, "index": index}
-    return rows
-
-
-def _output(name: str, picture: Picture, row: Row, columns: Sequence[Column]) -> Section:
-    return {
-        "name": editor_name(name),
-        "picture": picture.saying(f"Output of {name}: {clipped(row['edit_prompt'])}"),
-        "seen": None,
-        "scores": [(column.title, row[column.name]) for column in columns if is_number(row.get(column.name))],
-    }
-
-
-def _card(row: Row, before: Picture, outputs: list[Section]) -> Section:
-    return {
-        "before": before.saying(f"Input: {clipped(row.get('original_prompt')) or 'a picture'}"),
-        "outputs": outputs,
-        "instruction": clipped(row["edit_prompt"]),
-        "kind": row["edit_type"],
-        "marks": {"type": row["edit_type"] or ""},
-        "scores": {},
-        "names": {},
-    }
+                edits[row["case"]] = held_out_edit(row, Place(folder / "edits" / file.name, index))
+    return edits

@@ -3,80 +3,79 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ip2p.evaluation.metrics import types_of, wilson_interval
 from ip2p.prompts import inspection
-from ip2p.report import charts
-from ip2p.report.facts import Row, RunFacts
-from ip2p.report.format import clipped, count, duration, is_number, mapping, reason_name
-from ip2p.report.svg import legend
+from ip2p.report.charts import Floats, by_type_chart, loss_chart, score_histogram
+from ip2p.report.facts import Figures, Json, count_of, is_number, mapping, read_figure, sequence
+from ip2p.report.format import MOST_TYPES, clipped, count, duration, percent, reason_name
+from ip2p.report.reading import RunFacts
+from ip2p.report.svg import Chart
 from ip2p.scoring import SCORES
 
-Section = dict[str, Any]
+MOST_BARS = 12
+"""Bars of a histogram of lengths."""
 
-MOST_TYPES = 40
-"""Edit types that a list or a chart has room for."""
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar with its words on both sides."""
+
+    name: str
+    width: float
+    """Percent of the longest possible bar."""
+    text: str
+    tip: str = ""
+    reasons: Sequence[tuple[str, int]] = ()
+    """Reasons for what was lost here, and how often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Bars under a title."""
+
+    title: str
+    bars: list[Bar]
+    is_own: bool = False
+    """True for an edit type that has its own ranges."""
+
+
+def _bar(name: str, num: int, most: int, tip: str = "", reasons: Sequence[tuple[str, int]] = ()) -> Bar:
+    return Bar(name, round(100 * num / max(most, num, 1), 2), count(num), tip, reasons)
 
 
 def num_accepted(facts: RunFacts) -> int:
-    """Candidates that the filter took."""
+    """Counts the accepted candidates."""
     return int(pc.sum(facts.candidates["accepted"]).as_py() or 0) if facts.candidates.num_rows else 0
 
 
-def counted(table: pa.Table, column: str) -> Counter[str]:
-    """How often a text occurs; the missing ones count as the empty one."""
-    if not table.num_rows:
-        return Counter()
-    found = pc.value_counts(pc.fill_null(table[column].cast(pa.string()), ""))
-    return Counter({pair["values"]: pair["counts"] for pair in found.to_pylist()})
+def _reasons_of(table: pa.Table) -> tuple[int, list[tuple[str, int]]]:
+    """Counts the rows that were kept, and the others by reason, the most frequent first."""
+    values = pc.value_counts(pc.fill_null(table["reason"].cast(pa.string()), ""))
+    counts = Counter({pair["values"]: pair["counts"] for pair in values.to_pylist()})
+    kept = counts.pop("", 0)
+    return kept, [(reason_name(reason), num) for reason, num in counts.most_common()]
 
 
-def funnel(facts: RunFacts) -> Section:
-    """Captions, triplets written and kept, candidates, accepted; with the reasons of what fell out."""
-    if not facts.triplets.num_rows and not facts.candidates.num_rows:
-        return {"missing": "No triplets were written yet."}
-    steps: list[tuple[str, int, Counter[str]]] = []
+def funnel(facts: RunFacts) -> list[Bar] | str:
+    """Shows captions, triplets written and kept, candidates, accepted; with the reasons for what was lost."""
+    steps: list[tuple[str, int, Sequence[tuple[str, int]]]] = []
     if num := facts.triplets.num_rows:
-        lost = counted(facts.triplets, "reason")
-        kept = lost.pop("", 0)
-        steps.append(("Captions", pc.count_distinct(facts.triplets["caption"]).as_py(), Counter()))
-        steps += [("Triplets written", num, lost), ("Triplets kept", kept, Counter())]
+        kept, lost = _reasons_of(facts.triplets)
+        steps.append(("Captions", pc.count_distinct(facts.triplets["caption"]).as_py(), ()))
+        steps += [("Triplets written", num, lost), ("Triplets kept", kept, ())]
     if num := facts.candidates.num_rows:
-        lost = counted(facts.candidates, "reason")
-        kept = lost.pop("", 0)
-        steps += [("Candidates rendered", num, lost), ("Pairs accepted", kept, Counter())]
-    most = max(count for _, count, _ in steps) or 1
-    return {"steps": [_funnel_step(name, count, count / most, lost) for name, count, lost in steps]}
-
-
-def _funnel_step(name: str, count: int, share: float, lost: Counter[str]) -> Section:
-    reasons = [{"name": reason_name(reason), "count": num} for reason, num in lost.most_common()]
-    return {"name": name, "count": count, "width": round(100 * share, 2), "reasons": reasons}
-
-
-def triplets(facts: RunFacts) -> Section:
-    """What the prompt stage wrote: edit types, words, lengths and samples of every reason."""
-    if not facts.generations:
-        return {"missing": "No triplets were written yet."}
-    found = inspection.measure(facts.generations)
-    most = max((sum(counts.values()) for counts in found.edit_types.values()), default=1)
-    samples = [
-        {"reason": "kept" if not reason else reason_name(reason), "rows": [_sample(row) for row in rows]}
-        for reason, rows in found.samples.items()
-    ]
-    return {
-        "types": [_type_row(name, counts, most) for name, counts in list(found.edit_types.items())[:MOST_TYPES]],
-        "words": [("Verbs", found.verbs), ("Objects", found.objects)],
-        "lengths": [{"title": LENGTHS[name], "rows": _length_rows(counts)} for name, counts in found.lengths.items()],
-        "samples": samples,
-        "sampled": len(facts.generations) if len(facts.generations) < facts.triplets.num_rows else None,
-    }
+        kept, lost = _reasons_of(facts.candidates)
+        steps += [("Candidates rendered", num, lost), ("Pairs accepted", kept, ())]
+    if not steps:
+        return "No triplets were written yet."
+    most = max(num for _, num, _ in steps)
+    return [_bar(name, num, most, reasons=reasons) for name, num, reasons in steps]
 
 
 LENGTHS = {
@@ -84,45 +83,68 @@ LENGTHS = {
     "edit_prompt": "Words of the instruction",
     "edited_prompt": "Words of the edited caption",
 }
-MOST_BARS = 12
 
 
-def _type_row(name: str, counts: Mapping[str, int], most: int) -> Section:
-    kept = counts.get("", 0)
-    return {"name": name, "kept": kept, "lost": sum(counts.values()) - kept, "width": round(100 * kept / most, 2)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triplets:
+    """What the prompt stage wrote."""
+
+    panels: list[Panel]
+    words: list[tuple[str, Sequence[tuple[str, int]]]]
+    """Verbs and objects of the instructions with their counts."""
+    samples: list[tuple[str, str, str, str]]
+    """(verdict, caption, instruction, edited caption)."""
+    num_counted: int | None
+    """Triplets that were counted; None if all were."""
 
 
-def _length_rows(counts: Mapping[int, int]) -> list[Section]:
-    most = max(counts.values(), default=1) or 1
-    last = inspection.BIN_WORDS - 1
-    shown = dict(list(counts.items())[:MOST_BARS])
-    rows = [_bar(f"{start}–{start + last}", num, most) for start, num in shown.items()]
-    rest = sum(counts.values()) - sum(shown.values())
-    return [*rows, _bar(f"{max(shown) + last + 1} and more", rest, most)] if rest else rows
-
-
-def _bar(name: str, num: int, most: int) -> Section:
-    return {"name": name, "count": num, "width": round(100 * num / max(most, num), 2)}
-
-
-def _sample(row: Mapping[str, Any]) -> Section:
-    written = row["edit_prompt"] or " ".join(row["generation"].split())[:200]
-    texts = {"original": row["caption"] or row["original_prompt"], "edit": written, "edited": row["edited_prompt"]}
-    return {name: clipped(text) for name, text in texts.items()}
-
-
-def scores(facts: RunFacts) -> Section:
-    """Draws a histogram per score that was measured."""
-    if not facts.candidates.num_rows:
-        return {"missing": "No candidates were scored yet."}
-    filtering = mapping(facts.config.get("filtering"))
-    thresholds = mapping(filtering.get("thresholds"))
-    histograms = [
-        {"title": score.meaning, "svg": charts.score_histogram(facts.candidates, score, thresholds)}
-        for score in SCORES.values()
+def triplets(facts: RunFacts) -> Triplets | str:
+    """Shows what the prompt stage wrote: edit types, words, lengths and samples of every reason."""
+    if not facts.generations:
+        return "No triplets were written yet."
+    statistics = inspection.measure(facts.generations)
+    most = max((sum(counts.values()) for counts in statistics.edit_types.values()), default=1)
+    types = [
+        _bar(name, counts.get("", 0), most, f"{count(sum(counts.values()) - counts.get('', 0))} rejected")
+        for name, counts in list(statistics.edit_types.items())[:MOST_TYPES]
     ]
-    own = mapping(filtering.get("per_edit_type"))
-    return {"charts": [histogram for histogram in histograms if histogram["svg"]], "own_thresholds": sorted(own)}
+    num = len(facts.generations)
+    return Triplets(
+        panels=[
+            Panel("Kept, by edit type", types),
+            *(Panel(LENGTHS[name], _length_bars(counts)) for name, counts in statistics.lengths.items()),
+        ],
+        words=[("Verbs", statistics.verbs), ("Objects", statistics.objects)],
+        samples=[
+            (reason_name(reason) if reason else "kept", *_sample(row))
+            for reason, rows in statistics.samples.items()
+            for row in rows
+        ],
+        num_counted=num if num < facts.triplets.num_rows else None,
+    )
+
+
+def _length_bars(counts: Mapping[int, int]) -> list[Bar]:
+    most = max(counts.values(), default=1)
+    last = inspection.BIN_WORDS - 1
+    starts = list(counts)[:MOST_BARS]
+    bars = [_bar(f"{start}–{start + last}", counts[start], most) for start in starts]
+    rest = sum(counts.values()) - sum(counts[start] for start in starts)
+    return [*bars, _bar(f"{max(starts) + last + 1} and more", rest, most)] if rest else bars
+
+
+def _sample(row: Json) -> tuple[str, str, str]:
+    written = row["edit_prompt"] or clipped(row["generation"])[:200]
+    return clipped(row["caption"] or row["original_prompt"]), clipped(written), clipped(row["edited_prompt"])
+
+
+def scores(facts: RunFacts) -> list[Chart] | str:
+    """Draws a histogram of each score that was measured."""
+    if not facts.candidates.num_rows:
+        return "No candidates were scored yet."
+    thresholds = facts.config.filtering.thresholds
+    histograms = [score_histogram(facts.candidates, score, thresholds) for score in SCORES.values()]
+    return [chart for chart in histograms if chart]
 
 
 ACCEPTANCE = {
@@ -130,85 +152,72 @@ ACCEPTANCE = {
     "guidance_scale": "Guidance scale",
     "p2p": "Share of steps with prompt-to-prompt in self-attention",
     "cross_p2p": "Share of steps with prompt-to-prompt in cross-attention",
-    "shared_steps": "Share of steps under the original's caption",
+    "shared_steps": "Share of steps under the original caption",
     "reweight": "Factor on new words",
     "reweight_steps": "Share of steps with that factor",
     "local_blend": "Share of steps with local blend",
 }
-"""Titles of what the acceptance is told by."""
+"""Titles of what the acceptance is counted by."""
 
 
-def acceptance(facts: RunFacts) -> Section:
-    """How many candidates are accepted by edit type and by every setting that was drawn."""
-    told = mapping(mapping(facts.summary.get("rendering")).get("acceptance"))
-    groups = []
-    for key, rows in list(told.items())[:MOST_TYPES]:
+def acceptance(facts: RunFacts) -> list[Panel] | str:
+    """Shows how many candidates are accepted by edit type and by every setting that was drawn."""
+    panels = []
+    for key, rows in list(mapping(facts.summary_of("rendering").get("acceptance")).items())[:MOST_TYPES]:
         name, _, kind = key.partition(", ")
         title = ACCEPTANCE.get(name, name) + (f", {kind}" if kind else "")
-        rows = [_acceptance_row(row) for row in rows[:MOST_TYPES] if row.get("candidates")]
-        groups.append({"title": title, "rows": rows, "main": not kind})
-    groups = [group for group in groups if group["rows"]]
-    return {"groups": groups} if groups else {"missing": "Nothing was rendered yet."}
+        parts = [mapping(row) for row in sequence(rows)[:MOST_TYPES]]
+        panels.append(Panel(title, [_acceptance_bar(row) for row in parts if row.get("candidates")], bool(kind)))
+    return [panel for panel in panels if panel.bars] or "Nothing was rendered yet."
 
 
-def _acceptance_row(row: Row) -> Row:
+def _acceptance_bar(row: Json) -> Bar:
     name = row["name"] if "name" in row else f"{row['low']:.3g} to {row['high']:.3g}"
-    return {"name": name or "no type", "candidates": row["candidates"], "rate": row["rate"]}
+    rate = rate if is_number(rate := row.get("rate")) else 0.0
+    return Bar(str(name or "no type"), 100 * rate, percent(rate), f"of {count(count_of(row['candidates']))} candidates")
 
 
-def precision(facts: RunFacts) -> Section:
-    """Accepted against all candidates, by edit type."""
-    found = precisions(facts)
-    accepted, everything = found["accepted"], found["all"]
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How many pairs are right; `success` is the share."""
+
+    accepted: Figures
+    all: Figures | None
+    chart: Chart | None
+
+
+def precision(facts: RunFacts) -> Precision | str:
+    """Compares the accepted pairs with all candidates, by edit type."""
+    accepted, everything = precisions(facts)
     if not accepted:
-        return {"missing": "No pairs were judged by an oracle: the run has no domain, or no pairs yet."}
-    series = {"accepted": accepted["by_type"]}
-    if everything:
-        series["all candidates"] = everything["by_type"]
-    title = "Share of pairs that the oracle calls right"
-    svg = charts.by_type_chart(series, "value", title, "share of pairs")
-    return {**found, "svg": svg, "legend": legend(list(series))}
+        return "No pairs were judged by an oracle: the run has no domain, or no pairs yet."
+    series = {"accepted": accepted.by_type, **({"all candidates": everything.by_type} if everything else {})}
+    chart = by_type_chart(series, "success", "Share of pairs that the oracle calls right", "share of pairs")
+    return Precision(accepted, everything, chart)
 
 
-def precisions(facts: RunFacts) -> dict[str, Row | None]:
-    """Share that is right, n, interval and the same by edit type: of the accepted, and of all where all were judged."""
-    if not facts.oracle.num_rows:
-        return {name: _told_precision(facts, name) for name in ("accepted", "all")}
-    counts = facts.oracle.group_by(["edit_type", "accepted", "success"]).aggregate([([], "count_all")]).to_pylist()
-    whole = facts.oracle.num_rows == facts.candidates.num_rows
-    kinds = types_of(counts, list(mapping(facts.figures.get("by_type"))))[:MOST_TYPES]
-    accepted = [row for row in counts if row["accepted"]]
-    return {
-        "accepted": _precision_of(accepted, kinds) if accepted else None,
-        "all": _precision_of(counts, kinds) if whole else None,
-    }
+def precisions(facts: RunFacts) -> tuple[Figures | None, Figures | None]:
+    """Returns the share that is right: of the accepted pairs, and of all candidates if all were judged."""
+    summary = facts.summary_of("dataset")
+    return _precision(summary, "oracle_precision"), _precision(summary, "oracle_precision_all")
 
 
-def _precision_of(counts: list[Row], kinds: list[str]) -> Row:
-    by_type = {kind: [row for row in counts if str(row["edit_type"]) == kind] for kind in kinds}
-    return {**_share(counts), "by_type": {kind: _share(some) for kind, some in by_type.items() if some}}
-
-
-def _share(counts: list[Row]) -> Row:
-    num = sum(row["count_all"] for row in counts)
-    right = sum(row["count_all"] for row in counts if row["success"])
-    return {"n": num, "value": right / num, "interval": wilson_interval(right, num)}
-
-
-def _told_precision(facts: RunFacts, which: str) -> Row | None:
-    """What the summary says, where the verdicts themselves are gone."""
-    told, name = mapping(facts.summary.get("dataset")), "oracle_precision" + ("_all" if which == "all" else "")
-    if told.get(name) is None:
+def _precision(summary: Json, name: str) -> Figures | None:
+    """Reads a part of what `evaluation.precision` adds to the dataset's summary."""
+    share = read_figure(summary.get(name), summary.get(f"{name}_interval"))
+    if share is None:
         return None
-    return {"value": told[name], "n": told.get(f"{name}_n"), "by_type": mapping(told.get(f"{name}_by_type"))}
+    by_type = {}
+    for kind, raw in list(mapping(summary.get(f"{name}_by_type")).items())[:MOST_TYPES]:
+        part = mapping(raw)
+        if figure := read_figure(part.get("value"), part.get("interval")):
+            by_type[kind] = Figures(n=count_of(part.get("n")), values={"success": figure})
+    return Figures(n=count_of(summary.get(f"{name}_n")), values={"success": share}, by_type=by_type)
 
 
-def loss(facts: RunFacts) -> Section:
-    """The loss curve."""
-    svg = charts.loss_chart(facts.loss)
-    if svg is None:
-        return {"missing": "No training log was found (training/loss.jsonl)."}
-    return {"svg": svg, "steps": facts.loss[-1]["step"]}
+def loss(facts: RunFacts) -> Chart | str:
+    """Draws the loss curve."""
+    return loss_chart(facts.loss) or "No training log was found (training/loss.jsonl)."
 
 
 STAGES = {
@@ -221,91 +230,83 @@ STAGES = {
 DATA_STAGES = ("prompts", "rendering", "dataset")
 
 
-def cost(facts: RunFacts) -> Section:
-    """Seconds per stage and the figures of a pair."""
-    rows = figures_of_cost(facts)
-    if not facts.seconds and not rows:
-        return {"missing": "No stage has told its time yet."}
+Rate = tuple[str, str, str]
+"""A title, a figure of the cost, and how it is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the run took."""
+
+    stages: list[Bar]
+    total: str
+    rates: list[Rate]
+
+
+def cost(facts: RunFacts) -> Cost | str:
+    """Shows seconds per stage and what a pair took."""
+    rates = rates_of(facts)
+    if not facts.seconds and not rates:
+        return "No stage has recorded its time yet."
     most = max(facts.seconds.values(), default=1.0) or 1.0
     stages = [
-        {"name": STAGES.get(stage, stage), "words": duration(value), "width": round(100 * value / most, 2)}
-        for stage, value in facts.seconds.items()
+        Bar(STAGES[stage], round(100 * seconds / most, 2), duration(seconds))
+        for stage, seconds in facts.seconds.items()
     ]
-    return {"stages": stages, "total": duration(sum(facts.seconds.values())), "rows": rows}
+    return Cost(stages, duration(sum(facts.seconds.values())), rates)
 
 
-def figures_of_cost(facts: RunFacts) -> list[tuple[str, str, str]]:
-    """(what, figure, how it is counted) of all that the run tells."""
-    rows: list[tuple[str, str, str]] = []
-    accepted, rendered = num_accepted(facts), facts.candidates.num_rows
-    if accepted:
-        share = f"{count(rendered)} candidates of two images each, {count(accepted)} accepted"
-        rows.append(("Candidates rendered per accepted pair", f"{rendered / accepted:.2f}", share))
+def rates_of(facts: RunFacts) -> list[Rate]:
+    """Returns what an accepted pair and a training step took, as far as the run records it."""
+    rates: list[Rate] = []
+    if accepted := num_accepted(facts):
+        rendered = facts.candidates.num_rows
+        how = f"{count(rendered)} candidates of two images each, {count(accepted)} accepted"
+        rates.append(("Candidates rendered per accepted pair", f"{rendered / accepted:.2f}", how))
         if (calls := denoiser_calls(facts)) is not None:
-            steps = mapping(facts.config.get("rendering")).get("num_inference_steps")
-            how = (
-                f"images through the denoiser, at one call a step, {steps} steps, guided ones twice, shared steps once"
-            )
-            rows.append(("denoiser evaluations per accepted pair", f"{calls / accepted:.1f}", how))
-        rows += _pair_seconds(facts, accepted)
-    return rows + _training(facts)
-
-
-def _pair_seconds(facts: RunFacts, accepted: int) -> list[tuple[str, str, str]]:
-    rendering = facts.seconds.get("rendering")
-    if not rendering:
-        return []
-    whole = sum(facts.seconds.get(stage, 0.0) for stage in DATA_STAGES)
-    alone = "rendering and scoring alone; work of all workers added up"
-    return [
-        ("Seconds per accepted pair", f"{rendering / accepted:#.3g} s", alone),
-        ("… from caption to dataset", f"{whole / accepted:#.3g} s", "with prompts and the dataset's files"),
-        ("Accepted pairs an hour", count(round(3600 * accepted / whole)), "from caption to dataset, by one worker"),
-    ]
-
-
-def _training(facts: RunFacts) -> list[tuple[str, str, str]]:
-    told, knobs = mapping(facts.summary.get("training")), mapping(facts.config.get("training"))
-    seconds, steps = facts.seconds.get("training"), told.get("steps")
-    if not seconds or not is_number(steps):
-        return []
-    size = knobs.get("train_batch_size", 1) * knobs.get("gradient_accumulation_steps", 1)
-    how = f"{count(int(steps))} steps of {size} pairs a process in {duration(seconds)}"
-    return [("Training steps a second", f"{steps / seconds:.3g}", how)]
+            steps = facts.config.rendering.num_inference_steps
+            how = f"images, counting one call a step, {steps} steps, guided ones twice, shared steps once"
+            rates.append(("Denoiser evaluations per accepted pair", f"{calls / accepted:.1f}", how))
+        if rendering := facts.seconds.get("rendering"):
+            whole = sum(facts.seconds.get(stage, 0.0) for stage in DATA_STAGES)
+            how = "rendering and scoring alone; work of all workers added up"
+            rates.append(("Seconds per accepted pair", f"{rendering / accepted:#.3g} s", how))
+            how = "with prompts and the dataset's files"
+            rates.append(("… from caption to dataset", f"{whole / accepted:#.3g} s", how))
+            how = "from caption to dataset, by one worker"
+            rates.append(("Accepted pairs an hour", count(round(3600 * accepted / whole)), how))
+    seconds, steps_done = facts.seconds.get("training"), facts.summary_of("training").get("steps")
+    if seconds and is_number(steps_done):
+        training = facts.config.training
+        size = training.train_batch_size * training.gradient_accumulation_steps
+        how = f"{count(int(steps_done))} steps of {size} pairs a process in {duration(seconds)}"
+        rates.append(("Training steps a second", f"{steps_done / seconds:.3g}", how))
+    return rates
 
 
 def denoiser_calls(facts: RunFacts) -> float | None:
-    """Images that went through the denoiser for all candidates; None where the candidates do not tell their settings.
+    """Counts the images that went through the denoiser for all candidates; None if their settings were not recorded.
 
-    A step computes both sides, or only the original's where both still share it; guidance doubles that.
+    A step computes both sides, or only the original's while both still share it; guidance doubles that.
     """
-    knobs = mapping(facts.config.get("rendering"))
-    steps, quick = knobs.get("num_inference_steps"), knobs.get("first_look_steps")
-    names = facts.candidates.column_names
-    if not is_number(steps) or "guidance_scale" not in names or "shared_steps" not in names:
+    settings = facts.config.rendering
+    if not {"guidance_scale", "shared_steps"} <= set(facts.candidates.column_names):
         return None
     guidance, shared = (_numbers(facts.candidates, name) for name in ("guidance_scale", "shared_steps"))
     halves = np.where(guidance > 1, 2, 1)
-    calls = halves * _images(int(steps), shared)
-    if quick is not None:
-        looked = halves * _images(int(quick), shared)
+    calls = halves * _images(settings.num_inference_steps, shared)
+    if settings.first_look_steps is not None:
+        previews = halves * _images(settings.first_look_steps, shared)
         dropped = facts.candidates["first_look"].cast(pa.bool_()).fill_null(False).to_numpy()
-        calls = np.where(dropped, looked, looked + calls)
+        calls = np.where(dropped, previews, previews + calls)
     return float(calls.sum())
 
 
-def _numbers(table: pa.Table, name: str) -> Any:
-    return np.nan_to_num(table[name].cast(pa.float64()).fill_null(0.0).to_numpy())
+def _numbers(table: pa.Table, name: str) -> Floats:
+    return np.nan_to_num(np.asarray(table[name].cast(pa.float64()).fill_null(0.0), np.float64))
 
 
-def _images(steps: int, shared: Any) -> Any:
-    """Images that one guidance half of a pair computes."""
+def _images(steps: int, shared: Floats) -> Floats:
+    """Counts the images that one guidance half of a pair computes."""
     starts = np.arange(steps) / max(1, steps - 1)
-    return 2 * steps - (shared[:, None] > starts[None, :]).sum(axis=1)
-
-
-def compared(facts: RunFacts) -> Row:
-    """What a comparison says of a run's cost, by title."""
-    told = {what: figure for what, figure, _ in figures_of_cost(facts)}
-    total = {"All stages": duration(sum(facts.seconds.values()))} if facts.seconds else {}
-    return {**told, **total}
+    return np.asarray(2.0 * steps - (shared[:, None] > starts[None, :]).sum(axis=1))

@@ -1,298 +1,310 @@
-"""How good the trained editor is: every figure beside its baselines, by edit type, with paired tests and who judged."""
+"""How good the trained editor is: figures beside its baselines, by edit type, with paired tests and who judged."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
-from ip2p.report import charts
-from ip2p.report.charts import knob_of, tradeoff_chart, usable
-from ip2p.report.data import MOST_TYPES, num_accepted, precisions
-from ip2p.report.facts import UNREADABLE, Row, RunFacts
+from ip2p.report.charts import by_type_chart, knob_of, rates_chart, tradeoff_chart
+from ip2p.report.data import num_accepted, precisions
+from ip2p.report.facts import UNREADABLE, Evaluation, Figures, Json, Place, is_number, mapping, read_figure
 from ip2p.report.format import (
     EDITOR,
+    MOST_TYPES,
+    Cell,
+    Line,
+    Table,
     cell,
     clipped,
     count,
+    difference_cell,
+    duration,
     editor_name,
     headings_of,
-    is_number,
     is_share,
-    mapping,
     p_value,
     percent,
     percents,
     score,
-    signed,
 )
-from ip2p.report.pictures import Album, read_pictures
-from ip2p.report.svg import MARKS, legend
-
-Section = dict[str, Any]
-
-ALL = "all types"
-
-
-def quality(facts: RunFacts) -> Section:
-    """The editor and its baselines: a chart by edit type, all figures, all figures by edit type, tests."""
-    if not facts.figures.get("n"):
-        return {"missing": facts.figures.get("skipped") or "The editor was not evaluated yet."}
-    editors = editors_of(facts.figures)
-    chart = _chart(editors)
-    return {
-        "judged": facts.figures.get("success") is not None,
-        "judge": judge_words(mapping(facts.figures.get("judge"))),
-        **chart,
-        "table": figures_table(editors),
-        "by_type": _by_type_table(facts.figures, editors),
-        "no_op": any(is_number(some.get("no_op")) for some in editors.values()),
-        "paired": paired_rows(mapping(facts.figures.get("paired"))),
-    }
-
-
-def editors_of(found: Row) -> dict[str, Row]:
-    """The trained editor, then its baselines, by name."""
-    baselines = mapping(found.get("baselines"))
-    others = {editor_name(name): some for name, some in baselines.items() if mapping(some).get("n")}
-    return {EDITOR: found, **others}
-
-
-def _chart(editors: Mapping[str, Row]) -> Section:
-    """By edit type: success where there is an oracle, else CLIP direction."""
-    value = "success" if editors[EDITOR].get("success") is not None else "clip_direction"
-    title, words = {
-        "success": ("Success by edit type", "share of held-out edits that succeed"),
-        "clip_direction": ("CLIP direction by edit type", "CLIP direction similarity"),
-    }[value]
-    shown = {name: some for name, some in editors.items() if is_number(some.get(value))}
-    shown = dict(list(shown.items())[: len(MARKS)])
-    series = {name: {**_types(some), ALL: some} for name, some in shown.items()}
-    svg = charts.by_type_chart(series, value, title, words, share=is_share(value)) if series else None
-    left_out = len(editors) - len(shown) if len(shown) == len(MARKS) else 0
-    return {"svg": svg, "title": title, "legend": legend(list(series)), "editors_left_out": left_out}
-
-
-def _types(some: Row) -> Row:
-    return dict(list(mapping(some.get("by_type")).items())[:MOST_TYPES])
-
-
-def figures_table(editors: Mapping[str, Row]) -> Section:
-    """A row per editor, a column per figure that one of them has."""
-    columns = headings_of(*editors.values())
-    rows = [
-        {"name": name, "n": some["n"], "cells": [cell(some, column) for column in columns]}
-        for name, some in editors.items()
-    ]
-    return {"columns": list(columns.values()), "rows": rows}
-
-
-def _by_type_table(found: Row, editors: Mapping[str, Row]) -> Section | None:
-    """A row per edit type: the editor's figures, then the success of every baseline."""
-    kinds = _types(found)
-    if not kinds:
-        return None
-    columns = headings_of(*kinds.values())
-    others = {name: some for name, some in editors.items() if name != EDITOR and is_number(some.get("success"))}
-    rows = [
-        {
-            "name": kind,
-            "n": some["n"],
-            "cells": [cell(some, column) for column in columns]
-            + [cell({**_types(other), ALL: other}.get(kind), "success") for other in others.values()],
-        }
-        for kind, some in {**kinds, ALL: found}.items()
-    ]
-    return {"columns": [*columns.values(), *(f"{name}: success" for name in others)], "rows": rows}
-
-
-def judge_words(judge: Row) -> str | None:
-    """Which CLIP judges, and what to think of it; None where the evaluation does not say."""
-    if not judge.get("model"):
-        return None
-    if judge.get("same_as_filter"):
-        return (
-            f"The CLIP that judges, {judge['model']}, is the one that filtered the training pairs. "
-            "That flatters the CLIP figures: the editor learned from pairs chosen to please this very model."
-        )
-    told = f"The CLIP figures are judged by {judge['model']}"
-    return f"{told}, not by the one that filtered the training pairs" + (
-        f" ({judge['filter']})." if judge.get("filter") else "."
-    )
-
-
-def paired_rows(paired: Row) -> list[Section]:
-    """The editor against each baseline on the same edits."""
-    rows = []
-    for name, found in paired.items():
-        some = mapping(found)
-        if not some.get("n"):
-            continue
-        rows.append(
-            {
-                "name": editor_name(name),
-                "n": some["n"],
-                "won": "–" if some.get("won") is None else some["won"],
-                "lost": "–" if some.get("lost") is None else some["lost"],
-                "p": p_value(some["p"]) if is_number(some.get("p")) else "–",
-                **{key: signed(some[key]) if is_number(some.get(key)) else "" for key in ("difference", "low", "high")},
-            }
-        )
-    return rows
-
+from ip2p.report.pictures import Album, Thumbnail, read_pictures
+from ip2p.report.reading import RunFacts
+from ip2p.report.svg import Chart
 
 logger = logging.getLogger(__name__)
 
-
+ALL = "all types"
 NUM_GRIDS = 6
 MOST_SCALES = 12
 GRID_BYTES = 3_500_000
+MOST_SIGNS = 2_000
+"""Letters of a setting: a long list is cut."""
 
 
-def guidance(facts: RunFacts) -> Section:
-    """The sweep of the image guidance, and the curves of whatever was measured beside it."""
-    curve = [mapping(point) for point in facts.figures.get("curve") or ()]
-    curves = curves_of(facts.figures)
-    svg, rates = tradeoff_chart(curves), charts.rates_chart(curve)
-    if svg is None and rates is None:
-        return {"missing": "The image guidance was not swept yet."}
-    shown = usable(curves)
-    return {
-        "svg": svg,
-        "legend": legend(list(shown)) if len(shown) > 1 else None,
-        "rates": rates,
-        "table": points_table(curves),
-        "n": max((int(point.get("n") or 0) for some in curves.values() for point in some), default=0),
-        "left_out": len(curves) - len(shown),
-    }
+@dataclass(frozen=True, slots=True)
+class PairedLine:
+    """One editor against another on the same edits."""
+
+    name: str
+    n: str
+    won: str
+    lost: str
+    p: str
+    difference: Cell | None
 
 
-def curves_of(found: Row) -> dict[str, Sequence[Row]]:
-    """Every curve of an evaluation by its name, the trained editor's own first."""
-    own, others = found.get("curve") or [], mapping(found.get("curves"))
-    named = {editor_name(name): points for name, points in others.items() if points}
-    if own and own not in named.values():
-        named = {EDITOR: own, **named}
-    return named
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """The trained editor and its baselines."""
+
+    judged: bool
+    """True if a domain judged the edits."""
+    judge: str
+    chart: Chart | None
+    table: Table
+    by_type: Table | None
+    no_op: bool
+    paired: list[PairedLine]
 
 
-def points_table(curves: Mapping[str, Sequence[Row]]) -> Section:
-    """Every point in figures, for those who do not see the chart or want to copy it."""
+def quality(facts: RunFacts) -> Quality | str:
+    """Shows the editor and its baselines: a chart by edit type, all figures, all figures by edit type, tests."""
+    evaluation = facts.evaluation
+    if not evaluation.editor.n:
+        return evaluation.skipped or "The editor was not evaluated yet."
+    editors = {EDITOR: evaluation.editor}
+    editors |= {editor_name(name): figures for name, figures in evaluation.baselines.items()}
+    return Quality(
+        judged=evaluation.editor.get("success") is not None,
+        judge=judge_words(evaluation.judge),
+        chart=_chart(editors),
+        table=figures_table(editors),
+        by_type=_by_type_table(editors),
+        no_op=any(figures.get("no_op") for figures in editors.values()),
+        paired=paired_lines(evaluation.paired),
+    )
+
+
+def _chart(editors: Mapping[str, Figures]) -> Chart | None:
+    """Draws success by edit type, or CLIP direction if there is no oracle."""
+    judged = editors[EDITOR].get("success") is not None
+    value, title, words = (
+        ("success", "Success by edit type", "share of held-out edits that succeed")
+        if judged
+        else ("clip_direction", "CLIP direction by edit type", "CLIP direction similarity")
+    )
+    series = {name: types_and_all(figures) for name, figures in editors.items()}
+    return by_type_chart(series, value, title, words, share=is_share(value))
+
+
+def types_and_all(figures: Figures) -> dict[str, Figures]:
+    """Returns an editor's figures by edit type, then those of all edits."""
+    return {**dict(list(figures.by_type.items())[:MOST_TYPES]), ALL: figures}
+
+
+def figures_table(rows: Mapping[str, Figures], headings: Mapping[str, str] | None = None) -> Table:
+    """Lists a line per editor or edit type and a column per heading, or per figure that one of them has."""
+    headings = headings or headings_of(*rows.values())
+    lines = [Line(name, figures.n, [cell(figures, column) for column in headings]) for name, figures in rows.items()]
+    return Table(list(headings.values()), lines)
+
+
+def _by_type_table(editors: Mapping[str, Figures]) -> Table | None:
+    """Lists a line per edit type: the editor's figures, then the success of every baseline."""
+    rows = types_and_all(editors[EDITOR])
+    if len(rows) < 2:
+        return None
+    table = figures_table(rows, headings_of(*(figures for kind, figures in rows.items() if kind != ALL)))
+    for name, figures in editors.items():
+        if name != EDITOR and figures.get("success"):
+            table.columns.append(f"{name}: success")
+            for line in table.lines:
+                line.cells.append(cell(types_and_all(figures).get(line.name), "success"))
+    return table
+
+
+def judge_words(judge: Json) -> str:
+    """Says which CLIP judges, and what to think of it; empty if the evaluation does not record it."""
+    model, filtered_by = judge.get("model"), judge.get("filter")
+    if not model:
+        return ""
+    if judge.get("same_as_filter"):
+        return (
+            f"The CLIP figures are judged by {model}, which also filtered the training pairs. "
+            "That flatters them: the editor learned from pairs that were chosen to please this very model."
+        )
+    suffix = f" ({filtered_by})" if filtered_by else ""
+    return f"The CLIP figures are judged by {model}, not by the one that filtered the training pairs{suffix}."
+
+
+def paired_lines(tests: Mapping[str, object]) -> list[PairedLine]:
+    """Lists what `evaluation.metrics.paired` returns of each two editors that have edits in common."""
+    return [_paired_line(editor_name(name), test) for name, raw in tests.items() if (test := mapping(raw)).get("n")]
+
+
+def _paired_line(name: str, test: Json) -> PairedLine:
+    n, won, lost = (count(int(num)) if is_number(num := test.get(key)) else "–" for key in ("n", "won", "lost"))
+    p = p_value(p) if is_number(p := test.get("p")) else "–"
+    difference = read_figure(test.get("difference"), [test.get("low"), test.get("high")])
+    return PairedLine(name, n, won, lost, p, difference_cell(difference))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guidance:
+    """The sweep of the image guidance."""
+
+    chart: Chart | None
+    rates: Chart | None
+    table: Table
+    n: int
+
+
+def guidance(facts: RunFacts) -> Guidance | str:
+    """Shows the sweep of the image guidance, and the curves of what was measured beside it."""
+    curves = curves_of(facts.evaluation)
+    chart, rates = tradeoff_chart(curves), rates_chart(facts.evaluation.curve)
+    if chart is None and rates is None:
+        return "The image guidance was not swept yet."
+    most = max((point.n for curve in curves.values() for point in curve), default=0)
+    return Guidance(chart=chart, rates=rates, table=points_table(curves), n=most)
+
+
+def curves_of(evaluation: Evaluation) -> dict[str, Sequence[Figures]]:
+    """Returns every curve of an evaluation by its name, the trained editor's own first."""
+    curves = {editor_name(name): points for name, points in evaluation.curves.items()}
+    own = evaluation.curve
+    return {EDITOR: own, **curves} if own and own not in curves.values() else curves
+
+
+def points_table(curves: Mapping[str, Sequence[Figures]]) -> Table:
+    """Lists every point in figures, for those who do not see the chart or want to copy it."""
     points = [(name, point) for name, curve in curves.items() for point in curve]
-    columns = headings_of(*(point for _, point in points))
-    rows = []
-    for name, point in points:
-        words, value = knob_of(point)
-        cells = [cell(point, column) for column in columns]
-        rows.append({"name": name, "knob": f"{words} {value:g}" if value is not None else "–", "cells": cells})
-    return {"columns": list(columns.values()), "rows": rows}
+    headings = headings_of(*(point for _, point in points))
+    lines = [
+        Line(name, point.n, [cell(point, column) for column in headings], knob_of(point)[0] or "–")
+        for name, point in points
+    ]
+    return Table(list(headings.values()), lines)
 
 
-def grids(facts: RunFacts) -> Section:
-    """Text guidance × image guidance of a few held-out inputs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """One input under both guidance scales: a row per text guidance, a column per image guidance."""
+
+    instruction: str
+    original: Thumbnail | None
+    across: list[str]
+    rows: list[tuple[str, list[Thumbnail | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Grids:
+    """The guidance grids of a few held-out inputs."""
+
+    grids: list[Grid]
+    left_out: int
+
+
+def grids(facts: RunFacts) -> Grids | str:
+    """Shows text guidance × image guidance of a few held-out inputs."""
     if facts.grids is None:
-        return {"missing": "No guidance grids were made."}
+        return "No guidance grids were made."
     try:
-        rows = _read_narrow(facts.grids)
+        inputs = _read_grids(facts.grids)
     except UNREADABLE as error:
         logger.warning("left the guidance grids out of the report: %s", error)
-        return {"missing": "The guidance grids cannot be read (evaluation/grids.parquet)."}
-    cases = list(dict.fromkeys(row["case"] for row in rows))[:NUM_GRIDS]
+        return "The guidance grids cannot be read (evaluation/grids.parquet)."
     album = Album(GRID_BYTES)
-    found = [_grid([row for row in rows if row["case"] == case], album) for case in cases]
-    whole = [grid for grid in found if grid]
-    return {"grids": whole, "left_out": album.num_left_out} if whole else {"missing": "The guidance grids are empty."}
+    grids = [_grid(instruction, places, album) for instruction, places in list(inputs.values())[:NUM_GRIDS]]
+    drawn = [grid for grid in grids if grid]
+    return Grids(drawn, album.num_left_out) if drawn else "The guidance grids are empty."
 
 
-def _read_narrow(file: Path) -> list[Row]:
-    columns = ["case", "guidance_scale", "image_guidance_scale", "edit_prompt"]
-    table = pq.read_table(file, columns=columns).to_pylist()
-    rows = [row | {"file": file, "index": index} for index, row in enumerate(table)]
-    return [row for row in rows if is_number(row["guidance_scale"]) and is_number(row["image_guidance_scale"])]
+Scales = tuple[float, float]
+"""Text guidance and image guidance."""
 
 
-def _grid(rows: Sequence[Row], album: Album) -> Section | None:
-    """One input's table: a row per text guidance, a column per image guidance."""
-    across = sorted({float(row["image_guidance_scale"]) for row in rows})[:MOST_SCALES]
-    down = sorted({float(row["guidance_scale"]) for row in rows})[:MOST_SCALES]
-    shown = [row for row in rows if row["image_guidance_scale"] in across and row["guidance_scale"] in down]
-    if not shown:
-        return None
-    original = read_pictures(shown[:1], ("original_image",))[0]
-    cells = {}
-    for row, pictures in zip(shown, read_pictures(shown, ("edited_image",)), strict=True):
-        if pictures and album.takes(*pictures):
-            place = (float(row["guidance_scale"]), float(row["image_guidance_scale"]))
-            cells[place] = pictures[0].saying(f"Text guidance {place[0]:g}, image guidance {place[1]:g}")
-    if not cells:
-        return None
-    return {
-        "instruction": clipped(shown[0]["edit_prompt"]),
-        "original": original[0].saying("Input") if original and album.takes(*original) else None,
-        "across": [f"{scale:g}" for scale in across],
-        "rows": [{"scale": f"{one:g}", "cells": [cells.get((one, other)) for other in across]} for one in down],
+def _read_grids(file: Path) -> dict[int, tuple[str, dict[Scales, Place]]]:
+    """Reads the instruction of each case, and the place of its picture at each pair of scales."""
+    inputs: dict[int, tuple[str, dict[Scales, Place]]] = {}
+    columns = ["case", "edit_prompt", "guidance_scale", "image_guidance_scale"]
+    for index, row in enumerate(pq.read_table(file, columns=columns).to_pylist()):
+        text, image = row["guidance_scale"], row["image_guidance_scale"]
+        if is_number(text) and is_number(image):
+            inputs.setdefault(row["case"], (row["edit_prompt"], {}))[1][text, image] = Place(file, index)
+    return inputs
+
+
+def _grid(instruction: str, places: Mapping[Scales, Place], album: Album) -> Grid | None:
+    """Lays out one input's grid; None if no picture is left or fits."""
+    down, across = (sorted(set(scales))[:MOST_SCALES] for scales in zip(*places, strict=True))
+    inside = {scales: place for scales, place in places.items() if scales[0] in down and scales[1] in across}
+    (original,) = read_pictures(list(inside.values())[:1], "original_image")
+    pictures = {
+        (text, image): picture.described(f"Text guidance {text:g}, image guidance {image:g}")
+        for (text, image), picture in zip(inside, read_pictures(list(inside.values()), "edited_image"), strict=True)
+        if picture and album.takes(picture)
     }
+    if not pictures:
+        return None
+    return Grid(
+        instruction=clipped(instruction),
+        original=original.described("Input") if original and album.takes(original) else None,
+        across=[f"{scale:g}" for scale in across],
+        rows=[(f"{text:g}", [pictures.get((text, image)) for image in across]) for text in down],
+    )
 
 
-def headlines(facts: RunFacts) -> list[Section]:
-    """The few figures that sum the run up: title, value and a line beneath."""
-    found = facts.figures
-    tiles = _judged(found) if found.get("success") is not None else _measured(found)
+Tile = tuple[str, str, str]
+"""A title, a figure and a line beneath."""
+
+
+JUDGED_TILES = {
+    "success": ("Edits that succeed", "done and kept"),
+    "done": ("Done", "the change is there"),
+    "kept": ("Kept", "all else as before"),
+}
+MEASURED_TILES = {"clip_direction": "CLIP direction", "clip_image": "CLIP image similarity"}
+
+
+def headlines(facts: RunFacts) -> list[Tile]:
+    """Returns the few figures that sum the run up."""
+    tiles = _editor_tiles(facts.evaluation.editor)
     if total := facts.candidates.num_rows:
         num = num_accepted(facts)
-        tiles.append(_tile("Accepted pairs", count(num), f"{percent(num / total)} of {count(total)} candidates"))
-    precision = precisions(facts)
-    if right := precision["accepted"]:
-        everything = precision["all"]
-        note = f"{percent(everything['value'])} of all candidates" if everything else "by the oracle"
-        tiles.append(_tile("Accepted that are right", percent(right["value"]), note))
+        tiles.append(("Accepted pairs", count(num), f"{percent(num / total)} of {count(total)} candidates"))
+    accepted, everything = (figures and figures.get("success") for figures in precisions(facts))
+    if accepted:
+        note = f"{percent(everything.value)} of all candidates" if everything else "by the oracle"
+        tiles.append(("Accepted that are right", percent(accepted.value), note))
     if facts.seconds:
-        tiles.append(_tile("Time", _minutes(sum(facts.seconds.values())), "all stages"))
+        tiles.append(("Time", duration(sum(facts.seconds.values())), "all stages"))
     return tiles
 
 
-def _judged(found: Row) -> list[Section]:
-    names = {"success": ("Edits that succeed", "done and kept"), "done": ("Done", "the change is there")}
-    names["kept"] = ("Kept", "all else as before")
-    tiles = []
-    for name, (title, note) in names.items():
-        spread = f"{percents(*found[f'{name}_interval'])} (95\u00a0%), n\u00a0=\u00a0{found['n']}"
-        tiles.append(_tile(title, percent(found[name]), f"{note}; {spread}"))
-    return tiles
+def _editor_tiles(figures: Figures) -> list[Tile]:
+    """Returns the oracle's shares, or CLIP's similarities if there is no oracle."""
+    tiles, n = [], f"n\u00a0=\u00a0{count(figures.n)}"
+    if figures.get("success"):
+        for name, (title, note) in JUDGED_TILES.items():
+            if figure := figures.get(name):
+                note = f"{note}\n{percents(*figure.bounds)} (95\u00a0%), {n}"
+                tiles.append((title, percent(figure.value), note))
+        return tiles
+    measured = {title: figure for name, title in MEASURED_TILES.items() if (figure := figures.get(name))}
+    return [(title, score(figure.value), f"held-out edits, {n}") for title, figure in measured.items()]
 
 
-def _measured(found: Row) -> list[Section]:
-    tiles = []
-    if is_number(found.get("clip_direction")):
-        tiles.append(_tile("CLIP direction", score(found["clip_direction"]), f"{count(found['n'])} held-out edits"))
-    if is_number(found.get("clip_image")):
-        tiles.append(_tile("CLIP image similarity", score(found["clip_image"]), "original against edited"))
-    return tiles
-
-
-def _tile(title: str, value: str, note: str) -> Section:
-    return {"title": title, "value": value, "note": note}
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-MOST_SIGNS = 2_000
-"""Of a setting: a long list is cut."""
-
-
-def setting_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The config as (dotted name, value) lines."""
+def setting_rows(settings: Iterable[tuple[str, object]]) -> list[tuple[str, str]]:
+    """Lists settings, nested ones too, as (dotted name, value)."""
     rows: list[tuple[str, str]] = []
-    for key, value in config.items():
+    for key, value in settings:
         if isinstance(value, dict) and value:
-            rows += [(f"{key}.{name}", text) for name, text in setting_rows(value)]
+            rows += [(f"{key}.{name}", text) for name, text in setting_rows(value.items())]
         else:
             rows.append((key, str(value)[:MOST_SIGNS]))
     return rows

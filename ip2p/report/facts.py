@@ -1,331 +1,288 @@
-"""What a run folder has to tell: every table and figure the report shows, each left out where it is not there.
-
-A missing or unreadable part is None or empty, never an error: a report of half a run is still a report. Tables stay
-columns, and only so many rows become more than that, so that a large run is read as quickly as a small one.
-"""
+"""The records that a report is made of: edits with their scores, figures with their intervals, and who is chosen."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.metadata
-import json
-import logging
 import math
-import platform
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeGuard, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ip2p import store
-from ip2p.config import PipelineConfig, to_dict
-from ip2p.prompts.inspection import COLUMNS as GENERATION_COLUMNS
+from ip2p.evaluation.cases import EditJudgement
+from ip2p.evaluation.metrics import Interval, types_of
 from ip2p.scoring import SCORE_COLUMNS
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-Row = dict[str, Any]
+Json = Mapping[str, object]
+"""A JSON object, or the row of a table."""
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
-PACKAGES = (
-    "ip2p",
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "open-clip-torch",
-    "datasets",
-    "pyarrow",
-    "prefect",
-)
-CLIP = ("clip_original", "clip_edited", "clip_direction", "clip_image")
-TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
-MOST_GENERATIONS = 20_000
-"""Answers of the language model whose words are counted."""
-MOST_EDITS = 10_000
-"""Held-out edits of one file."""
-NOT_SHOWN = ("kind", "seed", "guidance_scale", "image_guidance_scale", "strength", "session", "is_last")
-"""Columns of the edits that no card says."""
-
-_CANDIDATE = ("edit_type", "accepted", "reason", *CLIP)
-_COSTS = ("guidance_scale", "shared_steps", "first_look")
-_EXTRA_SCORES = tuple(column for column in SCORE_COLUMNS if column not in CLIP)
-_EDIT = ("case", "edit_type", "edit_prompt")
-_JUDGED = ("triplet_id", "candidate", "edit_type", "accepted", "success", "done", "kept", "legible")
+_SETTINGS = ("kind", "seed", "guidance_scale", "image_guidance_scale", "strength", "session", "is_last")
+"""Columns of held-out edits that tell how an edit was made."""
 
 
-def _empty() -> pa.Table:
-    return pa.table({})
+def is_number(value: object) -> TypeGuard[float]:
+    """True for what can be printed as a figure."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFacts:
-    """Everything that was found; the tables without their pictures."""
-
-    name: str
-    config: Row
-    summary: Row = field(default_factory=dict)
-    triplets: pa.Table = field(default_factory=_empty)
-    """Caption and reason of every answer of the language model."""
-    generations: list[Row] = field(default_factory=list)
-    """Whole rows of the triplets, of at most MOST_GENERATIONS."""
-    candidates: pa.Table = field(default_factory=_empty)
-    pairs: list[Row] = field(default_factory=list)
-    """Rows of the pairs table, as many as `choosing` allows; `file` and `index` say where the pictures are."""
-    oracle: pa.Table = field(default_factory=_empty)
-    """The domain's verdicts of pairs."""
-    loss: list[Row] = field(default_factory=list)
-    figures: Row = field(default_factory=dict)
-    """The evaluation's figures."""
-    edits: list[Row] = field(default_factory=list)
-    """The trained editor's held-out edits; `file` and `index` say where the pictures are."""
-    cases: Path | None = None
-    grids: Path | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-
-def read_run(config: PipelineConfig) -> RunFacts:
-    """Reads all that the run folder of a config holds."""
-    run = store.RunFolder(config.out)
-    summary = _or(dict[str, Any](), lambda: _mapping(store.read_json(run.root / "summary.json")))
-    figures = _or(dict[str, Any](), lambda: _mapping(store.read_json(run.evaluation / "figures.json")))
-    return RunFacts(
-        name=run.root.resolve().name,
-        config=to_dict(config),
-        summary=summary,
-        triplets=read_table(run.shards("triplets"), ("caption", "reason")),
-        generations=_read_some(run.shards("triplets"), GENERATION_COLUMNS, MOST_GENERATIONS),
-        candidates=read_table(run.shards("candidates"), _CANDIDATE, (*_COSTS, *_EXTRA_SCORES)),
-        pairs=_read_pairs(run),
-        oracle=read_table(run.shards("evaluation/oracle"), _JUDGED),
-        loss=_or([], lambda: _read_lines(run.training / "loss.jsonl")),
-        figures=figures,
-        edits=_read_edits(run, figures),
-        cases=_existing(run.evaluation / "cases.parquet"),
-        grids=_existing(run.evaluation / "grids.parquet"),
-        seconds=_read_seconds(run, summary, figures),
-        versions=_read_versions(run),
-    )
-
-
-def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None
-
-
-def _or(default: T, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except FileNotFoundError:
-        return default
-    except UNREADABLE as error:
-        logger.warning("left out of the report: %s", error)
-        return default
-
-
-def _mapping(value: Any) -> Row:
+def mapping(value: object) -> dict[str, object]:
+    """Returns what should be a JSON object, or an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def read_table(files: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    """Columns of all files as one table, without files that cannot be read; `optional` ones where they are."""
-    read = functools.partial(_read_columns, columns=columns, optional=optional)
-    tables = [table for file in files if (table := _or(None, functools.partial(read, file))) is not None]
-    if not tables:
-        return _empty()
-    return _or(_empty(), lambda: pa.concat_tables(tables, promote_options="permissive"))
+def sequence(value: object) -> list[object]:
+    """Returns what should be a JSON array, or an empty one."""
+    return value if isinstance(value, list) else []
 
 
-def _read_columns(
-    file: Path, columns: Sequence[str], optional: Sequence[str] = (), num_rows: int | None = None
-) -> pa.Table | None:
-    with pq.ParquetFile(file) as opened:
-        there = set(opened.schema_arrow.names)
-        if missing := [name for name in columns if name not in there]:
-            raise KeyError(f"{file.name} has no column {', '.join(missing)}")
-        wanted = [*columns, *(name for name in optional if name in there)]
-        if num_rows is None or num_rows >= opened.metadata.num_rows:
-            return opened.read(columns=wanted)
-        batches = opened.iter_batches(batch_size=num_rows, columns=wanted)
-        return pa.Table.from_batches([next(batches)])
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A share or a mean, with its 95 % interval if it has one."""
+
+    value: float
+    interval: Interval | None = None
+
+    @property
+    def bounds(self) -> Interval:
+        """Returns the interval, or the value twice."""
+        return self.interval or (self.value, self.value)
 
 
-def _read_some(
-    files: Sequence[Path], columns: Sequence[str], most: int, optional: Sequence[str] = (), *, where: bool = False
-) -> list[Row]:
-    """The first rows of every file, at most so many in all."""
-    rows: list[Row] = []
-    for number, file in enumerate(files):
-        num = -(-(most - len(rows)) // (len(files) - number))
-        read = functools.partial(_read_columns, file, columns, optional, num)
-        table: pa.Table | None = _or(None, read)
-        found: list[Row] = [] if table is None else table.to_pylist()
-        rows += [row | {"file": file, "index": index} for index, row in enumerate(found)] if where else found
-    return rows[:most]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Figures over some edits: an editor's, those of an edit type, or those of a point of a curve."""
+
+    n: int
+    values: Mapping[str, Figure]
+    """Figures by column; those of a point of a curve include its settings."""
+    by_type: Mapping[str, Figures] = field(default_factory=dict)
+
+    def get(self, name: str) -> Figure | None:
+        """Returns a figure; None if it was not measured."""
+        return self.values.get(name)
 
 
-def _read_pairs(run: store.RunFolder) -> list[Row]:
-    """Rows from all over the run, of no more shards than can be looked into."""
-    shards = spread(run.shards("pairs"), MOST_SHARDS)
-    needed = ("triplet_id", "candidate", *_CANDIDATE, *TEXTS)
-    rows: list[Row] = []
-    for shard in shards:
-        readable = _or(0, functools.partial(num_readable, shard, len(shards)))
-        rows += _read_some([shard], needed, readable, _EXTRA_SCORES, where=True) if readable else []
-    return rows
+def read_figures(raw: object) -> Figures:
+    """Reads a part of figures.json; what is not a finite number is left out."""
+    given = mapping(raw)
+    names = [name for name in given if is_number(given[name]) and name != "n"]
+    return Figures(
+        n=count_of(given.get("n")),
+        values={name: figure for name in names if (figure := read_figure(given[name], given.get(f"{name}_interval")))},
+        by_type={kind: read_figures(part) for kind, part in mapping(given.get("by_type")).items()},
+    )
 
 
-def _read_edits(run: store.RunFolder, figures: Row) -> list[Row]:
-    names = [str(name) for name in figures.get("parts") or ()]
-    files = [run.evaluation / "parts" / f"{name}.parquet" for name in names if name.startswith("model-")]
-    found = [row for file in files for row in _read_some([file], _EDIT, MOST_EDITS, _other_columns(file), where=True)]
-    return [row | {"file": run.evaluation / "edits" / row["file"].name} for row in found]
+def read_figure(value: object, interval: object = None) -> Figure | None:
+    """Reads a figure and its interval; None if it is not a finite number."""
+    if not is_number(value):
+        return None
+    bounds = [bound for bound in sequence(interval) if is_number(bound)]
+    return Figure(value, (bounds[0], bounds[1]) if len(bounds) == 2 else None)
 
 
-def _other_columns(file: Path) -> list[str]:
-    names: list[str] = _or([], lambda: list(pq.read_schema(file).names))
-    return [name for name in names if name not in (*_EDIT, *NOT_SHOWN)]
+def read_curves(raw: object) -> dict[str, list[Figures]]:
+    """Reads curves by name, without those that have no point."""
+    return {name: [read_figures(point) for point in sequence(curve)] for name, curve in mapping(raw).items() if curve}
 
 
-def _read_lines(path: Path) -> list[Row]:
-    rows = []
-    for line in path.read_text().splitlines():
-        row = _or(Row(), functools.partial(_parse, line))
-        if isinstance(row.get("step"), int) and isinstance(row.get("loss"), int | float):
-            rows.append(row)
-    return rows
+def count_of(value: object) -> int:
+    """Reads a number of things; 0 if it is not given."""
+    return int(value) if is_number(value) else 0
 
 
-def _parse(line: str) -> Row:
-    return _mapping(json.loads(line))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The evaluation's figures."""
+
+    editor: Figures
+    """The trained editor's."""
+    baselines: Mapping[str, Figures]
+    curve: Sequence[Figures]
+    """The trained editor's points over the image guidance."""
+    curves: Mapping[str, Sequence[Figures]]
+    paired: Mapping[str, object]
+    """The trained editor against each baseline, as `evaluation.metrics.paired` returns it."""
+    judge: Json
+    """The CLIP that judges, and the one that filtered the training pairs."""
+    skipped: str
+    """Why there are no figures, if that is known."""
+    parts: Sequence[str]
 
 
-def _read_seconds(run: store.RunFolder, summary: Row, figures: Row) -> dict[str, float]:
-    """Seconds per stage: what the summary says, else the sum over the shards' sidecars."""
-    seconds: dict[str, float] = {}
-    folders = {"prompts": "triplets", "rendering": "candidates", "dataset": "", "training": "", "evaluation": ""}
-    for stage, folder in folders.items():
-        told = _mapping(summary.get(stage)).get("seconds")
-        if told is None and stage == "evaluation":
-            told = figures.get("seconds")
-        if told is None and folder:
-            sidecars = [store.read_sidecar(path) for path in run.shards(folder)]
-            told = sum(sidecar.seconds for sidecar in sidecars if sidecar) or None
-        if isinstance(told, int | float):
-            seconds[stage] = float(told)
-    return seconds
+def read_evaluation(raw: Json) -> Evaluation:
+    """Reads an evaluation's figures.json."""
+    baselines = {name: read_figures(part) for name, part in mapping(raw.get("baselines")).items()}
+    return Evaluation(
+        editor=read_figures(raw),
+        baselines={name: figures for name, figures in baselines.items() if figures.n},
+        curve=[read_figures(point) for point in sequence(raw.get("curve"))],
+        curves=read_curves(raw.get("curves")),
+        paired=mapping(raw.get("paired")),
+        judge=mapping(raw.get("judge")),
+        skipped=str(raw.get("skipped") or ""),
+        parts=[str(name) for name in sequence(raw.get("parts"))],
+    )
 
 
-def _read_versions(run: store.RunFolder) -> dict[str, str]:
-    """What the run says it was made with; this process's own versions where it says nothing."""
-    told = _or(dict[str, Any](), lambda: _mapping(_mapping(store.read_json(run.root / "config.json"))["environment"]))
-    libraries = {**{name: told.get(name) for name in ("commit", "ip2p", "python")}, **_mapping(told.get("libraries"))}
-    return {name: str(value) for name, value in libraries.items() if value} or read_versions()
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The row of a table that holds pictures."""
+
+    file: Path
+    index: int
 
 
-def read_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results, without importing them."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """A picture that was edited by an instruction, and what is known of the edit."""
+
+    place: Place
+    edit_type: str
+    original_prompt: str = ""
+    edit_prompt: str = ""
+    edited_prompt: str = ""
+    scores: Mapping[str, float]
+    judgement: EditJudgement | None = None
+    """The domain's verdict; None if no domain judged it."""
+    key: str
+    """Names the edit, for draws by hash."""
+
+    @property
+    def outcome(self) -> str | None:
+        """Returns the oracle's verdict in a word; None if there is none."""
+        if self.judgement is None:
+            return None
+        if self.judgement.success:
+            return "success"
+        if not self.judgement.legible:
+            return "illegible"
+        return "done" if self.judgement.done else "kept" if self.judgement.kept else "neither"
 
 
-MOST_SHARDS = 24
-"""Shards that pairs are taken from."""
-MOST_PAIRS = 20_000
-"""Pairs that are chosen from."""
-MOST_BYTES = 1_500_000_000
-"""Bytes of pictures that are passed over to reach the chosen ones: parquet reads a column from its start."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(Edit):
+    """A rendered pair."""
+
+    accepted: bool
+    reason: str
 
 
-def spread(files: Sequence[T], most: int) -> list[T]:
-    """At most so many, evenly from first to last."""
-    if len(files) <= most:
-        return list(files)
-    return [files[number * len(files) // most] for number in range(most)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutEdit(Edit):
+    """What an editor made of a held-out picture."""
+
+    case: int
+    no_op: bool | None = None
+    """True if the output is practically the input; None if that was not measured."""
 
 
-def num_readable(shard: Path, num_shards: int) -> int:
-    """How many of a shard's first rows are chosen from, where so many shards share what is allowed."""
-    found = pq.read_metadata(shard)
-    if not found.num_rows:
-        return 0
-    groups = [found.row_group(number) for number in range(found.num_row_groups)]
-    per_row = sum(group.total_byte_size for group in groups) / found.num_rows
-    affordable = MOST_BYTES / num_shards / max(1.0, per_row)
-    return int(max(1, min(found.num_rows, MOST_PAIRS // num_shards, affordable)))
+E = TypeVar("E", bound=Edit)
 
 
-def take_turns(rows: Sequence[Row], group: Callable[[Row], Any], num: int) -> list[Row]:
-    """At most `num` rows, in turns from every group; rows of a group and groups of a turn in an order by hash."""
-    groups: dict[Any, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=_shuffle_key):
-        groups[group(row)].append(row)
-    turns = [(turn, _hashed(f"{turn}/{name}"), row) for name, some in groups.items() for turn, row in enumerate(some)]
-    return [row for _, _, row in sorted(turns, key=lambda item: item[:2])[:num]]
+def edit_types_of(edits: Sequence[Edit], order: Sequence[str] = ()) -> list[str]:
+    """Returns the edit types that occur, in the given order."""
+    return types_of(({"edit_type": edit.edit_type} for edit in edits), order)
 
 
-def _shuffle_key(row: Row) -> str:
-    return _hashed(f"{row.get('triplet_id', '')}/{row.get('candidate', row.get('case', ''))}")
+def held_out_edit(row: Json, place: Place) -> HeldOutEdit:
+    """Reads a row of an evaluation's parts."""
+    other = {name: value for name, value in row.items() if name not in (*_SETTINGS, "case")}
+    return HeldOutEdit(
+        place=place,
+        **_texts_of(row),
+        key=f"/{row['case']}",
+        case=count_of(row["case"]),
+        no_op=None if row.get("no_op") is None else bool(row["no_op"]),
+        judgement=judgement_of(row),
+        scores={name: value for name, value in other.items() if is_number(value)},
+    )
+
+
+def pair_of(row: Json, place: Place, judgements: Mapping[tuple[str, int], EditJudgement | None]) -> Pair:
+    """Reads a row of the pairs table; `judgements` are by (triplet id, candidate)."""
+    triplet_id, candidate = str(row["triplet_id"]), count_of(row["candidate"])
+    return Pair(
+        place=place,
+        **_texts_of(row),
+        key=f"{triplet_id}/{candidate}",
+        accepted=bool(row["accepted"]),
+        reason=str(row["reason"] or ""),
+        judgement=judgements.get((triplet_id, candidate)),
+        scores={name: value for name in SCORE_COLUMNS if is_number(value := row.get(name))},
+    )
+
+
+def _texts_of(row: Json) -> dict[str, str]:
+    return {name: str(row.get(name) or "") for name in ("edit_type", "original_prompt", "edit_prompt", "edited_prompt")}
+
+
+def judgement_of(row: Json) -> EditJudgement | None:
+    """Reads the domain's verdict; None if there is none."""
+    if row.get("success") is None:
+        return None
+    return EditJudgement(done=bool(row["done"]), kept=bool(row["kept"]), legible=bool(row["legible"]))
+
+
+def take_turns(edits: Sequence[E], group: Callable[[E], object], num: int) -> list[E]:
+    """Returns at most `num` edits, in turns from every group; edits of a group and groups of a turn ordered by hash."""
+    groups: dict[object, list[E]] = defaultdict(list)
+    for edit in sorted(edits, key=lambda edit: _hashed(edit.key)):
+        groups[group(edit)].append(edit)
+    turns = [(turn, _hashed(f"{turn}/{name}"), edit) for name, some in groups.items() for turn, edit in enumerate(some)]
+    return [edit for _, _, edit in sorted(turns, key=lambda item: item[:2])[:num]]
 
 
 def _hashed(words: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def rank_edits(rows: Sequence[Row]) -> list[Row]:
-    """From the best to the worst: by the oracle's verdict first, then by CLIP; without those that nothing tells apart.
+def rank_edits(edits: Sequence[HeldOutEdit]) -> list[HeldOutEdit]:
+    """Ranks from the best to the worst: by the oracle's verdict first, then by CLIP. Empty if all are alike.
 
-    CLIP's word is the mean rank by direction and by image similarity, for the two differ in unit and spread: who leaves
-    the input as it was ranks low in the first, who draws another picture in the second.
+    CLIP's part is the mean rank by direction and by image similarity, since the two differ in unit and spread: leaving
+    the input as it was ranks low in the first, drawing another picture in the second.
     """
-    marks = [_mark(row) for row in rows]
-    ranks = [_ranks([row.get(name) for row in rows]) for name in ("clip_direction", "clip_image")]
-    told = [some for some in ranks if some is not None]
-    if not told and len(set(marks)) < 2:
+    marks = [_mark(edit) for edit in edits]
+    ranks = [_ranks([edit.scores.get(name, math.nan) for edit in edits]) for name in ("clip_direction", "clip_image")]
+    measured = [by_score for by_score in ranks if by_score is not None]
+    if not measured and len(set(marks)) < 2:
         return []
-    clip = np.mean(told, axis=0) if told else np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda number: (-marks[number], -clip[number], rows[number]["case"]))
-    return [rows[number] for number in order]
+    clip = np.mean(measured, axis=0) if measured else np.zeros(len(edits))
+    order = sorted(range(len(edits)), key=lambda number: (-marks[number], -clip[number], edits[number].case))
+    return [edits[number] for number in order]
 
 
-def first_of_each(rows: Sequence[Row], num: int, most: int) -> list[Row]:
-    """The first rows, no more than `most` of an edit type: the easiest type would fill every place."""
-    seen: Counter[Any] = Counter()
-    chosen: list[Row] = []
-    for row in rows:
-        seen[row["edit_type"]] += 1
-        if seen[row["edit_type"]] <= most and len(chosen) < num:
-            chosen.append(row)
+def first_of_each(edits: Sequence[E], num: int, most: int) -> list[E]:
+    """Returns the first edits, no more than `most` of an edit type: the easiest type would fill every place."""
+    counts: Counter[str] = Counter()
+    chosen: list[E] = []
+    for edit in edits:
+        counts[edit.edit_type] += 1
+        if counts[edit.edit_type] <= most and len(chosen) < num:
+            chosen.append(edit)
     return chosen
 
 
-def _mark(row: Mapping[str, Any]) -> float:
-    """3 for a success, then how much of it holds; an edit that nobody judged has 0."""
-    if row.get("success") is None:
-        return 0.0
-    return 3.0 * bool(row["success"]) + bool(row.get("done")) + bool(row.get("kept")) + bool(row.get("legible"))
+def _mark(edit: Edit) -> float:
+    """Returns 3 for a success, plus 1 for each part that holds; 0 for an edit that nobody judged."""
+    judgement = edit.judgement
+    return 0.0 if judgement is None else 3.0 * judgement.success + judgement.done + judgement.kept + judgement.legible
 
 
-def _ranks(values: Sequence[float | None]) -> Any:
-    """Mean ranks in 0 … 1, what has no value in the middle; None where fewer than two have one."""
-    found = np.array([math.nan if value is None else value for value in values], np.float64)
-    finite = np.isfinite(found)
+def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64] | None:
+    """Returns mean ranks in 0 … 1, with 0.5 for NaN; None if fewer than two are numbers."""
+    finite = np.isfinite(values)
     if finite.sum() < 2:
         return None
     from scipy.stats import rankdata
 
-    ranks = np.full(len(found), 0.5)
-    ranks[finite] = (rankdata(found[finite]) - 1) / (finite.sum() - 1)
+    ranks = np.full(len(values), 0.5)
+    ranks[finite] = (rankdata(np.asarray(values)[finite]) - 1) / (finite.sum() - 1)
     return ranks

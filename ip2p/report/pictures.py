@@ -1,6 +1,6 @@
-"""Pictures inside the page: thumbnails as WebP, read a few at a time, and a budget of bytes that they share.
+"""Pictures of the report: thumbnails inside the page within a budget of bytes, and PNG sheets beside it.
 
-Small pictures stay lossless and are enlarged pixel by pixel; large ones are reduced.
+In the page, small pictures stay lossless and are enlarged pixel by pixel; large ones are reduced.
 """
 
 from __future__ import annotations
@@ -10,21 +10,16 @@ import io
 import logging
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from ip2p.evaluation.cases import Pixels
-from ip2p.evaluation.metrics import types_of
-from ip2p.images import open_pixels
-from ip2p.report.charts import band_of, usable
-from ip2p.report.facts import UNREADABLE, Row, RunFacts, take_turns
-from ip2p.store import write_atomic
+from ip2p.images import encode_png, open_picture
+from ip2p.report.facts import UNREADABLE, HeldOutEdit, Pair, Place, edit_types_of, take_turns
+from ip2p.store import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +33,8 @@ BUFFER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """An inlined picture and the size at which it is shown."""
+class Thumbnail:
+    """A picture inside the page and the size at which it is shown."""
 
     uri: str
     width: int
@@ -47,20 +42,20 @@ class Picture:
     pixelated: bool
     alt: str = ""
 
-    def saying(self, alt: str) -> Picture:
-        """The same with words for those who do not see it."""
+    def described(self, alt: str) -> Thumbnail:
+        """Returns the same with words for those who do not see it."""
         return replace(self, alt=alt)
 
 
 @dataclass(slots=True)
 class Album:
-    """How many bytes of pictures a section may still hold, and what did not fit."""
+    """How many bytes of pictures a section may still hold, and how many cards did not fit."""
 
     bytes_left: int
     num_left_out: int = 0
 
-    def takes(self, *pictures: Picture) -> bool:
-        """Counts pictures in, all or none of them."""
+    def takes(self, *pictures: Thumbnail) -> bool:
+        """Takes all the pictures of a card, or none of them."""
         size = sum(len(picture.uri) for picture in pictures)
         if size > self.bytes_left:
             self.num_left_out += 1
@@ -69,8 +64,8 @@ class Album:
         return True
 
 
-def inline(content: bytes) -> Picture | None:
-    """A picture as a data URI; None where it does not decode."""
+def inline(content: bytes) -> Thumbnail | None:
+    """Returns a picture as a data URI; None if it does not decode."""
     try:
         with Image.open(io.BytesIO(content)) as opened:
             opened.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))
@@ -83,105 +78,95 @@ def inline(content: bytes) -> Picture | None:
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=small, quality=QUALITY)
-    shown = 2 if small else 1
+    scale = 2 if small else 1
     uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(uri, image.width * shown, image.height * shown, small)
+    return Thumbnail(uri, image.width * scale, image.height * scale, small)
 
 
-def read_pictures(rows: Sequence[Row], columns: Sequence[str]) -> list[list[Picture] | None]:
-    """Thumbnails of rows that say where their pictures are; None for a row whose pictures are gone."""
-    found: dict[tuple[Path, int], list[Picture]] = {}
-    for place, cells in _read_all(rows, columns):
-        pictures = [picture for cell in cells if (picture := inline(cell)) is not None]
-        if len(pictures) == len(columns):
-            found[place] = pictures
-    return [found.get((row["file"], row["index"])) for row in rows]
+def read_pictures(places: Sequence[Place], column: str) -> list[Thumbnail | None]:
+    """Reads thumbnails; None for a picture that is gone or does not decode."""
+    pictures = {place: inline(content) for place, content in _read(places, column)}
+    return [pictures.get(place) for place in places]
 
 
-def read_images(rows: Sequence[Row], columns: Sequence[str]) -> list[list[bytes] | None]:
-    """The encoded pictures of a few rows, as they are; None for a row whose pictures are gone."""
-    found = dict(_read_all(rows, columns))
-    return [found.get((row["file"], row["index"])) for row in rows]
+def read_images(places: Sequence[Place], column: str) -> list[bytes | None]:
+    """Reads a few encoded pictures as they are; None for one that is gone."""
+    contents = dict(_read(places, column))
+    return [contents.get(place) for place in places]
 
 
-def _read_all(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[tuple[tuple[Path, int], list[bytes]]]:
-    wanted: dict[Path, set[int]] = defaultdict(set)
-    for row in rows:
-        wanted[row["file"]].add(row["index"])
-    for file, indices in wanted.items():
+def _read(places: Sequence[Place], column: str) -> Iterator[tuple[Place, bytes]]:
+    indices: dict[Path, set[int]] = defaultdict(set)
+    for place in places:
+        indices[place.file].add(place.index)
+    for file, inside in indices.items():
         try:
-            for index, cells in _read_cells(file, indices, columns):
-                yield (file, index), cells
+            for index, content in _read_file(file, inside, column):
+                yield Place(file, index), content
         except UNREADABLE as error:
             logger.warning("left pictures of %s out of the report: %s", file.name, error)
 
 
-def _read_cells(file: Path, wanted: set[int], columns: Sequence[str]) -> Iterator[tuple[int, list[bytes]]]:
-    """(index, pictures) of the wanted rows, without ever holding more than some rows."""
+def _read_file(file: Path, indices: set[int], column: str) -> Iterator[tuple[int, bytes]]:
+    """Reads (index, picture) of some rows without ever holding more than ROWS_AT_ONCE."""
     with pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as opened:
         start = 0
         for group in range(opened.num_row_groups):
             end = start + opened.metadata.row_group(group).num_rows
-            if inside := {index - start for index in wanted if start <= index < end}:
-                for index, cells in _read_group(opened, group, inside, columns):
-                    yield start + index, cells
+            if inside := {index - start for index in indices if start <= index < end}:
+                for index, content in _read_group(opened, group, inside, column):
+                    yield start + index, content
             start = end
 
 
-def _read_group(
-    opened: pq.ParquetFile, group: int, wanted: set[int], columns: Sequence[str]
-) -> Iterator[tuple[int, list[bytes]]]:
-    start, last = 0, max(wanted)
-    for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
-        for index in sorted(wanted.intersection(range(start, start + batch.num_rows))):
-            cells = [batch[name][index - start].as_py() for name in columns]
-            if all(cell and cell.get("bytes") for cell in cells):
-                yield index, [cell["bytes"] for cell in cells]
+def _read_group(opened: pq.ParquetFile, group: int, indices: set[int], column: str) -> Iterator[tuple[int, bytes]]:
+    start, last = 0, max(indices)
+    for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+        for index in sorted(indices.intersection(range(start, start + batch.num_rows))):
+            cell = batch[column][index - start].as_py()
+            if cell and cell.get("bytes"):
+                yield index, cell["bytes"]
         start += batch.num_rows
         if start > last:
             return
 
 
 SIDE = 192
-"""Pictures are shown at this many pixels or the next whole multiple of their own size below."""
+"""Pictures of the strips are shown at this size or the next whole multiple of their own below it."""
 GAP = 14
+PER_ROW = 7
 INK = (40, 43, 48)
-MUTED = (110, 116, 126)
 
 
-def write_strip(path: Path, facts: RunFacts) -> Path | None:
-    """One held-out edit per edit type, the first that succeeded: input above, output below, instruction beneath."""
-    kinds = types_of(facts.edits, list(facts.figures.get("by_type") or {}))
-    rows = [_first_good([row for row in facts.edits if row["edit_type"] == kind]) for kind in kinds]
-    if not rows or facts.cases is None:
-        return None
-    inputs = read_images([{"file": facts.cases, "index": row["case"]} for row in rows], ("original_image",))
-    outputs = read_images(rows, ("edited_image",))
-    columns = [
-        ([one[0], other[0]], row["edit_prompt"])
-        for row, one, other in zip(rows, inputs, outputs, strict=True)
-        if one and other
-    ]
-    return _write(path, columns, 7)
+def write_strip(path: Path, edits: Sequence[HeldOutEdit], cases: Path | None, order: Sequence[str]) -> None:
+    """Writes one held-out edit per edit type, the first that succeeded: input above output above the instruction."""
+    if cases is None:
+        return
+    by_type = [[edit for edit in edits if edit.edit_type == kind] for kind in edit_types_of(edits, order)]
+    firsts = [min(some, key=lambda edit: (edit.outcome != "success", edit.case)) for some in by_type]
+    inputs = read_images([Place(cases, edit.case) for edit in firsts], "original_image")
+    outputs = read_images([edit.place for edit in firsts], "edited_image")
+    _write_columns(path, inputs, outputs, [edit.edit_prompt for edit in firsts])
 
 
-def _first_good(rows: Sequence[Row]) -> Row:
-    return min(rows, key=lambda row: (not row.get("success"), row["case"]))
+def write_pairs(path: Path, pairs: Sequence[Pair], num: int = 2 * PER_ROW) -> None:
+    """Writes accepted pairs, in turns from every edit type: original above edited above the instruction."""
+    chosen = take_turns([pair for pair in pairs if pair.accepted], lambda pair: pair.edit_type, num)
+    originals, edited = (
+        read_images([pair.place for pair in chosen], f"{side}_image") for side in ("original", "edited")
+    )
+    _write_columns(path, originals, edited, [pair.edit_prompt for pair in chosen])
 
 
-def write_pairs(path: Path, facts: RunFacts, num: int = 14) -> Path | None:
-    """Accepted pairs, in turns from every edit type: original above, edited below."""
-    rows = take_turns([row for row in facts.pairs if row["accepted"]], lambda row: row["edit_type"], num)
-    found = read_images(rows, ("original_image", "edited_image"))
-    columns = [(images, row["edit_prompt"]) for row, images in zip(rows, found, strict=True) if images]
-    return _write(path, columns, 7)
-
-
-def _write(path: Path, columns: Sequence[tuple[Sequence[bytes], str]], per_row: int) -> Path | None:
-    if not columns:
-        return None
-    blocks = [_column(pictures, words) for pictures, words in columns]
-    rows = [blocks[start : start + per_row] for start in range(0, len(blocks), per_row)]
+def _write_columns(
+    path: Path, uppers: Sequence[bytes | None], lowers: Sequence[bytes | None], instructions: Sequence[str]
+) -> None:
+    """Writes columns of two pictures and an instruction, PER_ROW in a row; nothing if there are none."""
+    columns = zip(uppers, lowers, instructions, strict=True)
+    blocks = [_column(upper, lower, words) for upper, lower, words in columns if upper and lower]
+    if not blocks:
+        return
+    rows = [blocks[start : start + PER_ROW] for start in range(0, len(blocks), PER_ROW)]
     width = max(sum(block.width + GAP for block in row) for row in rows) + GAP
     sheet = Image.new("RGB", (width, sum(max(block.height for block in row) for row in rows) + GAP), "white")
     top = GAP
@@ -191,27 +176,24 @@ def _write(path: Path, columns: Sequence[tuple[Sequence[bytes], str]], per_row: 
             sheet.paste(block, (left, top))
             left += block.width + GAP
         top += max(block.height for block in row)
-    write_png(path, np.asarray(sheet))
-    return path
+    write_bytes(path, encode_png(sheet))
 
 
-def _column(pictures: Sequence[bytes], words: str) -> Image.Image:
-    shown = [_enlarged(content) for content in pictures]
-    width, height = shown[0].size
-    font = ImageFont.load_default(15)
+def _column(upper: bytes, lower: bytes, words: str) -> Image.Image:
+    pictures = [_scaled(upper), _scaled(lower)]
+    width, height = pictures[0].size
     lines = textwrap.wrap(words, max(10, int(width / 8)))[:3]
-    block = Image.new("RGB", (width, len(shown) * (height + 6) + 20 * len(lines) + 18), "white")
-    for index, image in enumerate(shown):
+    block = Image.new("RGB", (width, 2 * (height + 6) + 20 * len(lines) + 18), "white")
+    for index, image in enumerate(pictures):
         block.paste(image, (0, index * (height + 6)))
-    brush = ImageDraw.Draw(block)
+    brush, font = ImageDraw.Draw(block), ImageFont.load_default(15)
     for index, line in enumerate(lines):
-        place = (width / 2, len(shown) * (height + 6) + 4 + 20 * index)
-        brush.text(place, line, fill=INK, font=font, anchor="ma")
+        brush.text((width / 2, 2 * (height + 6) + 4 + 20 * index), line, fill=INK, font=font, anchor="ma")
     return block
 
 
-def _enlarged(content: bytes) -> Image.Image:
-    image = Image.fromarray(open_pixels(content))
+def _scaled(content: bytes) -> Image.Image:
+    image = open_picture(content)
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         return image
@@ -219,56 +201,67 @@ def _enlarged(content: bytes) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def write_curve(path: Path, facts: RunFacts) -> Path | None:
-    """CLIP image similarity against direction over the image guidance scale, with 95 % bands."""
-    points = usable({"": facts.figures.get("curve") or []}).get("")
-    if not points:
-        return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    _draw_curve(figure.add_subplot(), points)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-
-    def write(file: Any) -> None:
-        file.write(buffer.getvalue())
-
-    write_atomic(path, write)
-    return path
+EDITS_PER_SHEET = 16
+SHEET_COLUMNS, SHEET_GAP = 4, 6
 
 
-def _draw_curve(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path as Outline
+def write_edit_sheets(folder: Path, parts: Sequence[str]) -> None:
+    """Writes the first edits of each type as `images/<model>-<edit type>.png` into an evaluation's folder.
 
-    xs, ys = [point["clip_direction"] for point in points], [point["clip_image"] for point in points]
-    outlines = [Outline([*some, some[0]], closed=True) for some in band_of(points)]
-    shade = PathPatch(Outline.make_compound_path(*outlines))
-    shade.set(facecolor="#2766d8", alpha=0.16, linewidth=0)
-    axes.add_patch(shade)
-    axes.plot(xs, ys, color="#2766d8", linewidth=2, marker="o", markersize=5)
-    axes.autoscale_view()
-    for point, x, y in zip(points, xs, ys, strict=True):
-        axes.annotate(
-            f"{point['image_guidance_scale']:g}", (x, y), xytext=(7, 6), textcoords="offset points", fontsize=9
-        )
-    axes.set_xlabel("CLIP direction similarity (the edit follows the text)")
-    axes.set_ylabel("CLIP image similarity")
-    axes.set_title(f"Image guidance scale, {points[0]['n']} edits, 95 % bands", fontsize=10, color="#5c6370")
-    axes.grid(color="#e2e3e0")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    A sheet that is newer than the scores is left as it is.
+    """
+    for (model, kind), edits in _first_edits(folder, parts).items():
+        path = folder / "images" / f"{model}-{kind.replace('/', '-').replace(' ', '-')}.png"
+        try:
+            if _is_newer(path, folder / "scores.parquet"):
+                continue
+            inputs = read_images([Place(folder / "cases.parquet", case) for case, _ in edits], "original_image")
+            outputs = read_images([place for _, place in edits], "edited_image")
+            sides = [
+                _side_by_side(open_picture(before), open_picture(after))
+                for before, after in zip(inputs, outputs, strict=True)
+                if before and after
+            ]
+            if sides:
+                write_bytes(path, encode_png(_tiled(sides)))
+        except UNREADABLE as error:
+            logger.warning("left out %s: %s", path.name, error)
 
 
-def write_png(path: Path, pixels: Pixels) -> None:
-    """Writes an image atomically."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+def _is_newer(path: Path, source: Path) -> bool:
+    return path.exists() and source.exists() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
-    def write(file: Any) -> None:
-        file.write(buffer.getvalue())
 
-    write_atomic(path, write)
+def _first_edits(folder: Path, parts: Sequence[str]) -> dict[tuple[str, str], list[tuple[int, Place]]]:
+    """Returns (case, place of the output) of the first edits of every editor and edit type."""
+    chosen: dict[tuple[str, str], list[tuple[int, Place]]] = defaultdict(list)
+    for name in parts:
+        try:
+            table = pq.read_table(folder / "parts" / f"{name}.parquet", columns=["model", "case", "edit_type"])
+        except UNREADABLE as error:
+            logger.warning("left out the sheets of %s: %s", name, error)
+            continue
+        for index, row in enumerate(table.to_pylist()):
+            edits = chosen[row["model"], str(row["edit_type"])]
+            if len(edits) < EDITS_PER_SHEET:
+                edits.append((row["case"], Place(folder / "edits" / f"{name}.parquet", index)))
+    return chosen
+
+
+def _side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
+    before.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    sides = Image.new("RGB", (2 * before.width, before.height))
+    sides.paste(before, (0, 0))
+    sides.paste(after.resize(before.size, Image.Resampling.LANCZOS), (before.width, 0))
+    return sides
+
+
+def _tiled(images: Sequence[Image.Image]) -> Image.Image:
+    """Lays images out on white in rows of SHEET_COLUMNS, each in a cell of the largest one's size."""
+    width, height = (max(size) + SHEET_GAP for size in zip(*(image.size for image in images), strict=True))
+    columns, rows = min(SHEET_COLUMNS, len(images)), -(-len(images) // SHEET_COLUMNS)
+    sheet = Image.new("RGB", (columns * width + SHEET_GAP, rows * height + SHEET_GAP), "white")
+    for number, image in enumerate(images):
+        row, column = divmod(number, SHEET_COLUMNS)
+        sheet.paste(image, (SHEET_GAP + column * width, SHEET_GAP + row * height))
+    return sheet

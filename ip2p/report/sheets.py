@@ -1,147 +1,32 @@
-"""Contact sheets that can be filtered: who is on them, and by what readers may narrow them."""
+"""Contact sheets that can be filtered: what is on them, and what readers can filter and sort them by."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from ip2p.evaluation.metrics import types_of
 from ip2p.report.data import num_accepted
-from ip2p.report.facts import UNREADABLE, Row, RunFacts, first_of_each, rank_edits, take_turns
-from ip2p.report.format import SCORES, clipped, is_number, mapping, reason_name, title_of
-from ip2p.report.pictures import ROWS_AT_ONCE, Album, Picture, read_pictures
+from ip2p.report.facts import Edit, HeldOutEdit, Pair, Place, edit_types_of, first_of_each, rank_edits, take_turns
+from ip2p.report.format import SCORES, clipped, reason_name, title_of
+from ip2p.report.pictures import Album, Thumbnail, read_pictures
+from ip2p.report.reading import RunFacts
 
-Section = dict[str, Any]
-
-NUM_PAIRS, NUM_EDITS, NUM_EXTREMES = 480, 280, 8
+NUM_PAIRS, NUM_EDITS, NUM_EXTREMES, NUM_SIDE_BY_SIDE = 480, 280, 8, 160
 NUM_OF_TYPE = 2
-"""Of the best and the worst, so many of one edit type."""
-PAIR_BYTES, EDIT_BYTES, EXTREME_BYTES = 7_500_000, 4_500_000, 1_000_000
-"""What the pictures of a sheet may take of the page."""
-
-
-def sheet(name: str, cards: Sequence[Card], fields: Mapping[str, tuple[str, Mapping[str, str]]]) -> Section:
-    """Cards and the controls that narrow them; `fields` is mark → (label, value → words)."""
-    selects = [_select(cards, field, label, words) for field, (label, words) in fields.items()]
-    names = {key: words for card in cards for key, words in card["names"].items()}
-    ranges = [_range(cards, key, words) for key, words in names.items()]
-    return {
-        "name": name,
-        "cards": cards,
-        "selects": [select for select in selects if len(select["options"]) > 1],
-        "ranges": [found for found in ranges if found["low"] < found["high"]],
-    }
-
-
-def _select(cards: Sequence[Card], field: str, label: str, words: Mapping[str, str]) -> Section:
-    counts = Counter(card["marks"][field] for card in cards if card["marks"].get(field))
-    order = [*(value for value in words if value in counts), *sorted(counts.keys() - words.keys())]
-    options = [{"value": value, "words": words.get(value, value), "count": counts[value]} for value in order]
-    return {"name": field, "label": label, "options": options}
-
-
-def _range(cards: Sequence[Card], key: str, words: str) -> Section:
-    """Bounds on whole hundredths around all that is shown."""
-    values = [card["scores"][key] for card in cards if key in card["scores"]]
-    step = 0.01 if max(values) - min(values) < 10 else 1.0
-    low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
-    return {"name": key, "label": words, "low": round(low, 2), "high": round(high, 2), "step": step}
-
-
-def pairs(facts: RunFacts) -> Section:
-    """Rendered pairs, accepted and rejected, in turns from every edit type and verdict."""
-    if not facts.pairs:
-        return {"missing": _no_pairs(facts)}
-    judged = oracle_of(facts.oracle, facts.pairs)
-
-    def group(row: Row) -> tuple[Any, ...]:
-        seen = judged.get((row["triplet_id"], row["candidate"]), {}).get("success")
-        return row["edit_type"], row["reason"], bool(row["accepted"]), seen
-
-    album = Album(PAIR_BYTES)
-    cards = pair_cards(take_turns(facts.pairs, group, NUM_PAIRS), judged, album)
-    reasons = {str(row["reason"]): reason_name(row["reason"]) for row in facts.pairs if not row["accepted"]}
-    fields = {
-        "type": ("Edit type", _kinds(facts, facts.pairs)),
-        "verdict": ("Filter's verdict", {"accepted": "accepted", **dict(sorted(reasons.items()))}),
-        "oracle": ("Oracle", {"right": "right", "wrong": "wrong"}),
-    }
-    total = facts.candidates.num_rows or len(facts.pairs)
-    alone = total > num_accepted(facts) and all(row["accepted"] for row in facts.pairs)
-    found = sheet("pairs", cards, fields)
-    return {**found, "total": total, "left_out": album.num_left_out, "only_accepted": alone}
-
-
-def _kinds(facts: RunFacts, rows: Sequence[Row]) -> dict[str, str]:
-    return {kind: kind for kind in types_of(rows, list(mapping(facts.figures.get("by_type"))))}
-
-
-def _no_pairs(facts: RunFacts) -> str:
-    if not facts.candidates.num_rows:
-        return "No pairs were rendered yet."
-    if not num_accepted(facts):
-        return "No candidate was accepted, and " + REJECTED_GONE
-    return "The pairs' pictures are gone (pairs/)."
-
-
+"""Edits of one type among the best or the worst."""
+MOST_EDITORS = 6
+"""Editors side by side."""
+PAIR_BYTES, EDIT_BYTES, EXTREME_BYTES, SIDE_BYTES = 7_500_000, 4_500_000, 1_000_000, 12_000_000
+"""Bytes that the pictures of a sheet may take of the page."""
+CAPTION_SCORES = ("clip_original", "clip_edited")
+"""Measured of a held-out edit, but not on its card: they say more about the captions."""
 REJECTED_GONE = (
     "the images of rejected candidates were not kept; run with --rendering.keep-rejected-images to see them."
 )
-
-
-def edits(facts: RunFacts) -> Section:
-    """The trained editor's held-out edits, in turns from every edit type and outcome."""
-    if not facts.edits or facts.cases is None:
-        return {"missing": "No held-out edits were made yet."}
-    album = Album(EDIT_BYTES)
-    chosen = take_turns(facts.edits, lambda row: (row["edit_type"], outcome(row)), NUM_EDITS)
-    cards = edit_cards(facts, chosen, album)
-    fields = {
-        "type": ("Edit type", _kinds(facts, facts.edits)),
-        "verdict": ("Oracle", OUTCOMES),
-        "no_op": ("Left as it was", {"yes": "yes", "no": "no"}),
-    }
-    return {**sheet("edits", cards, fields), "total": len(facts.edits), "left_out": album.num_left_out}
-
-
-def extremes(facts: RunFacts) -> Section:
-    """The best and the worst held-out edits."""
-    ranked = rank_edits(facts.edits) if facts.cases is not None else []
-    if len(ranked) < 2:
-        return {"missing": "No held-out edits were made yet." if not facts.edits else "Nothing tells the edits apart."}
-    half, album = len(ranked) // 2, Album(EXTREME_BYTES)
-    most = NUM_OF_TYPE if len({row["edit_type"] for row in ranked}) > 1 else NUM_EXTREMES
-    worst, best = (first_of_each(some[:half], NUM_EXTREMES, most) for some in (ranked[::-1], ranked))
-    return {
-        "worst": edit_cards(facts, worst, album),
-        "best": edit_cards(facts, best, album),
-        "most": most if most < NUM_EXTREMES else None,
-        "judged": any(row.get("success") is not None for row in ranked),
-        "total": len(ranked),
-    }
-
-
-def glance(facts: RunFacts) -> list[Card]:
-    """The first held-out edit of every edit type, good or bad."""
-    if facts.cases is None:
-        return []
-    ordered = sorted(facts.edits, key=lambda row: row["case"])
-    kinds = list(_kinds(facts, facts.edits))[:NUM_EXTREMES]
-    firsts = [next(row for row in ordered if str(row["edit_type"]) == kind) for kind in kinds]
-    return edit_cards(facts, firsts, Album(EXTREME_BYTES))
-
-
-Card = dict[str, Any]
-
 OUTCOMES = {
     "success": "done and kept",
     "done": "done, not kept",
@@ -149,192 +34,317 @@ OUTCOMES = {
     "neither": "neither done nor kept",
     "illegible": "not legible",
 }
+EditT = TypeVar("EditT", bound=Edit)
+Fields = Mapping[str, tuple[str, Mapping[str, str]]]
+"""Marks of the cards that a sheet can be filtered by: mark → (label, value → words)."""
 
 
-def outcome(judged: Row) -> str | None:
-    """What the oracle says of an edit; None where it says nothing."""
-    if judged.get("success") is None:
-        return None
-    if judged["success"]:
-        return "success"
-    if judged.get("legible") is False:
-        return "illegible"
-    if judged.get("done"):
-        return "done"
-    return "kept" if judged.get("kept") else "neither"
+@dataclass(frozen=True, slots=True)
+class Badge:
+    """A few words in a pill; `css` is plain, kept, lost, good or bad."""
+
+    css: str
+    words: str
 
 
-def oracle_of(table: pa.Table, rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
-    """The domain's verdicts of some pairs by (triplet id, candidate)."""
-    if not table.num_rows or not rows:
-        return {}
-    wanted = pa.array({row["triplet_id"] for row in rows}, pa.string())
-    found = table.filter(pc.is_in(table["triplet_id"].cast(pa.string()), value_set=wanted)).to_pylist()
-    return {(row["triplet_id"], row["candidate"]): row for row in found}
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A score on a card."""
+
+    name: str
+    title: str
+    value: float
 
 
-def pair_cards(rows: Sequence[Row], judged: dict[tuple[str, int], Row], album: Album) -> list[Card]:
-    """Original, edited, scores and verdicts of rendered pairs; a pair whose pictures are gone is left out."""
-    found = read_pictures(rows, ("original_image", "edited_image"))
-    return [
-        _pair_card(row, pictures, judged.get((row["triplet_id"], row["candidate"]), {}))
-        for row, pictures in zip(rows, found, strict=True)
-        if pictures and album.takes(*pictures)
-    ]
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An edited picture; with its editor's name if there are several."""
+
+    picture: Thumbnail
+    verdict: Badge | None
+    name: str = ""
+    scores: Sequence[Value] = ()
 
 
-def _pair_card(row: Row, pictures: Sequence[Picture], judged: Row) -> Card:
-    verdict = "accepted" if row["accepted"] else str(row["reason"] or "rejected")
-    seen = outcome(judged)
-    badges = [("plain", row["edit_type"]), ("kept" if row["accepted"] else "lost", reason_name(row["reason"]))]
-    return {
-        "before": pictures[0].saying(f"Original: {clipped(row['original_prompt'])}"),
-        "after": pictures[1].saying(f"Edited: {clipped(row['edited_prompt'])}"),
-        "instruction": clipped(row["edit_prompt"]),
-        "badges": [badge for badge in badges if badge[1]],
-        "seen": _seen(seen),
-        "marks": {
-            "type": row["edit_type"] or "",
-            "verdict": verdict,
-            "oracle": "" if seen is None else "right" if seen == "success" else "wrong",
-        },
-        "scores": {name: row[name] for name in SCORES if is_number(row.get(name))},
-        "names": {name: title for name, title in SCORES.items() if is_number(row.get(name))},
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A picture, an instruction and what came out."""
+
+    before: Thumbnail
+    instruction: str
+    outputs: Sequence[Output]
+    badges: Sequence[Badge] = ()
+    marks: Mapping[str, str]
+    """Values that the sheet can be filtered by."""
+    scores: Sequence[Value] = ()
+    """Scores that it can be filtered and sorted by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """A filter by a mark."""
+
+    name: str
+    label: str
+    options: list[tuple[str, str, int]]
+    """(value, words, number of cards)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A filter by a score."""
+
+    name: str
+    label: str
+    low: float
+    high: float
+    step: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """Cards and the controls that filter them."""
+
+    name: str
+    cards: list[Card]
+    selects: list[Select]
+    ranges: list[Range]
+    total: int
+    left_out: int
+    """Cards that did not fit into the page."""
+    note: str = ""
+
+
+def sheet(name: str, cards: list[Card], fields: Fields, album: Album, total: int, note: str = "") -> Sheet:
+    """Lays out cards with a control for each mark and score that differs between them."""
+    selects = [_select(cards, mark, label, words) for mark, (label, words) in fields.items()]
+    titles = {score.name: score.title for card in cards for score in card.scores}
+    ranges = [_range(cards, name, title) for name, title in titles.items()]
+    return Sheet(
+        name=name,
+        cards=cards,
+        selects=[select for select in selects if len(select.options) > 1],
+        ranges=[bounds for bounds in ranges if bounds.low < bounds.high],
+        total=total,
+        left_out=album.num_left_out,
+        note=note,
+    )
+
+
+def _select(cards: Sequence[Card], mark: str, label: str, words: Mapping[str, str]) -> Select:
+    counts = Counter(card.marks[mark] for card in cards if card.marks.get(mark))
+    order = [*(value for value in words if value in counts), *sorted(counts.keys() - words.keys())]
+    return Select(mark, label, [(value, words.get(value, value), counts[value]) for value in order])
+
+
+def _range(cards: Sequence[Card], name: str, title: str) -> Range:
+    """Returns bounds on whole hundredths around all values; on whole numbers if they are far apart."""
+    values = [score.value for card in cards for score in card.scores if score.name == name]
+    step = 0.01 if max(values) - min(values) < 10 else 1.0
+    low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
+    return Range(name, title, round(low, 2), round(high, 2), step)
+
+
+def pairs(facts: RunFacts) -> Sheet | str:
+    """Shows rendered pairs, accepted and rejected, in turns from every edit type and verdict."""
+    if not facts.pairs:
+        return _no_pairs(facts)
+
+    def group(pair: Pair) -> tuple[object, ...]:
+        return pair.edit_type, pair.reason, pair.accepted, pair.judgement and pair.judgement.success
+
+    album = Album(PAIR_BYTES)
+    chosen = take_turns(facts.pairs, group, NUM_PAIRS)
+    cards = _cards(chosen, [pair.place for pair in chosen], _pair_card, album)
+    reasons = {pair.reason: reason_name(pair.reason) for pair in facts.pairs if not pair.accepted}
+    fields: Fields = {
+        "type": ("Edit type", _kinds(facts, facts.pairs)),
+        "verdict": ("Filter's verdict", {"accepted": "accepted", **dict(sorted(reasons.items()))}),
+        "oracle": ("Oracle", {"right": "right", "wrong": "wrong"}),
     }
+    total = facts.candidates.num_rows or len(facts.pairs)
+    only_accepted = total > num_accepted(facts) and all(pair.accepted for pair in facts.pairs)
+    return sheet("pairs", cards, fields, album, total, f"Only accepted pairs: {REJECTED_GONE}" if only_accepted else "")
 
 
-def _seen(seen: str | None) -> Row | None:
-    return {"good": seen == "success", "words": OUTCOMES[seen]} if seen else None
+def _kinds(facts: RunFacts, edits: Sequence[Edit]) -> dict[str, str]:
+    return {kind: kind for kind in edit_types_of(edits, facts.edit_types)}
 
 
-def edit_cards(facts: RunFacts, rows: Sequence[Row], album: Album) -> list[Card]:
-    """Input, instruction, output and verdict of held-out edits."""
-    inputs = read_pictures([{"file": facts.cases, "index": row["case"]} for row in rows], ("original_image",))
-    outputs = read_pictures(rows, ("edited_image",))
-    return [
-        _edit_card(row, (*one, *other))
-        for row, one, other in zip(rows, inputs, outputs, strict=True)
-        if one and other and album.takes(*one, *other)
-    ]
+def _no_pairs(facts: RunFacts) -> str:
+    if not facts.candidates.num_rows:
+        return "No pairs were rendered yet."
+    return (
+        "The pictures of the pairs are gone (pairs/)."
+        if num_accepted(facts)
+        else (f"No candidate was accepted, and {REJECTED_GONE}")
+    )
 
 
-def _edit_card(row: Row, pictures: Sequence[Picture]) -> Card:
-    seen = outcome(row)
-    badges = [("plain", row["edit_type"]), ("lost", "practically as before" if row.get("no_op") else "")]
-    before = clipped(row.get("original_prompt")) or "a held-out picture"
-    scores = {name: row[name] for name in edit_scores(row)}
-    return {
-        "before": pictures[0].saying(f"Input: {before}"),
-        "after": pictures[1].saying(f"Output for the instruction: {clipped(row['edit_prompt'])}"),
-        "instruction": clipped(row["edit_prompt"]),
-        "badges": [badge for badge in badges if badge[1]],
-        "seen": _seen(seen),
-        "marks": {
-            "type": row["edit_type"] or "",
-            "verdict": seen or "",
-            "no_op": "" if row.get("no_op") is None else "yes" if row["no_op"] else "no",
-        },
-        "scores": scores,
-        "names": {name: title_of(name).removeprefix("CLIP ") for name in scores},
-        "case": row["case"],
+def edits(facts: RunFacts) -> Sheet | str:
+    """Shows the trained editor's held-out edits, in turns from every edit type and outcome."""
+    if not facts.edits or facts.cases is None:
+        return "No held-out edits were made yet."
+    album = Album(EDIT_BYTES)
+    chosen = take_turns(facts.edits, lambda edit: (edit.edit_type, edit.outcome), NUM_EDITS)
+    fields: Fields = {
+        "type": ("Edit type", _kinds(facts, facts.edits)),
+        "verdict": ("Oracle", OUTCOMES),
+        "no_op": ("Left as it was", {"yes": "yes", "no": "no"}),
     }
+    return sheet("edits", edit_cards(chosen, facts.cases, album), fields, album, len(facts.edits))
 
 
-def edit_scores(row: Row) -> list[str]:
-    """What an edit is measured by, CLIP's words on captions aside: they say more of the captions."""
-    left_out = ("case", "clip_original", "clip_edited")
-    return [name for name, value in row.items() if is_number(value) and name not in left_out and name != "index"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extremes:
+    """The best and the worst held-out edits."""
+
+    worst: list[Card]
+    best: list[Card]
+    most: int | None
+    """Edits of one type at most; None if there is one type alone."""
+    judged: bool
+    total: int
 
 
-NUM_SHOWN, MOST_RUNS = 160, 6
-SIDE_BYTES = 12_000_000
-Key = tuple[str, str]
-
-logger = logging.getLogger(__name__)
-
-
-def case_hashes(file: Path) -> list[str]:
-    """A hash per held-out picture, read a few at a time."""
-    hashes: list[str] = []
-    with pq.ParquetFile(file) as opened:
-        for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=["original_image"]):
-            hashes += [hashlib.sha256(cell["bytes"]).hexdigest() for cell in batch["original_image"].to_pylist()]
-    return hashes
-
-
-def side_by_side(shown: Mapping[str, RunFacts]) -> dict[str, Any] | None:
-    """A sheet of the edits that all runs made; None where there is none."""
-    some = dict(list(shown.items())[:MOST_RUNS])
-    try:
-        edits = {name: _by_key(facts) for name, facts in some.items()}
-    except UNREADABLE as error:
-        logger.warning("left the pictures out of the comparison: %s", error)
-        return None
-    first = next(iter(edits.values()))
-    keys = [key for key in first if all(key in other for other in edits.values())]
-    rows = [{**first[key], "key": key, "verdict": _verdict(edits, key)} for key in keys]
-    chosen = take_turns(rows, lambda row: (row["verdict"], row["edit_type"]), NUM_SHOWN)
-    album = Album(SIDE_BYTES)
-    cards = _cards(some, edits, chosen, album)
-    if not cards:
-        return None
-    order = [*(f"only {name}" for name in some), "some runs", "every run", "no run"]
-    fields = {"type": ("Edit type", {}), "verdict": ("Who succeeds", {words: words for words in order})}
-    return {**sheet("edits", cards, fields), "total": len(keys), "left_out": album.num_left_out}
+def extremes(facts: RunFacts) -> Extremes | str:
+    """Shows the best and the worst held-out edits."""
+    ranked = rank_edits(facts.edits) if facts.cases is not None else []
+    if len(ranked) < 2 or facts.cases is None:
+        return "The edits do not differ in any score." if facts.edits else "No held-out edits were made yet."
+    half, album = len(ranked) // 2, Album(EXTREME_BYTES)
+    most = NUM_OF_TYPE if len({edit.edit_type for edit in ranked}) > 1 else NUM_EXTREMES
+    worst, best = (first_of_each(some[:half], NUM_EXTREMES, most) for some in (ranked[::-1], ranked))
+    return Extremes(
+        worst=edit_cards(worst, facts.cases, album),
+        best=edit_cards(best, facts.cases, album),
+        most=most if most < NUM_EXTREMES else None,
+        judged=any(edit.judgement for edit in ranked),
+        total=len(ranked),
+    )
 
 
-def _by_key(facts: RunFacts) -> dict[Key, Row]:
+def glance(facts: RunFacts) -> list[Card]:
+    """Shows the first held-out edit of every edit type, good or bad."""
     if facts.cases is None:
-        return {}
-    hashes = case_hashes(facts.cases)
-    return {(hashes[row["case"]], row["edit_prompt"]): row for row in facts.edits}
+        return []
+    ordered = sorted(facts.edits, key=lambda edit: edit.case)
+    kinds = list(_kinds(facts, facts.edits))[:NUM_EXTREMES]
+    firsts = [next(edit for edit in ordered if edit.edit_type == kind) for kind in kinds]
+    return edit_cards(firsts, facts.cases, Album(EXTREME_BYTES))
 
 
-def _verdict(edits: Mapping[str, Mapping[Key, Row]], key: Key) -> str:
-    """Who of the runs succeeds."""
-    found = {name: some[key].get("success") for name, some in edits.items()}
-    if any(success is None for success in found.values()):
-        return ""
-    good = [name for name, success in found.items() if success]
-    if len(good) in (0, len(found)):
-        return "every run" if good else "no run"
-    return f"only {good[0]}" if len(good) == 1 else "some runs"
+def edit_cards(edits: Sequence[HeldOutEdit], cases: Path, album: Album) -> list[Card]:
+    """Shows input, instruction, output and verdict of held-out edits."""
+    return _cards(edits, [Place(cases, edit.case) for edit in edits], _edit_card, album)
 
 
 def _cards(
-    shown: Mapping[str, RunFacts], edits: Mapping[str, Mapping[Key, Row]], chosen: list[Row], album: Album
-) -> list[dict[str, Any]]:
-    first = next(iter(shown.values()))
-    inputs = read_pictures([{"file": first.cases, "index": row["case"]} for row in chosen], ("original_image",))
-    outputs = [read_pictures([some[row["key"]] for row in chosen], ("edited_image",)) for some in edits.values()]
-    cards = []
-    for row, before, *after in zip(chosen, inputs, *outputs, strict=True):
-        whole = [pictures[0] for pictures in (before, *after) if pictures]
-        if len(whole) <= len(shown) or not album.takes(*whole):
-            continue
-        cards.append(_card(row, whole[0], [_output(*each, row) for each in zip(edits.items(), whole[1:], strict=True)]))
-    return cards
+    edits: Sequence[EditT],
+    originals: Sequence[Place],
+    card: Callable[[EditT, Thumbnail, Thumbnail], Card],
+    album: Album,
+) -> list[Card]:
+    """Makes cards of edits; one whose pictures are gone or too many is left out."""
+    sides = read_pictures(originals, "original_image"), read_pictures([edit.place for edit in edits], "edited_image")
+    return [
+        card(edit, before, after)
+        for edit, before, after in zip(edits, *sides, strict=True)
+        if before and after and album.takes(before, after)
+    ]
 
 
-def _output(run: tuple[str, Mapping[Key, Row]], picture: Any, row: Row) -> dict[str, Any]:
-    name, some = run
-    found = some[row["key"]]
-    seen = outcome(found)
-    return {
-        "name": name,
-        "picture": picture.saying(f"Output of {name}: {clipped(row['edit_prompt'])}"),
-        "seen": {"good": seen == "success", "words": OUTCOMES[seen]} if seen else None,
-        "scores": [("direction", found["clip_direction"])] if is_number(found.get("clip_direction")) else [],
+def _pair_card(pair: Pair, before: Thumbnail, after: Thumbnail) -> Card:
+    outcome = pair.outcome
+    return Card(
+        before=before.described(f"Original: {clipped(pair.original_prompt)}"),
+        instruction=clipped(pair.edit_prompt),
+        outputs=[Output(after.described(f"Edited: {clipped(pair.edited_prompt)}"), outcome_badge(pair))],
+        badges=_badges(pair, Badge("kept" if pair.accepted else "lost", reason_name(pair.reason))),
+        marks={
+            "type": pair.edit_type,
+            "verdict": "accepted" if pair.accepted else pair.reason or "rejected",
+            "oracle": "" if outcome is None else "right" if outcome == "success" else "wrong",
+        },
+        scores=[Value(name, title, pair.scores[name]) for name, title in SCORES.items() if name in pair.scores],
+    )
+
+
+def _edit_card(edit: HeldOutEdit, before: Thumbnail, after: Thumbnail) -> Card:
+    instruction = clipped(edit.edit_prompt)
+    return Card(
+        before=before.described(_input_words(edit)),
+        instruction=instruction,
+        outputs=[Output(after.described(f"Output for the instruction: {instruction}"), outcome_badge(edit))],
+        badges=_badges(edit, Badge("lost", "practically as before" if edit.no_op else "")),
+        marks={
+            "type": edit.edit_type,
+            "verdict": edit.outcome or "",
+            "no_op": "" if edit.no_op is None else "yes" if edit.no_op else "no",
+        },
+        scores=[
+            Value(name, title_of(name).removeprefix("CLIP "), value)
+            for name, value in edit.scores.items()
+            if name not in CAPTION_SCORES
+        ],
+    )
+
+
+def _badges(edit: Edit, *more: Badge) -> list[Badge]:
+    return [badge for badge in (Badge("plain", edit.edit_type), *more) if badge.words]
+
+
+def outcome_badge(edit: Edit) -> Badge | None:
+    """Says the oracle's verdict; None if there is none."""
+    return Badge("good" if edit.outcome == "success" else "bad", OUTCOMES[edit.outcome]) if edit.outcome else None
+
+
+def _input_words(edit: Edit) -> str:
+    return f"Input: {clipped(edit.original_prompt) or 'a held-out picture'}"
+
+
+def side_by_side(
+    editors: Mapping[str, Sequence[HeldOutEdit]],
+    cases: Path,
+    titles: Mapping[str, str],
+    total: int,
+    verdicts: Mapping[int, str] | None = None,
+    order: Sequence[str] = (),
+) -> Sheet | None:
+    """Shows what several editors made of the same cases, one card a case; None if no card is whole.
+
+    The edits of all editors are in the same order of cases, chosen from `total`; `titles` are of the scores beneath
+    each picture. The cards can be filtered by `verdicts`, by case of the first editor, with the choices in `order`.
+    """
+    album, cards = Album(SIDE_BYTES), []
+    first = next(iter(editors.values()))
+    inputs = read_pictures([Place(cases, edit.case) for edit in first], "original_image")
+    outputs = [read_pictures([edit.place for edit in edits], "edited_image") for edits in editors.values()]
+    rows = zip(zip(*editors.values(), strict=True), inputs, zip(*outputs, strict=True), strict=True)
+    for same, before, after in rows:
+        pictures = [picture for picture in after if picture]
+        if before and len(pictures) == len(editors) and album.takes(before, *pictures):
+            made = zip(editors, same, pictures, strict=True)
+            cards.append(
+                Card(
+                    before=before.described(_input_words(same[0])),
+                    instruction=clipped(same[0].edit_prompt),
+                    outputs=[_output(name, edit, picture, titles) for name, edit, picture in made],
+                    badges=_badges(same[0]),
+                    marks={"type": same[0].edit_type, "verdict": (verdicts or {}).get(same[0].case, "")},
+                )
+            )
+    fields: Fields = {
+        "type": ("Edit type", {}),
+        "verdict": ("Who succeeds", {words: words for words in order}),
     }
+    return sheet("edits", cards, fields, album, total) if cards else None
 
 
-def _card(row: Row, before: Any, outputs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "before": before.saying(f"Input: {clipped(row.get('original_prompt')) or 'a held-out picture'}"),
-        "outputs": outputs,
-        "instruction": clipped(row["edit_prompt"]),
-        "kind": row["edit_type"],
-        "marks": {"type": row["edit_type"] or "", "verdict": row["verdict"]},
-        "scores": {},
-        "names": {},
-    }
+def _output(name: str, edit: HeldOutEdit, picture: Thumbnail, titles: Mapping[str, str]) -> Output:
+    return Output(
+        picture.described(f"Output of {name}: {clipped(edit.edit_prompt)}"),
+        outcome_badge(edit),
+        name,
+        [Value(column, title, edit.scores[column]) for column, title in titles.items() if column in edit.scores],
+    )

@@ -1,6 +1,6 @@
-"""Charts as inline SVG in one look: thin grid, direct labels, colours from the page's own variables.
+"""Charts as inline SVG in one style: thin grid, direct labels, colours from the page's own variables.
 
-Colour comes from CSS classes only, so that a chart follows the page into the dark; no chart says by colour alone.
+Colour comes from CSS classes only, so that a chart follows the page into dark mode; no chart tells by colour alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MARKS = (
     "M0 5.2L5 -4H-5z",
     "M-1.8 -5h3.6v3.2h3.2v3.6h-3.2v3.2h-3.6v-3.2h-3.2v-3.6h3.2z",
 )
-"""Forms of the series, about a centre: disc, square, diamond, triangles, cross. There are as many colours."""
+"""Shapes of the series around a centre: disc, square, diamond, triangles, cross. There are as many colours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Frame:
     bottom: float = 42
 
     def px(self, value: float) -> float:
-        """Horizontal pixel of a value."""
+        """Returns the horizontal pixel of a value."""
         return self.left + (value - self.x[0]) / (self.x[1] - self.x[0]) * (self.width - self.left - self.right)
 
     def py(self, value: float) -> float:
-        """Vertical pixel of a value."""
+        """Returns the vertical pixel of a value."""
         return (
             self.height
             - self.bottom
@@ -53,7 +53,7 @@ class Frame:
 
 @dataclass(slots=True)
 class Drawing:
-    """SVG elements inside a frame; `title` and `text` are what a screen reader says."""
+    """SVG elements inside a frame; a screen reader reads out `title` and `text`."""
 
     frame: Frame
     title: str
@@ -61,23 +61,18 @@ class Drawing:
     elements: list[str] = field(default_factory=list)
 
     def line(self, points: Sequence[Point], css: str) -> None:
-        """A line through data points."""
+        """Draws a line through data points."""
         path = " ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in points)
         self.elements.append(f'<polyline class="{css}" points="{path}"/>')
 
-    def band(self, lows: Sequence[Point], highs: Sequence[Point], css: str) -> None:
-        """The area between two lines."""
-        path = " ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in [*highs, *reversed(lows)])
-        self.elements.append(f'<polygon class="{css}" points="{path}"/>')
-
     def mark(self, x: float, y: float, series: int, tip: str, css: str = "mark") -> None:
-        """A point with a tooltip, whose form and colour tell its series."""
+        """Draws a point with a tooltip; its shape and colour tell its series."""
         place = f'transform="translate({self.frame.px(x):.1f} {self.frame.py(y):.1f})"'
         path = f'<path d="{MARKS[series % len(MARKS)]}" {place}>'
         self.elements.append(f'<g class="{css} s{series}">{path}<title>{escape(tip)}</title></path></g>')
 
     def area(self, outlines: Sequence[Sequence[Point]], css: str) -> None:
-        """The union of some outlines of data points, as one area."""
+        """Fills the union of some outlines of data points as one area."""
         paths = (" ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in some) for some in outlines)
         inside = "".join(f'<polygon points="{path}"/>' for path in paths)
         self.elements.append(f'<g class="{css}">{inside}</g>')
@@ -96,7 +91,7 @@ class Drawing:
     def label(
         self, x: float, y: float, words: str, css: str = "note", anchor: str = "start", shift: Point = (0, 0)
     ) -> None:
-        """Words at a data point, moved by a shift in pixels."""
+        """Writes words at a data point, moved by a shift in pixels."""
         self._words(self.frame.px(x) + shift[0], self.frame.py(y) + shift[1], words, css, anchor)
 
     def axes(
@@ -109,7 +104,7 @@ class Drawing:
         x_number: Callable[[float], str] | None = None,
         y_number: Callable[[float], str] | None = None,
     ) -> None:
-        """Grid, tick labels and titles; call first, so that the data lies on top."""
+        """Draws grid, tick labels and titles; call it first, so that the data lies on top."""
         frame, base = self.frame, self.frame.height - self.frame.bottom
         for value in ticks(frame.y, y_ticks) if y_ticks else ():
             self._rule(frame.py(value), "grid")
@@ -131,15 +126,26 @@ class Drawing:
         self.elements.append(f'<text class="{css}" {place}>{escape(words)}</text>')
 
     def svg(self) -> Markup:
-        """The finished chart."""
+        """Returns the finished chart."""
         width, height = self.frame.width, self.frame.height
         size = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 1.4:.0f}px"'
         head = f'<svg class="chart" role="img" aria-label="{escape(self.title)}. {escape(self.text)}" {size}>'
         return Markup(head + "".join(self.elements) + "</svg>")
 
 
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart with what stands around it."""
+
+    title: str
+    svg: Markup
+    legend: Markup | None = None
+    num_left_out: int = 0
+    """Series that the chart has no colour for."""
+
+
 def legend(names: Sequence[str]) -> Markup:
-    """Which form and colour is which series."""
+    """Tells which shape and colour is which series."""
     keys = (
         f'<li><svg width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">'
         f'<g class="mark s{number}"><path d="{MARKS[number % len(MARKS)]}"/></g></svg> {escape(name)}</li>'
@@ -149,7 +155,7 @@ def legend(names: Sequence[str]) -> Markup:
 
 
 def ticks(bounds: Range, about: int) -> list[float]:
-    """Round numbers inside a range, about so many."""
+    """Returns round numbers inside a range, about `about` of them."""
     low, high = bounds
     step = round_step((high - low) / max(1, about))
     first = math.ceil(low / step - 1e-9)
@@ -157,7 +163,7 @@ def ticks(bounds: Range, about: int) -> list[float]:
 
 
 def round_step(step: float) -> float:
-    """The least of 1, 2, 2.5, 5 times a power of ten that is no smaller."""
+    """Returns the least of 1, 2, 2.5, 5 times a power of ten that is no smaller."""
     if step <= 0 or not math.isfinite(step):
         return 1.0
     power = 10.0 ** math.floor(math.log10(step))
@@ -165,17 +171,17 @@ def round_step(step: float) -> float:
 
 
 def padded(values: Sequence[float], share: float = 0.06) -> Range:
-    """A range around values, with air on both sides; (0, 1) where there are none."""
+    """Returns a range around values with a margin on both sides; (0, 1) if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
-    air = (high - low) * share or max(abs(high), 1.0) * 0.1
-    return low - air, high + air
+    margin = (high - low) * share or max(abs(high), 1.0) * 0.1
+    return low - margin, high + margin
 
 
 def number(value: float) -> str:
-    """A tick's number, short."""
+    """Writes the number of a tick, short."""
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{round(value, 6):g}".replace("-", "−")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ip2p.config import ScoringConfig
-from ip2p.console import first_line
 from ip2p.scoring.score import Batch, Measure, Score
 
 if TYPE_CHECKING:
@@ -53,13 +52,10 @@ def _read_layers(source: str) -> NsfwHead:
 def _read_safety_checker(source: str) -> NsfwHead:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-    from ip2p.models.loading import check_model_source
+    from ip2p.models.loading import check_model_source, from_source
 
     folder = check_model_source(source, what="scoring.nsfw_head", marker="config.json")
-    try:
-        checker = StableDiffusionSafetyChecker.from_pretrained(folder)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"could not load the safety checker {source}: {first_line(error)}") from error
+    checker = from_source(StableDiffusionSafetyChecker.from_pretrained, folder, what=f"the safety checker {source}")
     return safety_head(checker.state_dict())
 
 

@@ -1,14 +1,13 @@
-"""What a scene is, how one is drawn by chance and how it becomes pixels.
+"""Defines what a scene is, draws scenes at random and renders them to pixels.
 
-A scene is a background with none, one or two objects on it; two objects differ in shape and in colour, so that
-"the circle" or "the red one" is never ambiguous, and they never touch.
+A scene is a background with up to two objects on it. Two objects differ in shape and in colour, so that "the circle"
+or "the red one" is never ambiguous, and they never touch.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image, ImageDraw
 IMAGE_SIZE = 64
 SUPERSAMPLING = 4
 OBJECT_GAP = 4.0
-"""Least distance in pixels between the outlines of two objects, and between an object and the border (halved)."""
+"""Least distance in pixels between the outlines of two objects; half of it is kept to the border."""
 
 Rgb = tuple[int, int, int]
 
@@ -42,9 +41,11 @@ BACKGROUNDS: dict[str, Rgb] = {
     "lime": (172, 218, 110),
 }
 MIN_CONTRAST = 120.0
-"""Least RGB distance of an object from its background (black to white is 441): less is lost in latents this small."""
+"""Least RGB distance of an object from its background (black to white is 441); less is lost in latents this small."""
 SIZES = {"small": 9.0, "large": 15.0}
 """Circumradius in pixels of each size."""
+ATTRIBUTES: dict[str, tuple[str, ...]] = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES}
+"""Values of an object's attributes, in the order in which a caption names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,73 +60,83 @@ class SceneObject:
 
     @property
     def radius(self) -> float:
-        """Circumradius in pixels."""
+        """Returns the circumradius in pixels."""
         return SIZES[self.size]
 
     @property
     def attributes(self) -> tuple[str, str, str]:
-        """What a caption says of the object: (size, colour, shape)."""
+        """Returns (size, colour, shape): what a caption says about the object."""
         return self.size, self.colour, self.shape
 
     def clears(self, other: SceneObject) -> bool:
-        """Says whether the two outlines keep their gap."""
+        """Returns True if the two outlines are at least `OBJECT_GAP` apart."""
         return math.hypot(self.x - other.x, self.y - other.y) >= self.radius + other.radius + OBJECT_GAP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A background and up to two objects; their order is that in which a caption names them."""
+    """A background and up to two objects, in the order in which a caption names them."""
 
     background: str
     objects: tuple[SceneObject, ...] = ()
 
     @property
     def is_visible(self) -> bool:
-        """Says whether every object stands out against the background."""
+        """Returns True if every object stands out against the background."""
         ground = BACKGROUNDS[self.background]
         return all(math.dist(COLOURS[thing.colour], ground) >= MIN_CONTRAST for thing in self.objects)
 
+    @property
+    def has_room(self) -> bool:
+        """Returns True if every object lies inside the image and apart from the other."""
+        inside = all(
+            thing.radius + 1 <= min(thing.x, thing.y) and max(thing.x, thing.y) <= IMAGE_SIZE - 1 - thing.radius
+            for thing in self.objects
+        )
+        return inside and (len(self.objects) < 2 or self.objects[0].clears(self.objects[1]))
+
     def with_object(self, index: int, new: SceneObject) -> Scene:
-        """Returns the scene with one object exchanged."""
+        """Returns the scene with one object replaced."""
         return replace(self, objects=(*self.objects[:index], new, *self.objects[index + 1 :]))
 
     def without_object(self, index: int) -> Scene:
-        """Returns the scene with one object fewer."""
+        """Returns the scene with one object removed."""
         return replace(self, objects=self.objects[:index] + self.objects[index + 1 :])
 
 
 def draw_scene(rng: random.Random, *, num_objects: int | None = None) -> Scene:
-    """Draws a scene; without `num_objects` it has none, one or two with odds 1 : 9 : 10."""
+    """Draws a scene; by default it has no, one or two objects with odds 1 : 9 : 10."""
     if num_objects is None:
         num_objects = rng.choices((0, 1, 2), weights=(1, 9, 10))[0]
     shapes = rng.sample(SHAPES, num_objects)
     colours = rng.sample(list(COLOURS), num_objects)
-    sizes = [rng.choice(list(SIZES)) for _ in range(num_objects)]
-    objects = _place(rng, shapes, colours, sizes)
-    scenes = [Scene(background=name, objects=objects) for name in BACKGROUNDS]
+    objects = tuple(
+        SceneObject(shape=shape, colour=colour, size=rng.choice(list(SIZES)), x=0, y=0)
+        for shape, colour in zip(shapes, colours, strict=True)
+    )
+    scene = draw_moved(rng, Scene(background="", objects=objects))
+    scenes = [replace(scene, background=name) for name in BACKGROUNDS]
     return rng.choice([scene for scene in scenes if scene.is_visible])
 
 
-def _place(
-    rng: random.Random, shapes: Sequence[str], colours: Sequence[str], sizes: Sequence[str]
-) -> tuple[SceneObject, ...]:
+def draw_moved(rng: random.Random, scene: Scene) -> Scene:
+    """Returns the same scene with every object at a new place."""
     while True:
-        placed: list[SceneObject] = []
-        for shape, colour, size in zip(shapes, colours, sizes, strict=True):
-            x, y = draw_position(rng, size)
-            placed.append(SceneObject(shape=shape, colour=colour, size=size, x=x, y=y))
-        if len(placed) < 2 or placed[0].clears(placed[1]):
-            return tuple(placed)
+        places = [draw_position(rng, thing.size) for thing in scene.objects]
+        objects = [replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.objects, places, strict=True)]
+        moved = replace(scene, objects=tuple(objects))
+        if moved.has_room:
+            return moved
 
 
 def draw_position(rng: random.Random, size: str) -> tuple[float, float]:
-    """Draws the centre of an object that lies wholly inside the image."""
+    """Draws the centre of an object that lies entirely inside the image."""
     margin = SIZES[size] + OBJECT_GAP / 2
     return rng.uniform(margin, IMAGE_SIZE - margin), rng.uniform(margin, IMAGE_SIZE - margin)
 
 
 def render(scene: Scene) -> npt.NDArray[np.uint8]:
-    """Draws the scene antialiased: (64, 64, 3) uint8."""
+    """Renders the scene, antialiased, as (64, 64, 3) uint8."""
     canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
     canvas[:] = BACKGROUNDS[scene.background]
     for thing in scene.objects:
@@ -135,11 +146,11 @@ def render(scene: Scene) -> npt.NDArray[np.uint8]:
 
 
 def coverage(shape: str, radius: float, x: float, y: float) -> npt.NDArray[np.float32]:
-    """Share of each pixel that the shape covers: (64, 64) in [0, 1]."""
+    """Returns the share of each pixel that the shape covers: (64, 64) in [0, 1]."""
     scale = SUPERSAMPLING
     mask = Image.new("L", (IMAGE_SIZE * scale, IMAGE_SIZE * scale))
     brush = ImageDraw.Draw(mask)
-    # ImageDraw counts pixel centres, the scene counts pixel edges: half a fine pixel apart.
+    # ImageDraw counts from pixel centres, the scene from pixel edges: they are half a fine pixel apart.
     cx, cy, r = x * scale - 0.5, y * scale - 0.5, radius * scale
     if shape in ("circle", "ring"):
         brush.ellipse(_box(cx, cy, 0.92 * r), fill=255)

@@ -1,1 +1,1 @@
-"""Data that people bring: where it lies, how its rows are read and what its columns are called."""
+"""Data that users bring: where it is, how its rows are read, and what its columns are called."""

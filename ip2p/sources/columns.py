@@ -1,4 +1,4 @@
-"""What other people call the columns of their datasets, stated once, and how a user names them."""
+"""The column names of other people's datasets, and how a user maps them to ours."""
 
 from __future__ import annotations
 
@@ -8,52 +8,32 @@ SIDES = ("original_image", "edited_image")
 NEEDED = ("original_image", "edit_prompt", "edited_image")
 OPTIONAL = ("original_prompt", "edited_prompt")
 OURS = (*NEEDED, *OPTIONAL, "edit_type", "group")
-"""Columns of ours that a pair can have; `group` tells pictures apart, so that one picture lies in one split."""
+"""Our columns of a pair; `group` identifies the original picture, so that each lies in one split."""
 
-KNOWN_SCHEMAS: dict[str, dict[str, str]] = {
+
+def _schema(original_image: str, edit_prompt: str, edited_image: str, **further: str) -> dict[str, str]:
+    return dict(zip(NEEDED, (original_image, edit_prompt, edited_image), strict=True)) | further
+
+
+KNOWN_SCHEMAS = {
     "timbrooks/instructpix2pix-clip-filtered": {name: name for name in (*NEEDED, *OPTIONAL)},
-    "fusing/instructpix2pix-1000-samples": {
-        "original_image": "input_image",
-        "edit_prompt": "edit_prompt",
-        "edited_image": "edited_image",
-    },
-    "osunlp/MagicBrush": {
-        "original_image": "source_img",
-        "edit_prompt": "instruction",
-        "edited_image": "target_img",
-        "group": "img_id",
-    },
-    "BleachNick/UltraEdit": {
-        "original_image": "source_image",
-        "edit_prompt": "edit_prompt",
-        "edited_image": "edited_image",
-        "original_prompt": "source_caption",
-        "edited_prompt": "target_caption",
-    },
-    "TIGER-Lab/OmniEdit-Filtered-1.2M": {
-        "original_image": "src_img",
-        "edit_prompt": "edited_prompt_list",
-        "edited_image": "edited_img",
-        "edit_type": "task",
-        "group": "omni_edit_id",
-    },
-    "UCSC-VLAA/HQ-Edit": {
-        "original_image": "input_image",
-        "edit_prompt": "edit",
-        "edited_image": "output_image",
-        "original_prompt": "input",
-        "edited_prompt": "output",
-    },
-    "instruction-tuning-sd/cartoonization": {
-        "original_image": "original_image",
-        "edit_prompt": "edit_prompt",
-        "edited_image": "cartoonized_image",
-    },
+    "fusing/instructpix2pix-1000-samples": _schema("input_image", "edit_prompt", "edited_image"),
+    "osunlp/MagicBrush": _schema("source_img", "instruction", "target_img", group="img_id"),
+    "BleachNick/UltraEdit": _schema(
+        "source_image", "edit_prompt", "edited_image", original_prompt="source_caption", edited_prompt="target_caption"
+    ),
+    "TIGER-Lab/OmniEdit-Filtered-1.2M": _schema(
+        "src_img", "edited_prompt_list", "edited_img", edit_type="task", group="omni_edit_id"
+    ),
+    "UCSC-VLAA/HQ-Edit": _schema(
+        "input_image", "edit", "output_image", original_prompt="input", edited_prompt="output"
+    ),
+    "instruction-tuning-sd/cartoonization": _schema("original_image", "edit_prompt", "cartoonized_image"),
 }
-"""Our column names to those of a dataset of pairs on the hub."""
+"""Maps our column names to those of datasets of pairs on the hub."""
 
 MAGICBRUSH_TURNS = {"mask": "mask_img", "turn": "turn_index"}
-"""What MagicBrush has beside its pairs: edits of one group follow each other, and each has a mask."""
+"""MagicBrush's further columns: the edits of a group follow each other, and each has a mask."""
 EMU_EDIT = {
     "original_image": "image",
     "edit_prompt": "instruction",
@@ -61,20 +41,20 @@ EMU_EDIT = {
     "edited_prompt": "output_caption",
     "edit_type": "task",
 }
-"""Emu Edit's test set, which has no edited pictures."""
+"""Columns of Emu Edit's test set, which has no edited pictures."""
 
 TRIPLET_ALIASES = {
     "original_prompt": ("original_prompt", "input", "caption"),
     "edit_prompt": ("edit_prompt", "edit"),
     "edited_prompt": ("edited_prompt", "output"),
 }
-"""Names of the three texts in files of triplets; the later ones are those of the original software's files."""
+"""Names of the three texts in files of triplets, ours first, then those of the original software."""
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "prompt", "original_prompt")
-"""Searched in this order if no column of captions is named."""
+"""Columns tried in this order if none is named."""
 
 
 def guess_columns(names: Collection[str]) -> dict[str, str]:
-    """Maps our column names to those at hand by the known schema that fits. ValueError if none does."""
+    """Maps our column names to a table's by the known schema that fits. ValueError if none does."""
     for mapping in KNOWN_SCHEMAS.values():
         if all(mapping[column] in names for column in NEEDED):
             return {ours: theirs for ours, theirs in mapping.items() if theirs in names}
@@ -85,7 +65,7 @@ def guess_columns(names: Collection[str]) -> dict[str, str]:
 
 
 def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, where: str) -> dict[str, str]:
-    """Maps our names to those of a table: as the user says or as a known schema has it, and columns under our names.
+    """Maps our names to a table's: by the user's mapping or a known schema, and further columns that have our names.
 
     ValueError if a column of the mapping is missing or no known schema fits.
     """
@@ -96,7 +76,7 @@ def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, wh
 
 
 def check_columns(columns: Mapping[str, str], names: Collection[str], *, where: str) -> None:
-    """Raises a ValueError that names the missing columns and those there are."""
+    """Raises a ValueError that names the missing and the present columns."""
     missing = [f"{theirs} (for {ours})" for ours, theirs in columns.items() if theirs not in names]
     if missing:
         raise ValueError(f"{where} has no column {', '.join(missing)}; it has {', '.join(sorted(names)) or '(none)'}.")
@@ -104,8 +84,8 @@ def check_columns(columns: Mapping[str, str], names: Collection[str], *, where: 
 
 def image_columns(names: Collection[str], *, where: str) -> tuple[str, str]:
     """Finds the columns of the original and the edited image under any known name. ValueError if one is missing."""
-    known = (list(dict.fromkeys(schema[side] for schema in KNOWN_SCHEMAS.values())) for side in SIDES)
-    original, edited = (next((name for name in candidates if name in names), None) for candidates in known)
+    candidates = ([schema[side] for schema in KNOWN_SCHEMAS.values()] for side in SIDES)
+    original, edited = (next((name for name in of_side if name in names), None) for of_side in candidates)
     if original is None or edited is None:
         have = ", ".join(names) or "none"
         raise ValueError(f"{where} has no columns original_image and edited_image; its columns are: {have}.")

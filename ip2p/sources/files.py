@@ -1,4 +1,4 @@
-"""Reading one file: lines of text, JSON lines, csv and parquet, local or at a URL.
+"""Reads one file, local or at a URL: lines of text, JSON lines, csv or parquet.
 
 An error names the file and the line or row. Parquet is read by column and in small batches.
 """
@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 from ip2p.console import first_line
 from ip2p.sources.location import Location
 
+Values = dict[str, Any]
+"""A row, by column."""
+
 BATCH_ROWS = 64
 """Rows with pictures that are in memory at a time."""
 TEXT_BATCH_ROWS = 4096
@@ -28,15 +31,15 @@ MAX_CELL = 1 << 30
 
 
 class Unreadable(ValueError):
-    """A source that cannot be read: which one, and why."""
+    """Names a source that cannot be read, and why."""
 
 
 @contextmanager
 def open_file(location: Location) -> Iterator[IO[bytes]]:
-    """Opens a file or a URL. ValueError if that fails, and for text that is not UTF-8."""
+    """Opens a file or a URL. ValueError if that fails, or if the text read from it is not UTF-8."""
     try:
         if location.is_local:
-            opened: Any = location.path.open("rb")
+            opened: IO[bytes] = location.path.open("rb")
         else:
             import fsspec
 
@@ -51,7 +54,7 @@ def open_file(location: Location) -> Iterator[IO[bytes]]:
 
 
 def read_lines(file: IO[bytes]) -> Iterator[tuple[int, str]]:
-    """Yields numbered lines, from 1, without blank ones; `\\n` alone ends a line, no other break of Unicode."""
+    """Yields numbered lines, from 1, without blank ones; only `\\n` ends a line, no other Unicode line break."""
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
     yield from ((number, line) for number, line in enumerate(text, start=1) if line.strip())
     text.detach()
@@ -67,12 +70,12 @@ def read_json_lines(file: IO[bytes], where: str) -> Iterator[tuple[int, Any]]:
 
 
 def read_json_file(path: Path) -> list[tuple[int, Any]]:
-    """Reads a local file of JSON lines whole: numbered values. ValueError names a line that is not JSON."""
+    """Reads a local file of JSON lines: numbered values. ValueError names a line that is not JSON."""
     with open_file(Location(str(path), "path")) as file:
         return list(read_json_lines(file, str(path)))
 
 
-def read_csv(file: IO[bytes], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_csv(file: IO[bytes], where: str) -> Iterator[tuple[int, Values]]:
     """Yields the numbered rows of a csv file with a header. ValueError names a quote that is never closed."""
     csv.field_size_limit(MAX_CELL)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
@@ -96,7 +99,7 @@ def _remembered(text: Iterable[str], lines: list[str]) -> Iterator[str]:
 
 
 def _is_open(lines: Sequence[str]) -> bool:
-    """Whether the lines of a row end inside a quote, which Python's reader takes for its end unless it is strict."""
+    """Returns whether a row's lines end inside a quote, which Python's reader only reports if it is strict."""
     try:
         list(csv.reader(lines, strict=True))
     except csv.Error as error:
@@ -104,8 +107,8 @@ def _is_open(lines: Sequence[str]) -> bool:
     return False
 
 
-def read_parquet(source: Path | IO[bytes], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a parquet file as dicts of some columns, few at a time if there are pictures among them.
+def read_parquet(source: Path | IO[bytes], columns: Sequence[str]) -> Iterator[Values]:
+    """Yields the rows of a parquet file with these columns; memory holds few rows if there are pictures among them.
 
     ValueError names a file that is broken.
     """
@@ -125,7 +128,8 @@ def _naming(source: object) -> Iterator[None]:
         raise Unreadable(f"{source} cannot be read as parquet: {reason}. Remove it or write it again.") from error
 
 
-def read_plain_columns(file: IO[bytes], word: str) -> Iterator[dict[str, Any]]:
+def read_plain_columns(file: IO[bytes], word: str) -> Iterator[Values]:
+    """Yields the rows of a parquet file without the columns that may hold pictures."""
     with _naming(word):
         plain = [field.name for field in pq.ParquetFile(file).schema_arrow if not _is_heavy(field.type)]
         file.seek(0)
@@ -133,7 +137,7 @@ def read_plain_columns(file: IO[bytes], word: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_heavy(kind: pa.DataType) -> bool:
-    """Whether a column may hold pictures."""
+    """Returns whether a column may hold pictures."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
@@ -145,12 +149,13 @@ def read_footer(file: Path) -> tuple[list[str], int]:
         return list(opened.schema_arrow.names), opened.metadata.num_rows
 
 
-def read_row(file: Path, number: int, columns: tuple[str, ...]) -> dict[str, Any]:
+def read_row(file: Path, number: int, columns: tuple[str, ...]) -> Values:
+    """Reads one row, counted from 0; its row group is kept for the next call."""
     with _naming(file), pq.ParquetFile(file) as opened:
         sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
     for group, size in enumerate(sizes):
         if number < size:
-            values: dict[str, Any] = _row_group(file, group, columns).slice(number, 1).to_pylist()[0]
+            values: Values = _row_group(file, group, columns).slice(number, 1).to_pylist()[0]
             return values
         number -= size
     raise Unreadable(f"{file} has become shorter since it was opened. Open it again.")

@@ -1,7 +1,7 @@
-"""What a word names that a user gives for data, by one rule: a path, a pattern, a URL or a dataset on the hub.
+"""Decides what the word that a user gives for data names: a path, a pattern, a URL or a dataset on the hub.
 
-What exists here is a path, whatever it looks like; `owner/name` that does not exist here is a hub id. Names of files
-and folders name a split, as on the hub.
+A word that exists on this machine is a path, whatever it looks like; an `owner/name` that does not is a hub id. File
+and folder names may name a split, as on the hub.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "testset", "eval", "evaluation"),
 }
-"""Words that name a split in the name of a file or a folder."""
+"""Words that name a split in a file's or folder's name."""
 _ALIASES = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
 _SPLIT_WORD = re.compile(
     rf"(?<![^\W_])({'|'.join(sorted(_ALIASES, key=len, reverse=True))})(?![^\W\d_])", re.IGNORECASE
@@ -37,14 +37,14 @@ UNSEEN_FOLDERS = ("__MACOSX",)
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where data lie."""
+    """A word that names data, and what kind of place it names."""
 
     word: str
     kind: Kind
 
     @property
     def path(self) -> Path:
-        """The word as a path or pattern of this machine."""
+        """The word as a path or pattern on this machine."""
         return Path(self.word).expanduser()
 
     @property
@@ -86,17 +86,17 @@ def locate(word: str | Path, *, what: str = "", way_out: str = WAY_OUT) -> Locat
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a text that is too long for a name
+    except OSError:  # too long for a file name
         return False
 
 
 def dataset_in(folder: Path) -> Path:
-    """Returns the dataset of a run folder; any other folder itself."""
+    """Returns the dataset folder of a run folder, and any other folder as it is."""
     return folder / "dataset" if (folder / "dataset").is_dir() else folder
 
 
 def data_files(location: Location) -> list[Path]:
-    """Lists the parquet files that a local location names, in order; none for a URL, a hub id or another table."""
+    """Lists the parquet files that a location names, in order; none for a URL, a hub id or another kind of table."""
     if location.kind == "glob":
         paths = sorted(map(Path, glob.glob(str(location.path), recursive=True)))
         return [path for path in paths if path.suffix.lower() == PARQUET and path.is_file()]
@@ -109,7 +109,7 @@ def data_files(location: Location) -> list[Path]:
 
 
 def split_files(location: Location, split: str, *, any_split: bool = False) -> list[Path]:
-    """Lists the parquet files of a split; a pattern or a file names its split itself."""
+    """Lists the parquet files of a split; the files of a pattern, and a single file, are taken for any split."""
     files = data_files(location)
     if location.kind == "path" and location.path.is_dir():
         return of_split(files, split, dataset_in(location.path), any_split=any_split)
@@ -117,21 +117,20 @@ def split_files(location: Location, split: str, *, any_split: bool = False) -> l
 
 
 def of_split(files: list[Path], split: str, folder: Path, *, any_split: bool = False) -> list[Path]:
-    """Chooses the files of a split, by their names and folders below `folder`; those without a split are for training.
+    """Selects the files of a split by their names and folders below `folder`; unnamed ones are for training.
 
-    With `any_split`, files of which none names a split are of any split.
+    With `any_split`, all files are taken if none names a split.
     """
-    wanted = _ALIASES.get(split.lower(), split)
-    splits = {path: split_of(path, folder, wanted) for path in files}
+    split = _ALIASES.get(split.lower(), split)
+    splits = {path: split_of(path, folder, split) for path in files}
     if any_split and not any(splits.values()):
         return files
-    return [path for path in files if splits[path] == wanted] or [
-        path for path in files if wanted == "train" and not splits[path]
-    ]
+    named = [path for path in files if splits[path] == split]
+    return named or [path for path in files if split == "train" and not splits[path]]
 
 
 def held_out_files(location: Location) -> list[Path]:
-    """Lists a folder's parquet files of the test and the validation split; none for anything but a folder."""
+    """Lists a folder's parquet files of the test and validation splits; none for anything but a folder."""
     if location.kind != "path" or not location.path.is_dir():
         return []
     folder = dataset_in(location.path)
@@ -139,9 +138,9 @@ def held_out_files(location: Location) -> list[Path]:
 
 
 def split_of(path: Path, folder: Path, custom: str = "") -> str | None:
-    """Returns the split that a file's name, or else the nearest folder's below `folder`, names; None if none does.
+    """Returns the split named by a file, or else by the nearest folder below `folder`; None if there is none.
 
-    `custom` is a split of another name, such as `extra`, that counts if a name begins with it.
+    `custom` is a split of another name, such as `extra`, which counts if a name begins with it.
     """
     below = path.relative_to(folder)
     for name in (below.stem, *(parent.name for parent in below.parents if parent.name)):
@@ -153,13 +152,13 @@ def split_of(path: Path, folder: Path, custom: str = "") -> str | None:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Lists the files below a folder, in order, through links, without hidden ones and what macOS adds."""
+    """Lists the files below a folder in order, following links, without hidden ones and those that macOS adds."""
     return sorted(_walk(folder, set()))
 
 
 def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
-    if real in seen:  # a link back to where we come from
+    if real in seen:  # a link back to a parent
         return
     seen.add(real)
     for path in sorted(folder.iterdir()):

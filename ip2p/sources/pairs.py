@@ -1,6 +1,6 @@
-"""Pairs of other people's datasets under our names, and of the folders that the original software writes.
+"""Reads pairs of other people's datasets under our names, and of folders that the original software wrote.
 
-A pair is read as it lies there; nothing is decoded here. Images are file contents.
+Nothing is decoded here; images are file contents.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from ip2p.sources.columns import NEEDED, check_columns, map_columns
 from ip2p.sources.location import locate
-from ip2p.sources.rows import ParquetTable, Row, Table, open_table
+from ip2p.sources.rows import ParquetTable, Row, open_table
 
 TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "group")
 ORIGINAL_NAMES = {"original_prompt": ("input", "caption"), "edit_prompt": ("edit",), "edited_prompt": ("output",)}
@@ -22,7 +22,7 @@ ORIGINAL_NAMES = {"original_prompt": ("input", "caption"), "edit_prompt": ("edit
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A pair as another dataset has it."""
+    """A pair of another dataset."""
 
     original_image: bytes | None
     edited_image: bytes | None
@@ -31,9 +31,9 @@ class SourceRow:
     edited_prompt: str = ""
     edit_type: str = ""
     group: str = ""
-    """Tells the source's pictures apart if the source does: rows of one picture belong in one split."""
+    """Identifies the original picture, if the source does: rows of one picture belong in one split."""
     spec: Mapping[str, float] = field(default_factory=dict)
-    """Seed and settings, if the source has them."""
+    """Seed and settings, if the source states them."""
 
 
 def read_source(
@@ -41,22 +41,17 @@ def read_source(
 ) -> Iterator[SourceRow]:
     """Reads all pairs of a split; guesses the columns if none are given.
 
-    ValueError if the source is of no known form or lacks a column, with the way out.
+    ValueError with the way out if the source has an unknown form or lacks a column.
     """
     location = locate(source)
-    if location.kind == "path" and is_original_layout(location.path):
-        return read_original_layout(location.path)
+    if location.kind == "path" and _is_original_layout(location.path):
+        return _read_original_layout(location.path)
     table = open_table(location, split=split, revision=revision)
     mapping = map_columns(table.names, columns, where=source)
-    check_files(table, mapping)
+    if isinstance(table, ParquetTable):
+        for file, names in table.names_by_file.items():
+            check_columns({name: mapping[name] for name in NEEDED}, names, where=str(file))
     return (_to_pair(row, mapping) for row in table.read(list(mapping.values())))
-
-
-def check_files(table: Table, mapping: Mapping[str, str]) -> None:
-    """Raises a ValueError that names a file without a column that a pair needs."""
-    needed = {name: mapping[name] for name in NEEDED}
-    for file, names in table.names_by_file.items() if isinstance(table, ParquetTable) else ():
-        check_columns(needed, names, where=str(file))
 
 
 def _to_pair(row: Row, mapping: Mapping[str, str]) -> SourceRow:
@@ -64,13 +59,13 @@ def _to_pair(row: Row, mapping: Mapping[str, str]) -> SourceRow:
     return SourceRow(row.content(mapping["original_image"]), row.content(mapping["edited_image"]), **texts)
 
 
-def is_original_layout(folder: Path) -> bool:
-    """Returns whether a folder is what the original's image stage wrote: a folder with a prompt.json per triplet."""
+def _is_original_layout(folder: Path) -> bool:
+    """Returns whether the original's image stage wrote a folder: one with a prompt.json per triplet."""
     return (folder / "seeds.json").is_file() or next(folder.glob("*/prompt.json"), None) is not None
 
 
-def read_original_layout(folder: Path) -> Iterator[SourceRow]:
-    """Reads the pairs on disk, whether or not `seeds.json` names them: the released one names folders that are gone."""
+def _read_original_layout(folder: Path) -> Iterator[SourceRow]:
+    """Reads the pairs on disk, whether or not `seeds.json` names them: the released one names missing folders."""
     for prompt in sorted(folder.glob("*/prompt.json")):
         try:
             values = json.loads(prompt.read_text(encoding="utf-8"))
@@ -91,13 +86,13 @@ def read_original_layout(folder: Path) -> Iterator[SourceRow]:
             )
 
 
-def _first_text(values: Any, keys: Sequence[str]) -> str:
+def _first_text(values: object, keys: Sequence[str]) -> str:
     texts = (values.get(key) for key in keys) if isinstance(values, dict) else ()
     return next((text for text in texts if isinstance(text, str)), "")
 
 
 def _read_settings(path: Path) -> dict[str, dict[str, float]]:
-    """Reads settings by seed; a line of a run that was killed may be broken, and a seed's last line counts."""
+    """Reads settings by seed; a killed run may leave a broken line, and a seed's last line counts."""
     settings: dict[str, dict[str, float]] = {}
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:

@@ -1,7 +1,7 @@
-"""Rows of data, whatever holds them: parquet, JSON lines, csv, image folders, and the hub.
+"""Rows of data, whatever holds them: parquet, JSON lines, csv, image folders, or the hub.
 
-A row knows where it stands, so that an error names file and number, and what its paths count from. Nothing is decoded
-and nothing is judged here.
+A row knows its place, so that errors name file and number, and the folder that its paths are relative to. Nothing is
+decoded and nothing is judged here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ip2p.console import first_line
 from ip2p.sources.files import (
     Unreadable,
+    Values,
     open_file,
     read_csv,
     read_footer,
@@ -51,7 +52,7 @@ class Row:
     where: str
     """Such as `pairs.jsonl line 3`."""
     folder: Path | None = None
-    """What relative paths in the row count from."""
+    """The folder that paths in the row are relative to."""
 
     def text(self, column: str) -> str:
         """Returns the text of a column, the first one if it holds several wordings; empty if there is none."""
@@ -65,17 +66,17 @@ class Row:
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, bytes | bytearray):
             return bytes(cell) or None
-        return self._resolve(cell) if isinstance(cell, str) and cell else None
+        return self._find(cell) if isinstance(cell, str) and cell else None
 
     def content(self, column: str) -> bytes | None:
         """Returns the content of the picture file of a column; None if there is none."""
         picture = self.picture(column)
         return picture.read_bytes() if isinstance(picture, Path) else picture
 
-    def _resolve(self, name: str) -> Path | None:
+    def _find(self, name: str) -> Path | None:
         path = Path(name).expanduser()
-        beside = [self.folder / path] if self.folder is not None else []
-        return next((place for place in (*beside, path) if place.is_file()), None)
+        places = [path] if self.folder is None else [self.folder / path, path]
+        return next((place for place in places if place.is_file()), None)
 
 
 class Table(Protocol):
@@ -89,7 +90,7 @@ class Table(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yields all rows, with the columns of these that each has."""
+        """Yields all rows with these columns, if they have them."""
         ...
 
     def row(self, number: int, columns: Sequence[str]) -> Row:
@@ -107,13 +108,14 @@ def first_wording(value: Any) -> Any:
 def open_table(
     location: Location, *, split: str = "train", revision: str | None = None, any_split: bool = False
 ) -> Table:
-    """Opens the rows of a split; `any_split` also takes files of which none names a split.
+    """Opens the rows of a split; `any_split` also takes all files if none of them names a split.
 
-    ValueError if the location holds no data of a known form, with the way out.
+    ValueError with the way out if the location holds no data of a known form.
     """
-    if location.kind == "hub" or (location.kind == "url" and location.suffix == PARQUET):
-        options: dict[str, Any] = {"revision": revision} if location.kind == "hub" else {}
-        return HubTable(load_dataset(location, split=split, **options), location.word)
+    if location.kind == "hub":
+        return HubTable(load_dataset(location, split=split, revision=revision), location.word)
+    if location.kind == "url" and location.suffix == PARQUET:
+        return HubTable(load_dataset(location, split=split), location.word)
     if location.kind == "url" or (location.path.is_file() and location.suffix in (".jsonl", ".csv")):
         return ListTable(list(read_file(location)))
     if files := split_files(location, split, any_split=any_split):
@@ -124,7 +126,7 @@ def open_table(
 
 
 class ParquetTable:
-    """Rows of parquet files; a batch of one file is in memory at a time."""
+    """Rows of parquet files; memory holds a batch of one file at a time."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
@@ -141,7 +143,7 @@ class ParquetTable:
         return sum(self.num_rows)
 
     def read(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yields all rows, with the columns of these that their file has. ValueError names a file that is broken."""
+        """Yields all rows with these columns, if their file has them. ValueError names a broken file."""
         for file in self.files:
             present = [name for name in dict.fromkeys(columns) if name in self.names_by_file[file]]
             for number, values in enumerate(read_parquet(file, present), start=1):
@@ -159,7 +161,7 @@ class ParquetTable:
 
 
 class ListTable:
-    """Rows that are in memory: tables of texts and paths."""
+    """Rows in memory: tables of texts and paths."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -177,7 +179,7 @@ class ListTable:
         return iter(self.rows)
 
     def row(self, number: int, columns: Sequence[str]) -> Row:
-        """Returns one row, whole, counted from 0."""
+        """Returns one whole row, counted from 0."""
         return self.rows[number]
 
 
@@ -196,12 +198,12 @@ class HubTable:
         return len(self.dataset)
 
     def read(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yields all rows, with the columns of these that there are."""
+        """Yields all rows with these columns, if there are such."""
         rows = self.dataset.select_columns([name for name in dict.fromkeys(columns) if name in self.names])
         return (Row(values, f"{self.word} row {number}") for number, values in enumerate(rows, start=1))
 
     def row(self, number: int, columns: Sequence[str]) -> Row:
-        """Returns one row, whole, counted from 0."""
+        """Returns one whole row, counted from 0."""
         return Row(self.dataset[number], f"{self.word} row {number + 1}")
 
 
@@ -226,27 +228,25 @@ def lay_out(
 
 def _laid_out_rows(
     files: Sequence[str], pictures: Sequence[str], texts: Sequence[str], stamps: Sequence[object]
-) -> Iterator[dict[str, Any]]:
-    """Yields what `lay_out` stores; `stamps` tell versions of the files apart."""
+) -> Iterator[Values]:
+    """Yields what `lay_out` stores; `stamps` distinguish versions of the files."""
     for row in ParquetTable([Path(file) for file in files]).read((*pictures, *texts)):
-        found = {name: row.picture(name) for name in pictures}
-        cells = {name: None if picture is None else _as_cell(picture) for name, picture in found.items()}
+        by_name = {name: row.picture(name) for name in pictures}
+        cells = {name: None if file is None else _as_cell(file) for name, file in by_name.items()}
         wordings = {name: first_wording(row.values.get(name)) for name in texts}
         yield cells | {name: text if isinstance(text, str) else None for name, text in wordings.items()}
 
 
-def _as_cell(picture: bytes | Path) -> dict[str, Any]:
-    is_path = isinstance(picture, Path)
-    return {
-        "bytes": None if is_path else picture,
-        "path": str(picture.resolve()) if isinstance(picture, Path) else None,
-    }
+def _as_cell(picture: bytes | Path) -> Values:
+    if isinstance(picture, Path):
+        return {"bytes": None, "path": str(picture.resolve())}
+    return {"bytes": picture, "path": None}
 
 
 def read_file(location: Location) -> Iterator[Row]:
-    """Yields the rows of one .jsonl, .csv or .parquet file, local or at a URL. ValueError names what is wrong where.
+    """Yields the rows of one .jsonl, .csv or .parquet file, local or at a URL. ValueError names the place of an error.
 
-    Parquet gives its plain columns alone, without pictures and lists.
+    Of parquet only plain columns are read, without pictures and lists.
     """
     folder = location.path.parent if location.is_local else None
     with open_file(location) as file:
@@ -275,18 +275,14 @@ def metadata_tables(location: Location, split: str = "train", *, any_split: bool
 def read_metadata(table: Path) -> Iterator[Row]:
     """Yields the rows of an image folder's table: `file_name` as `image`, `<column>_file_name` as the column."""
     for row in read_file(Location(str(table), "path")):
-        values = {_picture_column(name): value for name, value in row.values.items()}
-        yield Row(values, row.where, row.folder)
-
-
-def _picture_column(name: str) -> str:
-    return "image" if name == FILE_NAME else name.removesuffix(f"_{FILE_NAME}")
+        names = ("image" if name == FILE_NAME else name.removesuffix(f"_{FILE_NAME}") for name in row.values)
+        yield Row(dict(zip(names, row.values.values(), strict=True)), row.where, row.folder)
 
 
 def load_dataset(
     location: Location, *, split: str = "train", streaming: bool = False, way_out: str = WAY_OUT, **options: Any
 ) -> Any:
-    """Loads a dataset of the hub, or a parquet file at a URL. ValueError of one line, with a way out, if that fails."""
+    """Loads a hub dataset, or a parquet file at a URL. ValueError of one line, with the way out, if that fails."""
     import datasets
 
     options |= {"split": split, "streaming": streaming}
@@ -298,8 +294,8 @@ def load_dataset(
 
 def stream_rows(
     location: Location, *, limit: int | None = None, way_out: str = WAY_OUT, **options: Any
-) -> Iterator[dict[str, Any]]:
-    """Yields the first rows of a hub dataset as they arrive. ValueError as for `load_dataset`."""
+) -> Iterator[Values]:
+    """Yields the first rows of a hub dataset as they arrive. ValueError as in `load_dataset`."""
     rows: IterableDataset = load_dataset(location, streaming=True, way_out=way_out, **options)
     with _loading(location.word, way_out):
         yield from islice(without_decoding(rows), limit)
@@ -314,7 +310,7 @@ def _loading(word: str, way_out: str) -> Iterator[None]:
 
 
 def without_decoding(dataset: Any) -> Any:
-    """Returns the dataset with its pictures left as files."""
+    """Returns a dataset whose pictures are not decoded."""
     from datasets import Image
 
     for name, feature in (dataset.features or {}).items():

@@ -1,7 +1,4 @@
-"""Append-only files of records, of which a kill can cut short the last one only.
-
-A record is whole or not there: what was cut short is left out and made again.
-"""
+"""Append-only files of records. A kill can only truncate the last record, which is then ignored and made again."""
 
 from __future__ import annotations
 
@@ -20,12 +17,15 @@ from ip2p.store.shards import write_bytes
 
 logger = logging.getLogger(__name__)
 
+Record = dict[str, Any]
+"""A JSON object, or a row by column."""
+
 
 class RecordFile:
     """JSON lines, appended one by one."""
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
-        """A `durable` file has a record on disk before `append` returns."""
+        """Opens a file; a `durable` one has each record on disk before `append` returns."""
         self.path, self.durable = path, durable
 
     def read(self) -> list[Any]:
@@ -35,19 +35,19 @@ class RecordFile:
             try:
                 records += [json.loads(line)] if line.strip() else []
             except ValueError:
-                logger.warning("%s line %d was cut short and is left out", self.path, number)
+                logger.warning("%s line %d is truncated and is ignored", self.path, number)
         return records
 
-    def append(self, record: Any) -> None:
-        """Adds a record."""
+    def append(self, record: object) -> None:
+        """Appends a record."""
         self._write(f"{json.dumps(record, ensure_ascii=False)}\n".encode(), is_text=True)
 
-    def rewrite(self, records: Sequence[Any]) -> None:
+    def rewrite(self, records: Sequence[object]) -> None:
         """Replaces all records at once."""
         write_bytes(self.path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records).encode())
 
     def remove(self) -> None:
-        """Removes the file: its records are kept elsewhere by now."""
+        """Removes the file, once its records are kept elsewhere."""
         self.path.unlink(missing_ok=True)
 
     def _write(self, content: bytes, *, is_text: bool) -> None:
@@ -62,23 +62,23 @@ class RecordFile:
 class Journal(RecordFile):
     """Answers by key; several threads may add to it.
 
-    Keys state all that was asked, so an answer is only ever used for the same question.
+    A key states everything that was asked, so an answer is only used for the same question.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._lock = threading.Lock()
-        self._answers: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, Record] = {}
         for record in self.read():
             if isinstance(record, dict) and "key" in record:
                 self._answers.setdefault(str(record.pop("key")), record)
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """Returns what was answered to this question before."""
+    def get(self, key: str) -> Record | None:
+        """Returns the stored answer to a question, or None."""
         return self._answers.get(key)
 
-    def add(self, key: str, answer: dict[str, Any]) -> None:
-        """Appends an answer; the first answer to a question stays."""
+    def add(self, key: str, answer: Record) -> None:
+        """Appends an answer, unless the question has one already."""
         with self._lock:
             if key not in self._answers:
                 self.append({"key": key, **answer})
@@ -89,14 +89,14 @@ class Journal(RecordFile):
 
 
 class EditJournal(RecordFile):
-    """Rows of a part that is not finished, pictures included: blocks of Arrow, each after its length."""
+    """Rows, including pictures, of a part that is not finished: blocks of Arrow, each after its length."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         super().__init__(path)
         self.schema = schema
 
-    def read(self) -> list[dict[str, Any]]:
-        """Returns all whole rows; a block that was cut short is removed from the file."""
+    def read(self) -> list[Record]:
+        """Returns the rows of all whole blocks; a truncated block is removed from the file."""
         if not self.path.exists():
             return []
         with self.path.open("rb+") as file:
@@ -104,7 +104,7 @@ class EditJournal(RecordFile):
             file.truncate()
         return rows
 
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+    def add(self, rows: Sequence[Record]) -> None:
         """Appends rows."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.schema) as writer:
@@ -117,7 +117,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 def _line_break_before(file: IO[bytes]) -> bytes:
-    """Ends a line that a kill cut short."""
+    """Returns the line break that a truncated last line lacks, else nothing."""
     if file.seek(0, os.SEEK_END) == 0:
         return b""
     file.seek(-1, os.SEEK_END)
@@ -125,7 +125,7 @@ def _line_break_before(file: IO[bytes]) -> bytes:
 
 
 def _whole_blocks(file: IO[bytes]) -> Iterator[pa.Table]:
-    """Yields the blocks up to the first that is not whole; leaves the file's position at its start."""
+    """Yields the blocks up to the first truncated one, and leaves the file's position at its start."""
     while True:
         start = file.tell()
         head = file.read(_LENGTH.size)

@@ -1,6 +1,6 @@
 """Locks between processes: one run per folder, one training per output folder.
 
-A lock is the operating system's, so a process that is killed frees it at once.
+The operating system holds the locks, so they are free as soon as their process ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 
 _held: dict[Path, FileLock | None] = {}
-"""Locks of the run folders that this process works in; None if the file system has no locks."""
+"""Locks of the run folders that this process works in; None if the file system does not support locks."""
 
 
 def hold(root: Path) -> None:
-    """Keeps other processes out of a run folder as long as this one lives, and removes half-written files there.
+    """Keeps other processes out of a run folder until this one ends, and removes half-written files there.
 
-    ValueError if another process is in it, or if the folder cannot be made or written to.
+    ValueError if another process works in it, or if the folder cannot be created or written to.
     """
     folder = root.resolve()
     if folder in _held:
@@ -36,13 +36,15 @@ def hold(root: Path) -> None:
     try:
         lock = lock_file(path)
     except OSError as error:
-        logger.warning("%s cannot be locked (%s): start no second run in it", root, error)
+        logger.warning("%s cannot be locked (%s): do not start a second run in it", root, error)
         lock = None
     else:
         if lock is None:
-            owner = _read_owner(path) or "another process"
+            owner = "another process"
+            with suppress(OSError):
+                owner = path.read_text().strip() or owner
             raise ValueError(f"{root} is in use by {owner}. Wait for it, or give another folder with --out.")
-        with suppress(OSError):  # Windows lets nobody write to a locked file
+        with suppress(OSError):  # Windows does not let a locked file be written
             path.write_text(f"process {os.getpid()} on {platform.node()}")
     _held[folder] = lock
     for partial in folder.rglob(".*.partial"):
@@ -53,7 +55,7 @@ def hold(root: Path) -> None:
 def lock_file(path: Path, *, wait: bool = False) -> FileLock | None:
     """Locks a file until the lock is released or the process ends; None if another process has it and `wait` is False.
 
-    OSError if the file system has no locks.
+    OSError if the file system does not support locks.
     """
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
@@ -61,10 +63,3 @@ def lock_file(path: Path, *, wait: bool = False) -> FileLock | None:
     except Timeout:
         return None
     return lock
-
-
-def _read_owner(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

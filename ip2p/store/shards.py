@@ -1,7 +1,7 @@
-"""What lies in a run folder, and when a part of it counts as done.
+"""Files that are whole or absent, and shards of parquet with their sidecars.
 
-A shard is written under a temporary name and renamed; its sidecar comes last. A shard is done when its sidecar is
-there, names the fingerprint that is asked for and its checksum holds.
+A shard is written under a temporary name and renamed; its sidecar is written last. A shard is done if its sidecar names
+the requested fingerprint and its checksum holds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,49 +32,6 @@ class Sidecar:
     counts: dict[str, int] = field(default_factory=dict)
     """Rows per reason and other tallies of the stage."""
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """Knows the places inside a run."""
-
-    root: Path
-
-    def shard(self, stage: str, number: int) -> Path:
-        """Returns the path of a stage's shard: `<stage>/part-00003.parquet`."""
-        return self.root / stage / f"part-{number:05d}.parquet"
-
-    @property
-    def dataset(self) -> Path:
-        return self.root / "dataset"
-
-    @property
-    def training(self) -> Path:
-        return self.root / "training"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.root / "evaluation"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report"
-
-    def shards(self, stage: str) -> list[Path]:
-        """Lists the finished shards of a stage, in order."""
-        paths = sorted((self.root / stage).glob("part-*.parquet"))
-        return [path for path in paths if sidecar_path(path).exists()]
-
-    def drop_shards_from(self, stage: str, num_shards: int) -> None:
-        """Removes shards that an earlier, longer run left behind."""
-        for path in self.shards(stage):
-            if int(path.stem.removeprefix("part-")) >= num_shards:
-                sidecar_path(path).unlink()
-                path.unlink()
 
 
 def sidecar_path(path: Path) -> Path:
@@ -104,7 +60,7 @@ def write_bytes(path: Path, content: bytes) -> str:
     return write_atomic(path, lambda file: file.write(content))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes JSON atomically."""
     write_bytes(path, f"{json.dumps(value, indent=2, default=str)}\n".encode())
 
@@ -115,38 +71,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; empty if there is none that can be read."""
+    """Reads a JSON object; empty if there is none or it cannot be read."""
     try:
         value = read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def update_summary(root: Path, stage: str, values: Mapping[str, Any]) -> None:
-    """Replaces a stage's part of `summary.json` and keeps the other stages' parts."""
-    path = root / "summary.json"
-    write_json(path, {**read_summary(root), stage: dict(values)})
-
-
-def read_summary(root: Path) -> dict[str, Any]:
-    """Reads the run's `summary.json`; empty if there is none that can be read."""
-    return read_json_or_empty(root / "summary.json")
-
-
-def summarise_shards(root: Path, stage: str) -> dict[str, Any]:
-    """Returns the number of a stage's finished shards, their seconds, and their counts added up."""
-    sidecars = [sidecar for path in RunFolder(root).shards(stage) if (sidecar := read_sidecar(path)) is not None]
-    counts: Counter[str] = Counter()
-    for sidecar in sidecars:
-        counts.update(sidecar.counts)
-    seconds = round(sum(sidecar.seconds for sidecar in sidecars), 3)
-    return {"shards": len(sidecars), **counts, "seconds": seconds}
-
-
-def write_run_config(root: Path, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-    """Writes `config.json`: every setting of the run, and under `environment` the environment it ran in."""
-    write_json(root / "config.json", {**settings, "environment": dict(environment)})
 
 
 def sha256_of(path: Path) -> str:
@@ -162,7 +92,7 @@ def write_shard(
     fingerprint: str,
     seconds: float,
     counts: Mapping[str, int] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> Sidecar:
     """Writes a parquet shard and, last, its sidecar."""
     sidecar_path(path).unlink(missing_ok=True)
@@ -180,7 +110,7 @@ def write_shard(
 
 
 def read_sidecar(path: Path) -> Sidecar | None:
-    """Reads the sidecar of a shard; None if there is none that can be read."""
+    """Reads the sidecar of a shard; None if there is none or it cannot be read."""
     try:
         return Sidecar(**read_json(sidecar_path(path)))
     except FileNotFoundError:

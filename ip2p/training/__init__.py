@@ -1,11 +1,11 @@
-"""A parquet dataset to an instruction-following editor (paper, section 3.2).
+"""Trains an instruction-following editor on a dataset of pairs (paper, section 3.2).
 
-This package's surface imports no torch: `launch` runs the training in a process of its own through `accelerate launch`.
+This package's surface imports no torch: `launch` runs the training in a child process through `accelerate launch`.
 """
 
 from __future__ import annotations
 
 from ip2p.training.data import training_fingerprint
-from ip2p.training.launch import launch, launch_command
+from ip2p.training.launching import launch, launch_command
 
 __all__ = ["launch", "launch_command", "training_fingerprint"]

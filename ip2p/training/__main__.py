@@ -1,6 +1,6 @@
 """`accelerate launch -m ip2p.training`, with the flags of diffusers' InstructPix2Pix scripts.
 
-A user's mistake ends as one line `error: …` and exit code 2; a wish to stop as a checkpoint and exit code 130.
+A user's mistake ends with one line `error: …` and exit code 2, a request to stop with a checkpoint and exit code 130.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import transformers
 from ip2p.models.loading import keep_freed_memory
 from ip2p.store import lock_file
 from ip2p.training.flags import parse
-from ip2p.training.launch import STOP_AT_END_OF_INPUT
+from ip2p.training.launching import STOP_AT_END_OF_INPUT
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.run import run
 

@@ -1,9 +1,9 @@
 """Keeps the frozen encoders' outputs for every pair on disk, computed once.
 
-Per row, and for `random_flip` once more for its mirror image: mean and deviation of the edited image's posterior (so
-that each step samples anew), the mode of the original image's, *not* scaled (as the original's weights and diffusers'
-pipeline expect), and its sizes and crop. Per instruction: its encoded text; number 0 is no instruction. Parts are
-safetensors, memory-mapped, each written atomically: a killed build resumes at its last part. The key is a hash of
+Each row has the mean and deviation of the edited image's posterior (so that each step samples anew), the mode of the
+original image's, *not* scaled (as the original's weights and diffusers' pipeline expect), and its sizes and crop; with
+`random_flip` also those of its mirror image. Each instruction has its encoded text; number 0 is no instruction. Parts
+are safetensors, memory-mapped, each written atomically: a killed build resumes at its last part. The key is a hash of
 model, data, resolution and mirroring.
 """
 
@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -44,11 +44,10 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 1024
 LAYOUT = 2
-"""Changes when the same pairs would be stored differently."""
+"""Is raised when the same pairs are stored differently."""
 LOGGED_ERRORS = 5
 ROW_COLUMNS = ("mean", "deviation", "condition", "time_ids")
-"""Of a part on disk; the last are the sizes of `Batch`."""
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The columns of a part on disk; the last are the sizes of `Batch`."""
 T = TypeVar("T")
 
 
@@ -69,7 +68,7 @@ class LatentCache:
 
     @property
     def none(self) -> Texts:
-        """What the base takes for no instruction; one text."""
+        """The encoded text that stands for no instruction."""
         return self._texts([0]).map(lambda values: values.float())
 
     @property
@@ -78,7 +77,7 @@ class LatentCache:
         return self.rows[0]["mean"].shape[2:]
 
     def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
-        """Returns the batch of a micro-step, whose draws these are."""
+        """Returns the batch of a micro-step, given its draws."""
         return self.take(stream.samples(micro_step), draws.mirrored.tolist())
 
     def take(self, samples: list[int], mirrored: list[bool]) -> Batch:
@@ -118,7 +117,11 @@ def load_cache(root: Path, rows: Rows, config: TrainingConfig, accelerator: Acce
     folder = root / cache_key(rows, config)
     started = time.monotonic()
     if accelerator.is_main_process:
-        _drop_others(folder)
+        for other in root.glob("*"):
+            if re.fullmatch(r"[0-9a-f]{16}", other.name) and other != folder:
+                logger.info("removing the latent cache of other data or another model: %s", other)
+                shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     if not (folder / "finished.json").exists():
         with torch.no_grad():
@@ -126,21 +129,17 @@ def load_cache(root: Path, rows: Rows, config: TrainingConfig, accelerator: Acce
             _write_rows(folder, rows, config, accelerator)
         accelerator.wait_for_everyone()
         clear_device_cache(garbage_collection=True)  # the accelerator's own would forget what it has prepared
-        _log_dropped(folder, rows)
+        dropped = _dropped(folder)
+        logger.info("encoded %d of %d pairs", len(rows) - dropped.total(), len(rows))
+        if dropped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+            logger.warning("dropped %d rows: %s", dropped.total(), reasons)
     else:
         logger.info("using the latent cache in %s", folder)
     seconds = time.monotonic() - started
     if accelerator.is_main_process:
         write_json(folder / "finished.json", {"rows": len(rows)})
     return LatentCache(folder, round(seconds, 2))
-
-
-def _drop_others(folder: Path) -> None:
-    for other in folder.parent.glob("*"):
-        if re.fullmatch(r"[0-9a-f]{16}", other.name) and other.name != folder.name:
-            logger.info("removing the latent cache of other data or another model: %s", other)
-            shutil.rmtree(other)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def unique_prompts(prompts: list[str | None]) -> list[str]:
@@ -154,7 +153,7 @@ def _mine(path: Path, number: int, accelerator: Accelerator) -> bool:
 
 def _write_texts(folder: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> None:
     prompts = unique_prompts(rows.prompts())
-    blocks = [prompts[start : start + ROWS_PER_PART] for start in range(0, len(prompts), ROWS_PER_PART)]
+    blocks = list(_batched(prompts, ROWS_PER_PART))
     paths = [folder / f"text-{number:05d}.safetensors" for number in range(len(blocks))]
     todo = [number for number, path in enumerate(paths) if _mine(path, number, accelerator)]
     if not todo:
@@ -162,7 +161,7 @@ def _write_texts(folder: Path, rows: Rows, config: TrainingConfig, accelerator: 
     encoders = base_architecture(config).load_text_encoders(config, accelerator.device)
     for number in todo:
         first, rest = ([blocks[0][:1]], blocks[0][1:]) if number == 0 else ([], blocks[number])
-        texts = join_texts([encoders.encode(some) for some in (*first, *_batched(rest, 64))])
+        texts = join_texts([encoders.encode(batch) for batch in (*first, *_batched(rest, 64))])
         pooled = {} if texts.pooled is None else {"pooled": texts.pooled}
         _save(paths[number], {"text": texts.hidden} | pooled, config, {})
 
@@ -172,22 +171,19 @@ def _write_rows(folder: Path, rows: Rows, config: TrainingConfig, accelerator: A
     vae: AutoencoderKL | None = None
     bar = tqdm(total=len(rows), desc="encode pairs", unit="pair", disable=None if accelerator.is_main_process else True)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for number, block in enumerate(_blocks(rows.read())):
+        for number, block in enumerate(_batched(rows.read(), ROWS_PER_PART)):
             path = folder / f"rows-{number:05d}.safetensors"
             if _mine(path, number, accelerator):
-                vae = vae or load_vae(config, accelerator.device, DTYPES[config.vae_precision])
+                vae = vae or load_encoder(config, accelerator.device)
                 tensors, dropped = _encode_block(vae, block, numbers, config, pool, number * ROWS_PER_PART)
                 _save(path, tensors, config, dropped)
             bar.update(len(block))
 
 
-def _blocks(pairs: Iterator[RawPair]) -> Iterator[tuple[RawPair, ...]]:
-    while block := tuple(itertools.islice(pairs, ROWS_PER_PART)):
-        yield block
-
-
-def _batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    iterator = iter(items)
+    while batch := tuple(itertools.islice(iterator, size)):
+        yield batch
 
 
 def _encode_block(
@@ -203,17 +199,19 @@ def _encode_block(
     kept: list[int] = []
     encoded: list[tuple[Tensor, ...]] = []
     dropped: Counter[str] = Counter()
-    for some in _batched(block, batch_size):
-        images = []
-        for image, pair in zip(pool.map(lambda pair: _decoded(pair, config.resolution), some), some, strict=True):
-            if isinstance(image, ValueError):
-                _note(image, first, dropped)
+    for batch in _batched(block, batch_size):
+        usable = []
+        for pair, decoded in zip(batch, pool.map(lambda pair: _decoded(pair, config.resolution), batch), strict=True):
+            if isinstance(decoded, ValueError):
+                dropped[str(decoded).partition(":")[0].partition(",")[0]] += 1
+                if dropped.total() <= LOGGED_ERRORS:
+                    logger.warning("dropped row %d: %s", first, decoded)
             else:
-                images.append(image)
+                usable.append(decoded)
                 kept.append(numbers[str(pair.edit_prompt)])
             first += 1
-        if images:
-            encoded.append(_encode_views(vae, images, config))
+        if usable:
+            encoded.append(_encode_views(vae, usable, config))
     columns = [torch.cat(parts) for parts in zip(*encoded, strict=True)] or [torch.zeros(0)] * 4
     tensors = dict(zip(ROW_COLUMNS, columns, strict=True))
     return tensors | {"prompt": torch.tensor(kept).long()}, dropped
@@ -226,22 +224,11 @@ def _decoded(pair: RawPair, resolution: int) -> DecodedPair | ValueError:
         return error
 
 
-def _note(error: ValueError, row: int, dropped: Counter[str]) -> None:
-    dropped[str(error).partition(":")[0].partition(",")[0]] += 1
-    if dropped.total() <= LOGGED_ERRORS:
-        logger.warning("dropped row %d: %s", row, error)
-
-
 def _encode_views(vae: AutoencoderKL, pairs: Sequence[DecodedPair], config: TrainingConfig) -> tuple[Tensor, ...]:
     """Encodes pairs as they are and, for `random_flip`, mirrored; each result is (N, views, …)."""
     views = [pairs, [pair.mirrored() for pair in pairs]] if config.random_flip else [pairs]
-    encoded = [(*encode_pairs(vae, as_pixels(view)), sizes_of(view, config)) for view in views]
+    encoded = [(*encode_pairs(vae, np.stack([pair.pixels for pair in view])), sizes_of(view, config)) for view in views]
     return tuple(torch.stack(view, 1).cpu() for view in zip(*encoded, strict=True))
-
-
-def as_pixels(pairs: Sequence[DecodedPair]) -> np.ndarray:
-    """Stacks pairs as (N, 2, H, W, 3) uint8."""
-    return np.stack([pair.pixels for pair in pairs])
 
 
 def sizes_of(pairs: Sequence[DecodedPair], config: TrainingConfig) -> Tensor:
@@ -250,6 +237,12 @@ def sizes_of(pairs: Sequence[DecodedPair], config: TrainingConfig) -> Tensor:
     if top is None and left is None:
         return torch.tensor([pair.time_ids() for pair in pairs])
     return torch.tensor([(size, size, top or 0, left or 0, size, size)] * len(pairs))
+
+
+def load_encoder(config: TrainingConfig, device: torch.device) -> AutoencoderKL:
+    """Loads the autoencoder, frozen, in the precision in which it encodes pairs."""
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return load_vae(config, device, dtypes[config.vae_precision])
 
 
 def encode_pairs(vae: AutoencoderKL, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -276,10 +269,3 @@ def _dropped(folder: Path) -> Counter[str]:
         with safe_open(path, framework="pt") as file:
             total.update(json.loads(file.metadata()["dropped"]))
     return total
-
-
-def _log_dropped(folder: Path, rows: Rows) -> None:
-    dropped = _dropped(folder)
-    logger.info("encoded %d of %d pairs", len(rows) - dropped.total(), len(rows))
-    if dropped:
-        logger.warning("dropped %d rows: %s", dropped.total(), ", ".join(f"{n} {why}" for why, n in dropped.items()))

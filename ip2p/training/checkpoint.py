@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoModel
+from diffusers import AutoModel, ModelMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ip2p.models.architecture import Architecture
 from ip2p.training.lora import trained_weights, write_lora
-from ip2p.training.sharding import Parts, check_fits, states_like
+from ip2p.training.sharding import Parts, states_like
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class Trained:
     """All that a step changes."""
 
     base: Architecture
-    denoiser: Any
-    average: Any | nn.ParameterList | None
+    denoiser: ModelMixin
+    average: ModelMixin | nn.ParameterList | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: GradScaler | None
@@ -65,11 +65,15 @@ class Trained:
 
     def parts_of(self, network: nn.Module) -> list[Tensor]:
         """Returns this process's parts of the denoiser or of its average."""
-        return (
-            self.parts.masters() if self.parts is not None and network is self.denoiser else list(network.parameters())
-        )
+        if self.parts is not None and network is self.denoiser:
+            return self.parts.masters()
+        return list(network.parameters())
 
-    def whole(self, network: nn.Module, *, is_main: bool) -> Any | None:
+    def editor(self, *, is_main: bool) -> ModelMixin | None:
+        """Returns what is exported, the average if there is one, in the main process; all take part."""
+        return self.whole(self.average or self.denoiser, is_main=is_main)
+
+    def whole(self, network: nn.Module, *, is_main: bool) -> ModelMixin | None:
         """Returns the denoiser or its average in the main process, None in others; all take part."""
         if self.parts is None:
             return network if is_main else None
@@ -105,7 +109,7 @@ def write_checkpoint(
     path = output / f"checkpoint-{progress.step}"
     temporary = output / f".partial-{path.name}"
     if is_main:
-        _remove(temporary)
+        remove_folder(temporary)
         temporary.mkdir(parents=True)
     _save_network(trained.denoiser, trained, temporary / DENOISER, is_main)
     if trained.average is not None:
@@ -120,11 +124,13 @@ def write_checkpoint(
     if trained.scaler is not None:
         torch.save(trained.scaler.state_dict(), temporary / "scaler.pt")
     (temporary / "state.json").write_text(json.dumps(asdict(progress)))
-    _flush(temporary)
-    _remove(path)
+    for written in filter(Path.is_file, temporary.rglob("*")):
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
+    remove_folder(path)
     os.replace(temporary, path)
     for old in find_checkpoints(output)[: -limit if limit else 0]:
-        _remove(old)
+        remove_folder(old)
     return path
 
 
@@ -133,7 +139,9 @@ def _save_network(network: nn.Module, trained: Trained, folder: Path, is_main: b
     if whole is None:
         return
     if not trained.is_lora:
-        _save_whole(whole, folder)
+        whole.to(memory_format=torch.contiguous_format)
+        whole.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
+        whole.to(memory_format=torch.channels_last)
         return
     folder.mkdir()
     weights = {name: value.contiguous().cpu() for name, value in trained_weights(whole, trained.denoiser).items()}
@@ -149,15 +157,8 @@ def _note_ema(path: Path, step: int, decay: float) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | counters | shape, indent=2) + "\n")
 
 
-def _save_whole(denoiser: Any, folder: Path) -> None:
-    """Writes a denoiser whose weights may lie in channels-last order."""
-    denoiser.to(memory_format=torch.contiguous_format)
-    denoiser.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
-    denoiser.to(memory_format=torch.channels_last)
-
-
 def read_checkpoint(path: Path, trained: Trained) -> Progress:
-    """Puts a checkpoint's weights and counters in place, one of diffusers' scripts too.
+    """Loads a checkpoint, of diffusers' scripts too, into what is trained; returns its counters.
 
     ValueError if it holds other weights than are trained.
     """
@@ -192,8 +193,9 @@ def _load_network(network: nn.Module, trained: Trained, folder: Path) -> None:
     strict = not (folder / TRAINED).exists()
     if trained.parts is None:
         unexpected = network.load_state_dict(weights, strict=strict).unexpected_keys
-    else:
-        unexpected = check_fits(trained.parts.skeleton, weights, strict=strict)
+    else:  # checked on the skeleton, without copying
+        shapes = {name: value.to("meta") for name, value in weights.items()}
+        unexpected = trained.parts.skeleton.load_state_dict(shapes, strict=strict).unexpected_keys
     if unexpected:
         raise ValueError(f"{folder} holds adapters of another shape. Give the --rank that it was trained with.")
     if trained.parts is not None:
@@ -222,7 +224,7 @@ def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, name
     elif name == "latest":
         path = next(iter(reversed(find_checkpoints(output))), None)
     else:
-        path = _named(output, name)
+        path = _find_named(output, name)
     if path is None:
         if name == "latest":
             logger.warning("%s has no checkpoint; training starts from its base", output)
@@ -242,11 +244,11 @@ def _newest_of_the_same(output: Path, fresh: Progress, max_steps: int) -> Path |
         if progress.fingerprint == fresh.fingerprint and progress.step <= max_steps:
             return path
         logger.warning("removing %s: it belongs to other settings or other data", path)
-        _remove(path)
+        remove_folder(path)
     return None
 
 
-def _named(output: Path, name: str) -> Path:
+def _find_named(output: Path, name: str) -> Path:
     for path in (Path(name).expanduser(), output / name):
         if (path / "scheduler.bin").exists():
             return path
@@ -258,17 +260,10 @@ def _read(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder; the name goes first, so that a kill leaves no half checkpoint."""
+def remove_folder(path: Path) -> None:
+    """Removes a folder if it exists; it is renamed first, so that a kill never leaves half of it."""
+    doomed = path.with_name(f".doomed-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
     if path.exists():
-        doomed = path.with_name(f".doomed-{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
         shutil.rmtree(doomed)

@@ -1,4 +1,4 @@
-"""Where the pairs come from: a folder of parquet files or of pictures, a table, or a dataset on the hub. No torch here.
+"""Reads the pairs: from a folder of parquet files or of pictures, a table, or a dataset on the hub. No torch here.
 
 The latent cache reads rows in order, once; a training without one reads them by number.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HASHED_BYTES = 1 << 30
-"""Files are told apart by content up to this size, beyond by size and time."""
+"""Files up to this size in total are compared by content, larger ones by size and time."""
 WAY_OUT = "Give a folder of parquet files or of pictures with a metadata.jsonl, a pattern or a hub id (owner/name)."
 
 
@@ -84,16 +84,17 @@ def open_rows(data: str, config: TrainingConfig) -> Rows:
 
 
 def open_table(data: str, config: TrainingConfig) -> TableRows:
-    """Opens the training rows, each found by its number; parquet files are laid out for that on disk, once."""
-    location = _located(data)
-    if location.is_local and not find_files(data):
+    """Opens the training rows by number; parquet files are laid out for that on disk, once."""
+    location, files = _located(data), find_files(data)
+    if location.is_local and not files:
         return _listed_rows(location, config)
-    if not location.is_local:
-        return _dataset_rows(_load_remote(location, config), config, data)
-    table = _parquet(find_files(data), config)
-    original, edited, prompt = _columns_of(config)
-    pictures = list(dict.fromkeys((original, edited)))
-    return _dataset_rows(lay_out(table, pictures, [prompt], _cache_dir(config)), config, data)
+    if files:
+        original, edited, prompt = _columns_of(config)
+        pictures = list(dict.fromkeys((original, edited)))
+        dataset = lay_out(_parquet(files, config), pictures, [prompt], _cache_dir(config))
+    else:
+        dataset = _load_remote(location, config)
+    return _dataset_rows(dataset, config, data)
 
 
 def find_files(data: str) -> list[Path]:
@@ -105,7 +106,8 @@ def find_files(data: str) -> list[Path]:
     files = split_files(location, "train")
     if location.kind == "glob" and not files:
         raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
-    if location.kind == "path" and not files and not _is_listing(location) and not metadata_tables(location):
+    is_table = location.kind == "path" and location.path.is_file() and location.suffix in (".jsonl", ".csv")
+    if location.kind == "path" and not files and not is_table and not metadata_tables(location):
         raise ValueError(f"{data} holds no parquet file of a training split. Give one with data/train-*.parquet.")
     return files
 
@@ -117,10 +119,6 @@ def find_test_files(data: str) -> list[Path]:
 
 def _located(data: str) -> Location:
     return locate(data, what="" if data else "data to train on", way_out=WAY_OUT)
-
-
-def _is_listing(location: Location) -> bool:
-    return location.path.is_file() and location.suffix in (".jsonl", ".csv")
 
 
 def _listed_rows(location: Location, config: TrainingConfig) -> TableRows:
@@ -212,7 +210,7 @@ class StreamedRows:
         return len(self.prompts())
 
     def prompts(self) -> list[str | None]:
-        """Reads the instructions of all rows, in a pass of their own."""
+        """Reads the instructions of all rows in a separate pass."""
         if self._prompts is None:
             rows = itertools.islice(self.dataset.select_columns(self.columns[2:]), self.limit)
             self._prompts = [_as_prompt(row[self.columns[2]]) for row in rows]
@@ -224,7 +222,7 @@ class StreamedRows:
 
 
 def check_columns(config: TrainingConfig, columns: Sequence[str], where: str) -> None:
-    """Raises a ValueError if a column of the config is missing; it names those there are."""
+    """Raises a ValueError, which lists the columns, if one of the config is missing."""
     for knob in ("original_image_column", "edited_image_column", "edit_prompt_column"):
         name = getattr(config, knob)
         if name not in columns:
@@ -241,14 +239,14 @@ def _as_pair(row: Row, columns: Sequence[str]) -> RawPair:
     return RawPair(row.picture(original), row.picture(edited), _as_prompt(row.values.get(prompt)))
 
 
-def _as_prompt(value: Any) -> str | None:
+def _as_prompt(value: object) -> str | None:
     """Returns an instruction as it is stored, the first if there are several wordings; None if there is none."""
     text = first_wording(value)
     return text if isinstance(text, str) and text.strip() else None
 
 
 def fingerprint_files(paths: list[Path]) -> str:
-    """Tells sets of files apart: by content, or by size and time if they are large."""
+    """Hashes a set of files: by content, or by size and time if they are large."""
     sizes = [path.stat().st_size for path in paths]
     if sum(sizes) <= HASHED_BYTES:
         return fingerprint([path.name for path in paths], [sha256_of(path) for path in paths])
@@ -256,15 +254,12 @@ def fingerprint_files(paths: list[Path]) -> str:
 
 
 def model_fingerprint(config: TrainingConfig) -> str:
-    """Tells base models apart: by their files if they are local, else by name and revision."""
+    """Hashes a base model: by its files if they are local, else by name and revision."""
     folder = Path(config.pretrained_model_name_or_path).expanduser()
     if not folder.is_dir():
         return fingerprint(config.pretrained_model_name_or_path, config.revision, config.variant)
-    return fingerprint_files([path for path in sorted(folder.rglob("*")) if path.is_file() and _decides(path)])
-
-
-def _decides(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".json", ".txt") and not path.name.startswith(".")
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt"))
+    return fingerprint_files([path for path in files if path.is_file() and not path.name.startswith(".")])
 
 
 def training_fingerprint(training: TrainingConfig, data: str) -> str:
@@ -296,7 +291,7 @@ class DecodedPair:
     def mirrored(self) -> DecodedPair:
         """Mirrors the pair; the crop is counted from the mirrored image's left."""
         resolution = self.pixels.shape[1]
-        rest = _resized(self.size, resolution)[1] - resolution
+        rest = fitted_size(self.size, resolution)[1] - resolution
         top, left = self.top_left
         return DecodedPair(self.pixels[..., ::-1, :].copy(), self.size, (top, rest - left))
 
@@ -319,20 +314,14 @@ def decode_pair(pair: RawPair, resolution: int, crop: tuple[float, float] = (0.5
     if abs(original.width * edited.height - edited.width * original.height) > 0.02 * original.width * edited.height:
         raise ValueError(f"two shapes, {original.size} and {edited.size}")
     size = original.height, original.width
-    top, left = (
-        round((side - resolution) * share) for side, share in zip(_resized(size, resolution), crop, strict=True)
-    )
+    sides = fitted_size(size, resolution)
+    top, left = (round((side - resolution) * share) for side, share in zip(sides, crop, strict=True))
     pixels = np.stack([_fit(image, resolution, crop) for image in (original, edited)])
     return DecodedPair(pixels, size, (top, left))
 
 
-def _resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """Returns (height, width) once the short side is `resolution`."""
-    return fitted_size(size, resolution)
-
-
 def is_square(picture: bytes | Path | None) -> bool:
-    """Decides by the header alone; what cannot be read counts as square, since it is dropped later."""
+    """Reads the header alone; an unreadable picture counts as square, since it is dropped later."""
     try:
         width, height = read_size(picture or b"")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Draws all chance of a training, as pure functions of seed, step and process: a resumed run is the same run."""
+"""Draws the random numbers of a training, as functions of seed, step and process: a resumed run is the same run."""
 
 from __future__ import annotations
 
@@ -113,21 +113,18 @@ class SampleStream:
         return draw_samples(self.num_samples, self.config.seed, first, size)
 
     def draws(self, micro_step: int) -> StepDraws:
-        """Draws all that chance decides of them: this process's part of what one process would draw for all."""
+        """Draws a micro-step's random numbers: this process's part of what one process would draw for all."""
         size = self.config.train_batch_size
         shape = torch.Size((size * self.num_processes, *self.latent_shape))
         draws = draw_step(shape, self.timestep_chances, self.config.seed, micro_step, 0)
         return draws.part(size * self.process_index, size)
 
     def keys(self, micro_step: int) -> Iterator[list[SampleKey]]:
-        """Yields what is to be decoded, from a micro-step on, without end."""
+        """Yields the keys of each batch, from a micro-step on, endlessly."""
         while True:
             draws = self.draws(micro_step)
-            chance = zip(draws.mirrored.tolist(), draws.crop.tolist(), strict=True)
-            yield [
-                SampleKey(number, mirrored, (top, left))
-                for number, (mirrored, (top, left)) in zip(self.samples(micro_step), chance, strict=True)
-            ]
+            keys = zip(self.samples(micro_step), draws.mirrored.tolist(), draws.crop.tolist(), strict=True)
+            yield [SampleKey(number, mirrored, (top, left)) for number, mirrored, (top, left) in keys]
             micro_step += 1
 
 
@@ -141,11 +138,11 @@ class SampleKey:
 
 
 class EncodedPairs(Protocol):
-    """Pairs as the encoders see them, from a cache or computed at once."""
+    """Encoded pairs, from a cache or encoded at each step."""
 
     @property
     def none(self) -> Texts:
-        """What the base takes for no instruction; one text."""
+        """The encoded text that stands for no instruction."""
         ...
 
     @property
@@ -156,5 +153,5 @@ class EncodedPairs(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
-        """Returns the batch of a micro-step, whose draws these are."""
+        """Returns the batch of a micro-step, given its draws."""
         ...

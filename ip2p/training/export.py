@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 
 from ip2p.config import TrainingConfig, TrainingJob
-from ip2p.hub import check_token, public_name, telling_refusals
+from ip2p.hub import check_token, hub_errors, public_name
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import INDEX
+from ip2p.training.checkpoint import remove_folder
 from ip2p.training.lora import LORA_FILE, widened_file, without_adapters, write_lora
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 
-def write_editor(denoiser: Any, base: Architecture, config: TrainingConfig, folder: Path) -> None:
+def write_editor(denoiser: ModelMixin, base: Architecture, config: TrainingConfig, folder: Path) -> None:
     """Writes the pipeline beside its place and moves it there; its index comes last and vouches for the rest."""
     plain = without_adapters(denoiser) if config.use_lora else denoiser
     pipeline = base.build_editor(plain.to(CPU, memory_format=torch.contiguous_format), config, CPU)
@@ -32,17 +34,12 @@ def write_editor(denoiser: Any, base: Architecture, config: TrainingConfig, fold
     pipeline.save_pretrained(temporary, safe_serialization=True)
     if config.use_lora:
         write_lora(denoiser, base, temporary)
+    own = Path(config.pretrained_model_name_or_path).expanduser()
     for tokenizer in temporary.glob("tokenizer*"):
-        _copy_vocabulary(config, tokenizer)
+        for name in ("vocab.json", "merges.txt"):  # older files, which some loaders read and the tokenizer leaves out
+            if (own / tokenizer.name / name).exists() and not (tokenizer / name).exists():
+                shutil.copyfile(own / tokenizer.name / name, tokenizer / name)
     _move(temporary, folder, stale=(INDEX, LORA_FILE, widened_file(base)))
-
-
-def _copy_vocabulary(config: TrainingConfig, folder: Path) -> None:
-    """Copies the tokenizer's older files, which some loaders read and its own writer leaves out."""
-    for name in ("vocab.json", "merges.txt"):
-        source = Path(config.pretrained_model_name_or_path).expanduser() / folder.name / name
-        if source.exists() and not (folder / name).exists():
-            shutil.copyfile(source, folder / name)
 
 
 def _move(new: Path, place: Path, *, stale: tuple[str, ...]) -> None:
@@ -50,14 +47,10 @@ def _move(new: Path, place: Path, *, stale: tuple[str, ...]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for name in stale:
         (place / name).unlink(missing_ok=True)
-    parts = sorted(new.iterdir(), key=lambda path: path.name == INDEX)
-    for part in parts:
-        old = place / f".doomed-{part.name}"
-        shutil.rmtree(old, ignore_errors=True)
-        if (place / part.name).is_dir():
-            os.replace(place / part.name, old)
+    for part in sorted(new.iterdir(), key=lambda path: path.name == INDEX):
+        if part.is_dir():
+            remove_folder(place / part.name)
         os.replace(part, place / part.name)
-        shutil.rmtree(old, ignore_errors=True)
     new.rmdir()
 
 
@@ -72,30 +65,8 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: dict
         tags=["instruct-pix2pix", "image-editing", "diffusers", *(["lora"] if job.use_lora else [])],
     )
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
-    text = _text(job, model, base.editor.__name__, job.hub_model_id or folder.name, summary, settings)
-    (folder / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
-
-
-SHOWN = (
-    "resolution",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler",
-    "lr_warmup_steps",
-    "optim",
-    "conditioning_dropout_prob",
-    "use_ema",
-    "mixed_precision",
-    "random_flip",
-    "snr_gamma",
-    "noise_offset",
-    "seed",
-)
-
-
-def _text(job: TrainingJob, model: str, kind: str, name: str, summary: dict[str, Any], settings: str) -> str:
-    return f"""# {name}
+    name, kind = job.hub_model_id or folder.name, base.editor.__name__
+    text = f"""# {name}
 
 Edits images as an instruction says (InstructPix2Pix, https://arxiv.org/abs/2211.09800). Trained from `{model}` on
 {summary["samples"]} pairs of `{public_name(job.data)}` for {summary["steps"]} steps with ip2p.
@@ -117,6 +88,25 @@ edited = pipeline("make it snowy", image=image, guidance_scale=7.5, image_guidan
 The model takes over what its base and its data show, and their licences bind it. Look at its edits before you build on
 them.
 """
+    (folder / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
+
+
+SHOWN = (
+    "resolution",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler",
+    "lr_warmup_steps",
+    "optim",
+    "conditioning_dropout_prob",
+    "use_ema",
+    "mixed_precision",
+    "random_flip",
+    "snr_gamma",
+    "noise_offset",
+    "seed",
+)
 
 
 def check_may_upload(job: TrainingJob) -> None:
@@ -129,20 +119,15 @@ def upload(job: TrainingJob, base: Architecture, folder: Path) -> str:
     """Uploads the pipeline and its card; returns the address. The token is the environment's or the hub client's."""
     api = HfApi(token=check_token(get_token()))
     name = job.hub_model_id or Path(job.output_dir).resolve().name
-    with telling_refusals(name):
+    index = json.loads((folder / INDEX).read_text())
+    parts = [f"{part}/*" for part, kind in index.items() if isinstance(kind, list) and all(kind)]
+    with hub_errors(name):
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.upload_folder(
             repo_id=repository,
             folder_path=folder,
             commit_message="Upload the trained editor",
-            allow_patterns=_pipeline_files(base, folder),
+            allow_patterns=["README.md", INDEX, LORA_FILE, widened_file(base), *parts],  # it may hold a training too
         )
     logger.info("uploaded %s to %s", folder, repository)
     return str(repository)
-
-
-def _pipeline_files(base: Architecture, folder: Path) -> list[str]:
-    """Returns patterns of the pipeline's own files, since the folder may be the training's too."""
-    index = json.loads((folder / INDEX).read_text())
-    parts = [part for part, kind in index.items() if isinstance(kind, list) and all(kind)]
-    return ["README.md", INDEX, LORA_FILE, widened_file(base), *(f"{part}/*" for part in parts)]

@@ -6,12 +6,12 @@ differently is accepted in both spellings.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,18 @@ from ip2p.config.files import overlay
 
 logger = logging.getLogger(__name__)
 
-OTHER_SPELLINGS = {"val_image_url": "val_image_url_or_path"}
+OTHER_SPELLING = re.compile("^--val[-_]image[-_]url(?=$|=)")
+"""Flag of the Stable Diffusion XL script for `--val_image_url_or_path`."""
 UNKNOWN_DATA = "?"
+
+
+@dataclass(frozen=True)
+class NotSettings:
+    """Flags that are not fields of a job: a file to start from, a secret, and what launchers add."""
+
+    config: Path | None = None
+    hub_token: str | None = None
+    local_rank: str | None = None
 
 
 def parse(arguments: Sequence[str]) -> TrainingJob:
@@ -31,7 +41,8 @@ def parse(arguments: Sequence[str]) -> TrainingJob:
 
     ValueError for invalid settings; SystemExit for unknown flags and for `--help`.
     """
-    own, words = _own_flags().parse_known_args(_canonical(arguments))
+    words = [OTHER_SPELLING.sub("--val_image_url_or_path", word) for word in arguments]
+    own, words = tyro.cli(NotSettings, args=words, return_unknown_args=True, add_help=False)
     base = _read(own.config) if own.config else TrainingJob(train_data_dir=UNKNOWN_DATA, **DIFFUSERS_DEFAULTS)  # type: ignore[arg-type]
     if own.hub_token:
         logger.warning("a token on the command line is visible to others on this machine; set HF_TOKEN instead")
@@ -40,28 +51,6 @@ def parse(arguments: Sequence[str]) -> TrainingJob:
     if job.data == UNKNOWN_DATA:
         raise ValueError("no data to train on. Give --dataset_name or --train_data_dir.")
     return job
-
-
-def _canonical(arguments: Sequence[str]) -> list[str]:
-    """Splits `--name=value` in two and spells each flag as ours."""
-    words: list[str] = []
-    for word in arguments:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--"):
-            words.append(word)
-            continue
-        plain = name.replace("-", "_")
-        words += [f"--{OTHER_SPELLINGS.get(plain, plain)}", *([value] if equals else [])]
-    return words
-
-
-def _own_flags() -> argparse.ArgumentParser:
-    """Parses what is not a field of a job: a file to start from, a secret, and what the launcher's environment says."""
-    parser = argparse.ArgumentParser(prog="python -m ip2p.training", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--hub_token")
-    parser.add_argument("--local_rank")
-    return parser
 
 
 def _read(path: Path) -> TrainingJob:

@@ -1,75 +1,59 @@
-"""Runs the training loop: steps, the loss log, trackers, validation, checkpoints, and an end that loses nothing."""
+"""Runs the training loop: steps, the loss log, trackers, validation, checkpoints, and an end that loses nothing.
+
+`loss.jsonl` has a line per interval; a resumed training cuts it back to its checkpoint.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from ip2p.store.journal import RecordFile
 from ip2p.training.checkpoint import Progress, write_checkpoint
-from ip2p.training.losses import LossLog
 from ip2p.training.trainer import Trainer, pairs_per_step
+from ip2p.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 30.0
 
 
-class Watcher(Protocol):
-    """Sees figures as they come."""
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Takes the figures of an interval of steps."""
-        ...
-
-    def after_step(self, trainer: Trainer, step: int) -> None:
-        """Is called after every optimizer step, in every process."""
-        ...
-
-
 def train(
-    trainer: Trainer,
-    output: Path,
-    progress: Progress,
-    num_steps: int,
-    stop: Stop,
-    watcher: Watcher | None = None,
-    on_step: Callable[[int], None] | None = None,
+    trainer: Trainer, output: Path, progress: Progress, num_steps: int, stop: Stop, validation: Validation
 ) -> Progress:
     """Trains from `progress` to the last step. Raises Interrupted if asked to stop."""
-    config, accelerator, trained = trainer.config, trainer.accelerator, trainer.trained
+    config, accelerator, is_main = trainer.config, trainer.accelerator, trainer.accelerator.is_main_process
     course = Course(trainer, output, progress, num_steps)
-    for step in _with_bar(progress.step, num_steps, accelerator.is_main_process):
+    steps = range(progress.step, num_steps)
+    disable = None if is_main else True  # None hides the bar unless a terminal shows it
+    for step in tqdm(steps, desc="train", unit="step", initial=progress.step, total=num_steps, disable=disable):
         torch.manual_seed(hash((config.seed, step, accelerator.process_index)))  # for a denoiser with dropout layers
         course.add(*trainer.step(step))
         if progress.step % config.log_every == 0 or course.is_over:
-            figures = course.log()
-            if watcher is not None:
-                watcher.log(figures, progress.step)
-        stopping = _any_process(stop.wanted.is_set(), accelerator)
+            accelerator.log(course.log(), step=progress.step)
+        stopping = stop.wanted.is_set()
+        if accelerator.num_processes > 1:  # one that is asked to stop stops all
+            flag = torch.tensor(float(stopping), device=accelerator.device)
+            stopping = bool(accelerator.reduce(flag, "sum") > 0)
         if progress.step % config.checkpointing_steps == 0 or course.is_over or stopping:
             course.settle()
-            limit, is_main = config.checkpoints_total_limit, accelerator.is_main_process
-            write_checkpoint(output, trained, progress, limit, config.ema_decay, is_main=is_main)
+            limit = config.checkpoints_total_limit
+            write_checkpoint(output, trainer.trained, progress, limit, config.ema_decay, is_main=is_main)
             accelerator.wait_for_everyone()
         if stopping and not course.is_over:
             raise Interrupted(f"stopped at step {progress.step} of {num_steps}; run again to resume.")
-        if watcher is not None:
-            watcher.after_step(trainer, progress.step)
-        if on_step is not None:
-            on_step(progress.step)
+        validation.after_step(trainer, progress.step)
     return progress
 
 
@@ -106,28 +90,23 @@ class Course:
     def log(self) -> dict[str, float]:
         """Writes an entry of the loss log and starts the next; returns the trackers' figures."""
         self.settle()
-        progress, loss = self.progress, self.progress.loss_sum / self.progress.loss_count
+        progress, loss, now = self.progress, self.progress.loss_sum / self.progress.loss_count, time.monotonic()
         rate = float(self.trainer.trained.schedule.get_last_lr()[0])
         self.losses.write(progress.step, loss, rate, progress.seconds)
-        figures = {"train_loss": loss, "lr": rate, "grad_norm": float(self.norm), "pairs_per_second": self._speed()}
+        pairs = (progress.step - self.logged_step) * pairs_per_step(self.trainer.config, self.accelerator.num_processes)
+        speed = pairs / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.logged_step = now, progress.step
+        figures = {"train_loss": loss, "lr": rate, "grad_norm": float(self.norm), "pairs_per_second": speed}
         if self.accelerator.device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.loss_sum.zero_()
         progress.loss_count = 0
-        if time.monotonic() - self.reported_at > SECONDS_BETWEEN_REPORTS or self.is_over:
-            self.reported_at = time.monotonic()
+        if now - self.reported_at > SECONDS_BETWEEN_REPORTS or self.is_over:
             self._report(loss)
         return figures
 
-    def _speed(self) -> float:
-        """Returns the pairs per second since the last entry."""
-        now, num_steps = time.monotonic(), self.progress.step - self.logged_step
-        pairs = num_steps * pairs_per_step(self.trainer.config, self.accelerator.num_processes)
-        speed = pairs / max(now - self.logged_at, 1e-9)
-        self.logged_at, self.logged_step = now, self.progress.step
-        return speed
-
     def _report(self, loss: float) -> None:
+        self.reported_at = time.monotonic()
         step, first = self.progress.step, self.first_step
         rate = step / max(time.monotonic() - self.started, 1e-9)
         left = (self.num_steps - step) / rate
@@ -137,16 +116,28 @@ class Course:
         )
 
 
-def _with_bar(start: int, end: int, is_main: bool) -> Iterable[int]:
-    hidden = None if is_main else True
-    return tqdm(range(start, end), desc="train", unit="step", initial=start, total=end, disable=hidden)
+class LossLog:
+    """Appends entries after those that a checkpoint has seen."""
+
+    def __init__(self, path: Path, step: int, *, enabled: bool = True) -> None:
+        self._file, self.enabled = RecordFile(path, durable=False), enabled
+        if enabled:
+            self._file.rewrite([entry for entry in self._file.read() if entry["step"] <= step])
+
+    def write(self, step: int, loss: float, lr: float, seconds: float) -> None:
+        """Adds the mean loss since the last entry."""
+        if self.enabled:
+            self._file.append({"step": step, "loss": round(loss, 6), "lr": lr, "seconds": round(seconds, 2)})
 
 
-def _any_process(value: bool, accelerator: Accelerator) -> bool:
-    if accelerator.num_processes == 1:
-        return value
-    flag = torch.tensor(float(value), device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum") > 0)
+def mean_of_last(entries: list[dict[str, Any]], num_steps: int = 100) -> float:
+    """Averages the loss over the last steps, weighting each entry by the steps it covers."""
+    total, count, before = 0.0, 0, 0
+    for entry in entries:
+        steps, before = entry["step"] - before, entry["step"]
+        if entry["step"] > entries[-1]["step"] - num_steps:
+            total, count = total + entry["loss"] * steps, count + steps
+    return total / count if count else math.nan
 
 
 @dataclass(slots=True)
@@ -158,16 +149,13 @@ class Stop:
     def on_signals(self) -> Stop:
         """Listens to SIGINT and SIGTERM."""
         for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._on_signal)
+            signal.signal(name, lambda *_: self.wanted.set())
         return self
 
     def on_end_of_input(self) -> Stop:
         """Listens to the end of standard input, which the starting process holds open as long as it lives."""
         threading.Thread(target=self._read_to_end, daemon=True).start()
         return self
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.wanted.set()
 
     def _read_to_end(self) -> None:
         while os.read(0, 4096):  # unbuffered, so that the thread holds no lock when the process ends

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,15 +25,15 @@ def widened_file(base: Architecture) -> str:
     return f"{base.widened}.safetensors"
 
 
-def add_lora(denoiser: Any, base: Architecture, rank: int, seed: int) -> Any:
+def add_lora(denoiser: ModelMixin, base: Architecture, rank: int, seed: int) -> ModelMixin:
     """Freezes all but the widened layer and new adapters; in place."""
     from peft import LoraConfig
 
     denoiser.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        options: dict[str, Any] = {"r": rank, "lora_alpha": rank, "init_lora_weights": "gaussian"}
-        denoiser.add_adapter(LoraConfig(target_modules=list(base.adapted), **options))
+        layers = list(base.adapted)
+        denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=layers))
     denoiser.get_submodule(base.widened).requires_grad_(True)
     return denoiser
 
@@ -44,7 +44,7 @@ def trained_weights(network: nn.Module, like: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in network.named_parameters() if name in names}
 
 
-def write_lora(denoiser: Any, base: Architecture, folder: Path) -> None:
+def write_lora(denoiser: ModelMixin, base: Architecture, folder: Path) -> None:
     """Writes the adapter as diffusers' and peft's users know it, and the widened layer beside it."""
     from peft.utils import get_peft_model_state_dict
 
@@ -58,7 +58,7 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
     save_file({name: value.contiguous().cpu() for name, value in weights.items()}, path)
 
 
-def load_lora(pipeline: Any, folder: Path | str) -> Any:
+def load_lora(pipeline: DiffusionPipeline, folder: Path | str) -> DiffusionPipeline:
     """Puts an adapter and its widened layer into an InstructPix2Pix pipeline of the base; returns the pipeline.
 
     ValueError if the folder does not hold both.
@@ -76,8 +76,8 @@ def load_lora(pipeline: Any, folder: Path | str) -> Any:
     return pipeline
 
 
-def without_adapters(denoiser: Any) -> Any:
-    """Returns a copy whose weights have taken the adapters in."""
+def without_adapters(denoiser: ModelMixin) -> ModelMixin:
+    """Returns a copy whose weights have the adapters merged."""
     plain = copy.deepcopy(denoiser)
     plain.fuse_lora()
     plain.unload_lora()

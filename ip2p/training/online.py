@@ -1,7 +1,7 @@
-"""Pairs without a cache: decoded by worker processes ahead of the step, encoded at the step.
+"""Gives pairs without a cache: decoded by worker processes ahead of the step, encoded at the step.
 
-For random crops and for data that are seen too few times to be worth a cache. What a step sees is the same as with a
-cache: samples, mirroring and crops come from the step's draws, not from the workers.
+It serves random crops, and data that are seen too few times to be worth a cache. A step sees the same as with a cache:
+samples, mirroring and crops come from the step's draws, not from the workers.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import base_architecture
-from ip2p.models.components import latent_shape, load_vae
-from ip2p.training.cache import DTYPES, as_pixels, encode_pairs, sizes_of
+from ip2p.models.components import latent_shape
+from ip2p.training.cache import encode_pairs, load_encoder, sizes_of
 from ip2p.training.data import DecodedPair, TableRows, decode_pair
 from ip2p.training.draws import Batch, SampleKey, SampleStream, StepDraws
 
@@ -29,7 +30,7 @@ MAX_UNUSABLE = 20
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Holds a batch as it comes from the workers."""
+    """A batch from the workers."""
 
     pixels: Tensor
     """(N, 2, H, W, 3) uint8."""
@@ -63,22 +64,22 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
             mirrored = key.mirrored and self.config.random_flip
             return decoded.mirrored() if mirrored else decoded, str(pair.edit_prompt)
         raise ValueError(
-            f"{MAX_UNUSABLE} rows in a row cannot be used, from row {key.number} on. The log names their errors."
+            f"{MAX_UNUSABLE} consecutive rows are unusable, starting at row {key.number}. The log names their errors."
         )
 
     def collate(self, items: Sequence[tuple[DecodedPair, str]]) -> Decoded:
         """Makes a batch of rows."""
-        pairs = [pair for pair, _ in items]
-        prompts = [prompt for _, prompt in items]
-        return Decoded(torch.from_numpy(as_pixels(pairs)), sizes_of(pairs, self.config), prompts)
+        pairs, prompts = [pair for pair, _ in items], [prompt for _, prompt in items]
+        pixels = np.stack([pair.pixels for pair in pairs])
+        return Decoded(torch.from_numpy(pixels), sizes_of(pairs, self.config), prompts)
 
 
 class OnlinePairs:
-    """A source whose encoders stay in memory."""
+    """Pairs whose encoders stay in memory."""
 
     def __init__(self, rows: TableRows, config: TrainingConfig, device: torch.device) -> None:
         self.dataset, self.config, self.device = DecodedRows(rows, config), config, device
-        self.vae = load_vae(config, device, DTYPES[config.vae_precision])
+        self.vae = load_encoder(config, device)
         self.encoders = base_architecture(config).load_text_encoders(config, device)
         self.none = self.encoders.encode([""])
         self.latent_shape = torch.Size(latent_shape(config))
@@ -92,28 +93,15 @@ class OnlinePairs:
     def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
         """Loads the batch of a micro-step; later ones are decoded meanwhile, so the keys were drawn before `draws`."""
         if micro_step != self._next:
-            self._batches = iter(self._loader(stream, micro_step))
+            loader = DataLoader(
+                self.dataset,
+                batch_sampler=stream.keys(micro_step),
+                num_workers=self.config.dataloader_num_workers,
+                collate_fn=self.dataset.collate,
+                pin_memory=self.device.type == "cuda",
+            )
+            self._batches = iter(loader)
         self._next = micro_step + 1
         decoded = next(self._batches)
         mean, deviation, condition = encode_pairs(self.vae, decoded.pixels)
         return Batch(mean, deviation, condition, self.encoders.encode(decoded.prompts), decoded.sizes)
-
-    def _loader(self, stream: SampleStream, micro_step: int) -> DataLoader[tuple[DecodedPair, str]]:
-        return DataLoader(
-            self.dataset,
-            batch_sampler=_Keys(stream, micro_step),
-            num_workers=self.config.dataloader_num_workers,
-            collate_fn=self.dataset.collate,
-            pin_memory=self.device.type == "cuda",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """Yields batches of keys without end, as a loader takes them."""
-
-    stream: SampleStream
-    first: int
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self.stream.keys(self.first)

@@ -67,20 +67,15 @@ def new_optimizer(
     filled = [group for group in groups if group["params"]]
     if config.optim == "muon":
         return Muon(filled, matmul=matmul, **options)
-    if config.use_8bit_adam and (of_8_bits := _adam_of_8_bits()) is not None:
-        small: AdamW = of_8_bits(filled, **options)
-        return small
+    if config.use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            logger.warning("AdamW keeps its states in 32 bits: bitsandbytes is missing. Run: pip install bitsandbytes")
+        else:
+            optimizer: AdamW = AdamW8bit(filled, **options)
+            return optimizer
     return AdamW(filled, fused=fused, **options)
-
-
-def _adam_of_8_bits() -> Callable[..., AdamW] | None:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        logger.warning("bitsandbytes is not installed, so AdamW keeps its states in 32 bits: pip install bitsandbytes")
-        return None
-    of_8_bits: Callable[..., AdamW] = AdamW8bit
-    return of_8_bits
 
 
 class Muon(AdamW):

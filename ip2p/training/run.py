@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import os
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration, str_to_bool
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import load_latent_space
+from ip2p.models.loading import resolve_device, resolve_dtype
 from ip2p.store import write_json
+from ip2p.store.journal import RecordFile
 from ip2p.training import export
 from ip2p.training.cache import LatentCache, load_cache
 from ip2p.training.checkpoint import Progress, resume
@@ -30,22 +36,21 @@ from ip2p.training.data import (
     training_fingerprint,
 )
 from ip2p.training.draws import EncodedPairs, SampleStream
-from ip2p.training.launch import FINISHED
-from ip2p.training.loop import Stop, train
-from ip2p.training.losses import mean_of_last, read_losses
+from ip2p.training.launching import FINISHED
+from ip2p.training.loop import Stop, mean_of_last, train
 from ip2p.training.online import OnlinePairs
-from ip2p.training.sharding import check_launch, precision_of
+from ip2p.training.sharding import is_fsdp, is_zero
 from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
 from ip2p.training.validation import Validation, read_pictures, start_trackers, tracker_names
 
 logger = logging.getLogger("ip2p.training")
 
 PROBE_ROWS = 256
-"""Rows whose images' shapes decide whether a random crop has any choice."""
+"""The number of rows whose shapes decide whether random crops have a choice."""
 
 
 def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
-    """Caches, trains, exports; returns what happened, which also lies in `output_dir/finished.json`."""
+    """Caches, trains and exports; returns the figures, which are also in `output_dir/finished.json`."""
     output = Path(job.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     export.check_may_upload(job)
@@ -61,12 +66,17 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     per_epoch = math.ceil(len(pairs) / pairs_per_step(job, accelerator.num_processes))
     every = job.validation_steps or (job.validation_epochs and job.validation_epochs * per_epoch) or per_epoch
     held_out = _held_out(job, accelerator, output)
-    validation = Validation(job, accelerator, output, every, num_steps, pictures, held_out)
+    validation = Validation(output, every, num_steps, pictures, held_out)
     progress = train(trainer, output, progress, num_steps, stop, validation)
-    seconds = pairs.seconds if isinstance(pairs, LatentCache) else 0.0
-    summary = _summary(progress, rows, output, seconds, len(pairs))
-    base, trained = trainer.base, trainer.trained
-    editor = trained.whole(trained.average or trained.denoiser, is_main=accelerator.is_main_process)
+    summary = {
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "seconds_caching": pairs.seconds if isinstance(pairs, LatentCache) else 0.0,
+        "loss": round(mean_of_last(RecordFile(output / "loss.jsonl").read()), 6),
+        "samples": len(pairs),
+        "dropped": len(rows) - len(pairs),
+    }
+    base, editor = trainer.base, trainer.trained.editor(is_main=accelerator.is_main_process)
     if editor is not None:
         folder = Path(job.export_dir or job.output_dir)
         export.write_editor(editor, base, job, folder)
@@ -82,7 +92,9 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
 def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accelerator) -> tuple[Trainer, int]:
     """Sets up all that a step needs; also returns how many steps there are."""
     base = base_architecture(config)
-    num_steps = num_steps_of(config, len(pairs), accelerator.num_processes)
+    num_steps = config.max_train_steps
+    if num_steps is None:
+        num_steps = config.num_train_epochs * math.ceil(len(pairs) / pairs_per_step(config, accelerator.num_processes))
     noise = base.noise.load(config)
     stream = SampleStream(
         config,
@@ -92,24 +104,17 @@ def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accele
         accelerator.process_index,
         accelerator.num_processes,
     )
-    denoiser = base.widen(base.load_denoiser(config), 2 * pairs.latent_shape[0])
-    trained, network = new_trained(denoiser, base, config, accelerator, num_steps)
+    trained, network = new_trained(base.load_widened(config), base, config, accelerator, num_steps)
     noise, latents = noise.to(accelerator.device), load_latent_space(config)
     return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream), num_steps
 
 
-def num_steps_of(config: TrainingConfig, num_pairs: int, num_processes: int) -> int:
-    """Returns the optimizer steps: `max_train_steps`, or whole epochs."""
-    if config.max_train_steps is not None:
-        return config.max_train_steps
-    return config.num_train_epochs * math.ceil(num_pairs / pairs_per_step(config, num_processes))
-
-
 def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
     """Opens the pairs through a latent cache, or encoded at every step."""
-    if job.cache and not _crops_differ(rows, job):
-        return load_cache(output / "cache", rows, job, accelerator)
     if job.cache:
+        first_rows = itertools.islice(rows.read(), PROBE_ROWS)
+        if job.center_crop or all(is_square(pair.original) for pair in first_rows):
+            return load_cache(output / "cache", rows, job, accelerator)
         logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
     if job.streaming:
         raise ValueError(
@@ -118,13 +123,6 @@ def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: P
     with accelerator.main_process_first():
         table = open_table(job.data, job)
     return OnlinePairs(table, job, accelerator.device)
-
-
-def _crops_differ(rows: Rows, config: TrainingConfig) -> bool:
-    """Tells whether a random crop is asked for and has a choice, by the first rows."""
-    if config.center_crop:
-        return False
-    return any(not is_square(pair.original) for _, pair in zip(range(PROBE_ROWS), rows.read(), strict=False))
 
 
 def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache | None:
@@ -141,7 +139,7 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
 
 
 def new_accelerator(job: TrainingJob) -> Accelerator:
-    """Returns an accelerator with the job's precision and trackers, and a long timeout."""
+    """Sets up an accelerator with the job's precision and trackers, and a long timeout."""
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the cache is built inside
     output = Path(job.output_dir)
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / job.logging_dir))
@@ -153,12 +151,72 @@ def new_accelerator(job: TrainingJob) -> Accelerator:
     return accelerator
 
 
-def _summary(progress: Progress, rows: Rows, output: Path, caching: float, samples: int) -> dict[str, Any]:
-    return {
-        "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
-        "seconds_caching": caching,
-        "loss": round(mean_of_last(read_losses(output / "loss.jsonl")), 6),
-        "samples": samples,
-        "dropped": len(rows) - samples,
-    }
+WHOLE_WEIGHTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def precision_of(config: TrainingConfig) -> str | None:
+    """Returns the accelerator's precision. ValueError for fp16 without a GPU."""
+    precision = _configured_precision(config)
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("mixed_precision fp16 needs a GPU, got a CPU. Set training.mixed_precision to bf16 or no.")
+    under_deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
+    return "no" if under_deepspeed else precision  # DeepSpeed would round the weights that every step reads
+
+
+def _configured_precision(config: TrainingConfig) -> str | None:
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    return "bf16" if resolve_dtype("auto", resolve_device("auto")) == "bfloat16" else "no"
+
+
+def check_launch(config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Raises ValueError for a strategy that the trainer lacks, and for settings that split weights do not allow."""
+    if accelerator.distributed_type in WHOLE_WEIGHTS:
+        return
+    if not is_fsdp(accelerator) and not is_zero(accelerator):
+        raise ValueError(
+            f"the trainer supports whole weights, FSDP and DeepSpeed, got {accelerator.distributed_type.value}. "
+            "Launch with --multi_gpu, or split the weights with ip2p/training/launch_configs/fsdp.yaml."
+        )
+    if config.optim == "muon":
+        raise ValueError("muon needs whole matrices, and this launch splits them. Train with optim adamw.")
+    if config.use_8bit_adam:
+        raise ValueError("AdamW of 8 bits cannot step split weights. Leave use_8bit_adam out.")
+    if is_fsdp(accelerator):
+        _check_fsdp(accelerator)
+    else:
+        _set_up_zero(config, accelerator)
+
+
+def _check_fsdp(accelerator: Accelerator) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"FSDP must be of version 2, got {plugin.fsdp_version}. Set fsdp_version: 2 in its config.")
+    if plugin.activation_checkpointing:
+        raise ValueError(
+            "fsdp_activation_checkpointing renames the layers that checkpoints name. Set it to false and give "
+            "--gradient_checkpointing, which saves the same memory."
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ValueError("FSDP must leave weights on the device. Set fsdp_offload_params: false; see --offload_ema.")
+
+
+def _set_up_zero(config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Copies the training's settings into DeepSpeed's. ValueError for untested combinations."""
+    plugin = accelerator.state.deepspeed_plugin
+    offload = plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+    if plugin.zero_stage not in (1, 2) or offload != "none":
+        raise ValueError(
+            f"DeepSpeed must split at stage 1 or 2 without offload, got stage {plugin.zero_stage} and offload to "
+            f"{offload}. To split the weights too, launch with ip2p/training/launch_configs/fsdp.yaml."
+        )
+    if config.use_lora:
+        raise ValueError("adapters have small states, which DeepSpeed need not split. Launch with --multi_gpu.")
+    precision = _configured_precision(config) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16":
+        raise ValueError("under DeepSpeed mixed_precision must be bf16 or no, got fp16. Set it to bf16.")
+    settings = plugin.deepspeed_config
+    settings["train_micro_batch_size_per_gpu"] = config.train_batch_size
+    settings["gradient_accumulation_steps"] = 1  # the trainer marks the last micro-step itself
+    settings["gradient_clipping"] = config.max_grad_norm
+    settings["torch_autocast"] = {"enabled": precision == "bf16", "dtype": "bfloat16"}

@@ -1,4 +1,4 @@
-"""Takes one step of the training: float32 weights under autocast, a warmed average, chance drawn from the step."""
+"""Takes one step of the training: float32 weights under autocast, a warmed-up average, draws by step number."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import copy
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,13 +19,11 @@ from ip2p.models.architecture import Architecture
 from ip2p.models.latents import LatentSpace
 from ip2p.models.noise import NoiseProcess
 from ip2p.models.texts import Texts
-from ip2p.training import sharding
 from ip2p.training.checkpoint import Trained
 from ip2p.training.draws import Batch, EncodedPairs, SampleStream, drop_conditions
 from ip2p.training.lora import add_lora
 from ip2p.training.optimizer import new_optimizer
-from ip2p.training.sharding import is_fsdp, is_zero
-from ip2p.training.zero import ZeroParts
+from ip2p.training.sharding import FsdpParts, Parts, ZeroParts, is_fsdp, is_zero, whole
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +86,7 @@ class Trainer:
         self.trained.schedule.step()
         if self.trained.average is not None:
             update_average(self.trained, self.trained.average, ema_decay_at(step + 1, self.config.ema_decay))
-        return total, sharding.whole(torch.as_tensor(norm))
+        return total, whole(torch.as_tensor(norm))
 
     def _attention(self) -> AbstractContextManager[None]:
         """Chooses explicit maps on a CPU in bfloat16, as torch's fused kernel is slower there in the backward pass."""
@@ -117,21 +115,23 @@ def update_average(trained: Trained, average: nn.Module, decay: float) -> None:
 
 
 def new_trained(
-    denoiser: Any, base: Architecture, config: TrainingConfig, accelerator: Accelerator, num_steps: int
+    denoiser: ModelMixin, base: Architecture, config: TrainingConfig, accelerator: Accelerator, num_steps: int
 ) -> tuple[Trained, nn.Module]:
-    """Sets up the denoiser on its device, its average, optimizer and schedule; also returns it as it is wrapped."""
+    """Sets up the denoiser on its device, its average, optimizer and schedule; also returns the wrapped denoiser."""
     if config.use_lora:
         denoiser = add_lora(denoiser, base, config.rank, config.seed)
-    skeleton = sharding.skeleton_of(denoiser) if is_fsdp(accelerator) or is_zero(accelerator) else None
-    if skeleton is None:
+    is_whole = not (is_fsdp(accelerator) or is_zero(accelerator))
+    skeleton = None if is_whole else copy.deepcopy(denoiser).to("meta")
+    if is_whole:
         denoiser.to(accelerator.device, memory_format=torch.channels_last)
     elif is_zero(accelerator):
         denoiser.to(accelerator.device)  # under FSDP each process takes its part alone onto its device
     place = torch.device("cpu") if config.offload_ema else accelerator.device
-    average = copy.deepcopy(denoiser).to(place) if config.use_ema and skeleton is None else None
+    average = copy.deepcopy(denoiser).to(place) if config.use_ema and is_whole else None
     _speed_up(denoiser.train(), config, accelerator.device)
     matmul = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    settings = replace(config, learning_rate=learning_rate_of(config, accelerator.num_processes))
+    scale = pairs_per_step(config, accelerator.num_processes) if config.scale_lr else 1
+    settings = replace(config, learning_rate=config.learning_rate * scale)
     optimizer = new_optimizer(denoiser, base, settings, fused=accelerator.device.type in ("cpu", "cuda"), matmul=matmul)
     schedule = get_scheduler(
         config.lr_scheduler,
@@ -143,31 +143,17 @@ def new_trained(
     )
     groups = [list(group["params"]) for group in optimizer.param_groups]
     network, prepared = accelerator.prepare(denoiser, optimizer)
-    parts = _parts(skeleton, denoiser, prepared, groups, accelerator)
+    parts: Parts | None = None
+    if is_fsdp(accelerator):
+        parts = FsdpParts(skeleton, denoiser, prepared)
+    elif is_zero(accelerator):
+        parts = ZeroParts(skeleton, denoiser, prepared.optimizer, groups)
     if config.use_ema and parts is not None:
-        average = sharding.new_average(parts).to(place)
+        copies = (nn.Parameter(part.clone(), requires_grad=False) for part in parts.masters())
+        average = nn.ParameterList(copies).to(place)
     if average is not None:
         average.eval().requires_grad_(False)
     return Trained(base, denoiser, average, prepared, schedule, accelerator.scaler, config.use_lora, parts), network
-
-
-def _parts(
-    skeleton: Any | None,
-    denoiser: Any,
-    prepared: Any,
-    groups: list[list[nn.Parameter]],
-    accelerator: Accelerator,
-) -> sharding.Parts | None:
-    if skeleton is None:
-        return None
-    if is_zero(accelerator):
-        return ZeroParts(skeleton, denoiser, prepared.optimizer, groups)
-    return sharding.FsdpParts(skeleton, denoiser, prepared)
-
-
-def learning_rate_of(config: TrainingConfig, num_processes: int) -> float:
-    """Returns the peak, multiplied by the pairs of an optimizer step if `scale_lr` is set."""
-    return config.learning_rate * (pairs_per_step(config, num_processes) if config.scale_lr else 1)
 
 
 def pairs_per_step(config: TrainingConfig, num_processes: int) -> int:
@@ -175,7 +161,7 @@ def pairs_per_step(config: TrainingConfig, num_processes: int) -> int:
     return config.train_batch_size * config.gradient_accumulation_steps * num_processes
 
 
-def _speed_up(denoiser: Any, config: TrainingConfig, device: torch.device) -> None:
+def _speed_up(denoiser: ModelMixin, config: TrainingConfig, device: torch.device) -> None:
     if config.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     if config.allow_tf32 and device.type == "cuda":

@@ -1,31 +1,30 @@
-"""Validates a training on the way: edits of given pictures, and the loss on pairs that it does not see.
+"""Validates a training as it runs: edits given pictures, and measures the loss on pairs that are not trained on.
 
-The main process validates and the others wait; if weights are split, it does so on a copy put together for it. The
-loss is that of fixed noise at fixed timesteps, by quarters of the noise schedule, so that its course is the model's and
-not chance's. Figures and pictures go to tensorboard, wandb, comet or trackio, through accelerate.
+The main process validates and the others wait; if weights are split, it uses a copy put together for it. The loss has
+fixed noise at fixed timesteps, by quarters of the noise schedule, so that it changes with the model alone. Figures and
+pictures go to tensorboard, wandb, comet or trackio, through accelerate.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import ModelMixin
 from diffusers.utils import load_image
 from PIL import Image
 from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig, to_dict
 from ip2p.images import check_size, fitted_size, open_picture
-from ip2p.models.architecture import Architecture
-from ip2p.models.noise import NoiseProcess
 from ip2p.sources.files import read_json_file
 from ip2p.training.cache import LatentCache
 from ip2p.training.draws import draw_step
@@ -33,9 +32,8 @@ from ip2p.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-NUM_STEPS = 20
-IMAGE_GUIDANCE, GUIDANCE = 1.5, 7.0
-"""Those of diffusers' scripts."""
+SETTINGS = {"num_inference_steps": 20, "image_guidance_scale": 1.5, "guidance_scale": 7.0}
+"""The settings of diffusers' scripts."""
 QUARTERS = 4
 
 
@@ -50,10 +48,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """When to validate, and on what; it is the loop's `Watcher`."""
+    """When to validate, and on what."""
 
-    config: TrainingConfig
-    accelerator: Accelerator
     output: Path
     every: int
     """Optimizer steps between validations."""
@@ -61,68 +57,55 @@ class Validation:
     pictures: Sequence[Picture] = ()
     held_out: LatentCache | None = None
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Logs figures to the trackers."""
-        self.accelerator.log(values, step=step)
-
     def after_step(self, trainer: Trainer, step: int) -> None:
         """Validates at its steps and after the last."""
         due = step == self.num_steps or step % self.every == 0
         if not due or not (self.pictures or self.held_out is not None):
             return
-        trained = trainer.trained
-        network = trained.whole(trained.average or trained.denoiser, is_main=self.accelerator.is_main_process)
+        accelerator, trained = trainer.accelerator, trainer.trained
+        network = trained.editor(is_main=accelerator.is_main_process)
         if network is not None:
             if trained.parts is not None:
-                network.to(self.accelerator.device)
+                network.to(accelerator.device)
             was_training = network.training
             network.eval()
             with torch.no_grad():
-                self._measure(trainer, network, step)
-                self._show(trainer.base, network, step)
+                if self.held_out is not None:
+                    self._measure(trainer, network, self.held_out, step)
+                if self.pictures:
+                    self._show(trainer, network, step)
             network.train(was_training)
-        self.accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
-    def _measure(self, trainer: Trainer, network: nn.Module, step: int) -> None:
-        if self.held_out is None:
-            return
-        device = next(network.parameters()).device
-        losses = held_out_losses(trainer, network, self.held_out, device)
-        self.log(losses, step)
+    def _measure(self, trainer: Trainer, network: nn.Module, held_out: LatentCache, step: int) -> None:
+        losses = held_out_losses(trainer, network, held_out)
+        trainer.accelerator.log(losses, step=step)
         with (self.output / "validation.jsonl").open("a") as file:
             file.write(json.dumps({"step": step} | {name: round(value, 6) for name, value in losses.items()}) + "\n")
         logger.info("step %d: held-out loss %.4f", step, losses["held_out_loss"])
 
-    def _show(self, base: Architecture, network: nn.Module, step: int) -> None:
-        if not self.pictures:
-            return
-        device = self.accelerator.device
+    def _show(self, trainer: Trainer, network: ModelMixin, step: int) -> None:
+        config, device = trainer.config, trainer.accelerator.device
         place = next(network.parameters()).device
-        pipeline = base.build_editor(network.to(device), self.config, device)
+        pipeline = trainer.base.build_editor(network.to(device), config, device)
         pipeline.set_progress_bar_config(disable=True)
         folder = self.output / "validation_images"
         folder.mkdir(exist_ok=True)
         images = {}
-        with self.accelerator.autocast():
-            for number, (picture, seed) in enumerate(self._edits()):
-                edited = _edit(pipeline, base, picture, seed)
+        seeds = range(config.seed, config.seed + config.num_validation_images)
+        with trainer.accelerator.autocast():
+            for number, (picture, seed) in enumerate(itertools.product(self.pictures, seeds)):
+                edited = pipeline(
+                    picture.edit_prompt,
+                    image=picture.image,
+                    generator=torch.Generator().manual_seed(seed),
+                    **SETTINGS,
+                    **trainer.base.call_options(*picture.image.size),
+                ).images[0]
                 images[f"{picture.name}: {picture.edit_prompt} ({seed})"] = edited
                 edited.save(folder / f"step_{step}_val_img_{number}.png")
-        show_images(self.accelerator, "validation", images, step)
+        show_images(trainer.accelerator, images, step)
         network.to(place)
-
-    def _edits(self) -> Iterator[tuple[Picture, int]]:
-        for picture in self.pictures:
-            for number in range(self.config.num_validation_images):
-                yield picture, self.config.seed + number
-
-
-def _edit(pipeline: Any, base: Architecture, picture: Picture, seed: int) -> Image.Image:
-    options = {"num_inference_steps": NUM_STEPS, "image_guidance_scale": IMAGE_GUIDANCE, "guidance_scale": GUIDANCE}
-    options |= base.call_options(*picture.image.size)
-    generator = torch.Generator().manual_seed(seed)
-    edited: Image.Image = pipeline(picture.edit_prompt, image=picture.image, generator=generator, **options).images[0]
-    return edited
 
 
 def read_pictures(config: TrainingConfig) -> list[Picture]:
@@ -162,49 +145,33 @@ def _read_image(source: str, resolution: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def held_out_losses(
-    trainer: Trainer, network: nn.Module, held_out: LatentCache, device: torch.device
-) -> dict[str, float]:
-    """Returns the mean loss over the held-out pairs, all in all and by quarters of the timesteps."""
-    noise = trainer.noise.to(device)
-    size = trainer.config.train_batch_size
+def held_out_losses(trainer: Trainer, network: nn.Module, held_out: LatentCache) -> dict[str, float]:
+    """Returns the mean loss over the held-out pairs, nothing dropped: in total and by quarters of the timesteps."""
+    device = next(network.parameters()).device
+    process, size, seed = trainer.noise.to(device), trainer.config.train_batch_size, trainer.config.seed
+    num_timesteps = process.num_timesteps
     by_quarter: list[list[Tensor]] = [[] for _ in range(QUARTERS)]
-    for start in range(0, len(held_out), size):
+    for start, (quarter, losses) in itertools.product(range(0, len(held_out), size), enumerate(by_quarter)):
         samples = list(range(start, min(start + size, len(held_out))))
-        for quarter, losses in enumerate(by_quarter):
-            losses.append(_losses(trainer, network, noise, held_out, samples, quarter, device))
-    total = noise.num_timesteps // QUARTERS
+        chances = torch.zeros(num_timesteps)
+        chances[num_timesteps * quarter // QUARTERS : num_timesteps * (quarter + 1) // QUARTERS] = 1.0
+        shape = torch.Size((len(samples), *held_out.latent_shape))
+        draws = draw_step(shape, chances, "held-out", seed, start, quarter)
+        batch = held_out.take(samples, [False] * len(samples)).to(device)
+        latents = trainer.latents.scaled(batch.mean)
+        noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
+        with trainer.accelerator.autocast():
+            noised, condition = process.noised(latents, noise, timesteps), trainer.condition_of(batch)
+            prediction = trainer.predict(network, noised, timesteps, batch.texts, condition, batch.sizes)
+        losses.append(process.errors(prediction, latents, noise, timesteps).cpu())
+    width = num_timesteps // QUARTERS
     means = [float(torch.cat(losses).mean()) for losses in by_quarter]
-    names = [f"held_out_loss_{total * number}_{total * (number + 1)}" for number in range(QUARTERS)]
+    names = [f"held_out_loss_{width * number}_{width * (number + 1)}" for number in range(QUARTERS)]
     return {"held_out_loss": sum(means) / QUARTERS, **dict(zip(names, means, strict=True))}
 
 
-def _losses(
-    trainer: Trainer,
-    network: nn.Module,
-    process: NoiseProcess,
-    held_out: LatentCache,
-    samples: list[int],
-    quarter: int,
-    device: torch.device,
-) -> Tensor:
-    """Returns (N,) losses, nothing dropped."""
-    num_timesteps = process.num_timesteps
-    chances = torch.zeros(num_timesteps)
-    chances[num_timesteps * quarter // QUARTERS : num_timesteps * (quarter + 1) // QUARTERS] = 1.0
-    shape = torch.Size((len(samples), *held_out.latent_shape))
-    draws = draw_step(shape, chances, "held-out", trainer.config.seed, samples[0], quarter)
-    batch = held_out.take(samples, [False] * len(samples)).to(device)
-    latents = trainer.latents.scaled(batch.mean)
-    noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
-    with trainer.accelerator.autocast():
-        noised = process.noised(latents, noise, timesteps)
-        condition = trainer.condition_of(batch)
-        prediction = trainer.predict(network, noised, timesteps, batch.texts, condition, batch.sizes)
-    return process.errors(prediction, latents, noise, timesteps).cpu()
-
-
-MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "trackio": "trackio"}
+TRACKERS = ("tensorboard", "wandb", "comet_ml", "trackio")
+"""The trackers, which are named as their packages."""
 PROJECT = "instruct-pix2pix"
 
 
@@ -212,19 +179,19 @@ def tracker_names(report_to: str) -> list[str]:
     """Lists the trackers to report to. ValueError for one that is unknown or not installed."""
     names = [name.strip() for name in report_to.split(",") if name.strip()]
     if names == ["all"]:
-        return [name for name in MODULES if _is_installed(name)]
+        return [name for name in TRACKERS if _is_installed(name)]
     if names in ([], ["none"]):
         return []
     for name in names:
-        if name not in MODULES:
-            raise ValueError(f"report_to must be of {', '.join(MODULES)}, all or none, got {name}.")
+        if name not in TRACKERS:
+            raise ValueError(f"report_to must be of {', '.join(TRACKERS)}, all or none, got {name}.")
         if not _is_installed(name):
-            raise ValueError(f"report_to asks for {name}, which is not installed. Run: pip install {MODULES[name]}")
+            raise ValueError(f"report_to asks for {name}, which is not installed. Run: pip install {name}")
     return names
 
 
 def _is_installed(name: str) -> bool:
-    return importlib.util.find_spec(MODULES[name]) is not None
+    return importlib.util.find_spec(name) is not None
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
@@ -234,18 +201,18 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
     accelerator.init_trackers(PROJECT, config=plain)
 
 
-def show_images(accelerator: Accelerator, name: str, images: Mapping[str, Any], step: int) -> None:
+def show_images(accelerator: Accelerator, images: Mapping[str, Image.Image], step: int) -> None:
     """Shows pictures by caption in tensorboard, wandb and comet."""
-    if not images:
-        return
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             for caption, image in images.items():
-                tracker.writer.add_image(f"{name}/{caption}", np.asarray(image), step, dataformats="HWC")
+                tracker.writer.add_image(f"validation/{caption}", np.asarray(image), step, dataformats="HWC")
         elif tracker.name == "wandb":
             import wandb
 
-            tracker.log({name: [wandb.Image(image, caption=caption) for caption, image in images.items()]}, step=step)
+            tracker.log(
+                {"validation": [wandb.Image(image, caption=caption) for caption, image in images.items()]}, step=step
+            )
         elif tracker.name == "comet_ml":
             for caption, image in images.items():
-                tracker.writer.log_image(image, name=f"{name}/{caption}", step=step)
+                tracker.writer.log_image(image, name=f"validation/{caption}", step=step)

@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ip2p.config import PipelineConfig, ScreeningConfig
+from ip2p.config import PipelineConfig, PromptsConfig, ScreeningConfig
 from ip2p.models import loading
 from ip2p.presets import shapes
 from ip2p.prompts import write_shard
 from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import Sampling, generate
+from ip2p.prompts.backends.transformers import generate
 from ip2p.prompts.captions import read_entries
 from ip2p.prompts.format import REASONS
 
@@ -39,7 +39,7 @@ def measure_speed(config: PipelineConfig) -> None:
     answers: list[list[str]] = []
     for _ in range(ROUNDS):
         for size, found in rates.items():
-            sampling = Sampling(temperature=0.7, max_new_tokens=64, seed=0, batch_size=size)
+            sampling = PromptsConfig(temperature=0.7, max_new_tokens=64, seed=0, batch_size=size)
             started = time.perf_counter()
             answers.append(generate(model, requests, sampling, on_answer=lambda num: None))
             found.append(len(requests) / (time.perf_counter() - started))

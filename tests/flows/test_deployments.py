@@ -15,16 +15,11 @@ from prefect import State
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from flows.deployments import (
-    DEPLOYMENTS,
-    Form,
-    differences,
-    fill_in,
-    form_of,
-)
+from flows.deployments import DEPLOYMENTS, Form
+from flows.forms import differences, fill_in, form_of
 from flows.tasks import Bar
 from ip2p import ablation, uses
-from ip2p.cli.serving import NAMES
+from ip2p.cli import serving
 from ip2p.config import EditTypeRendering, EvaluationConfig, PipelineConfig, RenderingConfig, TrainingJob, to_dict
 from ip2p.config.fields import describe_fields
 from ip2p.config.files import read_run
@@ -58,7 +53,7 @@ def _schema_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_every_command_that_makes_something_is_a_deployment_with_every_preset_and_variant() -> None:
-    assert tuple(DEPLOYMENTS) == NAMES
+    assert tuple(DEPLOYMENTS) == tuple(serving.DEPLOYMENTS)
     fields = {name: parameter_schema(flow).model_dump()["properties"] for name, flow in DEPLOYMENTS.items()}
     assert all(fields[name]["preset"]["enum"] == list(PRESETS) for name in ("run", "dataset", "train"))
     variants = fields["ablate"]["variants"]
@@ -67,7 +62,7 @@ def test_every_command_that_makes_something_is_a_deployment_with_every_preset_an
     assert list(fields["ablate"]) == ["run", "out", "variants", "settings"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", list(DEPLOYMENTS))
 def test_the_form_has_a_typed_field_for_every_knob_and_says_what_it_is(name: str) -> None:
     schema = parameter_schema(DEPLOYMENTS[name]).model_dump()
     assert all(field["description"] for field in schema["properties"].values())

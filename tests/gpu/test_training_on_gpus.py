@@ -16,8 +16,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from ip2p.training.launch import LAUNCH_CONFIGS
-from ip2p.training.losses import read_losses
+from ip2p.store.journal import RecordFile
+from ip2p.training.launching import LAUNCH_CONFIGS
 from tests.test_training_sharding import trainer_of, words
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fresh_accelerator")]
@@ -98,5 +98,5 @@ def test_a_launch_on_several_gpus_trains_as_one_process(
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(num)))}
         done = subprocess.run([*start, *config], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    losses = [[entry["loss"] for entry in read_losses(tmp_path / output / "loss.jsonl")] for output in ("1", "2")]
+    losses = [[entry["loss"] for entry in RecordFile(tmp_path / output / "loss.jsonl").read()] for output in ("1", "2")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)

@@ -1,7 +1,7 @@
 """What is measured of an edit: each module of this package is one measure, found by walking the package.
 
-A measure declares its columns once: name, title, which way is better, and whether their figures are shares or means.
-Figures, report, comparison and benchmark tables are derived from that. Titles can be read without a heavy import.
+A measure declares its columns once: name, title, whether higher or lower is better, and whether their figures are
+shares or means. Figures, report, comparisons and benchmark tables derive from that, without importing any model.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ip2p.config import EvaluationConfig, ScoringConfig
 from ip2p.evaluation.cases import Domain, EditCase, Pixels
 
 Values = dict[str, float | bool | None]
-"""One edit's value in each column; None if the case has no truth for it."""
+"""One edit's value in each column; None if the case lacks the ground truth."""
 Better = Literal["higher", "lower"]
 ARROWS: dict[Better | None, str] = {"higher": " ↑", "lower": " ↓", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One measured value of an edit and the figure that its values add up to."""
+    """One value of each edit, and the figure that summarises it."""
 
     name: str
     """Name in scores.parquet and in figures.json."""
@@ -40,18 +40,18 @@ class Column:
     kind: Literal["share", "mean"]
     """`share` if the values are yes or no, `mean` if they are numbers."""
     shown: Literal["everywhere", "runs", "nowhere"] = "everywhere"
-    """Tables that show it if it was measured: all; those of runs and of the protocols that name it; none."""
+    """Tables that show it if it was measured: all; those of runs and of protocols that report it; none."""
     always: bool = False
-    """Keeps its place in figures.json as None if nothing measured it."""
+    """Appears in figures.json as None if it was not measured."""
 
     @property
     def heading(self) -> str:
-        """The title with an arrow towards the better values."""
+        """Returns the title with an arrow towards the better values."""
         return self.title + ARROWS[self.better]
 
     @property
     def type(self) -> pa.DataType:
-        """Type in scores.parquet."""
+        """Returns its type in scores.parquet."""
         return pa.bool_() if self.kind == "share" else pa.float64()
 
 
@@ -61,40 +61,40 @@ class Setup:
 
     knobs: EvaluationConfig
     clip: ScoringConfig
-    """The CLIP that judges."""
+    """CLIP that judges."""
     folder: Path
-    """Folder of the evaluation, for what a measure has to keep."""
+    """Folder of the evaluation, for anything that a measure stores."""
     domain: Domain | None = None
     dino_model: str | None = None
 
 
 class Measure(ABC):
-    """One kind of values, all of them taken from the case, the picture before and the picture after."""
+    """Values of one kind, each measured from the case, the picture before and the picture after."""
 
     columns: ClassVar[tuple[Column, ...]]
     order: ClassVar[int]
-    """Place among the measures, from low to high: the order of columns and tables."""
+    """Rank among the measures, which orders the columns of every table, lowest first."""
     edits_only: ClassVar[bool] = False
-    """True for a slow measure, which leaves out sweeps and grids."""
+    """True for a slow measure, which skips sweeps and grids."""
 
     @classmethod
-    @abstractmethod
     def from_setup(cls, setup: Setup) -> Self | None:
-        """Makes the measure; None if the settings do not ask for it."""
+        """Makes the measure; None if the settings do not ask for it. Default: whatever they are."""
+        return cls()
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Hash of what decides the values, so that another judge measures anew without editing anew."""
+        """Returns a hash of what determines the values: if it changes, the measure is repeated, but no edit."""
 
     @abstractmethod
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
-        """Returns one row per edit; the picture after may be smaller than the one before."""
+        """Returns one row per edit; the picture after may differ in size from the one before."""
 
 
 @cache
 def measure_classes() -> tuple[type[Measure], ...]:
-    """Every measure that a module of this package defines, in order."""
+    """Returns the measure of every module of this package, in order."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     classes = [
         value
@@ -107,13 +107,18 @@ def measure_classes() -> tuple[type[Measure], ...]:
 
 @cache
 def columns() -> dict[str, Column]:
-    """Every column of every measure by name, in order."""
+    """Returns the columns of all measures by name, in order."""
     return {column.name: column for measure in measure_classes() for column in measure.columns}
 
 
 def set_up_measures(setup: Setup) -> list[Measure]:
     """Makes the measures that the settings ask for."""
     return [measure for cls in measure_classes() if (measure := cls.from_setup(setup)) is not None]
+
+
+def targets_of(cases: Sequence[EditCase]) -> dict[int, Pixels]:
+    """Returns the target images of the cases that have one, by their numbers."""
+    return {number: target for number, case in enumerate(cases) if (target := case.target_image) is not None}
 
 
 def as_images(arrays: Sequence[Pixels]) -> list[Image.Image]:

@@ -1,20 +1,20 @@
-"""CLIP's similarities of an edit, and which CLIP it is that judges."""
+"""CLIP's similarities of an edit, and which CLIP judges."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from ip2p.config import EvaluationConfig, ScoringConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images
+from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, targets_of
 from ip2p.records import PairScores
 
 
 @dataclass(frozen=True)
 class ClipMeasure(Measure):
-    """Measures CLIP's four similarities (paper, section 4.2) and that to the target, which is MagicBrush's CLIP-I."""
+    """Measures CLIP's four similarities (paper, section 4.2) and the similarity to the target, MagicBrush's CLIP-I."""
 
     scoring: ScoringConfig
     order = 20
@@ -29,12 +29,12 @@ class ClipMeasure(Measure):
 
     @classmethod
     def from_setup(cls, setup: Setup) -> Self:
-        """Makes it from the judge's weights."""
+        """Makes the measure, whatever the settings."""
         return cls(setup.clip)
 
     @property
     def identity(self) -> str:
-        """Hash of the names of the judge's weights."""
+        """Returns a hash of the names of the judge's weights."""
         return fingerprint("clip", self.scoring.clip_model, self.scoring.clip_pretrained)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
@@ -44,7 +44,7 @@ class ClipMeasure(Measure):
         scorer = load_pair_scorer(self.scoring)
         scores = scorer.score([case.triplet for case in cases], as_images(before), as_images(after))
         rows = [_similarities(case, pair) for case, pair in zip(cases, scores, strict=True)]
-        targets = {number: image for number, case in enumerate(cases) if (image := case.target_image) is not None}
+        targets = targets_of(cases)
         triplets = [cases[number].triplet for number in targets]
         edited = as_images([after[number] for number in targets])
         to_target = scorer.score(triplets, as_images(list(targets.values())), edited)
@@ -65,17 +65,16 @@ def _similarities(case: EditCase, scores: PairScores) -> Values:
 
 
 def judge_of(knobs: EvaluationConfig, scoring: ScoringConfig) -> ScoringConfig:
-    """The CLIP that judges: the evaluation's own, or the filter's if it names none."""
-    named = scoring if knobs.judge_clip_model is None else None
-    return ScoringConfig(
-        clip_model=named.clip_model if named else str(knobs.judge_clip_model),
-        clip_pretrained=named.clip_pretrained if named else knobs.judge_clip_pretrained,
-        device=knobs.device,
-    )
+    """Returns the CLIP that judges: the evaluation's own, or the filter's if none is set."""
+    if knobs.judge_clip_model is None:
+        model, pretrained = scoring.clip_model, scoring.clip_pretrained
+    else:
+        model, pretrained = knobs.judge_clip_model, knobs.judge_clip_pretrained
+    return ScoringConfig(clip_model=model, clip_pretrained=pretrained, device=knobs.device)
 
 
-def describe_judge(knobs: EvaluationConfig, scoring: ScoringConfig) -> dict[str, Any]:
-    """Names of the judge and of the filter's CLIP, and whether they are the same."""
+def describe_judge(knobs: EvaluationConfig, scoring: ScoringConfig) -> dict[str, str | bool]:
+    """Names the judge and the filter's CLIP, and states whether they are the same."""
     judge = judge_of(knobs, scoring)
     same = (judge.clip_model, judge.clip_pretrained) == (scoring.clip_model, scoring.clip_pretrained)
     return {"model": _short_name(judge), "filter": _short_name(scoring), "same_as_filter": same}

@@ -1,19 +1,23 @@
-"""Similarity of pictures by DINO, as MagicBrush and those who rebuilt Emu Edit's protocol measure it."""
+"""Similarity of pictures by DINO, as MagicBrush and reimplementations of Emu Edit's protocol measure it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images
+from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, targets_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class DinoMeasure(Measure):
-    """Compares DINO's first token with that of the input and of the target, in the preparation of its authors.
+    """Compares DINO's class token with those of the input and the target, on pictures prepared as by its authors.
 
     Both protocols take `facebook/dino-vits16`.
     """
@@ -29,28 +33,27 @@ class DinoMeasure(Measure):
 
     @classmethod
     def from_setup(cls, setup: Setup) -> Self | None:
-        """Makes it if a model is named."""
+        """Makes the measure if a model is set."""
         return cls(setup.dino_model, setup.knobs.device, setup.knobs.batch_size) if setup.dino_model else None
 
     @property
     def identity(self) -> str:
-        """Hash of the model's name."""
+        """Returns a hash of the model's name."""
         return fingerprint("dino", self.model)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
-        """Returns None to the target for a case without one."""
+        """Returns None as the similarity to the target if a case has none."""
         edited = self._embed(after)
         to_input = (self._embed(before) * edited).sum(-1).tolist()
         rows: list[Values] = [{"dino_input": value, "dino_target": None} for value in to_input]
-        targets = {number: image for number, case in enumerate(cases) if (image := case.target_image) is not None}
-        if targets:
+        if targets := targets_of(cases):
             to_target = (self._embed(list(targets.values())) * edited[list(targets)]).sum(-1).tolist()
             for number, value in zip(targets, to_target, strict=True):
                 rows[number]["dino_target"] = value
         return rows
 
-    def _embed(self, images: Sequence[Pixels]) -> Any:
-        """(N, D), of length 1."""
+    def _embed(self, images: Sequence[Pixels]) -> Tensor:
+        """Returns (N, D) embeddings of length 1."""
         import torch
 
         from ip2p.models.loading import load_image_model
@@ -66,11 +69,11 @@ class DinoMeasure(Measure):
         return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
 
 
-def dino_preparation(size: int) -> Any:
-    """Short side to 256 for a model of 224, its middle, ImageNet's mean and deviation."""
+def dino_preparation(size: int) -> Callable[[Image.Image], Tensor]:
+    """Returns DINO's transform: short side to 256 for a model of 224, centre crop, ImageNet's mean and deviation."""
     from torchvision import transforms
 
-    return transforms.Compose(
+    prepare: Callable[[Image.Image], Tensor] = transforms.Compose(
         [
             transforms.Resize(round(size * 256 / 224), interpolation=transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(size),
@@ -78,3 +81,4 @@ def dino_preparation(size: int) -> Any:
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
+    return prepare

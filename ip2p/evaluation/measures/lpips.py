@@ -13,7 +13,7 @@ from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
 
 @dataclass(frozen=True)
 class LpipsMeasure(Measure):
-    """Measures the distance to the input outside the mask with the package of LPIPS' authors."""
+    """Measures the distance to the input outside the mask, by the package of LPIPS' authors."""
 
     net: str
     device: str
@@ -22,29 +22,29 @@ class LpipsMeasure(Measure):
 
     @classmethod
     def from_setup(cls, setup: Setup) -> Self | None:
-        """Makes it if a backbone is named."""
+        """Makes the measure if a backbone is set."""
         return cls(setup.knobs.lpips, setup.knobs.device) if setup.knobs.lpips else None
 
     @property
     def identity(self) -> str:
-        """Hash of the backbone's name."""
+        """Returns a hash of the backbone's name."""
         return fingerprint("lpips", self.net)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
-        """Returns None for a case without a mask, or if nothing is outside it."""
+        """Returns None if a case has no mask, or nothing outside it."""
         return [{"lpips_kept": self._outside_mask(*edit)} for edit in zip(cases, before, after, strict=True)]
 
     def _outside_mask(self, case: EditCase, before: Pixels, after: Pixels) -> float | None:
         import torch
 
-        if case.mask is None or case.mask.all():
+        if (kept := case.kept_area) is None:
             return None
         model, device = _load_lpips(self.net, self.device)
         pictures = torch.stack([torch.tensor(picture) for picture in (before, fit_to(after, before))])
         pixels = (pictures.permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)
         with torch.inference_mode():
             distances = model(pixels[:1], pixels[1:])[0, 0].cpu().numpy()
-        return float(distances[~case.mask].mean())
+        return float(distances[kept].mean())
 
 
 def _load_lpips(net: str, device: str) -> tuple[Any, str]:

@@ -1,4 +1,4 @@
-"""The domain's own verdict on an edit."""
+"""The domain's verdict on an edit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
 
 @dataclass(frozen=True)
 class OracleMeasure(Measure):
-    """Asks the domain; success is done and kept."""
+    """Asks the domain whether the change is present and everything else kept; success is both."""
 
     name: str
     domain: Domain
@@ -27,12 +27,12 @@ class OracleMeasure(Measure):
 
     @classmethod
     def from_setup(cls, setup: Setup) -> Self | None:
-        """Makes it if there is a domain."""
+        """Makes the measure if there is a domain."""
         return None if setup.domain is None else cls(setup.knobs.domain or "", setup.domain)
 
     @property
     def identity(self) -> str:
-        """Hash of the domain's name."""
+        """Returns a hash of the domain's name."""
         return fingerprint("oracle", self.name)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
@@ -42,5 +42,5 @@ class OracleMeasure(Measure):
 
 
 def verdict_of(judgement: EditJudgement) -> Values:
-    """The columns of a judgement."""
+    """Returns a judgement by columns."""
     return {column.name: getattr(judgement, column.name) for column in OracleMeasure.columns}

@@ -1,18 +1,15 @@
-"""Distances to a right answer, and what became of the area that no right edit touches."""
+"""Distances to a target image, and how well the area that the edit must not change was preserved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
-
-import numpy as np
-import numpy.typing as npt
 
 from ip2p.config import fingerprint
-from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
+from ip2p.evaluation.cases import EditCase, Mask, Pixels
+from ip2p.evaluation.measures import Column, Measure, Values, fit_to
 from ip2p.evaluation.measures.change import mean_distance
+from ip2p.scoring.ssim import SMALLEST_SIDE, SSIM
 
 
 @dataclass(frozen=True)
@@ -27,34 +24,26 @@ class TruthMeasure(Measure):
     )
     identity = fingerprint("truth")
 
-    @classmethod
-    def from_setup(cls, setup: Setup) -> Self:
-        """Makes it; edits without a truth have no values."""
-        return cls()
-
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
-        """Returns what can be measured of each edit."""
-        return [_against_truth(*edit) for edit in zip(cases, before, after, strict=True)]
+        """Returns None for distances to a target and for a similarity outside a mask that a case lacks."""
+        rows: list[Values] = []
+        for case, original, edited in zip(cases, before, after, strict=True):
+            values: Values = {"l1": None, "l2": None, "ssim_kept": None}
+            if (target := case.target_image) is not None:
+                fitted = fit_to(edited, target)
+                values["l1"] = mean_distance(fitted, target)
+                values["l2"] = mean_distance(fitted, target, 2)
+            if (kept := case.kept_area) is not None:
+                values["ssim_kept"] = kept_ssim(original, fit_to(edited, original), kept)
+            rows.append(values)
+        return rows
 
 
-def _against_truth(case: EditCase, before: Pixels, after: Pixels) -> Values:
-    values: Values = {"l1": None, "l2": None, "ssim_kept": None}
-    if case.target_image is not None:
-        fitted = fit_to(after, case.target_image)
-        values["l1"] = mean_distance(fitted, case.target_image)
-        values["l2"] = mean_distance(fitted, case.target_image, 2)
-    if case.mask is not None and not case.mask.all():
-        values["ssim_kept"] = kept_ssim(before, fit_to(after, before), case.mask)
-    return values
-
-
-def kept_ssim(before: Pixels, after: Pixels, mask: npt.NDArray[np.bool_]) -> float | None:
-    """Mean structural similarity outside a mask, computed as the filter does; None for pictures under 11 pixels."""
+def kept_ssim(before: Pixels, after: Pixels, kept: Mask) -> float | None:
+    """Computes the mean structural similarity of an area as the filter does; None for pictures under 11 pixels."""
     from skimage.metrics import structural_similarity
-
-    from ip2p.scoring.ssim import SMALLEST_SIDE, SSIM
 
     if min(before.shape[:2]) < SMALLEST_SIDE:
         return None
     _, similarity = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)  # type: ignore[no-untyped-call]
-    return float(similarity[~mask].mean())
+    return float(similarity[kept].mean())

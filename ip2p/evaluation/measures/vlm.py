@@ -1,8 +1,8 @@
-"""Scores by a vision-language judge in the manner of VIEScore (Ku et al., 2024), with questions of our own wording.
+"""Scores by a vision-language judge, after VIEScore (Ku et al., 2024), but with differently worded questions.
 
 One question shows both pictures and asks how far the instruction was followed and how much else was kept; another shows
-the answer alone and asks how natural and how clean it is. Each counts by its lower score, and their geometric mean is
-the overall score. Every answer is on disk before it is used; an answer without scores leaves them out.
+the edited one alone and asks how natural and how clean it is. The lower score of each question counts, and their
+geometric mean is the overall score. Every answer is on disk before it is used; one without scores counts as None.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import base64
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,12 +42,12 @@ Answer with JSON alone, such as {"why": "a short reason", "natural": 6, "clean":
 QUESTIONS = (BOTH, ALONE)
 
 Ask = Callable[[Sequence[Image.Image], str], str]
-"""(pictures, question) to an answer; "" if it was refused."""
+"""Takes pictures and a question; returns the answer, "" if it was refused."""
 
 
 @dataclass(frozen=True)
 class VlmMeasure(Measure):
-    """Asks for scores from 0 to 10; slow, so edits alone are measured."""
+    """Asks for scores from 0 to 10; slow, so it skips sweeps and grids."""
 
     config: VlmConfig
     journal: Path
@@ -61,19 +62,23 @@ class VlmMeasure(Measure):
 
     @classmethod
     def from_setup(cls, setup: Setup) -> Self | None:
-        """Makes it if a model is named; its answers are kept in the folder."""
+        """Makes the measure if a model is set; its answers are stored in the folder."""
         return cls(setup.knobs.vlm, setup.folder / "vlm-answers.jsonl") if setup.knobs.vlm.model else None
 
     @property
     def identity(self) -> str:
-        """Hash of the model's name and the questions."""
+        """Returns a hash of the model's name and the questions."""
         return fingerprint("vlm", self.config.model, self.config.revision, self.config.max_new_tokens, QUESTIONS)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for scores that an answer does not hold. RuntimeError if the server does not answer."""
         journal, edits = Journal(self.journal), list(zip(cases, before, after, strict=True))
-        with _open_judge(self.config) as (ask, ask_together):
-            return ask_together(edits, lambda edit: self._score(ask, journal, *edit))
+        if self.config.backend == "local":
+            ask = local_judge(self.config)
+            return [self._score(ask, journal, *edit) for edit in edits]
+        with closing(ChatClient(self.config.server)) as client:
+            ask = partial(_ask_server, client, self.config)
+            return client.ask_together(edits, lambda edit: self._score(ask, journal, *edit))
 
     def _score(self, ask: Ask, journal: Journal, case: EditCase, before: Pixels, after: Pixels) -> Values:
         pictures = as_images([before, fit_to(after, before)])
@@ -97,7 +102,7 @@ class VlmMeasure(Measure):
 
 
 def read_scores(answer: str, names: tuple[str, str]) -> tuple[float, float] | None:
-    """Reads two scores in 0..10 from the last JSON object of an answer, which may stand among other words."""
+    """Reads two scores in 0..10 from the last JSON object of an answer; None if there are none."""
     for text in reversed(re.findall(r"\{[^{}]*\}", answer)):
         try:
             values = json.loads(text)
@@ -106,16 +111,6 @@ def read_scores(answer: str, names: tuple[str, str]) -> tuple[float, float] | No
             continue
         return scores if all(0 <= score <= 10 for score in scores) else None
     return None
-
-
-@contextmanager
-def _open_judge(config: VlmConfig) -> Iterator[tuple[Ask, Callable[..., list[Values]]]]:
-    """Yields how one question is asked, and how many edits are asked about together."""
-    if config.backend == "local":
-        yield local_judge(config), lambda edits, ask_one: [ask_one(edit) for edit in edits]
-        return
-    with closing(ChatClient(config.server)) as client:
-        yield (lambda pictures, question: _ask_server(client, config, pictures, question)), client.ask_together
 
 
 def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.Image], question: str) -> str:
@@ -131,7 +126,7 @@ def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.
 
 
 def local_judge(config: VlmConfig) -> Ask:
-    """Returns a judge that asks a model of transformers in this process, loaded once."""
+    """Loads a transformers model, once per process, and returns how to ask it."""
     from ip2p.models.loading import check_model_source, load_once, resolve_device, resolve_dtype
 
     device = resolve_device(config.device)

@@ -1,12 +1,13 @@
-"""How pictures become noise in training and noise becomes pictures in sampling: what a process must say."""
+"""The interface of a noise process: how latents become noise in training, and noise becomes latents in sampling."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
+from diffusers import SchedulerMixin
 from torch import Generator, Tensor
 
 from ip2p.config import TrainingConfig
@@ -46,21 +47,23 @@ class NoiseProcess(ABC):
 
     @staticmethod
     @abstractmethod
-    def load_scheduler(config: TrainingConfig) -> Any:
+    def load_scheduler(config: TrainingConfig) -> SchedulerMixin:
         """Loads the base's own scheduler for the exported pipeline, changed as the training says."""
 
     @staticmethod
     @abstractmethod
-    def new_scheduler(own: Any, name: str | None) -> Any:
-        """Returns a fresh scheduler (they hold state): one of `own`'s class, or the one that `name` names.
+    def new_scheduler(own: SchedulerMixin, name: str | None) -> SchedulerMixin:
+        """Returns a fresh scheduler, since they hold state: one of `own`'s class, or of the class that `name` names.
 
-        ValueError, with the names there are, for one that cannot render pairs.
+        ValueError, which lists the usable ones, for one that cannot render pairs.
         """
 
     @staticmethod
     @abstractmethod
-    def sampler(scheduler: Any, num_steps: int, device: torch.device, generators: Sequence[Generator]) -> Sampler:
-        """Starts a fresh scheduler; each row of the batch draws from a generator of its own."""
+    def sampler(
+        scheduler: SchedulerMixin, num_steps: int, device: torch.device, generators: Sequence[Generator]
+    ) -> Sampler:
+        """Starts a fresh scheduler; each row of the batch draws from its own generator."""
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Self
+from typing import Self
 
 import diffusers
 import torch
@@ -49,24 +49,29 @@ class DiscreteNoise(NoiseProcess):
         return cls.of(load_part(DDPMScheduler, config, "scheduler"), config.snr_gamma, config.prediction_type)
 
     @staticmethod
-    def load_scheduler(config: TrainingConfig) -> Any:
+    def load_scheduler(config: TrainingConfig) -> SchedulerMixin:
         scheduler = load_config(DDPMScheduler, config, "scheduler")
         changes = {"prediction_type": config.prediction_type} if config.prediction_type else {}
         return getattr(diffusers, scheduler["_class_name"]).from_config(scheduler, **changes)
 
     @staticmethod
-    def new_scheduler(own: Any, name: str | None) -> Any:
+    def new_scheduler(own: SchedulerMixin, name: str | None) -> SchedulerMixin:
         if name is None:
             return type(own).from_config(own.config)
-        scheduler_class: Any = getattr(diffusers, name, None)
+        scheduler_class: type[SchedulerMixin] = getattr(diffusers, name, object)
         if not _can_render_pairs(scheduler_class):
             names = ", ".join(usable_schedulers(own))
             raise ValueError(f"rendering.scheduler {name} cannot render pairs with this model. Use one of {names}.")
-        _warn_of_lost_schedule(own, scheduler_class)
+        for option in ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing"):
+            value = own.config.get(option)
+            if value not in (None, False, "epsilon", "leading") and not _understands(scheduler_class, option):
+                _warn_once(f"{name} has no {option}, which this model was trained for ({value})")
         return scheduler_class.from_config(own.config)
 
     @staticmethod
-    def sampler(scheduler: Any, num_steps: int, device: torch.device, generators: Sequence[Generator]) -> Sampler:
+    def sampler(
+        scheduler: SchedulerMixin, num_steps: int, device: torch.device, generators: Sequence[Generator]
+    ) -> Sampler:
         return DiscreteSampler(scheduler, num_steps, device, generators)
 
     @property
@@ -121,12 +126,14 @@ class DiscreteNoise(NoiseProcess):
 class DiscreteSampler:
     """A scheduler of diffusers on its way through a batch."""
 
-    def __init__(self, scheduler: Any, num_steps: int, device: torch.device, generators: Sequence[Generator]) -> None:
+    def __init__(
+        self, scheduler: SchedulerMixin, num_steps: int, device: torch.device, generators: Sequence[Generator]
+    ) -> None:
         scheduler.set_timesteps(num_steps, device=device)
         self.scheduler = scheduler
         self.timesteps: Tensor = scheduler.timesteps
         takes_generators = "generator" in inspect.signature(scheduler.step).parameters
-        self.options: dict[str, Any] = {"generator": generators} if takes_generators else {}
+        self.options = {"generator": generators} if takes_generators else {}
 
     def start(self, noise: Tensor) -> Tensor:
         return noise * float(self.scheduler.init_noise_sigma)
@@ -140,29 +147,22 @@ class DiscreteSampler:
         return stepped
 
 
-def usable_schedulers(own: Any) -> list[str]:
+def usable_schedulers(own: SchedulerMixin) -> list[str]:
     """Lists the schedulers that can render pairs: the model's own, and those that diffusers lets it change to."""
     kinds = {type(own), *(getattr(diffusers, kind.name) for kind in KarrasDiffusionSchedulers)}
     return sorted(kind.__name__ for kind in kinds if _can_render_pairs(kind))
 
 
-def _can_render_pairs(scheduler_class: Any) -> bool:
+def _can_render_pairs(scheduler_class: type[SchedulerMixin]) -> bool:
     if not inspect.isclass(scheduler_class) or not issubclass(scheduler_class, SchedulerMixin):
         return False
     return scheduler_class.__name__ not in UNPAIRED_SCHEDULERS and _understands(scheduler_class, "beta_schedule")
 
 
-def _understands(scheduler_class: Any, option: str) -> bool:
+def _understands(scheduler_class: type[SchedulerMixin], option: str) -> bool:
     return option in inspect.signature(scheduler_class).parameters
 
 
 @cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _warn_of_lost_schedule(own: Any, scheduler_class: Any) -> None:
-    for option in ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing"):
-        value = own.config.get(option)
-        if value not in (None, False, "epsilon", "leading") and not _understands(scheduler_class, option):
-            _warn_once(f"{scheduler_class.__name__} has no {option}, which this model was trained for ({value})")

@@ -1,4 +1,4 @@
-"""The `template` backend: edits of structured captions by rules, without a model. For tests and dry runs."""
+"""The `template` backend: edits structured captions by rules, without a model, for tests and dry runs."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from ip2p.prompts.asking import Answer, Request
 from ip2p.prompts.format import format_answer
 from ip2p.records import hash_to_unit
 
-WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("colour", ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")),
-    ("size", ("small", "large")),
-    ("material", ("wooden", "stone", "glass", "marble", "metal", "leather", "ceramic")),
-    ("season", ("spring", "summer", "autumn", "winter")),
-    ("time of day", ("dawn", "noon", "sunset", "night")),
-    ("weather", ("sunny", "rainy", "foggy", "snowy", "stormy")),
-    ("shape", ("circle", "square", "triangle", "star", "ring", "cross")),
+WORDS = (
+    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray"),
+    ("small", "large"),
+    ("wooden", "stone", "glass", "marble", "metal", "leather", "ceramic"),
+    ("spring", "summer", "autumn", "winter"),
+    ("dawn", "noon", "sunset", "night"),
+    ("sunny", "rainy", "foggy", "snowy", "stormy"),
+    ("circle", "square", "triangle", "star", "ring", "cross"),
 )
-"""Words of a kind stand for one another."""
+"""Words of one kind, which can replace one another."""
 STYLES = ("watercolour painting", "pencil drawing", "woodcut", "mosaic", "oil painting", "cartoon")
 
 
 class TemplateBackend:
-    """A word is replaced by another of its kind, or the whole becomes a work in some style."""
+    """Replaces a word by another of its kind, or turns the whole into a work in some style."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
-        """One answer per request, in order, in the original's format."""
+        """Returns one answer per request, in order, in the original's format."""
         answers = [Answer(self._write(request)) for request in requests]
         on_answer(len(answers))
         return answers
@@ -42,19 +42,19 @@ class TemplateBackend:
 
 
 def _edits(caption: str) -> Iterator[tuple[str, str]]:
-    """(instruction, edited caption) of every edit that the rules know of."""
-    for _, words in WORDS:
-        for found in re.finditer(rf"\b({'|'.join(words)})\b", caption):
+    """Yields (instruction, edited caption) of every edit that the rules allow."""
+    for words in WORDS:
+        for match in re.finditer(rf"\b({'|'.join(words)})\b", caption):
             for word in words:
-                if word != found[0]:
-                    edited = f"{caption[: found.start()]}{word}{caption[found.end() :]}"
-                    yield f"change the {_about(caption, found)} to {word}", edited
+                if word != match[0]:
+                    edited = f"{caption[: match.start()]}{word}{caption[match.end() :]}"
+                    yield f"change the {_about(caption, match)} to {word}", edited
     for style in STYLES:
         if style not in caption:
             yield f"make it a {style}", f"{style} of {caption}"
 
 
-def _about(caption: str, found: re.Match[str]) -> str:
-    """`red circle` of `a red circle on …`: the word with the one after it, where it describes one."""
-    after = re.match(r" (\w+)", caption[found.end() :])
-    return f"{found[0]} {after[1]}" if after and len(after[1]) > 2 else found[0]
+def _about(caption: str, match: re.Match[str]) -> str:
+    """Returns `red circle` for the red in `a red circle on …`: the word with the one that it describes, if any."""
+    after = re.match(r" (\w+)", caption[match.end() :])
+    return f"{match[0]} {after[1]}" if after and len(after[1]) > 2 else match[0]

@@ -1,7 +1,7 @@
-"""The `server` backend: any OpenAI-compatible endpoint, many requests at once, and again after faults that may pass.
+"""The `server` backend: asks an OpenAI-compatible endpoint, many requests at once, with retries on transient errors.
 
-Every answer is in the journal before it is used, so a kill costs the requests in flight and no answer is paid twice.
-What a server refuses for its content is an answer too.
+Every answer is in the journal before it is used, so a kill costs only the requests in flight and no answer is paid for
+twice. A request that the server refuses for its content is answered too: with the refusal.
 """
 
 from __future__ import annotations
@@ -10,54 +10,57 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
 
 from ip2p.chat_client import ChatClient
 from ip2p.config import PromptsConfig
 from ip2p.prompts.asking import Answer, Message, Request, messages_for, needs_repair, repair_messages
 from ip2p.prompts.format import JSON_FIELDS
 from ip2p.records import content_hash, hash_to_seed
-from ip2p.store.journal import Journal
+from ip2p.store.journal import Journal, Record
 
 
 class ServerBackend:
-    """Requests of a shard go out together, as many at a time as the config says for the whole process."""
+    """Sends a shard's requests together; the config limits how many are open at a time in the whole process."""
 
     def __init__(self, config: PromptsConfig, journal: Journal) -> None:
         self.config, self.journal = config, journal
 
     def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
-        """One answer per request, in order. RuntimeError where the server stays away; what came before it is kept."""
+        """Returns one answer per request, in order. RuntimeError if the server stays away; earlier answers are kept."""
         with closing(ChatClient(self.config.server)) as client:
             answers = client.ask_together(requests, partial(self._converse, client), on_answer)
-        self._check_not_all_refused(answers)
+        if len(answers) > 1 and all(answer.reason == "refused" for answer in answers):
+            self.journal.remove()
+            raise ValueError(
+                f"{self.config.server.base_url} refused every request: {answers[0].text}. Check prompts.model, "
+                "prompts.max_new_tokens and prompts.server.response_format."
+            )
         return answers
 
     def _converse(self, client: ChatClient, request: Request) -> Answer:
         talk, earlier = messages_for(self.config, request), list[str]()
         while True:
-            found = self._ask(client, request, talk)
-            if "refused" in found:
-                return Answer(str(found["refused"]), tuple(earlier), "refused")
-            text = str(found["text"])
+            reply = self._ask(client, request, talk)
+            if "refused" in reply:
+                return Answer(str(reply["refused"]), tuple(earlier), "refused")
+            text = str(reply["text"])
             reason = needs_repair(self.config, text)
             if not reason or len(earlier) >= self.config.num_repairs:
                 return Answer(text, tuple(earlier))
             earlier.append(text)
             talk = repair_messages(talk, text, reason)
 
-    def _ask(self, client: ChatClient, request: Request, talk: Sequence[Message]) -> dict[str, Any]:
-        """From the journal where it is there, else from the server."""
-        asked = self._settings(request, talk)
-        key = content_hash(json.dumps(asked, sort_keys=True), request.attempt)
-        known = self.journal.get(key)
-        if known is not None:
-            return known
-        found = client.ask(asked)
-        self.journal.add(key, found)
-        return found
+    def _ask(self, client: ChatClient, request: Request, talk: Sequence[Message]) -> Record:
+        """Takes the reply from the journal if it is there, else from the server."""
+        body = self._body(request, talk)
+        key = content_hash(json.dumps(body, sort_keys=True), request.attempt)
+        reply = self.journal.get(key)
+        if reply is None:
+            reply = client.ask(body)
+            self.journal.add(key, reply)
+        return reply
 
-    def _settings(self, request: Request, talk: Sequence[Message]) -> dict[str, Any]:
+    def _body(self, request: Request, talk: Sequence[Message]) -> Record:
         config = self.config
         more = {"response_format": form} if (form := _response_format(config)) else {}
         return {
@@ -69,16 +72,8 @@ class ServerBackend:
             **more,
         }
 
-    def _check_not_all_refused(self, answers: Sequence[Answer]) -> None:
-        if len(answers) > 1 and all(answer.reason == "refused" for answer in answers):
-            self.journal.path.unlink(missing_ok=True)
-            raise ValueError(
-                f"{self.config.server.base_url} refused every request: {answers[0].text}. Check prompts.model, "
-                "prompts.max_new_tokens and prompts.server.response_format."
-            )
 
-
-def _response_format(config: PromptsConfig) -> dict[str, Any] | None:
+def _response_format(config: PromptsConfig) -> dict[str, object] | None:
     if config.server.response_format == "json_schema":
         types = [name for name, _ in config.edit_types]
         kinds = {name: {"type": "string"} for name in JSON_FIELDS} | {"edit_type": {"type": "string", "enum": types}}

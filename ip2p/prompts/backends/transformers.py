@@ -1,4 +1,4 @@
-"""How a causal language model continues many prompts at once, with each answer independent of its batch.
+"""Continues many prompts with a causal language model at once, each answer independent of its batch.
 
 Every draw is a hash of (seed, caption, attempt, position), so neither batch size, order nor resume changes an answer.
 Prompts of similar length share a batch, padded on the left; rows that have stopped leave it.
@@ -7,7 +7,7 @@ Prompts of similar length share a batch, padded on the left; rows that have stop
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,25 +25,15 @@ STOP_WINDOW = 16
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The tokens to be continued, and what the draws of the continuation are hashed from."""
+    """The tokens to continue, and the values from which the draws are hashed."""
 
     tokens: Sequence[int]
     draws: tuple[object, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are drawn."""
-
-    temperature: float
-    max_new_tokens: int
-    seed: int
-    batch_size: int
-
-
 @dataclass(slots=True)
 class _Row:
-    """An answer in the making: its place in the requests, its prompt's tokens and what came so far."""
+    """An answer that is being written: its place in the requests, its prompt and the tokens so far."""
 
     index: int
     prompt: Prompt
@@ -55,11 +45,11 @@ class _Row:
 def generate(
     language_model: LanguageModel,
     requests: Sequence[Request],
-    sampling: Sampling,
+    config: PromptsConfig,
     *,
     on_answer: Callable[[int], object],
 ) -> list[str]:
-    """One raw answer per request, in order, of a model that was fine-tuned in the original's format."""
+    """Returns one raw answer per request, in order, of a model that was fine-tuned in the original's format."""
     prompts = [
         Prompt(
             list(language_model.tokenizer(format_prompt(request.caption))["input_ids"]),
@@ -67,39 +57,32 @@ def generate(
         )
         for request in requests
     ]
-    return continue_prompts(language_model, prompts, sampling, stop=STOP, on_answer=on_answer)
+    return _continue_prompts(language_model, prompts, config, stop=STOP, on_answer=on_answer)
 
 
-def continue_prompts(
+def _continue_prompts(
     language_model: LanguageModel,
     prompts: Sequence[Prompt],
-    sampling: Sampling,
+    config: PromptsConfig,
     *,
     stop: str | None,
     on_answer: Callable[[int], object],
 ) -> list[str]:
-    """One text per prompt, in order, up to the end token or `stop`; nothing where a prompt fills the context."""
-    answers = [""] * len(prompts)
-    rows = [row for row in _rows(language_model, prompts, sampling) if row.room > 0]
+    """Returns one text per prompt, in order, up to the end token or `stop`; nothing if a prompt fills the context."""
+    context = getattr(language_model.model.config, "max_position_embeddings", None)
+    most = config.max_new_tokens
+    rooms = [most if context is None else min(most, context - len(prompt.tokens)) for prompt in prompts]
+    rows = [_Row(index, prompts[index], room) for index, room in enumerate(rooms) if room > 0]
     on_answer(len(prompts) - len(rows))
     rows.sort(key=lambda row: len(row.prompt.tokens))
-    for batch in _batches(rows, sampling.batch_size):
-        _continue_batch(language_model, batch, sampling, stop)
+    answers = [""] * len(prompts)
+    for start in range(0, len(rows), config.batch_size):
+        batch = rows[start : start + config.batch_size]
+        _continue_batch(language_model, batch, config, stop)
         for row in batch:
             answers[row.index] = _decode(language_model, row.answer)
         on_answer(len(batch))
     return answers
-
-
-def _rows(language_model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[_Row]:
-    context = getattr(language_model.model.config, "max_position_embeddings", None)
-    for index, prompt in enumerate(prompts):
-        room = sampling.max_new_tokens
-        yield _Row(index, prompt, room if context is None else min(room, context - len(prompt.tokens)))
-
-
-def _batches(rows: list[_Row], size: int) -> Iterator[list[_Row]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _decode(language_model: LanguageModel, tokens: list[int]) -> str:
@@ -107,20 +90,21 @@ def _decode(language_model: LanguageModel, tokens: list[int]) -> str:
 
 
 @torch.inference_mode()
-def _continue_batch(language_model: LanguageModel, batch: list[_Row], sampling: Sampling, stop: str | None) -> None:
+def _continue_batch(language_model: LanguageModel, batch: list[_Row], config: PromptsConfig, stop: str | None) -> None:
     """Extends the rows token by token until each has stopped."""
     model, device = language_model.model, language_model.model.device
     ids, mask = _pad_left([row.prompt.tokens for row in batch], int(language_model.tokenizer.pad_token_id or 0))
     ids, mask = ids.to(device), mask.to(device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    rows, cache, known = batch, None, inspect.signature(model.forward).parameters
+    rows, cache, parameters = batch, None, inspect.signature(model.forward).parameters
     ends = _end_tokens(language_model)
     while True:
         optional = {"position_ids": positions, "logits_to_keep": 1}
-        inputs = {name: value for name, value in optional.items() if name in known}
+        inputs = {name: value for name, value in optional.items() if name in parameters}
         output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs)
         cache = output.past_key_values
-        tokens = draw_tokens(output.logits[:, -1].float(), _uniforms(rows, sampling), sampling.temperature)
+        uniforms = [hash_to_unit(config.seed, *row.prompt.draws, len(row.answer)) for row in rows]
+        tokens = draw_tokens(output.logits[:, -1].float(), uniforms, config.temperature)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             _extend(language_model, row, token, ends, stop)
         kept = [place for place, row in enumerate(rows) if row.open]
@@ -140,19 +124,15 @@ def _continue_batch(language_model: LanguageModel, batch: list[_Row], sampling: 
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (rows, longest prompt)."""
+    """Returns token ids and attention mask, both (rows, longest prompt)."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return ids, mask
 
 
-def _uniforms(rows: Sequence[_Row], sampling: Sampling) -> list[float]:
-    return [hash_to_unit(sampling.seed, *row.prompt.draws, len(row.answer)) for row in rows]
-
-
 def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float) -> Tensor:
-    """One token per row of (rows, vocabulary) logits: the distribution's quantile at the row's number in [0, 1)."""
+    """Draws one token per row of (rows, vocabulary) logits: the distribution's quantile at a number in [0, 1)."""
     if temperature == 0:
         return logits.argmax(-1)
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
@@ -161,10 +141,9 @@ def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float) -
 
 
 def _end_tokens(language_model: LanguageModel) -> set[int]:
-    """The tokenizer's end of text, and what else the model was trained to end an answer with."""
-    settings = getattr(language_model.model, "generation_config", None)
-    told = getattr(settings, "eos_token_id", None)
-    more = told if isinstance(told, list) else [told]
+    """Returns the tokenizer's end of text, and the other tokens that the model was trained to end an answer with."""
+    ends = getattr(getattr(language_model.model, "generation_config", None), "eos_token_id", None)
+    more = ends if isinstance(ends, list) else [ends]
     return {int(token) for token in [language_model.tokenizer.eos_token_id, *more] if token is not None}
 
 
@@ -177,38 +156,49 @@ def _extend(language_model: LanguageModel, row: _Row, token: int, ends: set[int]
     row.open = not stopped and len(row.answer) < row.room
 
 
-class ChatBackend:
-    """Answers independent of the batch; answers that are not as asked are mended together."""
+class CausalBackend:
+    """Asks a model that was fine-tuned in the original's format."""
 
-    def __init__(self, config: PromptsConfig, language_model: LanguageModel, sampling: Sampling) -> None:
-        """ValueError where the model has no chat template."""
+    def __init__(self, language_model: LanguageModel, config: PromptsConfig) -> None:
+        self.language_model, self.config = language_model, config
+
+    def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
+        """Returns one answer per request, in order; an empty one if a prompt fills the model's context."""
+        return [Answer(text) for text in generate(self.language_model, requests, self.config, on_answer=on_answer)]
+
+
+class ChatBackend:
+    """Asks an instruction-tuned model; malformed answers are repaired together."""
+
+    def __init__(self, language_model: LanguageModel, config: PromptsConfig) -> None:
+        """Raises a ValueError if the model has no chat template."""
         if not getattr(language_model.tokenizer, "chat_template", None):
             raise ValueError(
                 f"prompts.model {config.model} has no chat template. Give an instruction-tuned model, or set "
                 "prompts.backend to causal_lm for one that was fine-tuned in the original's format."
             )
-        self.config, self.language_model, self.sampling = config, language_model, sampling
+        self.language_model, self.config = language_model, config
 
     def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
-        """One answer per request, in order."""
+        """Returns one answer per request, in order."""
         talks = [messages_for(self.config, request) for request in requests]
-        texts = self._continue(requests, talks, 0, on_answer)
-        answers = [Answer(text) for text in texts]
+        answers = [Answer(text) for text in self._continue(requests, talks, 0, on_answer)]
         for repair in range(1, self.config.num_repairs + 1):
-            self._mend(requests, talks, answers, repair)
+            self._repair(requests, talks, answers, repair)
         return answers
 
-    def _mend(
+    def _repair(
         self, requests: Sequence[Request], talks: list[list[Message]], answers: list[Answer], repair: int
     ) -> None:
-        """Replaces, in place, the answers that are not as asked."""
-        wrong = {
-            index: reason for index, each in enumerate(answers) if (reason := needs_repair(self.config, each.text))
-        }
-        for index, reason in wrong.items():
-            talks[index] = repair_messages(talks[index], answers[index].text, reason)
-        again = self._continue([requests[i] for i in wrong], [talks[i] for i in wrong], repair, lambda num: None)
-        for index, text in zip(wrong, again, strict=True):
+        """Asks again about malformed answers and replaces them in place."""
+        reasons = [needs_repair(self.config, answer.text) for answer in answers]
+        malformed = [index for index, reason in enumerate(reasons) if reason]
+        for index in malformed:
+            talks[index] = repair_messages(talks[index], answers[index].text, reasons[index])
+        texts = self._continue(
+            [requests[index] for index in malformed], [talks[index] for index in malformed], repair, lambda num: None
+        )
+        for index, text in zip(malformed, texts, strict=True):
             answers[index] = Answer(text, (*answers[index].earlier, answers[index].text))
 
     def _continue(
@@ -218,11 +208,9 @@ class ChatBackend:
         repair: int,
         on_answer: Callable[[int], object],
     ) -> list[str]:
-        draws = [(each.caption, each.attempt, *([repair] if repair else [])) for each in requests]
-        prompts = [Prompt(self._encode(talk), draw) for talk, draw in zip(talks, draws, strict=True)]
-        return continue_prompts(self.language_model, prompts, self.sampling, stop=None, on_answer=on_answer)
-
-    def _encode(self, talk: list[Message]) -> list[int]:
-        tokenizer = self.language_model.tokenizer
-        text = str(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokenizer, prompts = self.language_model.tokenizer, []
+        for request, talk in zip(requests, talks, strict=True):
+            text = str(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
+            draws = (request.caption, request.attempt, *([repair] if repair else []))
+            prompts.append(Prompt(list(tokenizer(text, add_special_tokens=False)["input_ids"]), draws))
+        return _continue_prompts(self.language_model, prompts, self.config, stop=None, on_answer=on_answer)

@@ -1,13 +1,14 @@
-"""The CLIP that scores pairs: a picture tower trained against the text tower that was taught to read before.
+"""Trains the CLIP that scores pairs: a picture tower against the text tower that was taught to read before.
 
-The text tower stays as it is (only its projection moves), so that the denoiser and the judge share one. Beside the
-captions, a picture's embedding must let a linear head name its objects (the head is thrown away), must fit no caption
-where the picture is spoiled, and must be nearer to an edit in place than to one in which things moved: text similarity
-then notices what a denoiser gets wrong, and image similarity what prompt-to-prompt failed to keep.
+The text tower stays as it is (only its projection moves), so that it is the denoiser's too. Besides matching captions,
+a picture's embedding must let a linear head name its objects (the head is discarded), must fit no caption if the
+picture is spoiled, and must be nearer to an edit in place than to one in which objects moved. Text similarity then
+notices what a denoiser gets wrong, and image similarity what prompt-to-prompt failed to keep.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping
@@ -25,34 +26,41 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ip2p.evaluation.cases import Pixels
-from ip2p.shapes.language import EDIT_TYPES, Described, caption, describe, draw_edit_of, draw_moved
-from ip2p.shapes.scene import Scene, draw_scene, render
+from ip2p.shapes.language import EDIT_TYPES, draw_caption, draw_edit_of
+from ip2p.shapes.scene import Scene, draw_moved, draw_scene, render
 from ip2p.shapes.train.loop import LoopConfig, train
 from ip2p.shapes.train.spoil import spoil
-from ip2p.shapes.train.text import CAPTION_CLASSES, CONTEXT_LENGTH, caption_answers, train_text_tower
+from ip2p.shapes.train.text import (
+    CAPTION_CLASSES,
+    CONTEXT_LENGTH,
+    caption_answers,
+    question_loss,
+    tokenize,
+    train_text_tower,
+)
 from ip2p.shapes.train.vae import to_pixels
 
 EMBED_DIM, TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 128, 3, 4
 GROUPS, EDITS_PER_GROUP = 16, 2
 LAYOUT_MARGIN = 0.2
-"""Lead in cosine similarity that an edit in place shall have over the same edit with things moved."""
+"""Lead in cosine similarity that an edit in place should have over the same edit with objects moved."""
 LAYOUT_WEIGHT = 0.5
 MEAN = STD = (0.5, 0.5, 0.5)
 RESNET = MappingProxyType({"image_size": 64, "layers": [1, 2, 2, 1], "width": 16})
 """The picture tower of the CLIP that filters."""
 VIT = MappingProxyType({"image_size": 64, "patch_size": 8, "layers": 4, "width": 128, "head_width": 32})
-"""That of the CLIP that judges: of another kind, so that it errs elsewhere."""
+"""The picture tower of the CLIP that judges: of another kind, so that it makes other mistakes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContrastBatch:
-    """Pictures grouped as [originals, edited, moved] with what belongs to each, then pictures that have no caption."""
+    """Pictures grouped as [originals, edited, moved] with their captions, and pictures without a caption."""
 
     pixels: Tensor
     """(N, 3, 64, 64) with captions."""
     captions: list[str]
     same: Tensor
-    """(N, N) bool: pictures whose captions say the same."""
+    """(N, N) bool: pictures whose captions mean the same."""
     answers: Tensor
     """(N, questions) class numbers for the reading head."""
     spoiled: Tensor
@@ -62,7 +70,7 @@ class ContrastBatch:
 
 
 def model_config(vocab_size: int, vision: Mapping[str, Any] = RESNET) -> dict[str, Any]:
-    """The architecture in open_clip's own terms."""
+    """Describes the architecture in open_clip's terms."""
     return {
         "embed_dim": EMBED_DIM,
         "vision_cfg": dict(vision),
@@ -78,23 +86,24 @@ def model_config(vocab_size: int, vision: Mapping[str, Any] = RESNET) -> dict[st
 
 
 def new_clip(vocab_size: int, vision: Mapping[str, Any] = RESNET) -> open_clip.CLIP:
-    """The untrained model."""
+    """Returns an untrained CLIP."""
     config = model_config(vocab_size, vision)
     text = {key: value for key, value in config["text_cfg"].items() if key != "hf_tokenizer_name"}
     return open_clip.CLIP(embed_dim=EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=text)
 
 
 def draw_batch(seed: str) -> ContrastBatch:
-    """Groups of a scene, one-step edits of it and copies of both with everything elsewhere."""
+    """Draws groups of a scene, one-step edits of it and copies with every object elsewhere."""
     rng = random.Random(seed)
     originals = [draw_scene(rng) for _ in range(GROUPS)]
-    edited = [_draw_edited(rng, scene) for scene in originals for _ in range(EDITS_PER_GROUP)]
+    edits = [draw_edit_of(rng, scene, rng.choice(EDIT_TYPES)) for scene in originals for _ in range(EDITS_PER_GROUP)]
+    edited = [edit.edited for edit in edits]
     moved = [draw_moved(rng, scene) for scene in originals]
     scenes = [*originals, *edited, *moved]
     answers = torch.tensor([caption_answers(scene) for scene in scenes])
     return ContrastBatch(
         pixels=_pictures(render(scene) for scene in scenes),
-        captions=[caption(replace_order(rng, describe(scene)), rng.randrange(12)) for scene in scenes],
+        captions=[_draw_caption(rng, scene) for scene in scenes],
         same=(answers[:, None] == answers[None]).all(-1),
         answers=answers,
         spoiled=_pictures(spoil(rng, scene) for scene in (*originals, *moved)),
@@ -106,27 +115,24 @@ def _pictures(images: Iterable[Pixels]) -> Tensor:
     return to_pixels(np.stack(list(images)))
 
 
-def _draw_edited(rng: random.Random, scene: Scene) -> Scene:
-    return draw_edit_of(rng, scene, rng.choice(EDIT_TYPES)).edited
-
-
-def replace_order(rng: random.Random, described: Described) -> Described:
-    """Names the objects in either order."""
-    return replace(described, objects=tuple(rng.sample(described.objects, len(described.objects))))
+def _draw_caption(rng: random.Random, scene: Scene) -> str:
+    """Words the scene with a random phrasing that names the objects in either order."""
+    objects = tuple(rng.sample(scene.objects, len(scene.objects)))
+    return draw_caption(rng, replace(scene, objects=objects))
 
 
 def roughen(pixels: Tensor) -> Tensor:
     """Blurs some pictures and adds faint noise, as the autoencoder and the denoiser do."""
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    some = torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.4)
-    mixed = torch.lerp(pixels, blurred, some.to(pixels.device))
+    amounts = torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.4)
+    mixed = torch.lerp(pixels, blurred, amounts.to(pixels.device))
     return mixed + torch.randn_like(mixed) * 0.06 * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
 
 
 def contrast(left: Tensor, right: Tensor, scale: Tensor, same: Tensor, no_match: Tensor | None = None) -> Tensor:
-    """Symmetric InfoNCE over unit vectors; pairs that `same` marks off the diagonal are no negatives.
+    """Returns a symmetric InfoNCE over unit vectors; pairs that `same` marks off the diagonal are not negatives.
 
-    `no_match` are further vectors on the left's side that nothing on the right fits.
+    `no_match` holds further vectors on the left side that fit nothing on the right.
     """
     off_diagonal = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     logits = (scale * left @ right.T).masked_fill(off_diagonal, -torch.inf)
@@ -149,19 +155,16 @@ class PictureReader(nn.Module):
         clip.positional_embedding.requires_grad_(False)
 
     def forward(self, batch: ContrastBatch) -> Tensor:
-        """The sum of contrast, reading, copies and layout."""
+        """Returns the weighted sum of the contrast, reading, copy and layout losses."""
         device = self.head.weight.device
         pixels = torch.cat([batch.pixels, batch.pixels[:GROUPS], batch.spoiled, batch.moved_edits])
         embedded = F.normalize(self.clip.encode_image(roughen(pixels.to(device))), dim=-1)
         sizes = [len(batch.pixels), GROUPS, len(batch.spoiled), GROUPS]
         images, copies, spoiled, moved_edits = torch.split(embedded, sizes)
-        tokens = self.tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        captions = self.clip.encode_text(tokens.to(device), normalize=True)
+        captions = self.clip.encode_text(tokenize(self.tokenizer, batch.captions).to(device), normalize=True)
         scale = self.clip.logit_scale.exp().clamp(max=100)
         by_caption = contrast(images, captions, scale, batch.same.to(device), spoiled)
-        answers = batch.answers.to(device)
-        parts = self.head(12 * images).split(CAPTION_CLASSES, -1)
-        by_reading = torch.stack([F.cross_entropy(part, answers[:, k]) for k, part in enumerate(parts)]).mean()
+        by_reading = question_loss(self.head(12 * images), batch.answers.to(device), CAPTION_CLASSES)
         by_copy = F.cross_entropy(20.0 * copies @ images.T, torch.arange(GROUPS, device=device))
         edits = images[GROUPS : GROUPS + GROUPS * EDITS_PER_GROUP : EDITS_PER_GROUP]
         by_layout = keep_layout(images[:GROUPS], edits, moved_edits)
@@ -169,7 +172,7 @@ class PictureReader(nn.Module):
 
 
 def keep_layout(originals: Tensor, edits: Tensor, moved_edits: Tensor) -> Tensor:
-    """Asks that an edit in place be nearer to its original than the same edit with everything elsewhere."""
+    """Penalises an edit in place that is not nearer to its original than the same edit with every object elsewhere."""
     lead = (originals * edits).sum(-1) - (originals * moved_edits).sum(-1)
     return F.softplus(-20.0 * (lead - LAYOUT_MARGIN)).mean()
 
@@ -184,29 +187,24 @@ def train_clip(
 
 
 def train_judge(folder: Path, tokenizer: CLIPTokenizer, *, seed: int, num_steps: int, device: str) -> open_clip.CLIP:
-    """The CLIP that judges edits: its own draws, text tower and kind of picture tower, and no care for the layout."""
+    """Trains the CLIP that judges edits: other draws, text tower and kind of picture tower, and no layout loss."""
     torch.manual_seed(seed)
     judge = new_clip(len(tokenizer), VIT).to(device)
     train_text_tower(folder, judge, tokenizer, seed=seed, num_steps=num_steps // 6, device=device)
     torch.manual_seed(seed)
     config = LoopConfig(num_steps=num_steps, learning_rate=1e-3, warmup_steps=300, ema_decay=0.995, weight_decay=0.05)
-    _train(
-        PictureReader(judge, tokenizer, layout_weight=0.0).to(device),
-        config,
-        seed=seed,
-        checkpoint=folder / "judge.pt",
-    )
+    reader = PictureReader(judge, tokenizer, layout_weight=0.0).to(device)
+    _train(reader, config, seed=seed, checkpoint=folder / "judge.pt")
     return judge.cpu().eval()
 
 
 def _train(reader: PictureReader, config: LoopConfig, *, seed: int, checkpoint: Path) -> None:
-
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(hash((seed, step)))
         loss: Tensor = reader(draw_batch(f"{seed} clip {step}"))
         return loss
 
-    train(reader, loss_at, config, checkpoint=checkpoint, name=checkpoint.stem)
+    train(reader, loss_at, config, checkpoint=checkpoint)
 
 
 def write_clip(
@@ -223,7 +221,7 @@ def write_clip(
 
 
 def text_encoder_of(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """CLIP's text tower as the transformers class that diffusers pipelines hold."""
+    """Converts CLIP's text tower to the transformers class that diffusers pipelines hold."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -240,36 +238,38 @@ def text_encoder_of(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextM
     encoder = CLIPTextModel(config)
     encoder.requires_grad_(False)
     prefix = "text_model." if any(key.startswith("text_model.") for key in encoder.state_dict()) else ""
-    source = clip.state_dict()
+    weights = {prefix + key: value for key, value in _transformers_weights(clip.state_dict()).items()}
+    missing, unexpected = encoder.load_state_dict(weights, strict=False)
+    if unexpected or any("position_ids" not in key for key in missing):
+        raise RuntimeError(
+            f"CLIPTextModel does not have the weights that this expects: missing {missing}, unexpected {unexpected}. "
+            "Install the version of transformers in requirements.lock."
+        )
+    return encoder
+
+
+_LAYER_PARTS = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+"""Parts of a layer, from open_clip's names to transformers'."""
+
+
+def _transformers_weights(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the weights of open_clip's text tower; transformers keeps queries, keys and values apart."""
     target = {
         "embeddings.token_embedding.weight": source["token_embedding.weight"],
         "embeddings.position_embedding.weight": source["positional_embedding"],
         "final_layer_norm.weight": source["ln_final.weight"],
         "final_layer_norm.bias": source["ln_final.bias"],
     }
-    for layer in range(TEXT_LAYERS):
-        target |= _text_layer(source, layer)
-    missing, unexpected = encoder.load_state_dict({prefix + key: value for key, value in target.items()}, strict=False)
-    if unexpected or any("position_ids" not in key for key in missing):
-        raise RuntimeError(
-            f"CLIPTextModel has other weights than expected: missing {missing}, unexpected {unexpected}."
-        )
-    return encoder
-
-
-def _text_layer(source: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
-    old, new = f"transformer.resblocks.{layer}.", f"encoder.layers.{layer}."
-    found: dict[str, Tensor] = {}
-    for kind in ("weight", "bias"):
-        query, key, value = source[f"{old}attn.in_proj_{kind}"].chunk(3)
-        found |= {
-            f"{new}self_attn.q_proj.{kind}": query,
-            f"{new}self_attn.k_proj.{kind}": key,
-            f"{new}self_attn.v_proj.{kind}": value,
-            f"{new}self_attn.out_proj.{kind}": source[f"{old}attn.out_proj.{kind}"],
-            f"{new}layer_norm1.{kind}": source[f"{old}ln_1.{kind}"],
-            f"{new}layer_norm2.{kind}": source[f"{old}ln_2.{kind}"],
-            f"{new}mlp.fc1.{kind}": source[f"{old}mlp.c_fc.{kind}"],
-            f"{new}mlp.fc2.{kind}": source[f"{old}mlp.c_proj.{kind}"],
-        }
-    return found
+    for layer, kind in itertools.product(range(TEXT_LAYERS), ("weight", "bias")):
+        old, new = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+        for name, part in zip("qkv", source[f"{old}.attn.in_proj_{kind}"].chunk(3), strict=True):
+            target[f"{new}.self_attn.{name}_proj.{kind}"] = part
+        for old_part, new_part in _LAYER_PARTS.items():
+            target[f"{new}.{new_part}.{kind}"] = source[f"{old}.{old_part}.{kind}"]
+    return target

@@ -1,4 +1,4 @@
-"""The language model: a small Llama fine-tuned on triplets in the original's delimiter format."""
+"""Trains the language model: a small Llama, on triplets in the original's delimiter format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ END = "<|endoftext|>"
 
 
 def draw_text(rng: random.Random) -> tuple[str, str]:
-    """A prompt and its completion, as the original fine-tuned on."""
+    """Draws a prompt and its completion, in the format that the original was fine-tuned on."""
     edit = draw_edit(rng)
     phrasing = rng.randrange(12)
     before, after = caption(describe(edit.original), phrasing), caption(describe(edit.edited), phrasing)
@@ -28,7 +28,7 @@ def draw_text(rng: random.Random) -> tuple[str, str]:
 
 
 def write_language_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained on the texts themselves: about one token a word."""
+    """Trains a byte-level tokenizer on the texts themselves (about one token a word) and saves it."""
     rng = random.Random("language-model vocabulary")
     learned = Tokenizer(models.BPE())
     learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,7 +48,7 @@ def write_language_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def new_language_model(vocab_size: int) -> LlamaForCausalLM:
-    """The untrained architecture."""
+    """Returns the untrained model."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
@@ -68,7 +68,7 @@ def new_language_model(vocab_size: int) -> LlamaForCausalLM:
 def train_language_model(
     folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, num_steps: int, device: str = "cpu"
 ) -> LlamaForCausalLM:
-    """Trains on the completion alone; the prompt is given."""
+    """Trains the model on the completions; the prompts carry no loss."""
     torch.manual_seed(seed)
     model = new_language_model(len(tokenizer))
     torch.nn.Module.to(model, device)
@@ -80,12 +80,12 @@ def train_language_model(
         return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=100, ema_decay=0.99)
-    train(model, loss_at, config, checkpoint=folder / "language_model.pt", name="language model")
+    train(model, loss_at, config, checkpoint=folder / "language_model.pt")
     return model
 
 
 def _batch(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-    """Right-padded (N, T) tokens, and labels that are -100 on the prompt and the padding."""
+    """Returns right-padded (N, T) tokens, and labels that are -100 on the prompt and the padding."""
     prompts = [tokenizer(prompt).input_ids for prompt, _ in texts]
     answers = [[*tokenizer(completion).input_ids, tokenizer.eos_token_id] for _, completion in texts]
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))

@@ -1,9 +1,9 @@
-"""What the base models must reach, measured by the oracle and the grammar on draws that no training saw."""
+"""Measures what the base models reach, by the oracle and the grammar, on draws that no training saw."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,51 +12,49 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ip2p.config import PipelineConfig, RenderingConfig
+from ip2p.config import PipelineConfig, PromptsConfig, RenderingConfig
 from ip2p.models.loading import load_clip, load_language_model, load_text_to_image
 from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import Sampling, generate
+from ip2p.prompts.backends.transformers import generate
 from ip2p.prompts.format import parse_answer
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_to_seed
 from ip2p.rendering import render_pairs
-from ip2p.shapes.language import Attributes, Described, caption, describe, draw_caption, is_consistent
+from ip2p.shapes.language import Attributes, Described, caption, describe, draw_caption, read_edit
 from ip2p.shapes.oracle import read_scene
 from ip2p.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene, render
 
-VALUES: tuple[Sequence[str], ...] = (list(SIZES), list(COLOURS), SHAPES)
-"""What each attribute of an object can be, in a caption's order."""
-
 
 def says(scene: Scene | None, described: Described) -> bool:
-    """Every attribute of the scene at once, whatever the order of the objects."""
+    """Returns True if the scene has exactly the described background and objects, in any order."""
     if scene is None or scene.background != described.background:
         return False
     return sorted(thing.attributes for thing in scene.objects) == sorted(described.objects)
 
 
 def oracle_accuracy(num: int = 1000, *, seed: int = 0) -> dict[str, float]:
-    """Share of attributes that the oracle reads right on fresh renders, and of whole scenes."""
+    """Returns the shares of attributes and of whole scenes that the oracle reads right on fresh renders."""
     rng = random.Random(f"{seed} oracle figure")
     right = total = whole = 0
     for _ in range(num):
         scene = draw_scene(rng)
-        found, total = read_scene(render(scene)), total + 1 + 3 * len(scene.objects)
-        whole += says(found, describe(scene))
-        right += 0 if found is None else count_right(found, scene)
+        read = read_scene(render(scene))
+        total += 1 + 3 * len(scene.objects)
+        whole += says(read, describe(scene))
+        right += 0 if read is None else count_right(read, scene)
     return {"attributes": right / total, "scenes": whole / num, "n": num}
 
 
-def count_right(found: Scene, scene: Scene) -> int:
-    """Attributes of `scene` that `found` has at the same place, counted from left to right."""
-    pairs = zip(found.objects, sorted(scene.objects, key=lambda thing: thing.x), strict=False)
+def count_right(read: Scene, scene: Scene) -> int:
+    """Counts the attributes of `scene` that `read` has too, with the objects paired from left to right."""
+    pairs = zip(read.objects, sorted(scene.objects, key=lambda thing: thing.x), strict=False)
     right = sum(a == b for one, other in pairs for a, b in zip(one.attributes, other.attributes, strict=True))
-    return right + (found.background == scene.background)
+    return right + (read.background == scene.background)
 
 
 def text_to_image_accuracy(
     folder: Path, rendering: RenderingConfig, *, num: int = 500, seed: int = 0
 ) -> dict[str, float]:
-    """Share of captions of which the picture shows every attribute, at the middle of the run's guidance range."""
+    """Returns the share of captions whose picture shows every attribute, at the middle of the run's guidance range."""
     rng = random.Random(f"{seed} text-to-image figure")
     scenes = [draw_scene(rng) for _ in range(num)]
     pipeline = load_text_to_image(str(folder), revision=None, variant=None, dtype="float32", device=rendering.device)
@@ -66,15 +64,15 @@ def text_to_image_accuracy(
     pairs = render_pairs(pipeline, candidates, rendering)
     images = [image for pair in pairs for image in (pair.original, pair.edited)]
     right = [says(read_scene(image), describe(scene)) for image, scene in zip(images, scenes, strict=True)]
-    found: dict[str, float] = {"scenes": float(np.mean(right)), "n": num}
+    figures: dict[str, float] = {"scenes": float(np.mean(right)), "n": num}
     for count in (0, 1, 2):
         of_count = [ok for ok, scene in zip(right, scenes, strict=True) if len(scene.objects) == count]
-        found[f"scenes_with_{count}"] = float(np.mean(of_count)) if of_count else float("nan")
-    return found
+        figures[f"scenes_with_{count}"] = float(np.mean(of_count)) if of_count else float("nan")
+    return figures
 
 
 def _candidate(one: str, other: str, guidance: float) -> Candidate:
-    """Two captions that share their noise and nothing else."""
+    """Pairs two captions that share their noise and nothing else."""
     triplet = EditTriplet(original_prompt=one, edit_prompt="", edited_prompt=other)
     spec = RenderSpec(
         triplet_id=triplet.id, candidate=0, seed=hash_to_seed(triplet.id), guidance_scale=guidance, p2p=0.0
@@ -83,7 +81,7 @@ def _candidate(one: str, other: str, guidance: float) -> Candidate:
 
 
 def one_attribute_apart(described: Described) -> list[Described]:
-    """Every description that differs in one attribute: 31 for a scene of two objects."""
+    """Returns every description that differs in one attribute: 31 for a scene of two objects."""
     grounds = [replace(described, background=name) for name in BACKGROUNDS if name != described.background]
     things = [
         replace(described, objects=(*described.objects[:k], new, *described.objects[k + 1 :]))
@@ -93,19 +91,16 @@ def one_attribute_apart(described: Described) -> list[Described]:
     return grounds + things
 
 
-def _variants(old: Attributes) -> list[Attributes]:
-    found = [
-        (*old[:slot], value, *old[slot + 1 :])
-        for slot, values in enumerate(VALUES)
-        for value in values
-        if value != old[slot]
-    ]
-    return [(size, colour, shape) for size, colour, shape in found]
+def _variants(old: Attributes) -> Iterator[Attributes]:
+    size, colour, shape = old
+    yield from ((other, colour, shape) for other in SIZES if other != size)
+    yield from ((size, other, shape) for other in COLOURS if other != colour)
+    yield from ((size, colour, other) for other in SHAPES if other != shape)
 
 
 @torch.inference_mode()
 def clip_choice(folder: Path, *, num: int = 500, seed: int = 0) -> dict[str, float]:
-    """How often the right caption of a two-object scene wins among all 32 that differ from it in one attribute."""
+    """Returns how often the right caption of a two-object scene wins over the 31 that differ in one attribute."""
     clip = load_clip(str(folder), None, device="auto")
     rng, right = random.Random(f"{seed} clip figure"), 0
     for _ in range(num):
@@ -121,19 +116,20 @@ def clip_choice(folder: Path, *, num: int = 500, seed: int = 0) -> dict[str, flo
 
 
 def triplet_validity(folder: Path, *, num: int = 500, seed: int = 0, temperature: float) -> dict[str, float]:
-    """Share of answers that parse, and of those that word the very step between two captions of the grammar."""
+    """Returns the shares of answers that parse, and whose instruction fits the step between the two captions."""
     rng = random.Random(f"{seed} language figure")
     captions = [draw_caption(rng, draw_scene(rng)) for _ in range(num)]
     model = load_language_model(str(folder), revision=None, device="auto")
-    sampling = Sampling(temperature=temperature, max_new_tokens=96, seed=seed, batch_size=64)
+    sampling = PromptsConfig(temperature=temperature, max_new_tokens=96, seed=seed, batch_size=64)
     answers = generate(model, [Request(text, 0) for text in captions], sampling, on_answer=lambda _: None)
     parsed = [parse_answer(answer) for answer in answers]
-    good = [found is not None and is_consistent(text, *found) for text, found in zip(captions, parsed, strict=True)]
+    answered = zip(captions, parsed, strict=True)
+    good = [answer is not None and read_edit(text, *answer) is not None for text, answer in answered]
     return {"consistent": float(np.mean(good)), "parsed": float(np.mean([p is not None for p in parsed])), "n": num}
 
 
 def all_figures(models: Path, config: PipelineConfig) -> dict[str, Any]:
-    """Every figure that `data/README.md` records, sampled as in the run of `config`."""
+    """Returns every figure that `data/README.md` records, sampled as in the run of `config`."""
     return {
         "oracle": oracle_accuracy(),
         "language_model": triplet_validity(models / "language-model", temperature=config.prompts.temperature),

@@ -1,4 +1,4 @@
-"""Pictures that are almost a scene: what a failing denoiser makes, for CLIP to learn that no caption fits them."""
+"""Spoils pictures of scenes as a failing denoiser does, so that CLIP learns that no caption fits them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,18 @@ from ip2p.shapes.scene import (
 
 
 def spoil(rng: random.Random, scene: Scene) -> Pixels:
-    """A picture that fails to show the scene in one of the usual ways."""
-    ways = _WAYS if scene.objects else _WAYS_OF_EMPTY
-    return rng.choice(ways)(rng, scene)
+    """Renders a picture that fails to show the scene in one of the usual ways."""
+    return rng.choice(_WAYS if scene.objects else _WAYS_OF_EMPTY)(rng, scene)
 
 
 def _extra(rng: random.Random, scene: Scene) -> Pixels:
-    """One object too many; every other time a twin of one that is there."""
+    """Adds an object; every other time a twin of an existing one."""
     shape, colour, size = rng.choice(SHAPES), rng.choice(list(COLOURS)), rng.choice(list(SIZES))
+    thing = SceneObject(shape=shape, colour=colour, size=size, x=0, y=0)
     if scene.objects and rng.random() < 0.5:
-        twin = rng.choice(scene.objects)
-        shape, colour, size = twin.shape, twin.colour, twin.size
-    x, y = draw_position(rng, size)
-    return render(
-        replace(scene, objects=(*scene.objects, SceneObject(shape=shape, colour=colour, size=size, x=x, y=y)))
-    )
+        thing = rng.choice(scene.objects)
+    x, y = draw_position(rng, thing.size)
+    return render(replace(scene, objects=(*scene.objects, replace(thing, x=x, y=y))))
 
 
 def _missing(rng: random.Random, scene: Scene) -> Pixels:
@@ -49,7 +46,7 @@ def _missing(rng: random.Random, scene: Scene) -> Pixels:
 
 
 def _warped(rng: random.Random, scene: Scene) -> Pixels:
-    """Bent by a smooth random field of some pixels."""
+    """Bends the picture by a smooth random field of a few pixels."""
     noise = np.random.default_rng(rng.getrandbits(32)).standard_normal((2, IMAGE_SIZE, IMAGE_SIZE))
     field = ndimage.gaussian_filter(noise, (0, 4, 4))
     field *= rng.uniform(2.5, 5.0) / field.std()
@@ -65,7 +62,7 @@ def _smeared(rng: random.Random, scene: Scene) -> Pixels:
 
 
 def _bitten(rng: random.Random, scene: Scene) -> Pixels:
-    """One object has lost a third to two thirds of itself on one side."""
+    """Cuts a third to two thirds off one object, on one side."""
     picture = render(scene).copy()
     thing = rng.choice(scene.objects)
     angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3) * thing.radius
@@ -77,7 +74,7 @@ def _bitten(rng: random.Random, scene: Scene) -> Pixels:
 
 
 def _between(rng: random.Random, scene: Scene) -> Pixels:
-    """One object is neither of two shapes, or two colours at once."""
+    """Gives one object a mixture of two shapes, or two colours at once."""
     index = rng.randrange(len(scene.objects))
     thing = scene.objects[index]
     canvas = render(scene.without_object(index)).astype(np.float32)
@@ -94,7 +91,7 @@ def _between(rng: random.Random, scene: Scene) -> Pixels:
 
 
 def _halves(rng: random.Random, scene: Scene) -> Pixels:
-    """The upper part of one picture, the lower of another."""
+    """Joins the upper part of the picture and the lower part of another."""
     picture, row = render(scene).copy(), rng.randint(16, 48)
     picture[row:] = render(draw_scene(rng))[row:]
     return picture

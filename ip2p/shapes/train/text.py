@@ -1,8 +1,8 @@
-"""The text tower, taught to read before it is frozen: linear heads on its states answer what a text says.
+"""Teaches the text tower to read before it is frozen: linear heads on its states answer questions about a text.
 
-Two objects never share a shape, so "which colour and size has the star, if any" for each shape describes a scene fully.
-The heads are thrown away; what stays is that every attribute and every binding lies open in the states that the
-denoiser and CLIP's picture tower are trained against.
+Two objects never share a shape, so "which colour and size has the star, if any" for each shape fully describes a scene.
+The heads are discarded. What remains are states from which every attribute and every binding can be read; the denoiser
+and CLIP's picture tower are trained against them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
@@ -20,57 +21,56 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from ip2p.shapes.language import EDIT_TYPES, SceneEdit, describe, draw_caption, draw_edit
-from ip2p.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
+from ip2p.shapes.language import EDIT_TYPES, SceneEdit, draw_caption, draw_edit
+from ip2p.shapes.scene import ATTRIBUTES, BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, SceneObject
 from ip2p.shapes.train.loop import LoopConfig, train
 
 BATCH_SIZE = 96
-_COLOURS, _SIZES, _BACKGROUNDS = list(COLOURS), list(SIZES), list(BACKGROUNDS)
-CAPTION_CLASSES = [len(_COLOURS) + 1, len(_SIZES) + 1] * len(SHAPES) + [len(_BACKGROUNDS)]
+CONTEXT_LENGTH = 32
+START, END = "<|startoftext|>", "<|endoftext|>"
+_BACKGROUNDS = tuple(BACKGROUNDS)
+CAPTION_CLASSES = [len(COLOURS) + 1, len(SIZES) + 1] * len(SHAPES) + [len(BACKGROUNDS)]
 EDIT_CLASSES = [
     len(EDIT_TYPES),
     len(SHAPES) + 1,
-    len(_BACKGROUNDS) + 1,
-    len(_SIZES) + 1,
-    len(_COLOURS) + 1,
-    len(SHAPES) + 1,
+    len(BACKGROUNDS) + 1,
+    *(len(values) + 1 for values in ATTRIBUTES.values()),
 ]
 
 
 def caption_answers(scene: Scene) -> list[int]:
-    """For each shape its colour and size (the last class: none of that shape), then the background."""
-    found = {shape: (colour, size) for size, colour, shape in describe(scene).objects}
-    answers = []
-    for shape in SHAPES:
-        colour, size = found.get(shape, (None, None))
-        answers += [_index(_COLOURS, colour), _index(_SIZES, size)]
+    """Returns the class of each shape's colour and size (the last class: no such shape), then of the background."""
+    things = {thing.shape: thing for thing in scene.objects}
+    answers = [_class_of(things.get(shape), name) for shape in SHAPES for name in ("colour", "size")]
     return [*answers, _BACKGROUNDS.index(scene.background)]
 
 
 def edit_answers(edit: SceneEdit) -> list[int]:
-    """Type of the edit, the shape it is about, what it sets: background, size, colour, shape (last class: nothing)."""
-    before, after = edit.original, edit.edited
-    new = set(after.objects) - set(before.objects)
-    old = set(before.objects) - set(after.objects)
-    about = next(iter(old), None)
-    made = next(iter(new), None)
-    kind = edit.edit_type
-    sets = {"colour": {"colour"}, "shape": {"shape"}, "size": {"size"}}.get(kind, {"colour", "shape", "size"})
-    pick = {
-        name: getattr(made, name) if made is not None and name in sets else None for name in ("size", "colour", "shape")
-    }
+    """Returns the classes of the edit's type, the shape that it is about, and what it sets (last class: nothing).
+
+    It can set a background, a size, a colour and a shape.
+    """
+    before, after, kind = edit.original, edit.edited, edit.edit_type
+    old = next((thing for thing in before.objects if thing not in after.objects), None)
+    new = next((thing for thing in after.objects if thing not in before.objects), None)
+    named = (kind,) if kind in ATTRIBUTES else tuple(ATTRIBUTES)
     return [
         EDIT_TYPES.index(kind),
-        _index(SHAPES, about.shape if about is not None else None),
-        _index(_BACKGROUNDS, after.background if kind == "background" else None),
-        _index(_SIZES, pick["size"]),
-        _index(_COLOURS, pick["colour"]),
-        _index(SHAPES, pick["shape"]),
+        _class_of(old, "shape"),
+        _BACKGROUNDS.index(after.background) if kind == "background" else len(_BACKGROUNDS),
+        *(_class_of(new if name in named else None, name) for name in ATTRIBUTES),
     ]
 
 
-def _index(names: list[str] | tuple[str, ...], name: str | None) -> int:
-    return len(names) if name is None else names.index(name)
+def _class_of(thing: SceneObject | None, attribute: str) -> int:
+    values = ATTRIBUTES[attribute]
+    return len(values) if thing is None else values.index(getattr(thing, attribute))
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    """Returns (N, CONTEXT_LENGTH) token ids, padded."""
+    tokens: Tensor = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokens
 
 
 class Reader(nn.Module):
@@ -84,29 +84,28 @@ class Reader(nn.Module):
         self.edit_head = nn.Linear(width, sum(EDIT_CLASSES))
         clip.visual.requires_grad_(False)
 
-    def states(self, tokens: Tensor) -> Tensor:
-        """(N, T) token ids to (N, T, width) normalised states."""
-        x = self.clip.token_embedding(tokens) + self.clip.positional_embedding
-        states: Tensor = self.clip.ln_final(self.clip.transformer(x, attn_mask=self.clip.attn_mask))
-        return states
-
     def loss(self, tokens: Tensor, answers: Tensor, head: nn.Linear, classes: list[int]) -> Tensor:
-        """Mean cross-entropy of all questions, asked at the end token and at a padding position."""
-        states = self.states(tokens)
+        """Returns the mean cross-entropy of all questions, asked at the end token and at a padding position."""
+        x = self.clip.token_embedding(tokens) + self.clip.positional_embedding
+        states = self.clip.ln_final(self.clip.transformer(x, attn_mask=self.clip.attn_mask))  # (N, T, width)
         end = tokens.argmax(-1)
         last = tokens.shape[1] - 1
         padding = end + (torch.rand(len(end), device=end.device) * (last - end + 1)).long()
         rows = torch.arange(len(end), device=end.device)
         logits = head(torch.cat([states[rows, end], states[rows, padding]]))
-        parts = logits.split(classes, -1)
-        twice = torch.cat([answers, answers])
-        return torch.stack([F.cross_entropy(part, twice[:, k]) for k, part in enumerate(parts)]).mean()
+        return question_loss(logits, torch.cat([answers, answers]), classes)
+
+
+def question_loss(logits: Tensor, answers: Tensor, classes: list[int]) -> Tensor:
+    """Returns the mean cross-entropy of (N, sum of classes) logits over several questions, given (N, questions)."""
+    parts = torch.split(logits, classes, -1)
+    return torch.stack([F.cross_entropy(part, answers[:, k]) for k, part in enumerate(parts)]).mean()
 
 
 def train_text_tower(
     folder: Path, clip: open_clip.CLIP, tokenizer: CLIPTokenizer, *, seed: int, num_steps: int, device: str = "cpu"
 ) -> None:
-    """Teaches the text tower of `clip` in place; the projection is left to the contrast that follows."""
+    """Teaches the text tower of `clip` in place; the contrastive training that follows moves its projection."""
     torch.manual_seed(seed)
     reader = Reader(clip).to(device)
 
@@ -115,10 +114,7 @@ def train_text_tower(
         rng = random.Random(f"{seed} text {step}")
         edits = [draw_edit(rng) for _ in range(BATCH_SIZE)]
         captions = [draw_caption(rng, edit.original) for edit in edits]
-        asked = [edit.edit_prompt for edit in edits]
-        tokens = tokenizer(captions + asked, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
-            device
-        )
+        tokens = tokenize(tokenizer, captions + [edit.edit_prompt for edit in edits]).to(device)
         of_captions = torch.tensor([caption_answers(edit.original) for edit in edits], device=device)
         of_edits = torch.tensor([edit_answers(edit) for edit in edits], device=device)
         return reader.loss(tokens[:BATCH_SIZE], of_captions, reader.caption_head, CAPTION_CLASSES) + reader.loss(
@@ -126,16 +122,12 @@ def train_text_tower(
         )
 
     config = LoopConfig(num_steps=num_steps, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.99, weight_decay=0.02)
-    train(reader, loss_at, config, checkpoint=folder / "text.pt", name="text")
+    train(reader, loss_at, config, checkpoint=folder / "text.pt")
     clip.requires_grad_(True)
 
 
-CONTEXT_LENGTH = 32
-START, END = "<|startoftext|>", "<|endoftext|>"
-
-
 def domain_words(num_edits: int = 4000) -> list[str]:
-    """Every word that captions and instructions use."""
+    """Returns every word that captions and instructions use."""
     rng = random.Random("vocabulary")
     words: set[str] = set()
     for _ in range(num_edits):
@@ -153,8 +145,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     learned.train_from_iterator(domain_words(), trainer)
     merges = [tuple(pair) for pair in json.loads(learned.to_str())["model"]["merges"]]
     alphabet = sorted(ByteLevel.alphabet())
-    symbols = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
-    symbols += [a + b for a, b in merges]
+    symbols = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(a + b for a, b in merges)]
     vocab = {token: index for index, token in enumerate(dict.fromkeys([*symbols, START, END]))}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT_LENGTH)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)

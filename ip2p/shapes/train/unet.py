@@ -1,7 +1,7 @@
-"""The denoiser: a UNet with v-prediction and zero terminal SNR, trained on the frozen autoencoder and text tower.
+"""Trains the denoiser: a UNet with v-prediction and zero terminal SNR, on the frozen autoencoder and text tower.
 
-Epsilon prediction says almost nothing about global colour at high noise; v-prediction from pure noise does, and an
-editor needs just that to keep a background.
+Epsilon prediction learns almost nothing about global colour at high noise. V-prediction from pure noise does, and an
+editor needs it to keep a background.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ip2p.shapes.language import draw_caption, draw_edit, parse_caption
 from ip2p.shapes.scene import Scene, draw_scene, render
 from ip2p.shapes.train.loop import LoopConfig, train
+from ip2p.shapes.train.text import tokenize
 from ip2p.shapes.train.vae import to_pixels
+from ip2p.store import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +33,19 @@ BATCH_SIZE = 48
 CAPTION_DROPOUT = 0.1
 NUM_SCENES = 40_000
 
+GUIDANCE_SCALE = 2.2
+"""Guidance that the distilled denoiser learns to apply by itself."""
+DISTIL_CAPTION_DROPOUT = 0.05
+NUM_INSTRUCTED = 10
+"""Samples of a distillation batch whose text is an instruction, taught without guidance."""
+NUM_CROWDED = BATCH_SIZE // 2
+"""Samples of a distillation batch that are of two objects."""
+NUM_EDITS = 12_000
+
 
 @dataclass(frozen=True, slots=True)
 class LatentPool:
-    """Drawn scenes, encoded once, and the text of each."""
+    """Scenes, encoded once, and the text of each."""
 
     latents: Tensor
     """(N, 4, 16, 16) float16, scaled."""
@@ -41,7 +53,7 @@ class LatentPool:
 
 
 def new_unet(cross_attention_dim: int) -> UNet2DConditionModel:
-    """The untrained architecture: attention at 8 x 8 latents only, where it costs a quarter."""
+    """Returns the untrained UNet, with attention at 8 x 8 latents only, where it costs a quarter."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -57,7 +69,7 @@ def new_unet(cross_attention_dim: int) -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The noise it is trained with: Stable Diffusion's betas, rescaled so that the last step is pure noise."""
+    """Returns the noise of the training: Stable Diffusion's betas, rescaled so that the last step is pure noise."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -66,56 +78,64 @@ def new_scheduler() -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
-        steps_offset=1,  # as Stable Diffusion; trailing spacing does not use it
+        steps_offset=1,  # as in Stable Diffusion; trailing spacing does not use it
         set_alpha_to_one=False,
     )
 
 
 def new_sampler() -> LCMScheduler:
-    """The scheduler that is shipped: each step's picture is noised anew, so that the next can mend its faults.
+    """Returns the scheduler that is shipped: it noises each step's picture anew, so that the next can correct it.
 
-    In few steps a deterministic sampler carries a fault of the first ones to the end.
+    A deterministic sampler of few steps carries a mistake of the first ones to the end.
     """
     return LCMScheduler.from_config(new_scheduler().config, original_inference_steps=100)
 
 
 def latent_pool(folder: Path, vae: AutoencoderKL, *, seed: int, num: int, device: str) -> LatentPool:
-    """Draws and encodes the training scenes, or reads them from `folder` where that was done before."""
+    """Draws the training scenes and encodes them, or reads their latents from `folder`."""
     rng = random.Random(f"{seed} pool")
     scenes = [draw_scene(rng) for _ in range(num)]
     captions = [draw_caption(rng, scene) for scene in scenes]
     return LatentPool(encode_scenes(folder / f"latents-{seed}-{num}.safetensors", vae, scenes, device), captions)
 
 
+def edit_pool(folder: Path, vae: AutoencoderKL, *, seed: int, num: int, device: str) -> LatentPool:
+    """Draws edits and keeps the edited scene and the instruction."""
+    rng = random.Random(f"{seed} edits")
+    edits = [draw_edit(rng) for _ in range(num)]
+    path = folder / f"edit-latents-{seed}-{num}.safetensors"
+    latents = encode_scenes(path, vae, [edit.edited for edit in edits], device)
+    return LatentPool(latents, [edit.edit_prompt for edit in edits])
+
+
 @torch.no_grad()
 def encode_scenes(path: Path, vae: AutoencoderKL, scenes: Sequence[Scene], device: str) -> Tensor:
-    """(N, 4, 16, 16) float16, scaled; read from `path` where it is there."""
+    """Returns (N, 4, 16, 16) float16 scaled latents, read from `path` if it exists."""
     if not path.exists():
         logger.info("encoding %d scenes", len(scenes))
         parts = []
         for start in range(0, len(scenes), 64):
-            pixels = torch.stack([torch.from_numpy(render(scene)) for scene in scenes[start : start + 64]])
-            latents = vae.encode(to_pixels(pixels.numpy()).to(device)).latent_dist.mode()
+            pixels = to_pixels(np.stack([render(scene) for scene in scenes[start : start + 64]]))
+            latents = vae.encode(pixels.to(device)).latent_dist.mode()
             parts.append((latents * vae.config.scaling_factor).half().cpu())
-        save_file({"latents": torch.cat(parts).contiguous()}, path.with_suffix(".partial"))
-        path.with_suffix(".partial").rename(path)
+        write_bytes(path, save({"latents": torch.cat(parts).contiguous()}))
     return load_file(path)["latents"]
 
 
 BANDS = torch.tensor([(0, 1000), (100, 600), (600, 1000)])
-"""A third of the timesteps comes from each: all; where shapes are decided, which latents this small lose by step 600;
-where it is decided how many objects there are, and where."""
+"""Ranges that a third of the timesteps comes from each: all of them, those that decide shapes (latents this small have
+lost them by step 600), and those that decide how many objects there are and where."""
 
 
 def draw_timesteps(num: int, generator: torch.Generator) -> Tensor:
-    """Timesteps for `num` samples: see `BANDS`."""
+    """Draws the timesteps of `num` samples from `BANDS`."""
     low, high = BANDS[torch.randint(len(BANDS), (num,), generator=generator)].T
     timesteps: Tensor = low + torch.rand(num, generator=generator) * (high - low)
     return timesteps.long()
 
 
 def diffuse(scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(noisy latents, their timesteps, the velocities to predict) for scaled latents."""
+    """Returns (noisy latents, their timesteps, the velocities to predict) for scaled latents."""
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     timesteps = draw_timesteps(len(latents), generator).to(latents.device)
     noisy, velocities = (make(latents, noise, timesteps) for make in (scheduler.add_noise, scheduler.get_velocity))
@@ -123,10 +143,19 @@ def diffuse(scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generato
 
 
 def hidden_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """(N, 32, D): what the denoiser reads."""
-    tokens = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-    hidden: Tensor = text_encoder(tokens.to(text_encoder.device)).last_hidden_state
+    """Returns the (N, 32, D) states of the texts that the denoiser reads."""
+    hidden: Tensor = text_encoder(tokenize(tokenizer, texts).to(text_encoder.device)).last_hidden_state
     return hidden
+
+
+def velocity_loss(
+    unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, hidden: Tensor, target: Tensor
+) -> Tensor:
+    """Returns the mean squared error of the predicted velocities."""
+    with torch.autocast(noisy.device.type, torch.bfloat16):
+        predicted = unet(noisy, timesteps, hidden).sample
+    loss: Tensor = (predicted.float() - target).square().mean()
+    return loss
 
 
 def train_unet(
@@ -140,7 +169,7 @@ def train_unet(
     device: str = "cpu",
     num_scenes: int = NUM_SCENES,
 ) -> UNet2DConditionModel:
-    """Trains the denoiser."""
+    """Trains the denoiser on captions."""
     pool = latent_pool(folder, vae, seed=seed, num=num_scenes, device=device)
     torch.manual_seed(seed)
     unet = new_unet(text_encoder.config.hidden_size).to(device, memory_format=torch.channels_last)
@@ -155,29 +184,10 @@ def train_unet(
         hidden = hidden_states(text_encoder, tokenizer, captions)
         latents = pool.latents[chosen].float().to(device, memory_format=torch.channels_last)
         noisy, timesteps, target = diffuse(scheduler, latents, generator)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            predicted = unet(noisy, timesteps, hidden).sample
-        loss: Tensor = (predicted.float() - target).square().mean()
-        return loss
+        return velocity_loss(unet, noisy, timesteps, hidden, target)
 
     config = LoopConfig(num_steps=num_steps, learning_rate=1e-3, warmup_steps=300, ema_decay=0.999)
-    return train(unet, loss_at, config, checkpoint=folder / "unet.pt", name="unet")
-
-
-GUIDANCE_SCALE = 2.2
-DISTIL_CAPTION_DROPOUT = 0.05
-NUM_INSTRUCTED = 10
-NUM_CROWDED = BATCH_SIZE // 2
-NUM_EDITS = 12_000
-
-
-def edit_pool(folder: Path, vae: AutoencoderKL, *, seed: int, num: int, device: str) -> LatentPool:
-    """Draws edits; keeps the scene after and the instruction."""
-    rng = random.Random(f"{seed} edits")
-    edits = [draw_edit(rng) for _ in range(num)]
-    path = folder / f"edit-latents-{seed}-{num}.safetensors"
-    latents = encode_scenes(path, vae, [edit.edited for edit in edits], device)
-    return LatentPool(latents, [edit.edit_prompt for edit in edits])
+    return train(unet, loss_at, config, checkpoint=folder / "unet.pt")
 
 
 def distil_guidance(
@@ -193,14 +203,15 @@ def distil_guidance(
     num_scenes: int = NUM_SCENES,
     num_edits: int = NUM_EDITS,
 ) -> UNet2DConditionModel:
-    """Trains `unet` in place; its teacher is itself as it came."""
+    """Trains `unet` in place to predict what it predicted with guidance before; its teacher is a copy of itself."""
     scenes = latent_pool(folder, vae, seed=seed, num=num_scenes, device=device)
     edits = edit_pool(folder, vae, seed=seed, num=num_edits, device=device)
     teacher = copy.deepcopy(unet).eval().requires_grad_(False)
     scheduler, null_text = new_scheduler(), hidden_states(text_encoder.requires_grad_(False), tokenizer, [""])
     num_captioned = BATCH_SIZE - NUM_INSTRUCTED
-    some = slice(num_captioned)
-    crowded = torch.tensor([k for k, text in enumerate(scenes.texts) if _num_objects(text) == 2])
+    with_caption = slice(num_captioned)
+    descriptions = [parse_caption(text) for text in scenes.texts]
+    crowded = torch.tensor([k for k, one in enumerate(descriptions) if one is not None and len(one.objects) == 2])
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((seed + 1, step)))
@@ -211,23 +222,18 @@ def distil_guidance(
         texts = [scenes.texts[k] for k in captioned.tolist()] + [edits.texts[k] for k in instructed.tolist()]
         dropped = torch.rand(num_captioned, generator=generator) < DISTIL_CAPTION_DROPOUT
         hidden = hidden_states(text_encoder, tokenizer, texts)
-        hidden[some][dropped.to(device)] = null_text
+        hidden[with_caption][dropped.to(device)] = null_text
         latents = torch.cat([scenes.latents[captioned], edits.latents[instructed]]).float()
         latents = latents.to(device, memory_format=torch.channels_last)
         noisy, timesteps, target = diffuse(scheduler, latents, generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            target[some] += guidance_difference(teacher, noisy[some], timesteps[some], hidden[some], null_text)
-            predicted = unet(noisy, timesteps, hidden).sample
-        loss: Tensor = (predicted.float() - target).square().mean()
-        return loss
+            target[with_caption] += guidance_difference(
+                teacher, noisy[with_caption], timesteps[with_caption], hidden[with_caption], null_text
+            )
+        return velocity_loss(unet, noisy, timesteps, hidden, target)
 
     config = LoopConfig(num_steps=num_steps, learning_rate=3e-4, warmup_steps=100, ema_decay=0.998)
-    return train(unet.train(), loss_at, config, checkpoint=folder / "guidance.pt", name="guidance")
-
-
-def _num_objects(text: str) -> int:
-    described = parse_caption(text)
-    return 0 if described is None else len(described.objects)
+    return train(unet.train(), loss_at, config, checkpoint=folder / "guidance.pt")
 
 
 @torch.no_grad()
@@ -240,9 +246,9 @@ def guidance_difference(
     *,
     guidance_scale: float = GUIDANCE_SCALE,
 ) -> Tensor:
-    """(N, 4, H, W) float32: (guidance_scale - 1) * (v(text) - v(null)), what guidance adds to v(text); one pass.
+    """Returns (guidance_scale - 1) * (v(text) - v(null)), what guidance adds to v(text), as (N, 4, H, W) float32.
 
-    `text` is (N, L, D) and `null_text` (1, L, D).
+    `text` is (N, L, D) and `null_text` (1, L, D); both go through the UNet in one pass.
     """
     texts = torch.cat([null_text.expand_as(text), text])
     unguided, guided = unet(torch.cat([noisy] * 2), torch.cat([timesteps] * 2), texts).sample.float().chunk(2)

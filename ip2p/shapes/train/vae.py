@@ -1,4 +1,4 @@
-"""The autoencoder: 64 x 64 pixels to 16 x 16 x 4 latents."""
+"""Trains the autoencoder: 64 x 64 pixels to 16 x 16 x 4 latents."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ip2p.shapes.train.loop import LoopConfig, train
 
 BATCH_SIZE = 24
 KL_WEIGHT = 2e-4
-"""Per latent element; equals a pixel noise of about 0.035 in the evidence lower bound."""
+"""Weight per latent element; equals a pixel noise of about 0.035 in the evidence lower bound."""
 
 NARROWING = 4.0
-"""Taken off the posterior's log-variance: a deviation of 0.13 becomes 0.02, on latents that spread by 1.16."""
+"""Subtracted from the posterior's log-variance: a deviation of 0.13 becomes 0.02, on latents with one of 1.16."""
 
 LATENT_NOISE = 0.25
-"""Most noise on the latents while the decoder is tuned, in the latents' own units (their deviation is about 1.3)."""
+"""Most noise on the latents while the decoder is tuned; the latents' own deviation is about 1.3."""
 
 
 def new_vae() -> AutoencoderKL:
-    """The untrained architecture."""
+    """Returns the untrained autoencoder."""
     return AutoencoderKL(
         block_out_channels=(24, 48, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -45,7 +45,7 @@ def scene_pixels(seed: str, num: int) -> Tensor:
 
 
 def to_pixels(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
+    """Converts (N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
@@ -64,7 +64,7 @@ def train_vae(folder: Path, *, seed: int, num_steps: int, device: str = "cpu") -
         return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=2e-3, warmup_steps=100, ema_decay=0.995, weight_decay=0.0)
-    train(vae, loss_at, config, checkpoint=folder / "vae.pt", name="vae")
+    train(vae, loss_at, config, checkpoint=folder / "vae.pt")
     with torch.no_grad():
         latents = vae.encode(scene_pixels(f"{seed} scale", 512).to(device)).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
@@ -72,10 +72,9 @@ def train_vae(folder: Path, *, seed: int, num_steps: int, device: str = "cpu") -
 
 
 def tune_decoder(folder: Path, vae: AutoencoderKL, *, seed: int, num_steps: int, device: str = "cpu") -> AutoencoderKL:
-    """Sharpens the decoder on the frozen encoder's latents, as Stable Diffusion's own later autoencoders were made.
+    """Sharpens the decoder on the frozen encoder's latents, as Stable Diffusion's later autoencoders were made.
 
-    The latents stay what they are, so that a denoiser trained on them stays right; faint noise on them stands for the
-    denoiser's errors.
+    The latents do not change, so a denoiser trained on them still fits; faint noise on them stands for its errors.
     """
     vae.to(device).requires_grad_(False)
     decoder = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv]).requires_grad_(True)
@@ -91,15 +90,15 @@ def tune_decoder(folder: Path, vae: AutoencoderKL, *, seed: int, num_steps: int,
         return loss
 
     config = LoopConfig(num_steps=num_steps, learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, weight_decay=0.0)
-    train(decoder, loss_at, config, checkpoint=folder / "decoder.pt", name="decoder")
+    train(decoder, loss_at, config, checkpoint=folder / "decoder.pt")
     return vae.eval()
 
 
 @torch.no_grad()
 def narrow_posterior(vae: AutoencoderKL) -> AutoencoderKL:
-    """Makes the encoder sure of its latents, whose means stay.
+    """Shrinks the variance of the encoder's latents and keeps their means.
 
-    An editor's training samples its targets from the posterior. What it samples is noise that neither text nor picture
+    An editor's training samples its targets from the posterior. That adds noise that neither text nor picture
     explains, and no denoiser here was trained with it.
     """
     log_variance = slice(vae.config.latent_channels, None)

@@ -1,7 +1,7 @@
-"""How a training is started: `accelerate launch` as a child process, with arguments that fit the machine.
+"""Starts a training: `accelerate launch` as a child process, with arguments that fit the machine.
 
-The child's log goes on in this process's log; its end, good or bad, becomes a value or an error here. The child watches
-its standard input, which ends with this process, so that none is left behind.
+The child's lines join this process's log; its end becomes a value or an error here. The child watches its standard
+input, which ends with this process, so that no child is left behind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ FINISHED = "finished.json"
 STOP_AT_END_OF_INPUT = "IP2P_STOP_AT_END_OF_INPUT"
 SHOWN_LINES = 25
 LAUNCH_CONFIGS = Path(__file__).with_name("launch_configs")
-"""Of `accelerate launch`, by name."""
+"""The shipped configs of `accelerate launch`."""
 
 
 @summarised("training")
@@ -63,18 +63,14 @@ def finished_training(config: PipelineConfig, data: str) -> dict[str, Any] | Non
     marker = folder.training / FINISHED
     if not marker.exists() or not (folder.model / "model_index.json").exists():
         return None
-    found = read_json(marker)
-    if found["fingerprint"] != training_fingerprint(config.training, data):
-        return None
-    summary: dict[str, Any] = found["summary"]
-    return summary
+    finished: dict[str, Any] = read_json(marker)
+    return finished["summary"] if finished["fingerprint"] == training_fingerprint(config.training, data) else None
 
 
 def launch_command(settings: Path, launch_args: Sequence[str] = ()) -> list[str]:
-    """Builds the command line: as `launch_args` say, or one process per visible GPU, or one on the CPU."""
+    """Builds the command line; `launch_args` replace the launcher's arguments for this machine."""
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    how = list(launch_args) or [*_machine(), *fixed]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *how]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *(launch_args or [*_machine(), *fixed])]
     return [*launcher, "--module", "ip2p.training", "--config", str(settings.resolve())]
 
 
@@ -103,18 +99,16 @@ def _shipped(name: str) -> str:
 
 
 def _machine() -> list[str]:
+    """Returns the launcher's arguments for one process per visible GPU, or one on the CPU."""
     import torch
 
     gpus = torch.cuda.device_count()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _num_cores() // max(gpus, 1)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // max(gpus, 1)))
     processes = ["--num_processes", str(max(gpus, 1)), "--num_cpu_threads_per_process", threads]
     if gpus > 1:
         return ["--multi_gpu", *processes]
     return processes if gpus else ["--cpu", *processes]
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _environment() -> dict[str, str]:
@@ -128,32 +122,23 @@ def _environment() -> dict[str, str]:
 def run_child(command: list[str]) -> None:
     """Runs a child; its progress bar goes straight to a terminal, its lines to the log. Raises if it fails."""
     pipe, errors = subprocess.PIPE, None if sys.stderr.isatty() else subprocess.STDOUT
+    last: deque[str] = deque(maxlen=SHOWN_LINES)
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=errors, env=_environment(), text=True, errors="replace"
     ) as child:
         try:
-            last = _follow(child.stdout or ())
+            for line in map(str.rstrip, child.stdout or ()):
+                if line:
+                    last.append(line)
+                    logger.info("%s", line)
             code = child.wait()
         except BaseException:
             if child.stdin is not None:
                 child.stdin.close()  # the child saves a checkpoint and ends
             child.wait()
             raise
-    if code:
-        _raise_for(last, code)
-
-
-def _follow(lines: Iterable[str]) -> list[str]:
-    last: deque[str] = deque(maxlen=SHOWN_LINES)
-    for line in lines:
-        if line.strip():
-            last.append(line.rstrip())
-            logger.info("%s", line.rstrip())
-    return list(last)
-
-
-def _raise_for(last: list[str], code: int) -> None:
     mistakes = [line.removeprefix("error: ") for line in last if line.startswith("error: ")]
-    if mistakes:
+    if code and mistakes:
         raise ValueError(mistakes[-1])
-    raise RuntimeError(f"the training ended with exit code {code}. Its last lines:\n" + "\n".join(last))
+    if code:
+        raise RuntimeError(f"the training ended with exit code {code}. Its last lines:\n" + "\n".join(last))
