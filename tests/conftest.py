@@ -16,17 +16,18 @@ PATIENCE = 4
 """How many times as long as a fast test may take one that is marked as slow."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps files together, those with slow tests first: no worker is left alone with a long one at the end."""
-    limit = float(config.getini("timeout"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keeps a file's tests on one worker, and gives slow ones more time."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if item.get_closest_marker("slow") and item.get_closest_marker("timeout") is None:
+        item.add_marker(pytest.mark.timeout(PATIENCE * float(item.config.getini("timeout"))))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first, so that no worker is left alone with a long one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        if item.get_closest_marker("slow") and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(PATIENCE * limit))
 
 
 @pytest.fixture(scope="session")

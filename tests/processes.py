@@ -69,12 +69,18 @@ def wait_until(condition: Callable[[], object], child: ForkServerProcess | None 
         never.wait(SECONDS_BETWEEN_LOOKS)
 
 
-def kill(child: ForkServerProcess) -> None:
-    """Kills a child with its whole process group, in the midst of whatever they do."""
-    assert child.pid is not None and child.is_alive()
-    os.killpg(child.pid, signal.SIGKILL)
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+def kill(*children: ForkServerProcess) -> None:
+    """Kills children with their whole process groups, in the midst of whatever they do.
+
+    Every one is killed before any is waited for: a rank that misses another would end by itself.
+    """
+    pids = [child.pid for child in children if child.is_alive() and child.pid is not None]
+    assert len(pids) == len(children)
+    for pid in pids:
+        os.killpg(pid, signal.SIGKILL)
+    for child in children:
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
 
 
 def run(main: Main, words: Sequence[str], log: Path, environment: Mapping[str, str] = os.environ) -> None:

@@ -379,8 +379,7 @@ def test_two_processes_that_are_killed_end_in_the_same_weights(tmp_path: Path, d
     with processes.ranks(processes.training, killed, log, environment) as children:
         processes.wait_until(lambda: list((tmp_path / "killed").glob("checkpoint-*")), children[0])
         children[0].join(np.random.default_rng().uniform(0, 0.5))
-        for child in children:
-            processes.kill(child)
+        processes.kill(*children)
     assert not (tmp_path / "killed/model_index.json").exists()
     processes.run_ranks(processes.training, killed, log, environment)
     assert same_weights(tmp_path / "whole" / WEIGHTS, tmp_path / "killed" / WEIGHTS)

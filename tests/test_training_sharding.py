@@ -154,8 +154,7 @@ def test_a_split_training_that_is_killed_ends_in_the_same_weights(
     config = words(tiny_sd, data, tmp_path, "--resume_from_checkpoint=latest")
     with processes.ranks(fsdp_on_cpu.train, config, tmp_path / "log", split_environment()) as children:
         processes.wait_until(lambda: list(tmp_path.glob("checkpoint-*")), children[0])
-        for child in children:
-            processes.kill(child)
+        processes.kill(*children)
     assert not (tmp_path / "model_index.json").exists()
     run_split(config, tmp_path)
     for name in (f"unet/{FILE}", f"checkpoint-6/unet/{FILE}"):

@@ -98,7 +98,7 @@ def test_a_run_from_the_page_completes_with_progress_and_a_bad_one_says_why(
     ready_config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the run's folder is told apart by its path, and `made` is relative
-    port = free_port()
+    port = free_port(20_000 + os.getpid() % 10_000)  # below those that outgoing connections are given
     url, log = f"http://127.0.0.1:{port}/api", tmp_path / "serve.log"
     environment = _environment(tmp_path / "cache", PREFECT_HOME=str(tmp_path / "home"))
     server = (sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -176,7 +176,7 @@ def test_a_schedule_fires_by_itself_on_a_server_of_its_own_that_ends_with_it(
         (["--cron", "0 3 * * *"], "--cron is for one deployment."),
         (["--cron", "0 3 * * *", "--deployment", "train", "shapes"], "--cron for train needs --data"),
         (["--out", "x", "--config", "nowhere.json"], "config file nowhere.json does not exist"),
-        (["--limit", "none"], "--limit takes a whole number from 1 on, got none"),
+        (["--limit", "none"], "--limit: expected a whole number from 1 on, got none"),
         (["shapes", "--rendering.steps", "3"], "unknown option --rendering.steps"),
     ],
 )
