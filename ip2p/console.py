@@ -26,15 +26,17 @@ class TerminalHandler(logging.Handler):
     """Writes to standard error, above a progress bar if one is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes one record, unless it is meant for the log file alone."""
-        if getattr(record, "file_only", False):
-            return
+        """Writes one record."""
         line = self.format(record)
         tqdm = sys.modules.get("tqdm")
         if tqdm is not None and sys.stderr.isatty():
             tqdm.tqdm.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+class LogFile(logging.FileHandler):
+    """Writes to the log of a run, until the next command starts its own logging."""
 
 
 class CompactFormatter(logging.Formatter):
@@ -60,6 +62,7 @@ def start_logging(debug: bool = False) -> None:
     for old in list(root.handlers):
         if type(old).__module__.startswith(("prefect", __name__)):
             root.removeHandler(old)
+            old.close()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("ip2p").setLevel(logging.DEBUG if debug else logging.INFO)
@@ -74,23 +77,27 @@ def start_logging(debug: bool = False) -> None:
 def log_to_file(path: Path) -> None:
     """Adds a log file, which records errors with their tracebacks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
+    handler = LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
 
 
 def log_failure(error: BaseException) -> Path | None:
     """Writes a traceback to the log file and returns its path; None if there is no log file."""
-    path = log_file()
-    if path is not None:
-        logger.error("the command failed", exc_info=error, extra={"file_only": True})
-    return path
+    raised = (type(error), error, error.__traceback__)
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "the command failed", (), raised)
+    for handler in _log_files():
+        handler.handle(record)
+    return log_file()
 
 
 def log_file() -> Path | None:
     """Returns the log file of this process, if there is one."""
-    handlers = logging.getLogger().handlers
-    return next((Path(entry.baseFilename) for entry in handlers if isinstance(entry, logging.FileHandler)), None)
+    return next((Path(handler.baseFilename) for handler in _log_files()), None)
+
+
+def _log_files() -> list[LogFile]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, LogFile)]
 
 
 def end_on_signals() -> None:

@@ -64,7 +64,7 @@ def test_layers_are_applied_as_their_places_say(tmp_path: Path) -> None:
 def test_what_is_no_head_is_named(tmp_path: Path, checker: Path) -> None:
     path = tmp_path / "head.safetensors"
     save_file({"0.weight": torch.zeros(2, 3), "0.bias": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match=r"the last has one output, got 0.bias, 0.weight"):
+    with pytest.raises(ValueError, match=r"the last with one output, got 0.bias, 0.weight"):
         load_nsfw_head(str(path))
     with pytest.raises(ValueError, match=r"nowhere.safetensors does not exist"):
         load_nsfw_head("nowhere.safetensors")

@@ -54,4 +54,4 @@ def test_too_few_captions_and_empty_samples_are_said(
     with pytest.raises(ValueError, match="no triplet of the sample"):
         plan.forecast(replace(SAMPLE, triplets=0), tiny_config)
     assert main(["plan", "shapes", "--sample", "many"]) == 2
-    assert "--sample takes a whole number" in capsys.readouterr().err
+    assert "--sample: expected a whole number" in capsys.readouterr().err

@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; the console script's entry."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    start_logging(debug)
     try:
-        code = _run_command([word for word in words if word != "--debug"], debug)
+        code = _run_command([word for word in words if word != "--debug"])
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -66,7 +67,7 @@ def overview(group: str = "") -> str:
     return "\n".join([f"usage: ip2p {group}COMMAND …", "", *rows, "", hint])
 
 
-def _run_command(words: list[str], debug: bool) -> int:
+def _run_command(words: list[str]) -> int:
     first = words[0] if words else "help"
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else first
     members = [command.partition(" ")[2] for command in COMMANDS if command.startswith(f"{first} ")]
@@ -75,7 +76,6 @@ def _run_command(words: list[str], debug: bool) -> int:
     elif first == "--version":
         print(f"ip2p {__version__}")
     elif name in COMMANDS:
-        start_logging(debug)
         try:
             call(COMMANDS[name], words[len(name.split()) :], f"ip2p {name}")
         except SystemExit as end:  # tyro ends so after help
