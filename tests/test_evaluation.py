@@ -338,11 +338,11 @@ def test_untrained_editor_cannot_see_the_picture_and_the_trained_one_can(trained
 
 def test_untrained_baseline_leaves_the_text_to_image_model_as_it_was(trained: PipelineConfig) -> None:
     from ip2p.evaluation.editors import load_untrained
-    from ip2p.models import loading
+    from ip2p.models.pipelines import load_text_to_image
 
     base = trained.training
     load_untrained(base, "cpu")
-    pipeline = loading.load_text_to_image(
+    pipeline = load_text_to_image(
         base.pretrained_model_name_or_path, revision=None, variant=None, dtype="float32", device="cpu"
     )
     assert pipeline.unet.conv_in.in_channels == 4

@@ -20,7 +20,7 @@ from ip2p.config import RenderingConfig, TrainingConfig
 from ip2p.editing import edit_images, load_editor
 from ip2p.models.architecture import architecture_of, architectures, base_architecture
 from ip2p.models.latents import LatentSpace
-from ip2p.models.loading import load_text_to_image
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.models.texts import Texts, join_texts
 from ip2p.p2p.sampler import render_pairs, sample_latents
 from ip2p.records import Candidate, EditTriplet, RenderSpec

@@ -16,6 +16,7 @@ from ip2p import rendering, store
 from ip2p.config import EditTypeRendering, FilteringConfig, PipelineConfig, Thresholds
 from ip2p.images import open_picture
 from ip2p.models import loading
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.records import EditTriplet
 from ip2p.rendering import draw_spec
 from ip2p.rendering.table import from_row
@@ -88,7 +89,7 @@ def config(tiny_config: PipelineConfig) -> PipelineConfig:
 def renders(config: PipelineConfig) -> Any:
     """Numbers of UNet rows that were computed, one entry per forward pass."""
     settings = config.rendering
-    pipeline = loading.load_text_to_image(
+    pipeline = load_text_to_image(
         settings.model, revision=None, variant=None, dtype=settings.dtype, device=settings.device
     )
     seen: list[int] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ip2p.config import RenderingConfig
-from ip2p.models.loading import load_text_to_image
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.p2p.sampler import fits_text_encoder, render_pairs, sample_latents
 from ip2p.records import Candidate, EditTriplet, RenderSpec
 from tests.explicit_attention import ExplicitPair

@@ -13,8 +13,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ip2p.config import CrossAlignment, RenderingConfig
-from ip2p.models.loading import load_text_to_image
 from ip2p.models.noise.discrete import DiscreteNoise, usable_schedulers
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
 from ip2p.p2p.alignment import map_tokens, stack_maps
 from ip2p.p2p.sampler import (

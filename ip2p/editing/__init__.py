@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ip2p.editing.apply import edit_images, fitting_size, guidance_terms
 from ip2p.editing.editor import Editor, Knobs, read_image, write_image
-from ip2p.models.editor import load_editor
+from ip2p.models.pipelines import load_editor
 
 __all__ = [
     "Editor",

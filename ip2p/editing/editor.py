@@ -12,7 +12,7 @@ from PIL import Image
 from ip2p.editing.apply import Resample, edit_images
 from ip2p.images import check_size, fitted_size, open_picture
 from ip2p.models.architecture import architecture_of
-from ip2p.models.editor import load_editor
+from ip2p.models.pipelines import load_editor
 
 ImageSource = Image.Image | Path | str
 

@@ -87,7 +87,7 @@ def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource
     def load() -> EditFunction:
         from diffusers import AutoPipelineForImage2Image
 
-        from ip2p.models.loading import load_text_to_image
+        from ip2p.models.pipelines import load_text_to_image
 
         name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
         text_to_image = load_text_to_image(name, **options, dtype="float32", device=knobs.device)

@@ -23,7 +23,6 @@ from ip2p.console import first_line
 
 if TYPE_CHECKING:
     import open_clip
-    from diffusers import DiffusionPipeline
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -131,31 +130,6 @@ def check_model_source(name: str, *, what: str, marker: str) -> str:
     if path.is_absolute() or not looks_like_hub_id:
         raise ValueError(f"{what} {name} does not exist. Give an existing model folder or a hub id (owner/name).")
     return name
-
-
-def load_text_to_image(
-    model: str, *, revision: str | None, variant: str | None, dtype: str, device: str
-) -> DiffusionPipeline:
-    """Loads the text-to-image pipeline of a folder or hub id, without safety checker and progress bar."""
-
-    place = resolve_device(device)
-    precision = resolve_dtype(dtype, place)
-
-    def load() -> DiffusionPipeline:
-        from ip2p.models.architecture import pipeline_kind
-
-        source = check_model_source(model, what="rendering.model", marker="model_index.json")
-        architecture, kind = pipeline_kind(source, revision, what="rendering.model")
-        options: dict[str, Any] = {"revision": revision, "variant": variant, "torch_dtype": getattr(torch, precision)}
-        pipeline = from_source(kind.from_pretrained, source, **options, use_safetensors=True)
-        if getattr(pipeline, "safety_checker", None) is not None:
-            pipeline.safety_checker = None
-        pipeline.set_progress_bar_config(disable=True)
-        for part in (architecture.denoiser(pipeline), pipeline.vae):
-            part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
-        return pipeline.to(place)
-
-    return load_once(("text-to-image", model, revision, variant, precision, place), load)
 
 
 def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.filtering import OVER_LIMIT, judge_batch, num_accepted_by_triplet, passes_first_look
 from ip2p.images import encode_image, open_picture
-from ip2p.models import loading
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.p2p.sampler import fits_text_encoder, is_guided, render_pairs
 from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, ScoredCandidate
@@ -190,6 +190,6 @@ def encoded_pairs(config: RenderingConfig, candidates: Sequence[Candidate]) -> I
 
 
 def _load_pipeline(config: RenderingConfig) -> DiffusionPipeline:
-    return loading.load_text_to_image(
+    return load_text_to_image(
         config.model, revision=config.revision, variant=config.variant, dtype=config.dtype, device=config.device
     )

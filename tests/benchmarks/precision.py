@@ -15,7 +15,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ip2p.models.loading import keep_freed_memory, load_text_to_image, resolve_dtype
+from ip2p.models.loading import keep_freed_memory, resolve_dtype
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.presets import data_folder, shapes
 from ip2p.rendering import draw_candidates, render_pairs
 from ip2p.shapes.domain import ShapesDomain

@@ -97,7 +97,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
     from diffusers import DiffusionPipeline
 
-    from ip2p.models.loading import load_text_to_image, resolve_device
+    from ip2p.models.loading import resolve_device
+    from ip2p.models.pipelines import load_text_to_image
     from ip2p.rendering import draw_candidates
 
     config, device = compared(options), resolve_device("auto")

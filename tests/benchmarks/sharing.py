@@ -11,7 +11,8 @@ import time
 from dataclasses import replace
 
 from ip2p.config import RenderingConfig
-from ip2p.models.loading import keep_freed_memory, load_text_to_image
+from ip2p.models.loading import keep_freed_memory
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.presets import shapes
 from ip2p.records import EditTriplet
 from ip2p.rendering import render_pairs

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ip2p.models.loading import load_text_to_image
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.p2p import attention
 from ip2p.p2p.sampler import sample_latents
 from tests.test_rendering_exact import OPERATORS, distance, with_operator

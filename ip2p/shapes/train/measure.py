@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ip2p.config import PipelineConfig, PromptsConfig, RenderingConfig
-from ip2p.models.loading import load_clip, load_language_model, load_text_to_image
+from ip2p.models.loading import load_clip, load_language_model
+from ip2p.models.pipelines import load_text_to_image
 from ip2p.prompts.asking import Request
 from ip2p.prompts.backends.transformers import generate
 from ip2p.prompts.format import parse_answer

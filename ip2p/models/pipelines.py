@@ -1,8 +1,9 @@
-"""Loads a trained editor, once per process."""
+"""Loads whole pipelines, once per process: text-to-image models and trained editors."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -10,6 +11,28 @@ from diffusers import DiffusionPipeline
 from ip2p.models.architecture import pipeline_kind
 from ip2p.models.components import INDEX
 from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype
+
+
+def load_text_to_image(
+    model: str, *, revision: str | None, variant: str | None, dtype: str, device: str
+) -> DiffusionPipeline:
+    """Loads the text-to-image pipeline of a folder or hub id, without safety checker and progress bar."""
+    place = resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+
+    def load() -> DiffusionPipeline:
+        source = check_model_source(model, what="rendering.model", marker=INDEX)
+        architecture, kind = pipeline_kind(source, revision, what="rendering.model")
+        options: dict[str, Any] = {"revision": revision, "variant": variant, "torch_dtype": getattr(torch, precision)}
+        pipeline = from_source(kind.from_pretrained, source, **options, use_safetensors=True)
+        if getattr(pipeline, "safety_checker", None) is not None:
+            pipeline.safety_checker = None
+        pipeline.set_progress_bar_config(disable=True)
+        for part in (architecture.denoiser(pipeline), pipeline.vae):
+            part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
+        return pipeline.to(place)
+
+    return load_once(("text-to-image", model, revision, variant, precision, place), load)
 
 
 def load_editor(
