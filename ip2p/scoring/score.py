@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ip2p.config import ScoringConfig
 from ip2p.records import EditTriplet
@@ -14,10 +14,18 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ip2p.scoring.scorer import PairScorer
-
 Side = Literal["low", "high"]
 """On which side of its bound a score can be out of bounds."""
+
+
+class Clip(Protocol):
+    """The CLIP whose embeddings several scores share."""
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Returns (N, D) unit embeddings."""
+
+    def similarities(self, triplets: Sequence[EditTriplet], embeddings: Tensor) -> Tensor:
+        """Returns (N, 4) cosines: original, edited, direction, image."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Batch:
     originals: Sequence[Image.Image]
     """RGB, decoded as they are stored."""
     edited: Sequence[Image.Image]
-    clip: PairScorer
+    clip: Clip
 
     @cached_property
     def embeddings(self) -> Tensor:
