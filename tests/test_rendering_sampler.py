@@ -20,7 +20,7 @@ from ip2p.p2p.alignment import map_tokens, stack_maps
 from ip2p.p2p.sampler import (
     check_renderable,
     encode_texts,
-    fits_text_encoder,
+    fits_tokenizers,
     sample_latents,
 )
 from ip2p.p2p.steps import is_shared, plan_step
@@ -284,9 +284,10 @@ def test_another_kind_of_model_is_refused() -> None:
 
 
 def test_a_caption_is_measured_before_it_is_cut(pipeline: Any) -> None:
-    assert fits_text_encoder(pipeline, candidate(CIRCLE, SQUARE))
-    assert fits_text_encoder(pipeline, candidate("red " * 30, SQUARE))
-    assert not fits_text_encoder(pipeline, candidate(SQUARE, "red " * 31))
+    tokenizers = BASE.text_encoders(pipeline).tokenizers
+    assert fits_tokenizers(tokenizers, candidate(CIRCLE, SQUARE))
+    assert fits_tokenizers(tokenizers, candidate("red " * 30, SQUARE))
+    assert not fits_tokenizers(tokenizers, candidate(SQUARE, "red " * 31))
 
 
 def test_the_models_processors_are_back_after_rendering_and_after_an_error(pipeline: Any) -> None:

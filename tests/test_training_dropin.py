@@ -293,9 +293,13 @@ def test_adapters_train_with_the_whole_first_convolution(
     np.testing.assert_allclose(edit(loaded), edit(fused), atol=1e-4)
 
 
-def test_a_folder_without_adapters_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_adapters_or_without_the_first_convolution_is_named(tmp_path: Path, tiny_sd: Path) -> None:
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(tiny_sd, safety_checker=None)
     with pytest.raises(ValueError, match="holds no pytorch_lora_weights.safetensors"):
-        load_lora(None, tmp_path)
+        load_lora(pipeline, tmp_path)
+    (tmp_path / LORA_FILE).touch()
+    with pytest.raises(ValueError, match="holds no conv_in.safetensors"):
+        load_lora(pipeline, tmp_path)
 
 
 def test_random_crops_of_wide_images_rule_the_cache_out(

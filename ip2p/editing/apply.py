@@ -51,7 +51,7 @@ def edit_images(
             batch = np.stack([arrays[index] for index in indices])
             fitted = _resize_all(batch, fitting_size(pipeline, batch.shape[2], batch.shape[1]))
             image = encode_images(pipeline, base, fitted)
-            texts = encode_texts(pipeline, base, ["", *(instructions[index] for index in indices)])
+            texts = base.encode(pipeline, ["", *(instructions[index] for index in indices)])
             conditions = stack_conditions(terms, image, texts, fitted.shape[1:3])
             latents = denoise(pipeline, base, conditions, num_inference_steps, [seeds[index] for index in indices])
             results = _resize_all(decode_images(pipeline.vae, latents), (batch.shape[2], batch.shape[1]))
@@ -65,12 +65,6 @@ def fitting_size(pipeline: DiffusionPipeline, width: int, height: int) -> tuple[
     """Returns the nearest size that the autoencoder can halve as often as it does."""
     factor = pipeline.vae_scale_factor
     return max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
-
-
-def encode_texts(pipeline: DiffusionPipeline, base: Architecture, texts: Sequence[str]) -> Texts:
-    """Encodes texts in the denoiser's precision."""
-    dtype = base.denoiser(pipeline).dtype
-    return base.text_encoders(pipeline).encode(texts).map(lambda values: values.to(dtype))
 
 
 def encode_images(pipeline: DiffusionPipeline, base: Architecture, images: NDArray[np.uint8]) -> Tensor:

@@ -104,6 +104,11 @@ class Architecture(ABC):
     def text_encoders(self, pipeline: DiffusionPipeline) -> TextEncoders:
         """Returns a loaded pipeline's text encoders."""
 
+    def encode(self, pipeline: DiffusionPipeline, texts: Sequence[str]) -> Texts:
+        """Encodes texts with a loaded pipeline, in its denoiser's precision."""
+        dtype = self.denoiser(pipeline).dtype
+        return self.text_encoders(pipeline).encode(texts).map(lambda values: values.to(dtype))
+
     @abstractmethod
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:
         """Loads the base's text encoders, frozen, in float32."""
@@ -160,9 +165,10 @@ def architecture_named(name: str, *, what: str) -> Architecture:
 
 def architecture_of(pipeline: DiffusionPipeline) -> Architecture:
     """Returns the architecture of a loaded pipeline. ValueError if it is not supported."""
-    names = {name for architecture in architectures() for name in architecture.pipelines}
+    present = {name: architecture for architecture in architectures() for name in architecture.pipelines}
     own = [kind.__name__ for kind in type(pipeline).__mro__]
-    return architecture_named(next((name for name in own if name in names), own[0]), what="the model")
+    known = next((name for name in own if name in present), None)
+    return present[known] if known else architecture_named(own[0], what="the model")
 
 
 def base_architecture(config: TrainingConfig) -> Architecture:

@@ -40,10 +40,10 @@ class TwoClips(ClipTexts):
             outputs.append(encoder(ids.to(encoder.device), output_hidden_states=True))
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         encoded = Texts(hidden, outputs[-1].text_embeds)
-        is_empty = torch.tensor([text == "" for text in texts], device=hidden.device)
-        if not (self.zeros_for_none and is_empty.any()):
+        is_empty = [text == "" for text in texts]
+        if not (self.zeros_for_none and any(is_empty)):
             return encoded
-        return encoded.replaced(is_empty, encoded.map(torch.zeros_like))
+        return encoded.replaced(torch.tensor(is_empty, device=hidden.device), encoded.map(torch.zeros_like))
 
 
 class StableDiffusionXL(StableDiffusion):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ip2p.config import RenderingConfig
 from ip2p.images import Array
@@ -131,10 +132,9 @@ def decode_latents(pipeline: DiffusionPipeline, latents: Tensor) -> Array:
     return decode_images(vae, latents)
 
 
-def fits_text_encoder(pipeline: DiffusionPipeline, candidate: Candidate) -> bool:
+def fits_tokenizers(tokenizers: Sequence[PreTrainedTokenizerBase], candidate: Candidate) -> bool:
     """Returns True if both captions, start and end tokens included, fit each tokenizer's `model_max_length`."""
     texts = (candidate.triplet.original_prompt, candidate.triplet.edited_prompt)
-    tokenizers = architecture_of(pipeline).text_encoders(pipeline).tokenizers
     with tokenizer_lock:
         return all(
             len(tokenizer(text, truncation=False, verbose=False).input_ids) <= tokenizer.model_max_length
@@ -158,5 +158,4 @@ def encode_texts(pipeline: DiffusionPipeline, base: Architecture, texts: Sequenc
     """Encodes N texts in the denoiser's precision; equal ones are encoded once."""
     unique = list(dict.fromkeys(texts))
     places = [unique.index(text) for text in texts]
-    dtype = base.denoiser(pipeline).dtype
-    return base.text_encoders(pipeline).encode(unique).map(lambda values: values.to(dtype)[places])
+    return base.encode(pipeline, unique).map(lambda values: values[places])

@@ -104,7 +104,8 @@ def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accele
         accelerator.process_index,
         accelerator.num_processes,
     )
-    trained, network = new_trained(base.load_widened(config), base, config, accelerator, num_steps)
+    denoiser = base.widen(base.load_denoiser(config), 2 * pairs.latent_shape[0])
+    trained, network = new_trained(denoiser, base, config, accelerator, num_steps)
     noise, latents = noise.to(accelerator.device), load_latent_space(config)
     return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream), num_steps
 
