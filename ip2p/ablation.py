@@ -18,6 +18,7 @@ from ip2p.config import EditTypeRendering, PipelineConfig, RenderingConfig, Thre
 from ip2p.config.files import read_run, read_run_data
 from ip2p.console import suggest
 from ip2p.scoring import BOUNDS
+from ip2p.scoring.score import LEAST_SIMILARITY
 from ip2p.store import RunFolder, read_summary
 
 SHARE = 0.1
@@ -30,9 +31,6 @@ EDITORS_OWN = ("dataset", "model", "training")
 """Parts that only the variant that changes nothing takes over."""
 LINKED = (".parquet", ".safetensors")
 """Suffixes of files that are never written in place, so that a hard link is safe."""
-
-LEAST_SIMILARITY = -1.0
-"""Minimum that every similarity passes."""
 
 Rendering = TypeVar("Rendering", RenderingConfig, EditTypeRendering)
 

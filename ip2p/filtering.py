@@ -90,9 +90,14 @@ def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
     return config.per_edit_type.get(edit_type, config.thresholds)
 
 
+def count_values(column: pa.ChunkedArray) -> dict[str, int]:
+    """Counts each value of a column."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
+
+
 def count_verdicts(table: pa.Table) -> dict[str, int]:
     """Counts `candidates`, `accepted` and each reason."""
-    counts = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"]).to_pylist()}
+    counts = count_values(table["reason"])
     return {"candidates": len(table), "accepted": counts.pop("", 0), **dict(sorted(counts.items()))}
 
 

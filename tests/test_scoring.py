@@ -18,6 +18,7 @@ import ip2p.scoring
 from ip2p import ablation, rendering, store
 from ip2p.config import FilteringConfig, PipelineConfig, ScoringConfig, Thresholds, fingerprint, to_dict
 from ip2p.config.files import overlay
+from ip2p.config.filtering import path_of
 from ip2p.dataset.card import describe_rejections
 from ip2p.filtering import REASONS, check_thresholds, judge
 from ip2p.records import PairScores
@@ -135,6 +136,8 @@ def test_advice_on_a_score_that_is_not_measured_says_what_measures_it(tmp_path: 
     config = PipelineConfig(out=tmp_path, filtering=FilteringConfig(thresholds=Thresholds(ssim=0.5)))
     write_rejected(config, {"low_ssim": ("", 2)})
     said = describe_rejections(config)
+    assert path_of(Thresholds, "max_ssim") == "max_ssim" and path_of(Thresholds, "warmth") == "further.warmth"
+    assert path_of(ScoringConfig, "ssim") == "ssim" and path_of(ScoringConfig, "heat") == "further.heat"
     assert "Lower filtering.thresholds.ssim (now 0.5) or set scoring.ssim, without which it is not measured" in said
 
 
@@ -171,6 +174,7 @@ import pyarrow.parquet as pq
 from pathlib import Path
 from ip2p import rendering
 from ip2p.config.files import read_run
+from ip2p.dataset.card import describe_rejections
 from ip2p.dataset.inspection import describe
 from ip2p.dataset.schema import COLUMNS
 from ip2p.filtering import FIRST_LOOK
@@ -188,6 +192,7 @@ counts = rendering.refilter(strict)
 assert counts["high_warmth"] == sum(row["warmth"] > middle for row in rows) > 0, counts
 assert reason_name("high_warmth") == "picture too warm" and SCORES["warmth"] == "warmth" and "warmth" in COLUMNS
 assert "warmth, accepted" in describe(strict) and "picture too warm" in describe(strict)
+assert f"aise filtering.thresholds.further.max_warmth (now {middle:g})" in describe_rejections(strict)
 """
 
 

@@ -15,8 +15,13 @@ from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_positive
 Selection = Literal["best", "first"]
 
 
-def _own_fields(config: ScoringConfig | Thresholds) -> list[str]:
-    return [field.name for field in fields(config) if field.name != "further"]
+def path_of(section: type[ScoringConfig] | type[Thresholds], name: str) -> str:
+    """Returns where a section keeps the setting of this name: in a field, or in `further` if it has none for it."""
+    return name if name in _own_fields(section) else f"further.{name}"
+
+
+def _own_fields(config: object) -> list[str]:
+    return [field.name for field in fields(config) if field.name != "further"]  # type: ignore[arg-type]
 
 
 def _check_further(config: ScoringConfig | Thresholds, section: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, Thresholds
+from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, ScoringConfig, Thresholds
+from ip2p.config.filtering import path_of
 from ip2p.dataset.schema import CARD_FEATURES
 from ip2p.dataset.split import SPLITS
 from ip2p.filtering import FIRST_LOOK, REASONS, thresholds_for
@@ -87,9 +88,10 @@ def _loosening(config: PipelineConfig, reason: str, edit_type: str) -> str:
     section = f"filtering.per_edit_type.{edit_type}" if own else "filtering.thresholds"
     value = thresholds_for(config.filtering, edit_type).bounds.get(bound.threshold)
     now = "" if value is None else f" (now {value:g})"
-    change = f"{bound.loosening} {section}.{bound.threshold}{now}"
-    measured = bound.score.is_wanted(config.scoring)
-    return change if measured else f"{change} or set scoring.{bound.score.setting}, without which it is not measured"
+    change = f"{bound.loosening} {section}.{path_of(Thresholds, bound.threshold)}{now}"
+    if bound.score.is_wanted(config.scoring) or not bound.score.setting:
+        return change
+    return f"{change} or set scoring.{path_of(ScoringConfig, bound.score.setting)}, without which it is not measured"
 
 
 def write_card(config: PipelineConfig, folder: Path, counts: Counts) -> None:

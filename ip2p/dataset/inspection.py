@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
-from ip2p.filtering import REASONS, measure_acceptance
+from ip2p.filtering import REASONS, count_values, measure_acceptance
 from ip2p.scoring import SCORE_COLUMNS, SCORES, Score
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -60,17 +60,13 @@ def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:
         if name not in ("shards", "seconds"):
             yield f"{name:<22} {count:>9}"
     yield f"{'candidates':<22} {len(table):>9}"
-    for reason, count in sorted(_count(table["reason"]).items(), key=lambda item: -item[1]):
+    for reason, count in sorted(count_values(table["reason"]).items(), key=lambda item: -item[1]):
         words = f"  {REASONS[reason]}" if reason in REASONS else ""
         yield f"{reason or 'accepted':<22} {count:>9}  {count / len(table):6.1%}{words}"
     rows = store.read_summary(config.out).get("dataset", {})
     for name in ("train", "test", "split_conflict", "near_duplicate", "beyond_share"):
         if name in rows:
             yield f"{'dataset: ' + name:<22} {rows[name]:>9}"
-
-
-def _count(column: pa.ChunkedArray) -> dict[str, int]:
-    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
 
 
 def _scores(table: pa.Table, scores: Mapping[str, Score]) -> Iterator[str]:
@@ -96,7 +92,7 @@ def _duplicates(table: pa.Table) -> Iterator[str]:
     """Reports captions and instructions that several triplets share."""
     first = table.group_by("triplet_id").aggregate([(name, "min") for name in _TEXTS])
     for name in _TEXTS:
-        counts = _count(first[f"{name}_min"])
+        counts = count_values(first[f"{name}_min"])
         most, num = max(counts.items(), key=lambda item: item[1])
         yield f"{name:<18} {len(counts)} distinct of {len(first)}; the most frequent, {num} times: {most}"
 
@@ -118,7 +114,7 @@ def _repeats(folder: store.RunFolder) -> Iterator[str]:
 
 
 def _examples(table: pa.Table, scores: Mapping[str, Score]) -> Iterator[str]:
-    for reason in sorted(_count(table["reason"])):
+    for reason in sorted(count_values(table["reason"])):
         rows = table.filter(pc.equal(table["reason"], reason)).slice(0, 200)
         step = max(1, len(rows) // NUM_EXAMPLES)
         for row in rows.take(pa.array(range(0, len(rows), step))).slice(0, NUM_EXAMPLES).to_pylist():

@@ -157,15 +157,14 @@ def load_domain(name: str) -> Domain:
 
 
 def hold_out_cases(config: PipelineConfig, domain: Domain | None, data: Path | None = None) -> list[EditCase]:
-    """Draws a run's held-out edits, or reads the first of its dataset's test split, or else its validation split.
+    """Draws a run's held-out edits, or reads the first of its dataset's test split.
 
     `data` is a dataset folder other than the run's own. Leaves broken pictures out. ValueError if a column is missing.
     """
     if domain is not None:
         return domain.draw_cases(config.evaluation.num_edits, config.evaluation.seed)
     folder = data or RunFolder(config.out).dataset
-    location = Location(str(folder), "path")
-    files = folder.is_dir() and (split_files(location, "test") or split_files(location, "validation"))
+    files = folder.is_dir() and split_files(Location(str(folder), "path"), "test")
     if not files:
         return []
     table = ParquetTable(files)

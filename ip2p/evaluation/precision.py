@@ -23,14 +23,13 @@ from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.evaluation.cases import load_domain
 from ip2p.evaluation.measures.oracle import OracleMeasure, verdict_of
-from ip2p.evaluation.metrics import Figures, select, summarise
+from ip2p.evaluation.metrics import Figures, Record, select, summarise
 from ip2p.images import open_pixels
-from ip2p.records import EditTriplet
+from ip2p.records import TEXT_COLUMNS, EditTriplet
+from ip2p.sources.columns import SIDES
 
 logger = logging.getLogger(__name__)
 
-_TRIPLET = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "source")
-_IMAGES = ("original_image", "edited_image")
 _KEYS = [("triplet_id", pa.string()), ("candidate", pa.int64()), ("edit_type", pa.string()), ("accepted", pa.bool_())]
 SCHEMA = pa.schema([*_KEYS, *((column.name, column.type) for column in OracleMeasure.columns)])
 
@@ -49,11 +48,16 @@ def oracle_precision(config: PipelineConfig) -> Figures:
     _judge_shards(shards, folder, domain_name)
     records = [row for shard in shards for row in pq.read_table(folder / shard.name).to_pylist()]
     num_candidates = sum(int(pq.read_metadata(path).num_rows) for path in run.shards("candidates"))
+    return precision_of(records, num_candidates, load_domain(domain_name).edit_types())
+
+
+def precision_of(records: Sequence[Record], num_candidates: int, edit_types: Sequence[str]) -> Figures:
+    """Sums verdicts up; all candidates count only if every one was judged."""
     groups = {
         "oracle_precision": select(records, accepted=True),
         "oracle_precision_all": records if len(records) == num_candidates else [],
     }
-    edit_types, figures = load_domain(domain_name).edit_types(), Figures()
+    figures = Figures()
     for name, group in groups.items():
         figures |= as_precision(name, summarise(group, edit_types))
     return figures
@@ -97,11 +101,11 @@ def _verdicts_hash(shard: Path, domain_name: str) -> str:
 def _judge_shard(shard: Path, folder: Path, domain_name: str) -> None:
     domain = load_domain(domain_name)
     started, rows = time.monotonic(), []
-    columns = dict.fromkeys((*(name for name, _ in _KEYS), *_TRIPLET, *_IMAGES))
+    columns = dict.fromkeys((*(name for name, _ in _KEYS), *TEXT_COLUMNS, *SIDES))
     for batch in pq.ParquetFile(shard).iter_batches(batch_size=64, columns=list(columns)):
         for row in batch.to_pylist():
-            triplet = EditTriplet(**{name: row[name] or "" for name in _TRIPLET})
-            judgement = domain.judge_pair(triplet, *(open_pixels(row[name]["bytes"]) for name in _IMAGES))
+            triplet = EditTriplet(**{name: row[name] or "" for name in TEXT_COLUMNS})
+            judgement = domain.judge_pair(triplet, *(open_pixels(row[name]["bytes"]) for name in SIDES))
             rows.append({name: row[name] for name, _ in _KEYS} | verdict_of(judgement))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     verdicts_hash, seconds = _verdicts_hash(shard, domain_name), time.monotonic() - started

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from ip2p.config import ScoringConfig
 from ip2p.scoring.score import Bound, Score, Side
 
 BESIDE = ("score", "scorer")
@@ -38,4 +39,13 @@ _SIDES: tuple[Side, ...] = ("low", "high")
 BOUNDS = {bound.reason: bound for side in _SIDES for score in SCORES.values() if (bound := Bound(score, side)).words}
 """The bounds of all scores by the reason of a pair beyond them, in the order in which they are checked."""
 
-__all__ = ["BOUNDS", "SCORES", "SCORE_COLUMNS", "Score"]
+
+def check_settings(config: ScoringConfig) -> None:
+    """Raises ValueError for a setting that no score reads, and lists those that exist."""
+    settings = [score.setting for score in SCORES.values() if score.setting]
+    for name in config.further:
+        if name not in settings:
+            raise ValueError(f"scoring.further sets {name}, which no score reads. Known are: {', '.join(settings)}.")
+
+
+__all__ = ["BOUNDS", "SCORES", "SCORE_COLUMNS", "Score", "check_settings"]

@@ -107,7 +107,10 @@ def safety_head(weights: dict[str, Tensor]) -> NsfwHead:
 
 
 def _prepare(config: ScoringConfig) -> Measure:
-    head = load_nsfw_head(config.nsfw_head or "")
+    from ip2p.models.loading import load_once
+
+    source = config.nsfw_head or ""
+    head = load_once(("nsfw-head", source), lambda: load_nsfw_head(source))
 
     def measure(batch: Batch) -> list[float]:
         worse: list[float] = head(batch.embeddings).view(2, -1).amax(0).tolist()

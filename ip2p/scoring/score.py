@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+LEAST_SIMILARITY = -1.0
+"""Minimum that every similarity passes."""
 Side = Literal["low", "high"]
 """On which side of its bound a score can be out of bounds."""
 

@@ -17,7 +17,7 @@ from ip2p.config import ScoringConfig
 from ip2p.models import loading
 from ip2p.models.texts import tokenizer_lock
 from ip2p.records import EditTriplet, PairScores
-from ip2p.scoring import SCORES
+from ip2p.scoring import SCORES, check_settings
 from ip2p.scoring.score import Batch, Measure
 
 SMALLEST_STEP = 1e-6
@@ -114,10 +114,7 @@ class Scorer:
 
 def load_scorer(config: ScoringConfig) -> Scorer:
     """Loads the models of a config's scores. ValueError if `scoring.further` names a setting that no score reads."""
-    settings = [score.setting for score in SCORES.values() if score.setting]
-    for name in config.further:
-        if name not in settings:
-            raise ValueError(f"scoring.further sets {name}, which no score reads. Known are: {', '.join(settings)}.")
+    check_settings(config)
     measures = {name: score.prepare(config) for name, score in SCORES.items() if score.is_wanted(config)}
     return Scorer(load_pair_scorer(config), measures)
 
