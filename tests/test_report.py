@@ -24,6 +24,8 @@ from PIL import Image
 from ip2p import store
 from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.report import write_report
+from ip2p.report.data import precisions
+from ip2p.report.reading import read_run
 from ip2p.report.svg import ticks
 from ip2p.shapes.language import EDIT_TYPES
 from tests.example_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
@@ -246,6 +248,17 @@ def test_a_prompt_cannot_smuggle_markup_into_the_page(run_folder: Path, tmp_path
     store.write_shard(store.RunFolder(config.out).shard("candidates", 0), table, fingerprint="x", seconds=0.0)
     page = write_report(config).read_text()
     assert HOSTILE not in page and "&lt;script&gt;alert" in page and page.count("<script") == 1
+
+
+def test_the_oracles_share_is_counted_from_its_verdicts_if_the_summary_lacks_it(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    config = copied(run_folder, tmp_path)
+    before = precisions(read_run(config))
+    summary = store.read_json(config.out / "summary.json")
+    store.write_json(config.out / "summary.json", summary | {"dataset": {"seconds": 2.1}})
+    assert before[0] is not None and before[1] is not None
+    assert precisions(read_run(config)) == before
 
 
 def test_report_of_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:

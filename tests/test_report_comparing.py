@@ -63,6 +63,14 @@ def test_runs_are_compared_edit_by_edit(tmp_path: Path) -> None:
     assert told.curves is not None and told.curves.svg.count('class="band') == 2 and told.pictures is None
 
 
+def test_a_run_without_a_sweep_is_not_counted_among_the_curves_left_out(tmp_path: Path) -> None:
+    first, other = (write_run(tmp_path / name, [True, False]) for name in ("one", "two"))
+    path = other.out / "evaluation/figures.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": []}))
+    curves = describe_comparison([first, other]).curves
+    assert curves is not None and curves.num_left_out == 0
+
+
 def test_other_pictures_are_not_paired(tmp_path: Path) -> None:
     first = write_run(tmp_path / "one", [True, False])
     other = write_run(tmp_path / "two", [True, False])

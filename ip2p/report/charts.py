@@ -15,7 +15,7 @@ from ip2p.config import Thresholds
 from ip2p.report.facts import Figure, Figures
 from ip2p.report.format import count, percent, score
 from ip2p.report.svg import MARKS, Chart, Drawing, Frame, Point, legend, padded
-from ip2p.scoring.score import Bound, Score
+from ip2p.scoring.score import LEAST_SIMILARITY, Bound, Score
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def _bounds_of(score: Score, thresholds: Thresholds) -> dict[str, float]:
     """Returns the thresholds of a score by their sign; one that every similarity passes is left out."""
     bounds = {"≥": thresholds.bounds.get(Bound(score, "low").threshold)}
     bounds["≤"] = thresholds.bounds.get(Bound(score, "high").threshold)
-    floor = -1.0 if score.is_similarity else -math.inf
+    floor = LEAST_SIMILARITY if score.is_similarity else -math.inf
     return {sign: value for sign, value in bounds.items() if value is not None and value > floor}
 
 
@@ -248,7 +248,7 @@ def tradeoff_chart(curves: Mapping[str, Sequence[Figures]]) -> Chart | None:
             tip = f"{name}{point.at}: direction {point.x.value:.3f}, image {point.y.value:.3f}"
             drawing.mark(*point.place, number, tip)
     _label(drawing, list(drawn.values()))
-    return Chart(title, drawing.svg(), legend(list(drawn)), len(curves) - len(drawn))
+    return Chart(title, drawing.svg(), legend(list(drawn)), sum(map(bool, curves.values())) - len(drawn))
 
 
 def _label(drawing: Drawing, curves: Sequence[Sequence[CurvePoint]]) -> None:

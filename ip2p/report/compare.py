@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,10 @@ from ip2p.store import RunFolder
 
 logger = logging.getLogger(__name__)
 
+NUM_OF_BENCHMARK = 120
+"""Edits that a benchmark's page shows."""
+CaseHashes = Callable[[Path], Sequence[str]]
+"""Reads a hash of every held-out picture from a file of cases."""
 Key = tuple[str, str]
 """What makes an edit the same in two runs: the hash of its picture, and its instruction."""
 
@@ -81,6 +86,7 @@ def describe_comparison(configs: Sequence[PipelineConfig]) -> Comparison:
         if not facts.evaluation.editor.n:
             out = facts.config.out
             raise ValueError(f"{out} was not evaluated. Run `ip2p evaluate {out}` first.")
+    hashes = functools.cache(_case_hashes)  # of all held-out pictures, for the figures and for the sheet
     curves = {name: facts.evaluation.curve for name, facts in runs.items()}
     judged = {name: figures for name, facts in runs.items() if (figures := facts.evaluation.editor).get("success")}
     by_type = {name: types_and_all(figures) for name, figures in judged.items()}
@@ -88,11 +94,11 @@ def describe_comparison(configs: Sequence[PipelineConfig]) -> Comparison:
         names=names,
         table=_runs_table(runs),
         judges=_judges(runs),
-        paired=_paired(runs),
+        paired=_paired(runs, hashes),
         curves=tradeoff_chart(curves),
         points=points_table(curves),
         by_type=by_type_chart(by_type, "success", "Success by edit type", "share of held-out edits that succeed"),
-        pictures=_same_edits(runs),
+        pictures=_same_edits(runs, hashes),
         cost=_beside([_rates(facts) for facts in runs.values()]),
         settings=_different([dict(setting_rows(to_dict(config).items())) for config in configs]),
     )
@@ -159,17 +165,17 @@ def _short_names(configs: Sequence[PipelineConfig]) -> list[str]:
     return [f"{path.name} ({number})" for number, path in enumerate(paths, 1)]
 
 
-def _paired(runs: Mapping[str, RunFacts]) -> list[PairedLine]:
+def _paired(runs: Mapping[str, RunFacts], hashes_of: CaseHashes) -> list[PairedLine]:
     """Tests every other run against the first."""
-    first, *others = (_scored_edits(facts.config) for facts in runs.values())
+    first, *others = (_scored_edits(facts.config, hashes_of) for facts in runs.values())
     return paired_lines({name: paired(first, edits) for name, edits in zip(list(runs)[1:], others, strict=True)})
 
 
-def _scored_edits(config: PipelineConfig) -> list[Json]:
+def _scored_edits(config: PipelineConfig, hashes_of: CaseHashes) -> list[Json]:
     """Reads the scores of the trained editor's held-out edits; `case` is their picture, words and seed."""
     folder = RunFolder(config.out).evaluation
     try:
-        hashes = _case_hashes(folder / "cases.parquet")
+        hashes = hashes_of(folder / "cases.parquet")
         rows = pq.read_table(folder / "scores.parquet").to_pylist()
         edits = [row for row in rows if row["model"] == "model" and row["kind"] == "edit"]
         return [row | {"case": (hashes[row["case"]], row["edit_prompt"], row.get("seed"))} for row in edits]
@@ -187,11 +193,11 @@ def _case_hashes(file: Path) -> list[str]:
     return hashes
 
 
-def _same_edits(runs: Mapping[str, RunFacts]) -> Sheet | None:
+def _same_edits(runs: Mapping[str, RunFacts], hashes_of: CaseHashes) -> Sheet | None:
     """Shows the edits that all runs made, side by side; None if there are none."""
     runs = dict(list(runs.items())[:MOST_EDITORS])
     try:
-        edits = {name: _by_key(facts) for name, facts in runs.items()}
+        edits = {name: _by_key(facts, hashes_of) for name, facts in runs.items()}
     except UNREADABLE as error:
         logger.warning("left the pictures out of the comparison: %s", error)
         return None
@@ -207,10 +213,10 @@ def _same_edits(runs: Mapping[str, RunFacts]) -> Sheet | None:
     return side_by_side(same, first.cases, {"clip_direction": "direction"}, len(shared), verdicts, order)
 
 
-def _by_key(facts: RunFacts) -> dict[Key, HeldOutEdit]:
+def _by_key(facts: RunFacts, hashes_of: CaseHashes) -> dict[Key, HeldOutEdit]:
     if facts.cases is None:
         return {}
-    hashes = _case_hashes(facts.cases)
+    hashes = hashes_of(facts.cases)
     return {(hashes[edit.case], edit.edit_prompt): edit for edit in facts.edits}
 
 
@@ -312,7 +318,7 @@ def _pictures(folder: Path, names: Sequence[str], titles: Mapping[str, str]) -> 
     edits = {editor_name(name): _edits_of(folder, name) for name in names[:MOST_EDITORS]}
     first = next(iter(edits.values()), {})
     shared = [edit for case, edit in sorted(first.items()) if all(case in other for other in edits.values())]
-    chosen = take_turns(shared, lambda edit: edit.edit_type, NUM_SIDE_BY_SIDE)
+    chosen = take_turns(shared, lambda edit: edit.edit_type, NUM_OF_BENCHMARK)
     same = {name: [by_case[edit.case] for edit in chosen] for name, by_case in edits.items()}
     return side_by_side(same, folder / "cases.parquet", titles, len(shared)) if chosen else None
 

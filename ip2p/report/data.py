@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ip2p.filtering import count_values
 from ip2p.prompts import inspection
 from ip2p.report.charts import Floats, by_type_chart, loss_chart, score_histogram
 from ip2p.report.facts import Figures, Json, count_of, is_number, mapping, read_figure, sequence
@@ -56,8 +57,7 @@ def num_accepted(facts: RunFacts) -> int:
 
 def _reasons_of(table: pa.Table) -> tuple[int, list[tuple[str, int]]]:
     """Counts the rows that were kept, and the others by reason, the most frequent first."""
-    values = pc.value_counts(pc.fill_null(table["reason"].cast(pa.string()), ""))
-    counts = Counter({pair["values"]: pair["counts"] for pair in values.to_pylist()})
+    counts = Counter(count_values(pc.fill_null(table["reason"].cast(pa.string()), "")))
     kept = counts.pop("", 0)
     return kept, [(reason_name(reason), num) for reason, num in counts.most_common()]
 
@@ -198,8 +198,7 @@ def precision(facts: RunFacts) -> Precision | str:
 
 def precisions(facts: RunFacts) -> tuple[Figures | None, Figures | None]:
     """Returns the share that is right: of the accepted pairs, and of all candidates if all were judged."""
-    summary = facts.summary_of("dataset")
-    return _precision(summary, "oracle_precision"), _precision(summary, "oracle_precision_all")
+    return _precision(facts.precision, "oracle_precision"), _precision(facts.precision, "oracle_precision_all")
 
 
 def _precision(summary: Json, name: str) -> Figures | None:
@@ -250,7 +249,7 @@ def cost(facts: RunFacts) -> Cost | str:
         return "No stage has recorded its time yet."
     most = max(facts.seconds.values(), default=1.0) or 1.0
     stages = [
-        Bar(STAGES[stage], round(100 * seconds / most, 2), duration(seconds))
+        Bar(STAGES.get(stage, stage), round(100 * seconds / most, 2), duration(seconds))
         for stage, seconds in facts.seconds.items()
     ]
     return Cost(stages, duration(sum(facts.seconds.values())), rates)

@@ -8,23 +8,10 @@ from dataclasses import dataclass
 from ip2p import scoring
 from ip2p.evaluation.measures import columns
 from ip2p.filtering import REASONS as FILTER_REASONS
+from ip2p.prompts.format import REASONS as PROMPT_REASONS
 from ip2p.report.facts import Figure, Figures
 
-REASONS = {
-    "": "accepted",
-    "unparsable": "not parsable",
-    "no_op": "no change",
-    "too_long": "too long",
-    "duplicate": "duplicate",
-    "near_duplicate": "close to an earlier one",
-    "wrong_types": "fields of the wrong type",
-    "refused": "refused by the server",
-    "language": "not English",
-    "banned": "banned word",
-    "moderated": "refused by moderation",
-    "disagreement": "caption and instruction disagree",
-    **FILTER_REASONS,
-}
+REASONS: dict[str, str] = {"": "accepted", **PROMPT_REASONS, **FILTER_REASONS}
 
 SCORES = {score.column: score.title for score in scoring.SCORES.values()}
 """Short names of a pair's scores by column."""

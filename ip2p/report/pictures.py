@@ -65,7 +65,10 @@ class Album:
 
 
 def inline(content: bytes) -> Thumbnail | None:
-    """Returns a picture as a data URI; None if it does not decode."""
+    """Returns a picture as a data URI; None if it does not decode.
+
+    The pictures are those that a run stored, upright and without transparency, so a large JPEG is decoded at a draft.
+    """
     try:
         with Image.open(io.BytesIO(content)) as opened:
             opened.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))
@@ -149,9 +152,9 @@ def write_strip(path: Path, edits: Sequence[HeldOutEdit], cases: Path | None, or
     _write_columns(path, inputs, outputs, [edit.edit_prompt for edit in firsts])
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair], num: int = 2 * PER_ROW) -> None:
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     """Writes accepted pairs, in turns from every edit type: original above edited above the instruction."""
-    chosen = take_turns([pair for pair in pairs if pair.accepted], lambda pair: pair.edit_type, num)
+    chosen = take_turns([pair for pair in pairs if pair.accepted], lambda pair: pair.edit_type, 2 * PER_ROW)
     originals, edited = (
         read_images([pair.place for pair in chosen], f"{side}_image") for side in ("original", "edited")
     )

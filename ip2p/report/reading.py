@@ -7,7 +7,6 @@ columns, and only a limited number of rows become more than that, so that a larg
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.evaluation.cases import EditJudgement
 from ip2p.evaluation.precision import SCHEMA as ORACLE_SCHEMA
+from ip2p.evaluation.precision import precision_of
 from ip2p.prompts.inspection import COLUMNS as GENERATION_COLUMNS
 from ip2p.report.facts import (
     UNREADABLE,
@@ -38,6 +38,7 @@ from ip2p.report.facts import (
     read_evaluation,
 )
 from ip2p.scoring import SCORE_COLUMNS
+from ip2p.store.journal import RecordFile
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class RunFacts:
     generations: list[dict[str, str]]
     """Whole rows of the triplets, at most MOST_GENERATIONS."""
     candidates: pa.Table
+    precision: Json
+    """What `evaluation.precision` says of the pairs."""
     pairs: list[Pair]
     loss: list[tuple[int, float]]
     """(step, loss)."""
@@ -98,14 +101,17 @@ def read_run(config: PipelineConfig) -> RunFacts:
     run = store.RunFolder(config.out)
     summary, figures = _read_object(run.root / "summary.json"), _read_object(run.evaluation / "figures.json")
     evaluation = read_evaluation(figures)
+    candidates = read_table(run.shards("candidates"), _CANDIDATE, (*_COSTS, *SCORE_COLUMNS))
+    oracle = read_table(run.shards("evaluation/oracle"), ORACLE_SCHEMA.names)
     return RunFacts(
         name=run.root.resolve().name,
         config=config,
         summary=summary,
         triplets=read_table(run.shards("triplets"), ("caption", "reason")),
         generations=_read_generations(run.shards("triplets")),
-        candidates=read_table(run.shards("candidates"), _CANDIDATE, (*_COSTS, *SCORE_COLUMNS)),
-        pairs=_read_pairs(run),
+        candidates=candidates,
+        precision=_read_precision(mapping(summary.get("dataset")), oracle, candidates.num_rows, evaluation),
+        pairs=_read_pairs(run, oracle),
         loss=_or([], lambda: list(_read_loss(run.training / "loss.jsonl"))),
         evaluation=evaluation,
         edits=list(_read_edits(run, evaluation.parts)),
@@ -171,7 +177,7 @@ def _read_generations(files: Sequence[Path]) -> list[dict[str, str]]:
     return [{name: str(value or "") for name, value in row.items()} for row in rows[:MOST_GENERATIONS]]
 
 
-def _read_pairs(run: store.RunFolder) -> list[Pair]:
+def _read_pairs(run: store.RunFolder, oracle: pa.Table) -> list[Pair]:
     """Reads pairs from all over the run, of no more shards than can be looked into."""
     shards = spread(run.shards("pairs"), MOST_SHARDS)
     rows: list[tuple[Place, dict[str, object]]] = []
@@ -179,13 +185,19 @@ def _read_pairs(run: store.RunFolder) -> list[Pair]:
         if readable := _or(0, functools.partial(num_readable, shard, len(shards))):
             part = _read_rows(shard, _PAIR, readable, tuple(SCORE_COLUMNS))
             rows += [(Place(shard, index), row) for index, row in enumerate(part)]
-    judgements = _read_judgements(run, {str(row["triplet_id"]) for _, row in rows})
+    judgements = _judgements_of(oracle, {str(row["triplet_id"]) for _, row in rows})
     return [pair_of(row, place, judgements) for place, row in rows]
 
 
-def _read_judgements(run: store.RunFolder, triplet_ids: set[str]) -> dict[tuple[str, int], EditJudgement | None]:
-    """Reads the domain's verdicts on the pairs of some triplets, by (triplet id, candidate)."""
-    oracle = read_table(run.shards("evaluation/oracle"), ORACLE_SCHEMA.names)
+def _read_precision(summary: Json, oracle: pa.Table, num_candidates: int, evaluation: Evaluation) -> Json:
+    """Returns the share of right pairs from the dataset's summary, or counted from the verdicts if it is not there."""
+    if "oracle_precision" in summary or not oracle.num_rows:
+        return summary
+    return precision_of(oracle.to_pylist(), num_candidates, list(evaluation.editor.by_type))
+
+
+def _judgements_of(oracle: pa.Table, triplet_ids: set[str]) -> dict[tuple[str, int], EditJudgement | None]:
+    """Returns the domain's verdicts on the pairs of some triplets, by (triplet id, candidate)."""
     if not oracle.num_rows:
         return {}
     inside = pc.is_in(oracle["triplet_id"].cast(pa.string()), value_set=pa.array(triplet_ids, pa.string()))
@@ -202,8 +214,8 @@ def _read_edits(run: store.RunFolder, parts: Sequence[str]) -> Iterator[HeldOutE
 
 
 def _read_loss(path: Path) -> Iterator[tuple[int, float]]:
-    for line in path.read_text().splitlines():
-        row = mapping(_or(None, functools.partial(json.loads, line)))
+    for record in RecordFile(path).read():
+        row = mapping(record)
         step, loss = row.get("step"), row.get("loss")
         if isinstance(step, int) and isinstance(loss, int | float):
             yield step, float(loss)

@@ -65,11 +65,11 @@ class Drawing:
         path = " ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in points)
         self.elements.append(f'<polyline class="{css}" points="{path}"/>')
 
-    def mark(self, x: float, y: float, series: int, tip: str, css: str = "mark") -> None:
+    def mark(self, x: float, y: float, series: int, tip: str) -> None:
         """Draws a point with a tooltip; its shape and colour tell its series."""
         place = f'transform="translate({self.frame.px(x):.1f} {self.frame.py(y):.1f})"'
         path = f'<path d="{MARKS[series % len(MARKS)]}" {place}>'
-        self.elements.append(f'<g class="{css} s{series}">{path}<title>{escape(tip)}</title></path></g>')
+        self.elements.append(f'<g class="mark s{series}">{path}<title>{escape(tip)}</title></path></g>')
 
     def area(self, outlines: Sequence[Sequence[Point]], css: str) -> None:
         """Fills the union of some outlines of data points as one area."""
