@@ -24,7 +24,7 @@ Picture = Image.Image | Path | str | bytes | IO[bytes]
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """The type of an image column, as `datasets` stores it."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26
 """Larger pictures are refused, since they would fill the memory."""
 STORED_AS_IS = ("PNG", "JPEG", "WEBP")

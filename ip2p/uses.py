@@ -20,6 +20,7 @@ from ip2p.config import PipelineConfig, fingerprint, to_dict
 from ip2p.console import log_file, log_to_file
 from ip2p.filtering import check_thresholds
 from ip2p.records import content_hash
+from ip2p.scoring import check_settings
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ def _write_page(config: PipelineConfig, run: Path, variants: Iterable[str]) -> N
 
 DATASET = Work(
     checks=(
+        lambda config, arguments: check_settings(config.scoring),
         lambda config, arguments: check_thresholds(config.filtering),
         check_captions,
         require_pipeline("rendering.model"),
@@ -241,7 +243,7 @@ def carry_out(config: PipelineConfig, name: str, start: Callable[[], object], **
     check_inputs(config, name, **arguments)
     enter(config)
     if any(any((config.out / folder).glob("*")) for folder in use.work.writes):
-        logger.info("going on in %s: what is finished there is kept", config.out)
+        logger.info("resuming in %s: finished work there is kept", config.out)
     if use.is_done is None:
         write_config(config, arguments.get("data"))
     start()
@@ -253,14 +255,14 @@ def carry_out(config: PipelineConfig, name: str, start: Callable[[], object], **
 def record_completion(config: PipelineConfig, name: str, **arguments: Any) -> None:
     """Notes that a use has run to its end in this folder."""
     path = config.out / "completed.json"
-    store.write_json(path, {**_read_completed(path), name: _state(config, name, **arguments)})
+    store.write_json(path, {**store.read_json_or_empty(path), name: _state(config, name, **arguments)})
 
 
 def is_complete(config: PipelineConfig, name: str, **arguments: Any) -> bool:
     """Returns True if the same was asked before, ran to its end, and neither its inputs nor its results changed."""
     if (is_done := USES[name].is_done) is not None:
         return is_done(config, **arguments)
-    noted = _read_completed(config.out / "completed.json").get(name)
+    noted = store.read_json_or_empty(config.out / "completed.json").get(name)
     return noted is not None and noted == _state(config, name, **arguments)
 
 
@@ -275,14 +277,6 @@ def shard_numbers(config: PipelineConfig) -> list[int]:
 def write_config(config: PipelineConfig, data: str | None = None) -> None:
     """Writes the run's resolved config."""
     store.write_run_config(config.out, to_dict(config), data)
-
-
-def _read_completed(path: Path) -> dict[str, Any]:
-    try:
-        notes = store.read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return notes if isinstance(notes, dict) else {}
 
 
 def _state(config: PipelineConfig, name: str, **arguments: Any) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -73,6 +74,18 @@ def test_a_dataset_folder_is_opened_too(run: PipelineConfig) -> None:
     pairs = open_pairs(str(RunFolder(run.out).dataset))
     assert len(pairs.table) == len(find(pairs)) <= 3
     assert side_by_side(pairs, 0)[0].height >= 64
+
+
+def test_pairs_without_any_of_our_columns_are_shown(run: PipelineConfig, tmp_path: Path) -> None:
+    stored = pq.read_table(RunFolder(run.out).shard("pairs", 0))
+    columns = {"source_img": stored["original_image"], "target_img": stored["edited_image"]}
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    for name in ("one", "two"):
+        pq.write_table(pa.table({**columns, "instruction": stored["edit_prompt"]}), folder / f"{name}.parquet")
+    pairs = open_pairs(str(folder))
+    assert find(pairs).tolist() == list(range(2 * len(stored)))
+    assert side_by_side(pairs, len(stored))[0].tobytes() == side_by_side(pairs, 0)[0].tobytes()
 
 
 def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_imports_nothing_heavy(
     assert 2 <= len(done) < 9
     processes.run(processes.command, words, tmp_path / "second.log", environment)
     said = (tmp_path / "second.log").read_text()
-    assert "going on in" in said
+    assert "resuming in" in said
     assert str(config.out / "dataset") in said
     assert all(path.stat().st_mtime_ns == made for path, made in done.items())
     assert len(list(config.out.glob("candidates/*.parquet"))) == 9

@@ -90,6 +90,13 @@ def test_both_spellings_of_the_original_s_files_are_imported(tmp_path: Path, key
     ]
 
 
+def test_an_import_takes_the_first_rows_of_a_file_if_a_number_is_named(tmp_path: Path) -> None:
+    source, out = tmp_path / "source.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({**OURS, "edit_prompt": f"edit {number}"}) + "\n" for number in range(5)))
+    assert run("import", str(source), str(out), "--num-rows", "2") == 0
+    assert [json.loads(line)["edit_prompt"] for line in out.read_text().splitlines()] == ["edit 0", "edit 1"]
+
+
 def test_any_table_is_imported_by_a_mapping_of_its_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "theirs.parquet", tmp_path / "out.jsonl"
     rows = [{"before": "a cat", "do": "make it a dog", "after": "a dog", "kind": "animal"}, {"before": None}]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from ip2p.config import DEFAULT_EDIT_TYPE_RULES, ScreeningConfig
-from ip2p.prompts.format import format_answer, format_prompt, name_edit_type, parse_answer
+from ip2p.prompts.format import REASONS, Reason, format_answer, format_prompt, name_edit_type, parse_answer
 from ip2p.prompts.screening import Screen, is_no_op
 from ip2p.records import EditTriplet
 
@@ -77,3 +79,7 @@ def test_the_instruction_names_its_type(instruction: str, edit_type: str) -> Non
 def test_a_rule_that_is_no_regular_expression_is_a_user_s_mistake() -> None:
     with pytest.raises(ValueError, match=r"edit_type_rules.*'\('"):
         name_edit_type("add a hat", (("(", "add"),))
+
+
+def test_every_reason_has_words() -> None:
+    assert set(get_args(Reason)) - {""} == set(REASONS)

@@ -69,17 +69,25 @@ def open_pairs(source: str) -> Pairs:
         raise ValueError(f"{source} holds no parquet file of pairs. {WAY_OUT}")
     pictures = ParquetTable(files)
     parts = [
-        pq.read_table(file, columns=[name for name in COLUMNS if name in present])
+        _numbered(pq.read_table(file, columns=[name for name in COLUMNS if name in present]))
         for file, present in pictures.names_by_file.items()
     ]
     table = pa.concat_tables(parts, promote_options="default")
     return Pairs(table, image_columns(pictures.names, where=str(files[0].parent)), pictures)
 
 
+def _numbered(table: pa.Table) -> pa.Table:
+    """Adds the row's number, without which a table of none of our columns would have no rows."""
+    return table.append_column("row", pa.array(range(len(table)), pa.int64()))
+
+
 def _open_hub(location: Location) -> Pairs:
     values = list(stream_rows(location, limit=HUB_ROWS, way_out=WAY_OUT, split="train"))
     pictures = ListTable([Row(row, f"{location.word} row {number}") for number, row in enumerate(values, start=1)])
-    texts = [{key: row[key] for key in (*TEXTS, *SCORE_COLUMNS) if key in row} for row in values]
+    texts = [
+        {"row": number, **{key: row[key] for key in (*TEXTS, *SCORE_COLUMNS) if key in row}}
+        for number, row in enumerate(values)
+    ]
     return Pairs(pa.Table.from_pylist(texts), image_columns(pictures.names, where=location.word), pictures)
 
 

@@ -9,7 +9,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial, update_wrapper
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ def serve(page: gr.Blocks, root: Path, *, port: int | None = None, share: bool =
     return str(address)
 
 
-def friendly(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Shows a mistake on the page in one line, without a traceback."""
+def friendly(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Shows a mistake on the page in one line, without a traceback. The page's API calls the function by the name."""
 
     def checked(*values: Any) -> Any:
         try:
@@ -88,7 +88,8 @@ def friendly(call: Callable[..., Any]) -> Callable[..., Any]:
         except (ValueError, RuntimeError, OSError) as error:
             raise gr.Error(first_line(error), print_exception=False) from error
 
-    return update_wrapper(checked, call)
+    checked.__name__ = name
+    return checked
 
 
 def _edit_tab(models: list[str], device: str) -> None:
@@ -121,11 +122,11 @@ def _edit_tab(models: list[str], device: str) -> None:
     inputs = [picture, instruction, model, text, image, steps, seed]
     gr.on(
         [edit.click, instruction.submit],
-        friendly(partial(_edit_once, device)),
+        friendly(partial(_edit_once, device), "edit"),
         [*inputs, history],
         [result, gallery, history],
     )
-    grid.click(friendly(partial(_edit_grid, device)), inputs, cells)
+    grid.click(friendly(partial(_edit_grid, device), "grid"), inputs, cells)
     model.change(default_knobs, model, [text, image, steps])
 
 
@@ -202,9 +203,9 @@ def _pairs_tab(root: Path) -> None:
     cards = Path(tempfile.mkdtemp(prefix="ip2p-page-"))
     atexit.register(shutil.rmtree, cards, ignore_errors=True)
 
-    show = friendly(partial(_show_pairs, cards))
+    show = friendly(partial(_show_pairs, cards), "show")
     filters: list[Any] = [pairs, kinds, verdicts, score, low, high, words, number]
-    load.click(friendly(_open_pairs), source, [pairs, kinds, verdicts, score, number]).then(
+    load.click(friendly(_open_pairs, "open_source"), source, [pairs, kinds, verdicts, score, number]).then(
         show, filters, [count, gallery]
     )
     typed = [field.submit for field in (low, high, words, number)]
@@ -255,7 +256,7 @@ def _prompts_tab(root: Path) -> None:
         number = gr.Slider(1, 20, 5, step=1, label="Triplets", elem_id="triplets")
         write = gr.Button("Write", variant="primary", elem_id="write")
     table = gr.Dataframe(headers=list(TRIPLET_COLUMNS), interactive=False, wrap=True, elem_id="written")
-    gr.on([write.click, caption.submit], friendly(write_rows), [config, caption, number], table)
+    gr.on([write.click, caption.submit], friendly(write_rows, "write_rows"), [config, caption, number], table)
 
 
 def _runs_tab(root: Path) -> None:

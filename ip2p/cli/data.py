@@ -41,7 +41,7 @@ class PairsImport(OverSettings):
     columns: Columns = None
     """Names of the source's columns. Default: those of known datasets."""
     split: str = "train"
-    """Split of a hub dataset."""
+    """Split to import, of a hub dataset or of files whose names tell theirs."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     score: bool = False

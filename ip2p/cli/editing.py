@@ -16,8 +16,7 @@ import tyro
 
 from ip2p.config import EvaluationConfig
 from ip2p.config.files import evaluation_of
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from ip2p.images import IMAGE_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +137,7 @@ def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
         return
     paths = sorted(options.input.iterdir()) if options.input.is_dir() else [options.input]
     if options.input.is_dir():
-        paths = [path for path in paths if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
+        paths = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     for path, prompt, seed in itertools.product(paths, (options.instruction, *options.also), options.seeds):
         yield {"image": path, "edit_prompt": prompt, "seed": seed}
 

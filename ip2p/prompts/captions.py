@@ -93,17 +93,10 @@ def read_triplet_lines(source: str) -> list[ReadyLine]:
 
 
 def numbered_lines(
-    location: Location, *, split: str = "train", revision: str | None = None, limit: int | None = None
+    location: Location, *, split: str = "train", revision: str | None = None
 ) -> Iterator[tuple[int, Line]]:
-    """Yields numbered lines or rows, from 1. ValueError with the way out if the source cannot be read.
-
-    A hub dataset is streamed and must have a `limit`; the caller applies it, since some rows may be left out.
-    """
+    """Yields numbered lines or rows, from 1; a hub dataset is streamed. ValueError if the source cannot be read."""
     if location.kind == "hub":
-        if limit is None:
-            raise ValueError(
-                f"prompts.num_captions is not set for the hub dataset {location.word}. Set how many to take."
-            )
         yield from enumerate(stream_rows(location, way_out=WAY_OUT, split=split, revision=revision), start=1)
         return
     try:
@@ -131,7 +124,9 @@ def _read_version(
 
 def _read_remote(location: Location, config: PromptsConfig) -> Captions:
     limit = config.num_captions
-    lines = numbered_lines(location, split=config.captions_split, revision=config.captions_revision, limit=limit)
+    if location.kind == "hub" and limit is None:
+        raise ValueError(f"prompts.num_captions is not set for the hub dataset {location.word}. Set how many to take.")
+    lines = numbered_lines(location, split=config.captions_split, revision=config.captions_revision)
     return _collect(lines, location.name, location.suffix, config.captions_column, config.cleaning, limit)
 
 

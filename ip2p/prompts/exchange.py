@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections import Counter
@@ -48,7 +49,8 @@ def import_triplets(
     location = locate(source, what="triplets file", way_out="Give a .jsonl, .csv or .parquet file or a hub dataset.")
     counts, first_error = Counter[str](), ""
     triplets: dict[str, EditTriplet] = {}
-    for number, line in numbered_lines(location, split=split, revision=revision, limit=limit):
+    lines = itertools.islice(numbered_lines(location, split=split, revision=revision), limit)
+    for number, line in lines:
         try:
             triplet = to_triplet(_renamed(line, columns), Path(source).name)
         except ValueError as error:

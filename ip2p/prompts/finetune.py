@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ip2p import store
-from ip2p.config import FinetuneConfig
+from ip2p.config import FinetuneConfig, PromptsConfig
 from ip2p.models import loading
 from ip2p.models.loading import LanguageModel
-from ip2p.prompts.captions import read_triplet_lines
+from ip2p.prompts.captions import ReadyLine, read_entries
 from ip2p.prompts.format import format_answer, format_prompt
 from ip2p.records import EditTriplet, hash_to_unit
 
@@ -76,7 +76,8 @@ def finetune(config: FinetuneConfig) -> Finetuned:
 
 def read_triplets_file(source: str) -> list[EditTriplet]:
     """Reads the triplets of a jsonl file without malformed lines. ValueError if there are fewer than two."""
-    triplets = [line.triplet for line in read_triplet_lines(source) if line.triplet]
+    lines = [line for line in read_entries(PromptsConfig(captions=source)) if isinstance(line, ReadyLine)]
+    triplets = [line.triplet for line in lines if line.triplet]
     if len(triplets) < 2:
         raise ValueError(f"triplets {source} holds {len(triplets)} triplets, needs two or more. Give a .jsonl of them.")
     return triplets

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from typing import Literal, get_args
+from typing import Literal
 
 from ip2p.config import PromptsConfig
 
@@ -30,7 +30,20 @@ Reason = Literal[
     "duplicate",
     "near_duplicate",
 ]
-REASONS: tuple[Reason, ...] = tuple(reason for reason in get_args(Reason) if reason)
+REASONS: dict[str, str] = {
+    "unparsable": "not parsable",
+    "no_op": "no change",
+    "too_long": "too long",
+    "duplicate": "duplicate",
+    "near_duplicate": "close to an earlier one",
+    "wrong_types": "fields of the wrong type",
+    "refused": "refused by the server",
+    "language": "not English",
+    "banned": "banned word",
+    "moderated": "refused by moderation",
+    "disagreement": "caption and instruction disagree",
+}
+"""The reasons against a triplet, and what readers are told."""
 Parts = tuple[str, str, str]
 """Edit type, instruction and edited caption."""
 JSON_FIELDS = ("edit_type", "edit_prompt", "edited_prompt")

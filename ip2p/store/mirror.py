@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ip2p.records import content_hash
-from ip2p.store.shards import write_json
+from ip2p.store.shards import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Mirror:
         mirror = cls(url, local, fs, root)
         local.mkdir(parents=True, exist_ok=True)
         if (local / RECORD).is_file():
-            record = json.loads((local / RECORD).read_text())
+            record = read_json(local / RECORD)
             mirror.copied = {path: Copied(*values) for path, values in record.items()}
         return mirror
 
