@@ -15,7 +15,6 @@ PAGES = {
     "data/README.md": "shipped-data.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "LICENSE": "license.txt",
 }
 """Files of the repository, and where they appear in the site."""
 IMAGES = "data/sample/"

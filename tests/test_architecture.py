@@ -31,6 +31,8 @@ LAYERS = (
 )
 """From the ground up: a module imports from its own package and from the layers below it."""
 PARTS = tuple(part for layer in LAYERS for part in layer)
+LOADERS = ("ip2p.models.loading", "ip2p.models.pipelines", "ip2p.models.components")
+"""What loads a model; maths takes models as arguments."""
 STAGES = ("prompts", "rendering", "scoring", "filtering", "dataset", "training", "editing", "evaluation")
 SPEAKING = ("ip2p.cli", "ip2p.console", "ip2p.shapes.train")
 """What may print: the command, its terminal and the recipe of the base models; `__main__` modules too."""
@@ -215,9 +217,10 @@ def test_no_module_takes_a_private_name_of_another_package() -> None:
     assert [entry for entry in (*imports("ip2p"), *imports("flows")) if is_private(entry) and is_foreign(entry)] == []
 
 
-def test_the_maths_of_paired_rendering_loads_no_model() -> None:
-    found = [entry for entry in imports("ip2p") if part_of(entry.where) == "ip2p.p2p"]
-    assert [entry for entry in found if entry.is_of("ip2p.models.loading")] == []
+def test_maths_loads_no_model() -> None:
+    maths = ("ip2p.p2p", "ip2p.evaluation.metrics", "ip2p.editing.apply")
+    found = [entry for entry in imports("ip2p") if f"{entry.where}.".startswith(tuple(f"{name}." for name in maths))]
+    assert [entry for entry in found for loader in LOADERS if entry.is_of(loader)] == []
     assert found
 
 

@@ -1,4 +1,4 @@
-"""Known faults: each test says what should be, and fails until it is."""
+"""Faults of 0.1.0: what the dataset card's advice and the report's pairs must say."""
 
 from __future__ import annotations
 
