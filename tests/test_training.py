@@ -27,7 +27,7 @@ from ip2p.models.texts import Texts, hidden_states
 from ip2p.store.journal import RecordFile
 from ip2p.training.cache import load_cache
 from ip2p.training.data import decode_pair, open_rows, open_table, training_fingerprint
-from ip2p.training.draws import draw_samples, draw_step, drop_conditions
+from ip2p.training.draws import BalancedOrder, draw_samples, draw_step, drop_conditions
 from ip2p.training.loop import LossLog, mean_of_last
 from tests.tiny import tiny_unet
 
@@ -149,6 +149,18 @@ def test_every_sample_comes_once_an_epoch_in_an_order_of_its_own() -> None:
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert draw_samples(10, 3, 7, 8) == stream[7:15]
+
+
+def test_a_balanced_stream_shows_each_group_once_a_round_and_each_sample_before_it_repeats() -> None:
+    groups = ["add"] * 7 + ["size"] * 2 + [None]
+    stream = BalancedOrder(groups, 3).samples(0, 3 * 14)
+    rounds = [stream[start : start + 3] for start in range(0, len(stream), 3)]
+    assert all(sorted(str(groups[sample]) for sample in shown) == ["None", "add", "size"] for shown in rounds)
+    added = [sample for sample in stream if sample < 7]
+    assert sorted(added[:7]) == sorted(added[7:]) == list(range(7)) and added[:7] != added[7:]
+    assert stream.count(9) == 14 and stream.count(7) == stream.count(8) == 7
+    assert BalancedOrder(groups, 3).samples(10, 9) == stream[10:19]  # whatever was drawn before
+    assert BalancedOrder(groups, 4).samples(0, 42) != stream
 
 
 def test_draws_depend_on_seed_step_and_process_alone() -> None:

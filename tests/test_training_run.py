@@ -100,6 +100,19 @@ class _StopAfter(Stop):
         self.wanted = _Countdown(steps)  # type: ignore[assignment]
 
 
+def test_a_column_is_balanced_over_the_pairs_that_can_be_used(tmp_path: Path, tiny_sd: Path) -> None:
+    rows = [pair(number, edit_prompt=f"{number}", kind="add" if number < 6 else "size") for number in range(8)]
+    rows[1]["edited_image"] = {"bytes": b"broken", "path": None}
+    data = write_pairs(tmp_path / "data", rows)
+    config = tiny_training(tiny_sd, max_train_steps=2, train_batch_size=4)
+    summary = run(replace(config, balance_column="kind"), str(data), tmp_path / "out", tmp_path / "model", Stop())
+    assert (summary["samples"], summary["dropped"]) == (7, 1)
+    (cache,) = (LatentCache(folder, 0.0) for folder in (tmp_path / "out" / "cache").iterdir())
+    assert cache.row_numbers == [0, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(ValueError, match=r"has no column 'type'; its columns are: .*kind.*Set training.balance_column"):
+        open_rows(str(data), replace(config, balance_column="type"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 def test_a_killed_training_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path, optim: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, check, check_positive, check_unit
+from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, WEIGHTS_FREE, check, check_positive, check_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,8 @@ class TrainingConfig:
     """Column of the image after the edit."""
     edit_prompt_column: str = "edit_prompt"
     """Column of the instruction."""
+    balance_column: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Column, such as edit_type, whose values are shown equally often. Default: every row once per epoch."""
     max_train_samples: int | None = None
     """Number of rows to train on, from the first. Default: all."""
     streaming: bool = field(default=False, metadata=WEIGHTS_FREE)

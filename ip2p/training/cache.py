@@ -72,6 +72,11 @@ class LatentCache:
         return self._texts([0]).map(lambda values: values.float())
 
     @property
+    def row_numbers(self) -> Sequence[int]:
+        """The row of the data that each pair comes from."""
+        return torch.cat([part["row"] for part in self.rows]).tolist()  # type: ignore[no-any-return]
+
+    @property
     def latent_shape(self) -> torch.Size:
         """(C, H, W)."""
         return self.rows[0]["mean"].shape[2:]
@@ -105,6 +110,8 @@ def cache_key(rows: Rows, config: TrainingConfig) -> str:
     """Hashes what decides the cache's content."""
     views = config.resolution, config.random_flip, str(_storage(config)), LAYOUT
     vae = config.pretrained_vae_model_name_or_path, config.vae_precision
+    if config.balance_column:
+        views = *views, "row numbers"  # which caches of earlier versions lack
     return fingerprint(rows.fingerprint, model_fingerprint(config), *vae, *views)
 
 
@@ -196,7 +203,7 @@ def _encode_block(
 ) -> tuple[dict[str, Tensor], Counter[str]]:
     """Encodes the rows that decode; counts the others by reason."""
     batch_size = max(1, min(64, 64 * 256**2 // config.resolution**2 // 2))
-    kept: list[int] = []
+    kept: list[tuple[int, int]] = []
     encoded: list[tuple[Tensor, ...]] = []
     dropped: Counter[str] = Counter()
     for batch in _batched(block, batch_size):
@@ -208,13 +215,14 @@ def _encode_block(
                     logger.warning("dropped row %d: %s", first, decoded)
             else:
                 usable.append(decoded)
-                kept.append(numbers[str(pair.edit_prompt)])
+                kept.append((numbers[str(pair.edit_prompt)], first))
             first += 1
         if usable:
             encoded.append(_encode_views(vae, usable, config))
     columns = [torch.cat(parts) for parts in zip(*encoded, strict=True)] or [torch.zeros(0)] * 4
     tensors = dict(zip(ROW_COLUMNS, columns, strict=True))
-    return tensors | {"prompt": torch.tensor(kept).long()}, dropped
+    prompts, rows = torch.tensor(kept, dtype=torch.long).view(-1, 2).unbind(1)
+    return tensors | {"prompt": prompts, "row": rows}, dropped
 
 
 def _decoded(pair: RawPair, resolution: int) -> DecodedPair | ValueError:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ip2p.config import TrainingConfig, fingerprint
-from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
+from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, WEIGHTS_FREE, names_with
 from ip2p.images import fitted_size, open_picture, read_size
 from ip2p.sources.location import Location, held_out_files, locate, split_files
 from ip2p.sources.rows import (
@@ -62,6 +62,10 @@ class Rows(Protocol):
 
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows, without a picture."""
+        ...
+
+    def values(self, column: str) -> list[object]:
+        """Reads a column of all rows."""
         ...
 
     def read(self) -> Iterator[RawPair]:
@@ -169,8 +173,11 @@ class TableRows:
 
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows."""
-        rows = itertools.islice(self.table.read(self.columns[2:]), self.num_rows)
-        return [_as_prompt(row.values.get(self.columns[2])) for row in rows]
+        return [_as_prompt(value) for value in self.values(self.columns[2])]
+
+    def values(self, column: str) -> list[object]:
+        """Reads a column of all rows."""
+        return [row.values.get(column) for row in itertools.islice(self.table.read([column]), self.num_rows)]
 
     def read(self) -> Iterator[RawPair]:
         """Yields all rows; memory holds one batch."""
@@ -201,6 +208,7 @@ class StreamedRows:
         self.columns = _columns_of(config)
         columns = dataset.column_names or list(next(iter(dataset)))
         check_columns(config, columns, name)
+        self.all_columns = dataset
         self.dataset = without_decoding(dataset.select_columns(list(dict.fromkeys(self.columns))))
         self.limit, self.name = config.max_train_samples, name
         self._prompts: list[str | None] | None = None
@@ -212,9 +220,13 @@ class StreamedRows:
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows in a separate pass."""
         if self._prompts is None:
-            rows = itertools.islice(self.dataset.select_columns(self.columns[2:]), self.limit)
-            self._prompts = [_as_prompt(row[self.columns[2]]) for row in rows]
+            self._prompts = [_as_prompt(value) for value in self.values(self.columns[2])]
         return self._prompts
+
+    def values(self, column: str) -> list[object]:
+        """Reads a column of all rows in a separate pass."""
+        rows = itertools.islice(self.all_columns.select_columns([column]), self.limit)
+        return [row[column] for row in rows]
 
     def read(self) -> Iterator[RawPair]:
         """Yields all rows."""
@@ -223,7 +235,8 @@ class StreamedRows:
 
 def check_columns(config: TrainingConfig, columns: Sequence[str], where: str) -> None:
     """Raises a ValueError, which lists the columns, if one of the config is missing."""
-    for knob in ("original_image_column", "edited_image_column", "edit_prompt_column"):
+    balance = ["balance_column"] if config.balance_column else []
+    for knob in ("original_image_column", "edited_image_column", "edit_prompt_column", *balance):
         name = getattr(config, knob)
         if name not in columns:
             present = ", ".join(columns) or "none"
@@ -272,7 +285,8 @@ def resume_fingerprint(training: TrainingConfig, data: str) -> str:
     free = names_with(TrainingConfig, RESULT_FREE, WEIGHTS_FREE)
     if training.lr_scheduler.startswith("constant"):
         free |= {"max_train_steps"}
-    knobs = {field.name: getattr(training, field.name) for field in fields(TrainingConfig) if field.name not in free}
+    values = ((field, getattr(training, field.name)) for field in fields(TrainingConfig) if field.name not in free)
+    knobs = {field.name: value for field, value in values if value or field.metadata != OMIT_IF_EMPTY}
     files = find_files(data)
     return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,15 +55,41 @@ def draw_step(shape: torch.Size, timestep_chances: Tensor, *key: object) -> Step
 
 
 @lru_cache(maxsize=2)
-def draw_order(num_samples: int, seed: int, epoch: int) -> Tensor:
-    """Draws the order of the samples in an epoch."""
-    generator = torch.Generator().manual_seed(hash_to_seed("order", seed, epoch))
+def draw_order(num_samples: int, *key: object) -> Tensor:
+    """Draws the order of the samples in an epoch, under a key such as (seed, epoch)."""
+    generator = torch.Generator().manual_seed(hash_to_seed("order", *key))
     return torch.randperm(num_samples, generator=generator)
 
 
 def draw_samples(num_samples: int, seed: int, first: int, count: int) -> list[int]:
     """Draws samples number `first` to `first + count` of an endless stream that shows each sample once per epoch."""
     return [int(draw_order(num_samples, seed, n // num_samples)[n % num_samples]) for n in range(first, first + count)]
+
+
+class BalancedOrder:
+    """An endless stream of samples in rounds: each round shows one of each group, in an order of its own.
+
+    A group shows each of its samples before it repeats one, so rows of rare groups come more often than others.
+    """
+
+    def __init__(self, groups: Sequence[object], seed: int) -> None:
+        """Takes the group of each sample."""
+        self.seed = seed
+        values, group = np.unique(np.array([str(value) for value in groups]), return_inverse=True)
+        self.members = [np.flatnonzero(group == number) for number in range(len(values))]
+        self._orders: dict[int, tuple[int, Tensor]] = {}
+
+    def samples(self, first: int, count: int) -> list[int]:
+        """Draws samples number `first` to `first + count` of the stream."""
+        return [self._sample(*divmod(number, len(self.members))) for number in range(first, first + count)]
+
+    def _sample(self, turn: int, place: int) -> int:
+        group = int(draw_order(len(self.members), "turn", self.seed, turn)[place])
+        members = self.members[group]
+        cycle, position = divmod(turn, len(members))
+        if self._orders.get(group, (-1,))[0] != cycle:
+            self._orders[group] = cycle, draw_order(len(members), "group", self.seed, group, cycle)
+        return int(members[self._orders[group][1][position]])
 
 
 def drop_conditions(condition: Tensor, texts: Texts, none: Texts, uniform: Tensor, p: float) -> tuple[Tensor, Texts]:
@@ -105,11 +132,17 @@ class SampleStream:
     timestep_chances: Tensor
     process_index: int = 0
     num_processes: int = 1
+    balanced: BalancedOrder | None = None
 
     def samples(self, micro_step: int) -> list[int]:
-        """Returns the numbers of this process's samples; the stream shows each once per epoch, to one process."""
+        """Returns the numbers of this process's samples; the stream shows each once per epoch, to one process.
+
+        A balanced stream shows each group equally often instead.
+        """
         size = self.config.train_batch_size
         first = (micro_step * self.num_processes + self.process_index) * size
+        if self.balanced is not None:
+            return self.balanced.samples(first, size)
         return draw_samples(self.num_samples, self.config.seed, first, size)
 
     def draws(self, micro_step: int) -> StepDraws:
@@ -148,6 +181,11 @@ class EncodedPairs(Protocol):
     @property
     def latent_shape(self) -> torch.Size:
         """(C, H, W)."""
+        ...
+
+    @property
+    def row_numbers(self) -> Sequence[int]:
+        """The row of the data that each pair comes from."""
         ...
 
     def __len__(self) -> int: ...

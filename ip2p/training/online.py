@@ -89,6 +89,11 @@ class OnlinePairs:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def row_numbers(self) -> Sequence[int]:
+        """The row of the data that each pair comes from."""
+        return range(len(self))
+
     @torch.no_grad()
     def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
         """Loads the batch of a micro-step; later ones are decoded meanwhile, so the keys were drawn before `draws`."""

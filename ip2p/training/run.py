@@ -35,7 +35,7 @@ from ip2p.training.data import (
     resume_fingerprint,
     training_fingerprint,
 )
-from ip2p.training.draws import EncodedPairs, SampleStream
+from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream
 from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train
 from ip2p.training.online import OnlinePairs
@@ -57,7 +57,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     rows, pictures = open_rows(job.data, job), read_pictures(job)
     accelerator = new_accelerator(job)
     pairs = open_pairs(rows, job, accelerator, output)
-    trainer, num_steps = new_trainer(pairs, job, accelerator)
+    trainer, num_steps = new_trainer(pairs, job, accelerator, _balanced(rows, pairs, job))
     start_trackers(accelerator, job)
     fresh = Progress(fingerprint=resume_fingerprint(job, job.data), num_processes=accelerator.num_processes)
     with accelerator.main_process_first():  # which removes the checkpoints of other settings
@@ -89,7 +89,9 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     return summary
 
 
-def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accelerator) -> tuple[Trainer, int]:
+def new_trainer(
+    pairs: EncodedPairs, config: TrainingConfig, accelerator: Accelerator, balanced: BalancedOrder | None = None
+) -> tuple[Trainer, int]:
     """Sets up all that a step needs; also returns how many steps there are."""
     base = base_architecture(config)
     num_steps = config.max_train_steps
@@ -103,11 +105,21 @@ def new_trainer(pairs: EncodedPairs, config: TrainingConfig, accelerator: Accele
         noise.timestep_chances(config),
         accelerator.process_index,
         accelerator.num_processes,
+        balanced,
     )
     denoiser = base.widen(base.load_denoiser(config), 2 * pairs.latent_shape[0])
     trained, network = new_trained(denoiser, base, config, accelerator, num_steps)
     noise, latents = noise.to(accelerator.device), load_latent_space(config)
     return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream), num_steps
+
+
+def _balanced(rows: Rows, pairs: EncodedPairs, config: TrainingConfig) -> BalancedOrder | None:
+    if not config.balance_column:
+        return None
+    values = rows.values(config.balance_column)
+    balanced = BalancedOrder([values[number] for number in pairs.row_numbers], config.seed)
+    logger.info("showing the %d values of %s equally often", len(balanced.members), config.balance_column)
+    return balanced
 
 
 def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
@@ -131,7 +143,7 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
     files = find_test_files(job.data)
     if not files or not job.num_validation_pairs:
         return None
-    config = replace(job, max_train_samples=job.num_validation_pairs, random_flip=False)
+    config = replace(job, max_train_samples=job.num_validation_pairs, random_flip=False, balance_column=None)
     try:
         return load_cache(output / "cache" / "held-out", ParquetRows(files, config), config, accelerator)
     except ValueError as error:
