@@ -59,7 +59,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path, tiny_clip: Path
 
 @pytest.fixture(scope="module")
 def stored(run: PipelineConfig) -> Stored:
-    return pq.read_table(RunFolder(run.out).shard("pairs", 0)).to_pylist()
+    rows: Stored = pq.read_table(RunFolder(run.out).shard("pairs", 0)).to_pylist()
+    return rows
 
 
 def pixels(content: bytes | str | Path) -> np.ndarray:
@@ -132,7 +133,7 @@ def test_a_picture_that_does_not_decode_is_a_blank_card_that_says_so(stored: Sto
 
 
 def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no parquet file of pairs"):
+    with pytest.raises(ValueError, match="holds no parquet file"):
         open_pairs(str(tmp_path))
     with pytest.raises(ValueError, match="does not exist"):
         open_pairs("./nowhere")

@@ -6,13 +6,13 @@ Only texts and scores are kept in memory; pictures are read from their row when 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ip2p.config.files import read_run_data
@@ -21,8 +21,8 @@ from ip2p.images import open_picture
 from ip2p.records import content_hash
 from ip2p.scoring import SCORE_COLUMNS, SCORES
 from ip2p.sources.columns import find_column, image_columns
-from ip2p.sources.location import Location, data_files, held_out_files, locate
-from ip2p.sources.rows import ListTable, ParquetTable, Row, Table, stream_rows
+from ip2p.sources.location import data_files, held_out_files, locate
+from ip2p.sources.rows import ListTable, ParquetTable, Row, Table, open_table, stream_rows
 from ip2p.store import RunFolder, write_atomic
 
 TEXTS = {
@@ -63,9 +63,9 @@ class Pairs:
     @cached_property
     def verdicts(self) -> Sequence[str]:
         """The rows' verdicts, `accepted` or a reason; empty if the pairs were not filtered."""
-        if "reason" in self.values:
-            return [reason or ACCEPTED for reason in self.values["reason"]]
-        return [ACCEPTED if value == "True" else "rejected" for value in self.values.get(ACCEPTED, [])]
+        if not all(name in self.values for name in VERDICT):  # a dataset's own "reason" may be anything
+            return []
+        return [reason or ACCEPTED for reason in self.values["reason"]]
 
     @cached_property
     def scores(self) -> list[str]:
@@ -76,27 +76,34 @@ class Pairs:
 def open_pairs(source: str) -> Pairs:
     """Opens a run, a folder or a file of parquet, a pattern or a hub dataset. ValueError with the way out."""
     location = locate(source, way_out=WAY_OUT)
-    table = _open_table(location)
+    if location.kind == "hub":
+        rows = enumerate(stream_rows(location, limit=HUB_ROWS, way_out=WAY_OUT, split="train"), start=1)
+        return _read(
+            ListTable([Row(values, f"{location.word} row {number}") for number, values in rows]), location.word
+        )
+    if location.kind == "path" and (location.path / "pairs").is_dir():
+        files = RunFolder(location.path).shards("pairs")  # rejected pairs too, if the run kept them
+    else:
+        files = data_files(location)
+    if not files:
+        return _read(open_table(location), location.word)
+    return _read_files(tuple(files), tuple(file.stat().st_mtime_ns for file in files), location.word)
+
+
+@lru_cache(maxsize=2)
+def _read_files(files: tuple[Path, ...], written_at: tuple[int, ...], word: str) -> Pairs:
+    """Reads files once, until one is written again: every visit of the page opens the same run."""
+    return _read(ParquetTable(files), word)
+
+
+def _read(table: Table, word: str) -> Pairs:
     names = {ours: find_column(ours, table.names) for ours in (*TEXTS, *VERDICT, *SCORE_COLUMNS)}
     present = {ours: theirs for ours, theirs in names.items() if theirs}
     values: dict[str, list[Any]] = {ours: [] for ours in present}
     for row in table.read(list(present.values())):
         for ours, theirs in present.items():
             values[ours].append(row.values.get(theirs) if ours in SCORE_COLUMNS else row.text(theirs))
-    return Pairs(table, image_columns(table.names, where=location.name), values)
-
-
-def _open_table(location: Location) -> Table:
-    if location.kind == "hub":
-        rows = enumerate(stream_rows(location, limit=HUB_ROWS, way_out=WAY_OUT, split="train"), start=1)
-        return ListTable([Row(values, f"{location.word} row {number}") for number, values in rows])
-    if location.kind == "path" and (location.path / "pairs").is_dir():
-        files = RunFolder(location.path).shards("pairs")  # rejected pairs too, if the run kept them
-    else:
-        files = data_files(location)
-    if not files:
-        raise ValueError(f"{location.word} holds no parquet file of pairs. {WAY_OUT}")
-    return ParquetTable(files)
+    return Pairs(table, image_columns(table.names, where=word), values)
 
 
 def count_choices(values: Sequence[str]) -> list[tuple[str, str]]:
@@ -120,20 +127,19 @@ def find(
 
     `verdicts` are `accepted` or reasons, `low` and `high` bound the score, and `words` are looked for in all texts.
     """
-    keep = np.ones(len(pairs), dtype=bool)
-    if edit_types and "edit_type" in pairs.values:
-        keep &= np.isin(pairs.values["edit_type"], list(edit_types))
+    values = pairs.values
+    rows: Iterable[int] = range(len(pairs))
+    if edit_types and "edit_type" in values:
+        rows = [row for row in rows if values["edit_type"][row] in edit_types]
     if verdicts and pairs.verdicts:
-        keep &= np.isin(pairs.verdicts, list(verdicts))
-    if score in pairs.values and not (low is None and high is None):
-        numbers = np.asarray(pairs.values[score], dtype=float)  # None becomes NaN, which is within no bounds
-        least, most = -np.inf if low is None else low, np.inf if high is None else high
-        keep &= (numbers >= least - ROUNDING) & (numbers <= most + ROUNDING)
+        rows = [row for row in rows if pairs.verdicts[row] in verdicts]
+    if score is not None and score in values and (low is not None or high is not None):
+        least, most = -inf if low is None else low - ROUNDING, inf if high is None else high + ROUNDING
+        rows = [row for row in rows if values[score][row] is not None and least <= values[score][row] <= most]
     if words := words.strip().lower():
-        texts = zip(*(pairs.values[name] for name in TEXTS if name in pairs.values), strict=True)
-        matches = [any(words in text.lower() for text in row) for row in texts]
-        keep &= np.asarray(matches, dtype=bool) if matches else False
-    return np.flatnonzero(keep).tolist()
+        texts = [values[name] for name in TEXTS if name in values]
+        rows = [row for row in rows if any(words in text[row].lower() for text in texts)]
+    return list(rows)
 
 
 def read_sides(pairs: Pairs, number: int) -> tuple[Image.Image, Image.Image]:
@@ -189,10 +195,13 @@ def sample_edits(model: str, folder: Path) -> list[tuple[str, str]]:
     try:
         location = locate(read_run_data(run) or run)
         table = ParquetTable(held_out_files(location) or data_files(location))
-        columns = image_columns(table.names, where=location.name)[0], find_column("edit_prompt", table.names)
+        original, _ = image_columns(table.names, where=location.word)
+        instruction = find_column("edit_prompt", table.names) or ""
         num_rows = min(len(table), SAMPLED_ROWS)
-        rows = [table.row(number, columns) for number in range(0, num_rows, max(1, num_rows // NUM_SAMPLES))]
-        pictures = [open_picture(row.picture(columns[0]) or b"") for row in rows[:NUM_SAMPLES]]
+        rows = [
+            table.row(number, (original, instruction)) for number in range(0, num_rows, max(1, num_rows // NUM_SAMPLES))
+        ]
+        pictures = [open_picture(row.picture(original) or b"") for row in rows[:NUM_SAMPLES]]
     except (OSError, ValueError):
         return []
-    return [(write_once(folder, picture), row.text(columns[1])) for picture, row in zip(pictures, rows, strict=False)]
+    return [(write_once(folder, picture), row.text(instruction)) for picture, row in zip(pictures, rows, strict=False)]

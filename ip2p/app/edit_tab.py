@@ -103,7 +103,7 @@ def _slider(name: str, label: str) -> gr.Slider:
     return gr.Slider(low, high, getattr(Settings(), name), step=step, label=label)
 
 
-def _gallery(label: str, columns: int, name: str, **options: bool) -> gr.Gallery:
+def _gallery(label: str, columns: int, name: str, allow_preview: bool = True, visible: bool = True) -> gr.Gallery:
     return gr.Gallery(
         label=label,
         columns=columns,
@@ -113,7 +113,8 @@ def _gallery(label: str, columns: int, name: str, **options: bool) -> gr.Gallery
         format="png",
         elem_id=name,
         buttons=["download", "fullscreen"],
-        **options,
+        allow_preview=allow_preview,
+        visible=visible,
     )
 
 
