@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -120,6 +121,14 @@ def test_pairs_under_other_names_are_shown_with_their_texts(stored: Stored, tmp_
     assert describe(pairs, len(stored)) == {"Place": f"{tmp_path / 'two.parquet'} row 1"}
 
 
+def test_a_folder_that_was_written_since_is_read_again(stored: Stored, tmp_path: Path) -> None:
+    table = pa.table({name: [row[name] for row in stored] for name in ("original_image", "edited_image")})
+    for num_rows in (2, 5):
+        pq.write_table(table.slice(0, num_rows), tmp_path / "pairs.parquet")
+        os.utime(tmp_path / "pairs.parquet", (num_rows, num_rows))
+        assert len(open_pairs(str(tmp_path))) == num_rows
+
+
 def test_a_picture_that_does_not_decode_is_a_blank_card_that_says_so(stored: Stored, tmp_path: Path) -> None:
     broken = {"bytes": b"no picture", "path": None}
     rows = [{**row, "edited_image": broken} if number == 1 else row for number, row in enumerate(stored)]
@@ -212,6 +221,7 @@ def test_the_newest_run_is_shown_at_once_with_filters_of_its_values(
     assert not previous["interactive"] and not following["interactive"]
     view, text, cards, *_ = pairs_calls.show(view, [], ["accepted"], None, None, None, "")
     assert text == "3 of 6 pairs · page 1 of 1" and all("accepted" in caption for _, caption in cards)
+    assert pairs_calls.show(view, None, None, None, None, None, None)[1] == "6 of 6 pairs · page 1 of 1"
 
 
 def test_pages_show_every_pair_once_and_end_at_the_last(
@@ -295,13 +305,14 @@ def write_uploads(folder: Path) -> None:
     ("file", "instruction", "line"),
     [
         (None, "make it blue", "there is no picture to edit. Upload a picture first."),
+        ("good.png", None, "there is no instruction. Say what to do, such as: make it snowy"),
         ("good.png", " ", "there is no instruction. Say what to do, such as: make it snowy"),
         ("broken.png", "make it blue", "cannot read broken.png: image does not decode: "),
         ("long.png", "make it blue", "long.png is 4000 x 1 pixels; one side may be 16 times the other. Crop it."),
     ],
 )
 def test_a_mistake_is_one_line(
-    edit_calls: Any, run: PipelineConfig, tmp_path: Path, file: str | None, instruction: str, line: str
+    edit_calls: Any, run: PipelineConfig, tmp_path: Path, file: str | None, instruction: str | None, line: str
 ) -> None:
     import gradio as gr
 
@@ -391,6 +402,7 @@ def test_a_sample_is_edited_and_pairs_are_browsed_in_a_browser(page: Any, addres
     page.get_by_role("tab", name="Pairs").click()
     page.wait_for_selector("#pairs img", timeout=60_000)
     wait_for(page, "#found", "6 of 6 pairs")
+    assert page.locator(".toast-body").count() == 0  # an error would be told there
     page.click("#pairs button >> nth=1")
     wait_for(page, "#facts", "Instruction")
     page.keyboard.press("Escape")

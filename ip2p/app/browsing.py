@@ -116,12 +116,12 @@ def count_choices(values: Sequence[str]) -> list[tuple[str, str]]:
 def find(
     pairs: Pairs,
     *,
-    edit_types: Sequence[str] = (),
-    verdicts: Sequence[str] = (),
+    edit_types: Sequence[str] | None = None,
+    verdicts: Sequence[str] | None = None,
     score: str | None = None,
     low: float | None = None,
     high: float | None = None,
-    words: str = "",
+    words: str | None = None,
 ) -> list[int]:
     """Returns the numbers of the rows that match all criteria, in order; an empty criterion matches every row.
 
@@ -136,7 +136,7 @@ def find(
     if score is not None and score in values and (low is not None or high is not None):
         least, most = -inf if low is None else low - ROUNDING, inf if high is None else high + ROUNDING
         rows = [row for row in rows if values[score][row] is not None and least <= values[score][row] <= most]
-    if words := words.strip().lower():
+    if words := (words or "").strip().lower():
         texts = [values[name] for name in TEXTS if name in values]
         rows = [row for row in rows if any(words in text[row].lower() for text in texts)]
     return list(rows)

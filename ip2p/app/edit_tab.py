@@ -56,7 +56,7 @@ def edit_tab(page: gr.Blocks, calls: EditCalls) -> None:
             picture = gr.Image(label="Picture", type="filepath", format="png", elem_id="picture", height=280)
             picture.preprocess = uploaded_path  # type: ignore[method-assign]
             samples = _gallery("Samples of the run", NUM_SAMPLES, "samples", allow_preview=False, visible=False)
-            instruction = gr.Textbox(label="Instruction", placeholder="make it snowy", elem_id="instruction")
+            instruction = gr.Textbox("", label="Instruction", placeholder="make it snowy", elem_id="instruction")
             with gr.Row():
                 edit = gr.Button("Edit", variant="primary", elem_id="edit")
                 grid = gr.Button("Grid of guidances", elem_id="grid")
@@ -194,7 +194,7 @@ class EditCalls:
     def edit(
         self,
         picture: str | None,
-        instruction: str,
+        instruction: str | None,
         model: str | None,
         text: float,
         image: float,
@@ -204,7 +204,7 @@ class EditCalls:
         progress: gr.Progress = PROGRESS,
     ) -> tuple[tuple[Image.Image, Image.Image], Edits, Edits]:
         """Makes one edit; returns the picture before and after, and the history twice, to show and to keep."""
-        editor, before, knobs = self._prepare(picture, instruction, model, text, image, steps, progress)
+        editor, before, knobs, instruction = self._prepare(picture, instruction, model, text, image, steps, progress)
         edited = editor(
             before, instruction, seed=int(seed or 0), knobs=knobs, on_step=_counter(progress, knobs.num_inference_steps)
         )
@@ -215,7 +215,7 @@ class EditCalls:
     def grid(
         self,
         picture: str | None,
-        instruction: str,
+        instruction: str | None,
         model: str | None,
         text: float,
         image: float,
@@ -224,7 +224,7 @@ class EditCalls:
         progress: gr.Progress = PROGRESS,
     ) -> Edits:
         """Makes an edit per text guidance and image guidance."""
-        editor, before, knobs = self._prepare(picture, instruction, model, text, image, steps, progress)
+        editor, before, knobs, instruction = self._prepare(picture, instruction, model, text, image, steps, progress)
         scales = tuple(round(text * factor, 1) for factor in TEXT_FACTORS)
         rows = editor.edit_grid(
             before,
@@ -244,23 +244,23 @@ class EditCalls:
     def _prepare(
         self,
         path: str | None,
-        instruction: str,
+        instruction: str | None,
         model: str | None,
         text: float,
         image: float,
         steps: float,
         progress: gr.Progress,
-    ) -> tuple[Editor, Image.Image, Knobs]:
+    ) -> tuple[Editor, Image.Image, Knobs, str]:
         if not path:
             raise ValueError("there is no picture to edit. Upload a picture first.")
-        if not instruction.strip():
+        if not instruction or not instruction.strip():
             raise ValueError("there is no instruction. Say what to do, such as: make it snowy")
         if not model:
             raise ValueError("there is no editor. Train one with `ip2p run`, or give a model folder or a hub id.")
         picture = _open_upload(Path(path))
         progress(None, desc=f"loading {model}")
         knobs = Knobs(guidance_scale=text, image_guidance_scale=image, num_inference_steps=int(steps))
-        return Editor(model, device=self.device), picture, knobs
+        return Editor(model, device=self.device), picture, knobs, instruction
 
 
 def _open_upload(path: Path) -> Image.Image:

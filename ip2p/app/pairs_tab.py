@@ -62,7 +62,7 @@ def pairs_tab(page: gr.Blocks, calls: PairsCalls) -> None:
     with gr.Row():
         kinds = gr.Dropdown([], label="Edit types", multiselect=True, elem_id="kinds")
         verdicts = gr.Dropdown([], label="Verdicts", multiselect=True, elem_id="verdicts")
-        words = gr.Textbox(label="Words", placeholder="any", max_lines=1, elem_id="words")
+        words = gr.Textbox("", label="Words", placeholder="any", max_lines=1, elem_id="words")
         score = gr.Dropdown([], label="Score", elem_id="score")
         low = gr.Number(None, label="at least", min_width=100, elem_id="low")
         high = gr.Number(None, label="at most", min_width=100, elem_id="high")
@@ -147,12 +147,12 @@ class PairsCalls:
     def show(
         self,
         view: View | None,
-        edit_types: Sequence[str],
-        verdicts: Sequence[str],
+        edit_types: Sequence[str] | None,
+        verdicts: Sequence[str] | None,
         score: str | None,
         low: float | None,
         high: float | None,
-        words: str,
+        words: str | None,
     ) -> Shown:
         """Shows the first page of the pairs that match the filters."""
         if view is None:
