@@ -77,14 +77,14 @@ def edit_tab(page: gr.Blocks, calls: EditCalls) -> None:
         show_progress_on=result,
         scroll_to_output=True,
     )
-    edited.success(calls.write_address, [*settings, sample], address, show_progress="hidden").success(
-        None, address, None, js=SET_ADDRESS
-    )
-    grid.click(friendly(calls.grid), [*form], cells, show_progress_on=result)
+    compared = grid.click(friendly(calls.grid), [*form], cells, show_progress_on=result)
+    for made in (edited, compared):
+        written = made.success(calls.write_address, [*settings, sample], address, show_progress="hidden")
+        written.success(None, address, None, js=SET_ADDRESS)
     form.model.input(calls.default_knobs, form.model, [form.text, form.image, form.steps])
     form.model.input(calls.list_samples, form.model, [samples, offered], show_progress="hidden")
     samples.select(calls.choose_sample, offered, [form.picture, form.instruction, sample], show_progress="hidden")
-    form.picture.input(calls.forget_sample, None, sample, show_progress="hidden")
+    gr.on([form.picture.input, form.model.input], calls.forget_sample, None, sample, show_progress="hidden")
     page.load(calls.restore, None, [*form, samples, offered, sample], show_progress="hidden")
 
 
@@ -173,7 +173,7 @@ class EditCalls:
         return (*samples[event.index], event.index)
 
     def forget_sample(self) -> None:
-        """Notes that the picture is the user's own."""
+        """Notes that the picture is the user's own, or a sample of another editor's run."""
 
     def write_address(
         self, instruction: str, model: str, text: float, image: float, steps: float, seed: float, sample: int | None
@@ -258,7 +258,7 @@ class EditCalls:
         if not model:
             raise ValueError("there is no editor. Train one with `ip2p run`, or give a model folder or a hub id.")
         picture = _open_upload(Path(path))
-        progress(None, desc=f"loading {model}")
+        progress(0, desc=f"loading {model}")
         knobs = Knobs(guidance_scale=text, image_guidance_scale=image, num_inference_steps=int(steps))
         return Editor(model, device=self.device), picture, knobs, instruction
 
