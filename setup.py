@@ -7,6 +7,7 @@ setup(
     package_dir={"ip2p._data": "data"},
     package_data={
         "ip2p": ["py.typed"],
+        "ip2p.app": ["page.css", "page.js"],
         "ip2p.report": ["templates/*.jinja"],
         "ip2p.training": ["launch_configs/*.yaml"],
         "ip2p._data": ["**/*"],

@@ -144,6 +144,20 @@ def test_an_edit_does_not_depend_on_its_batch(
     assert distance(together[0], together[2]) > 1
 
 
+def test_every_denoising_step_of_every_batch_is_reported(editor: StableDiffusionInstructPix2PixPipeline) -> None:
+    steps: list[int] = []
+    edit_images(
+        editor,
+        pictures((64, 64), (32, 48), (64, 64)),
+        INSTRUCTIONS,
+        num_inference_steps=2,
+        seeds=[1, 2, 3],
+        batch_size=8,
+        on_step=lambda: steps.append(1),
+    )
+    assert len(steps) == 2 * 2  # two sizes, two steps
+
+
 def test_another_seed_gives_another_image(editor: StableDiffusionInstructPix2PixPipeline) -> None:
     images = pictures((64, 64)) * 2
     first, second = edit_images(editor, images, INSTRUCTIONS[:1] * 2, num_inference_steps=4, seeds=[1, 2])

@@ -21,6 +21,13 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(runs, key=lambda path: -(path / "summary.json").stat().st_mtime)
 
 
+def advise(root: Path) -> str:
+    """Says how to make a run; empty if there is one."""
+    if find_runs(root):
+        return ""
+    return f"There is no run below {root} yet. Make one with `ip2p run shapes`, or pass --runs for another folder."
+
+
 def find_models(root: Path) -> list[str]:
     """Lists the trained editors of those runs."""
     models = (RunFolder(run).model for run in find_runs(root))

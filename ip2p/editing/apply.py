@@ -33,8 +33,12 @@ def edit_images(
     seeds: Sequence[int],
     batch_size: int = 8,
     on_batch: Callable[[int], object] | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> list[NDArray[np.uint8]]:
-    """Returns the edited images (H, W, 3), each as large as its input. `on_batch` gets each batch's size."""
+    """Returns the edited images (H, W, 3), each as large as its input.
+
+    `on_batch` gets each batch's size; `on_step` is called after each denoising step of a batch.
+    """
     if not len(images) == len(instructions) == len(seeds):
         counts = f"{len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds"
         raise ValueError(f"every edit takes an image, an instruction and a seed, got {counts}. Give as many of each.")
@@ -53,7 +57,8 @@ def edit_images(
             image = encode_images(pipeline, base, fitted)
             texts = base.encode(pipeline, ["", *(instructions[index] for index in indices)])
             conditions = stack_conditions(terms, image, texts, fitted.shape[1:3])
-            latents = denoise(pipeline, base, conditions, num_inference_steps, [seeds[index] for index in indices])
+            chosen = [seeds[index] for index in indices]
+            latents = denoise(pipeline, base, conditions, num_inference_steps, chosen, on_step)
             results = _resize_all(decode_images(pipeline.vae, latents), (batch.shape[2], batch.shape[1]))
             edited.update(zip(indices, results, strict=True))
             if on_batch is not None:
@@ -76,7 +81,12 @@ def encode_images(pipeline: DiffusionPipeline, base: Architecture, images: NDArr
 
 
 def denoise(
-    pipeline: DiffusionPipeline, base: Architecture, conditions: Conditions, num_steps: int, seeds: Sequence[int]
+    pipeline: DiffusionPipeline,
+    base: Architecture,
+    conditions: Conditions,
+    num_steps: int,
+    seeds: Sequence[int],
+    on_step: Callable[[], object] | None = None,
 ) -> Tensor:
     """Samples latents from noise; each image's chance comes from its own generator on the CPU."""
     denoiser = base.denoiser(pipeline)
@@ -92,6 +102,8 @@ def denoise(
 
         prediction = guided(predict, sampler.inputs(latents, timestep), conditions)
         latents = sampler.step(prediction, timestep, latents)
+        if on_step is not None:
+            on_step()
     return latents
 
 

@@ -48,10 +48,16 @@ class Editor:
         self.knobs = knobs or Knobs()
 
     def __call__(
-        self, image: ImageSource, instruction: str, *, seed: int = 0, knobs: Knobs | None = None
+        self,
+        image: ImageSource,
+        instruction: str,
+        *,
+        seed: int = 0,
+        knobs: Knobs | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> Image.Image:
         """Returns the edited picture, as large as the input. ValueError if the input cannot be read."""
-        return self.edit_all([image], [instruction], seeds=[seed], knobs=knobs)[0]
+        return self.edit_all([image], [instruction], seeds=[seed], knobs=knobs, on_step=on_step)[0]
 
     def edit_all(
         self,
@@ -62,8 +68,9 @@ class Editor:
         knobs: Knobs | None = None,
         batch_size: int = 8,
         on_batch: Callable[[int], object] | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> list[Image.Image]:
-        """Makes one edit per image, instruction and seed, equal sizes together; `on_batch` gets each batch's size."""
+        """Makes one edit per image, instruction and seed, equal sizes together; callbacks as in `edit_images`."""
         knobs = knobs or self.knobs
         pictures = [read_image(image) for image in images]
         edited = edit_images(
@@ -76,6 +83,7 @@ class Editor:
             seeds=seeds,
             batch_size=batch_size,
             on_batch=on_batch,
+            on_step=on_step,
         )
         return [
             Image.fromarray(pixels).resize(picture.size, Resample)
@@ -91,14 +99,14 @@ class Editor:
         image_guidance_scales: Sequence[float],
         seed: int = 0,
         knobs: Knobs | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> list[list[Image.Image]]:
         """Makes a row of edits per text guidance, with a column per image guidance."""
         knobs, picture = knobs or self.knobs, read_image(image)
 
         def edit(text: float, kept: float) -> Image.Image:
-            return self(
-                picture, instruction, seed=seed, knobs=replace(knobs, guidance_scale=text, image_guidance_scale=kept)
-            )
+            scales = replace(knobs, guidance_scale=text, image_guidance_scale=kept)
+            return self(picture, instruction, seed=seed, knobs=scales, on_step=on_step)
 
         return [list(map(edit, repeat(text), image_guidance_scales)) for text in guidance_scales]
 

@@ -82,10 +82,15 @@ def check_columns(columns: Mapping[str, str], names: Collection[str], *, where: 
         raise ValueError(f"{where} has no column {', '.join(missing)}; it has {', '.join(sorted(names)) or '(none)'}.")
 
 
+def find_column(ours: str, names: Collection[str]) -> str | None:
+    """Finds one of our columns in a table: by our name, else by the first known one that the table has."""
+    known = [schema[ours] for schema in KNOWN_SCHEMAS.values() if ours in schema]
+    return next((name for name in (ours, *known) if name in names), None)
+
+
 def image_columns(names: Collection[str], *, where: str) -> tuple[str, str]:
     """Finds the columns of the original and the edited image under any known name. ValueError if one is missing."""
-    candidates = ([schema[side] for schema in KNOWN_SCHEMAS.values()] for side in SIDES)
-    original, edited = (next((name for name in of_side if name in names), None) for of_side in candidates)
+    original, edited = (find_column(side, names) for side in SIDES)
     if original is None or edited is None:
         have = ", ".join(names) or "none"
         raise ValueError(f"{where} has no columns original_image and edited_image; its columns are: {have}.")
