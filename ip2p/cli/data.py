@@ -13,8 +13,7 @@ import tyro
 from ip2p import dataset, uses
 from ip2p.cli.arguments import Columns, NewRun, OfRun, OverSettings, Whole, in_section, read_columns
 from ip2p.cli.parsing import local_copy
-from ip2p.cli.results import describe_results
-from ip2p.cli.runs import enter, url_of
+from ip2p.cli.runs import describe_results, enter, url_of
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run
 from ip2p.dataset import inspection
