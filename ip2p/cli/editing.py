@@ -7,18 +7,16 @@ import importlib.util
 import itertools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
 import tyro
-from tqdm import tqdm
 
 from ip2p.config import EvaluationConfig
 from ip2p.config.files import evaluation_of
 from ip2p.images import IMAGE_SUFFIXES
-from ip2p.sources.files import read_json_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,34 +74,41 @@ def edit(options: EditArguments) -> None:
     existing = [item.output for item in edits if item.output.exists()]
     if existing and not options.overwrite:
         raise ValueError(f"{existing[0]} exists already. Give another name, or --overwrite.")
-    from ip2p.editing import Editor, Knobs, write_image
+    from ip2p.editing import Editor, Knobs
 
     started = time.monotonic()
     editor = Editor(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
     scales = attrgetter("guidance_scale", "image_guidance_scale")
-    size = options.batch_size
-    for (text, image), same in itertools.groupby(sorted(edits, key=scales), key=scales):
+    for (text, image), batch in itertools.groupby(sorted(edits, key=scales), key=scales):
         knobs = Knobs(
             num_inference_steps=options.num_inference_steps or usual.num_inference_steps,
             guidance_scale=text,
             image_guidance_scale=image,
             resolution=options.resolution,
         )
-        chosen = list(same)
-        with tqdm(total=len(chosen), desc="edit", unit="picture", disable=None) as bar:
-            for batch in (chosen[start : start + size] for start in range(0, len(chosen), size)):
-                edited = editor.edit_all(
-                    [item.image for item in batch],
-                    [item.edit_prompt for item in batch],
-                    seeds=[item.seed for item in batch],
-                    knobs=knobs,
-                    batch_size=size,
-                    on_batch=bar.update,
-                )
-                for item, picture in zip(batch, edited, strict=True):
-                    write_image(picture, item.output)
+        _edit(editor, list(batch), knobs, options.batch_size)
     what = str(edits[0].output) if len(edits) == 1 else f"{len(edits)} pictures in {options.output}"
     print(f"{what} (in {time.monotonic() - started:.1f} s)")
+
+
+def _edit(editor: Any, edits: Sequence[Edit], knobs: Any, batch_size: int) -> None:
+    from tqdm import tqdm
+
+    from ip2p.editing import write_image
+
+    with tqdm(total=len(edits), desc="edit", unit="picture", disable=None) as bar:
+        for start in range(0, len(edits), batch_size):
+            batch = edits[start : start + batch_size]
+            edited = editor.edit_all(
+                [item.image for item in batch],
+                [item.edit_prompt for item in batch],
+                seeds=[item.seed for item in batch],
+                knobs=knobs,
+                batch_size=batch_size,
+                on_batch=bar.update,
+            )
+            for item, image in zip(batch, edited, strict=True):
+                write_image(image, item.output)
 
 
 def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Edit]:
@@ -113,29 +118,20 @@ def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Edit
     rows = list(_rows(options))
     if not rows:
         raise ValueError(f"{options.input} holds no picture. Give a picture, a folder of pictures or a .jsonl.")
-    is_one = len(rows) == len(texts) == len(images) == 1 and rows[0].output is None and options.output.suffix
+    is_one = len(rows) == len(texts) == len(images) == 1 and rows[0].get("output") is None and options.output.suffix
     names: set[str] = set()
     for row, text, image in itertools.product(rows, texts, images):
-        name = Path(row.output or _name(row, options))
+        name = Path(row.get("output") or _name(row, options))
         scales = f"-t{text:g}" * (len(texts) > 1) + f"-i{image:g}" * (len(images) > 1)
         file = f"{name.stem}{scales}{name.suffix or '.png'}"
         if file in names:
             raise ValueError(f"two edits would be called {file}. Give each an `output` in a .jsonl.")
         names.add(file)
         output = options.output if is_one else options.output / file
-        yield Edit(row.image, row.edit_prompt, row.seed, text, image, output)
+        yield Edit(row["image"], row["edit_prompt"], row["seed"], text, image, output)
 
 
-class Row(NamedTuple):
-    """An edit before its scales are chosen; with the name of its output if the list has one."""
-
-    image: Path
-    edit_prompt: str
-    seed: int
-    output: str | None = None
-
-
-def _rows(options: EditArguments) -> Iterator[Row]:
+def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
     if options.input.suffix == ".jsonl":
         yield from _read_jsonl(options.input)
         return
@@ -143,23 +139,25 @@ def _rows(options: EditArguments) -> Iterator[Row]:
     if options.input.is_dir():
         paths = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     for path, prompt, seed in itertools.product(paths, (options.instruction, *options.also), options.seeds):
-        yield Row(path, prompt, seed)
+        yield {"image": path, "edit_prompt": prompt, "seed": seed}
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    from ip2p.sources.files import read_json_file
+
     try:
         for _, row in read_json_file(path):
             image, prompt = path.parent / str(row["image"]), str(row["edit_prompt"])
-            yield Row(image, prompt, int(row.get("seed", 0)), row.get("output"))
+            yield {"image": image, "edit_prompt": prompt, "seed": int(row.get("seed", 0)), "output": row.get("output")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
 
 
-def _name(row: Row, options: EditArguments) -> str:
+def _name(row: dict[str, Any], options: EditArguments) -> str:
     """Names an edit after its picture and what differs between its edits."""
-    words = re.sub(r"[^a-z0-9]+", "-", row.edit_prompt.lower()).strip("-")[:40]
-    parts = [row.image.stem, *([words] if options.also or options.input.suffix == ".jsonl" else [])]
-    parts += [f"seed{row.seed}"] if len(options.seeds) > 1 else []
+    words = re.sub(r"[^a-z0-9]+", "-", row["edit_prompt"].lower()).strip("-")[:40]
+    parts = [row["image"].stem, *([words] if options.also or options.input.suffix == ".jsonl" else [])]
+    parts += [f"seed{row['seed']}"] if len(options.seeds) > 1 else []
     return "-".join(parts) + ".png"
 
 
