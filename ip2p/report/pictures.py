@@ -114,25 +114,20 @@ def _read(places: Sequence[Place], column: str) -> Iterator[tuple[Place, bytes]]
 def _read_file(file: Path, indices: set[int], column: str) -> Iterator[tuple[int, bytes]]:
     """Reads (index, picture) of some rows without ever holding more than ROWS_AT_ONCE."""
     with pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as opened:
-        start = 0
+        end = 0
         for group in range(opened.num_row_groups):
-            end = start + opened.metadata.row_group(group).num_rows
-            if inside := {index - start for index in indices if start <= index < end}:
-                for index, content in _read_group(opened, group, inside, column):
-                    yield start + index, content
-            start = end
-
-
-def _read_group(opened: pq.ParquetFile, group: int, indices: set[int], column: str) -> Iterator[tuple[int, bytes]]:
-    start, last = 0, max(indices)
-    for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[column]):
-        for index in sorted(indices.intersection(range(start, start + batch.num_rows))):
-            cell = batch[column][index - start].as_py()
-            if cell and cell.get("bytes"):
-                yield index, cell["bytes"]
-        start += batch.num_rows
-        if start > last:
-            return
+            start, end = end, end + opened.metadata.row_group(group).num_rows
+            inside = indices.intersection(range(start, end))
+            if not inside:
+                continue
+            for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+                for index in sorted(inside.intersection(range(start, start + batch.num_rows))):
+                    cell = batch[column][index - start].as_py()
+                    if cell and cell.get("bytes"):
+                        yield index, cell["bytes"]
+                start += batch.num_rows
+                if start > max(inside):
+                    break
 
 
 SIDE = 192
