@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import Flow, State, flow
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.runner import Runner
-from prefect.schedules import Cron
+from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
@@ -57,7 +57,7 @@ def make_deployment(use: Use) -> Flow[..., Any]:
     """Builds the flow behind the form of a use; its end, good or bad, is a state with a message."""
     signature = inspect.Signature(list(_parameters(use)), return_annotation=State[Any])
 
-    def start(**values: Any) -> State[Any]:
+    def start(**values: object) -> State[Any]:
         bound = signature.bind(**values)
         bound.apply_defaults()
         return _in_one_line(lambda: _carry_out(use, bound.arguments))
@@ -73,7 +73,7 @@ def make_deployment(use: Use) -> Flow[..., Any]:
 def _parameters(use: Use) -> Iterator[inspect.Parameter]:
     """Yields the fields of the form; Prefect reads types and defaults off them."""
 
-    def field(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    def field(name: str, kind: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
     starts_from_preset = use.from_run is None
@@ -135,7 +135,7 @@ class Offer:
     """What is offered on Prefect's page, and how."""
 
     names: Sequence[str]
-    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """Values that the forms are filled in with, and that scheduled runs get."""
     cron: str | None = None
     timezone: str = "UTC"
@@ -179,7 +179,7 @@ async def _work_until_interrupted(runner: Runner) -> None:
         await working
 
 
-def _schedule(offer: Offer) -> Any:
+def _schedule(offer: Offer) -> Schedule | None:
     if offer.cron is None:
         return None
     try:
@@ -191,6 +191,6 @@ def _schedule(offer: Offer) -> Any:
     return Cron(offer.cron, timezone=offer.timezone)
 
 
-def _parameters_of(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def _parameters_of(name: str, parameters: Mapping[str, object]) -> dict[str, object]:
     known = DEPLOYMENTS[name].parameters.properties
     return {key: value for key, value in parameters.items() if key in known}

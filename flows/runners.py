@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow
 from prefect.futures import PrefectFuture
@@ -25,6 +25,10 @@ from ip2p.uses import USES
 
 RAY_RETRIES = 5
 """Times Ray retries a shard whose worker or node was lost; Prefect retries a shard that fails."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def make_task_runner(config: RunnerConfig) -> TaskRunner[Any]:
@@ -45,7 +49,7 @@ def one_thread() -> TaskRunner[Any]:
     return runner
 
 
-def with_runner(flow: Flow[..., Any], config: RunnerConfig) -> Flow[..., Any]:
+def with_runner(flow: Flow[P, R], config: RunnerConfig) -> Flow[P, R]:
     """Returns the flow, which then runs the way the config says."""
     return flow.with_options(task_runner=make_task_runner(config))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from prefect.concurrency.sync import concurrency
 
 from ip2p import ablation, dataset, evaluation, prompts, rendering, report, training
 from ip2p.config import PipelineConfig, PromptsConfig
+from ip2p.evaluation.metrics import Figures
 from ip2p.records import content_hash
 from ip2p.store import RunFolder, Sidecar, read_summary
 from ip2p.store.journal import RecordFile
@@ -66,7 +67,7 @@ def write_dataset(config: PipelineConfig) -> dict[str, Any]:
 
 
 @task(task_run_name="oracle", cache_policy=NO_CACHE)
-def judge_pairs(config: PipelineConfig) -> dict[str, Any]:
+def judge_pairs(config: PipelineConfig) -> Figures:
     """Has the domain judge the pairs."""
     return evaluation.oracle_precision(config)
 
@@ -78,7 +79,7 @@ def train_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
 
 
 @task(task_run_name="evaluate", cache_policy=NO_CACHE)
-def evaluate_editor(config: PipelineConfig, data: str) -> dict[str, Any]:
+def evaluate_editor(config: PipelineConfig, data: str) -> Figures:
     """Measures the editor on held-out edits."""
     bar = Bar("evaluation", "Evaluation, held-out edits")
     return evaluation.evaluate(config, data=data, progress=bar.show)
@@ -107,7 +108,7 @@ def limit_server(config: PromptsConfig) -> None:
             client.upsert_global_concurrency_limit_by_name(limit_name(config), SHARDS_AT_A_TIME)
 
 
-def server_slot(config: PromptsConfig) -> AbstractContextManager[Any]:
+def server_slot(config: PromptsConfig) -> AbstractContextManager[object]:
     """Surrounds the work that asks the server; a worker that dies gives its slot back when its lease ends."""
     if config.backend != "server":
         return nullcontext()
@@ -192,7 +193,11 @@ STAGES = ("prompts", "rendering", "dataset", "training")
 def publish_counts(config: PipelineConfig) -> None:
     """Publishes a table of every stage's counts and seconds."""
     summary = read_summary(config.out)
-    rows = [row for stage in STAGES for row in _numbers(stage, summary.get(stage, {}))]
+    rows = [
+        {"stage": stage, "what": name, "number": value}
+        for stage in STAGES
+        for name, value in _plain(summary.get(stage, {})).items()
+    ]
     create_table_artifact(key="counts", table=rows, description="Counts and seconds per stage")
 
 
@@ -211,12 +216,7 @@ def publish_report(path: Path) -> None:
     )
 
 
-def _numbers(stage: str, counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for name, value in _plain(counts).items():
-        yield {"stage": stage, "what": name, "number": value}
-
-
-def _plain(figures: dict[str, Any]) -> dict[str, int | float]:
+def _plain(figures: Mapping[str, object]) -> dict[str, int | float]:
     return {
         name: value for name, value in figures.items() if isinstance(value, int | float) and not isinstance(value, bool)
     }

@@ -24,7 +24,7 @@ from ip2p.evaluation import EditCase, EditJudgement, evaluate, load_domain, orac
 from ip2p.evaluation.cases import Pixels, balanced_subset, hold_out_cases
 from ip2p.evaluation.editors import Setting, sdedit_source
 from ip2p.evaluation.metrics import bootstrap_interval, curve, summarise, wilson_interval
-from ip2p.evaluation.parts import noise_seed, session_slices, write_edits
+from ip2p.evaluation.parts import Part, Plan, noise_seed, session_slices, write_edits
 from ip2p.evaluation.run import plan_parts, run_editors
 from ip2p.images import IMAGE_TYPE, encode_png, open_pixels
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
@@ -257,6 +257,11 @@ def test_another_judge_measures_anew_and_edits_nothing(trained: PipelineConfig, 
     assert again["clip_edited"] != pytest.approx(found["clip_edited"], abs=1e-3)
 
 
+def plan_of(folder: Path, cases: list[EditCase], part: Part, batch_size: int) -> Plan:
+    knobs = EvaluationConfig(seed=1, batch_size=batch_size)
+    return Plan(folder=folder, knobs=knobs, cases=cases, editors={}, parts=[part], measures=[])
+
+
 def test_a_killed_part_goes_on_from_its_last_batch_and_ends_in_the_same_pictures(
     trained: PipelineConfig, tmp_path: Path
 ) -> None:
@@ -275,16 +280,16 @@ def test_a_killed_part_goes_on_from_its_last_batch_and_ends_in_the_same_pictures
             raise KeyboardInterrupt
         return counted(images, some, seeds, setting)
 
-    options: dict[str, Any] = {"fingerprint": "abc", "seed": 1, "batch_size": 2, "progress": lambda _: None}
-    write_edits(tmp_path / "whole.parquet", part, cases, editor=editor, **options)
+    whole, killed = (plan_of(tmp_path / name, cases, part, 2) for name in ("whole", "killed"))
+    write_edits(whole, part, editor, "abc", lambda _: None)
     with pytest.raises(KeyboardInterrupt):
-        write_edits(tmp_path / "killed.parquet", part, cases, editor=dying, **options)
-    journal = next(tmp_path.glob("*.journal"))
+        write_edits(killed, part, dying, "abc", lambda _: None)
+    journal = next(tmp_path.rglob("*.journal"))
     journal.write_bytes(journal.read_bytes()[:-5])  # the kill came while the second batch was written
     asked.clear()
-    write_edits(tmp_path / "killed.parquet", part, cases, editor=counted, **options)
-    assert sum(asked) == 5 and not list(tmp_path.glob("*.journal"))
-    assert pq.read_table(tmp_path / "killed.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
+    write_edits(killed, part, counted, "abc", lambda _: None)
+    assert sum(asked) == 5 and not list(tmp_path.rglob("*.journal"))
+    assert pq.read_table(killed.edits(part)).equals(pq.read_table(whole.edits(part)))
 
 
 def test_a_chain_gives_each_edit_the_answer_before_it(tmp_path: Path) -> None:
@@ -297,10 +302,10 @@ def test_a_chain_gives_each_edit_the_answer_before_it(tmp_path: Path) -> None:
     ]
     setting = Setting(guidance_scale=2.0, image_guidance_scale=1.5)
     (part,) = session_slices("model", setting, cases)
-    path = tmp_path / "chain.parquet"
-    options: dict[str, Any] = {"fingerprint": "abc", "seed": 1, "batch_size": 8, "progress": lambda _: None}
-    write_edits(path, part, cases, editor=lambda images, *_: [image + 1 for image in images], **options)
-    levels = {row["case"]: open_pixels(row["edited_image"]["bytes"]).max() for row in pq.read_table(path).to_pylist()}
+    plan = plan_of(tmp_path, cases, part, 8)
+    write_edits(plan, part, lambda images, *_: [image + 1 for image in images], "abc", lambda _: None)
+    rows = pq.read_table(plan.edits(part)).to_pylist()
+    levels = {row["case"]: open_pixels(row["edited_image"]["bytes"]).max() for row in rows}
     start = int(first.original_image.max())
     assert levels == {0: start + 1, 1: start + 1, 2: start + 2, 3: start + 3}
 

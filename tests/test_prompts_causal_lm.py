@@ -13,7 +13,7 @@ import torch
 from ip2p.config import PromptsConfig
 from ip2p.models.loading import LanguageModel, load_language_model
 from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import draw_tokens, generate
+from ip2p.prompts.backends.transformers import CausalBackend, draw_tokens
 from ip2p.prompts.format import STOP, format_prompt, parse_answer
 from tests.trained_models import TRAINED_CAPTIONS
 
@@ -28,7 +28,8 @@ def trained(trained_lm: Path) -> LanguageModel:
 
 
 def run(model: LanguageModel, requests: list[Request] = REQUESTS, **changed: Any) -> list[str]:
-    return generate(model, requests, replace(CONFIG, **changed), on_answer=lambda number: None)
+    backend = CausalBackend(model, replace(CONFIG, **changed))
+    return [answer.text for answer in backend.answer(requests, on_answer=lambda number: None)]
 
 
 def test_the_trained_model_answers_in_the_format(trained: LanguageModel) -> None:

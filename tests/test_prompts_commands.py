@@ -155,6 +155,12 @@ def test_verbs_leave_politeness_out_and_objects_are_what_a_caption_has_too() -> 
     assert objects_of(row) == {"cat", "hat"}
 
 
+def test_words_of_equal_frequency_are_always_in_the_same_order() -> None:
+    words = "zebra apple tree house dog cat lamp"
+    row = dict.fromkeys(COLUMNS, "") | {"original_prompt": words, "edit_prompt": f"take the {words}"}
+    assert [word for word, _ in measure([row]).objects] == sorted(words.split())
+
+
 def test_the_counts_are_of_what_there_is_and_samples_are_always_the_same(config: PipelineConfig) -> None:
     rows = list(read_generations(config, COLUMNS))
     found = measure(rows)

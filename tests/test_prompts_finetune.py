@@ -12,7 +12,7 @@ import torch
 from ip2p.config import FinetuneConfig, PromptsConfig
 from ip2p.models import loading
 from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import generate
+from ip2p.prompts.backends.transformers import CausalBackend
 from ip2p.prompts.finetune import IGNORED, encode, finetune, held_out_loss, split_triplets
 from ip2p.prompts.format import format_answer, format_prompt, parse_answer
 from ip2p.records import EditTriplet
@@ -70,7 +70,8 @@ def test_the_taught_model_answers_in_the_format(config: FinetuneConfig) -> None:
     taught = loading.load_language_model(str(config.output), revision=None, device="cpu")
     sampling = PromptsConfig(temperature=0.0, max_new_tokens=60, seed=0, batch_size=8)
     captions = sorted({each.original_prompt for each in TRIPLETS})
-    answers = generate(taught, [Request(each, 0) for each in captions], sampling, on_answer=lambda num: None)
+    requests = [Request(each, 0) for each in captions]
+    answers = [each.text for each in CausalBackend(taught, sampling).answer(requests, on_answer=lambda num: None)]
     assert sum(parse_answer(answer) is not None for answer in answers) >= 0.8 * len(answers)
     told = json.loads((config.output / "finetune.json").read_text())
     assert told["held_out"] == found.held_out and told["num_held_out"] == found.num_held_out

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ip2p import __version__
-from ip2p.cli import benchmark, data, editing, prompts, runs, serving
+from ip2p.cli import benchmark, data, editing, runs, serving
 from ip2p.cli.parsing import HELP_WORDS, call
 from ip2p.console import RESUME_HINT, is_mistake, log_failure, one_line, start_logging, suggest
 
@@ -20,11 +20,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "dataset": runs.dataset,
     "dataset import": data.import_pairs,
     "dataset inspect": data.inspect,
-    "prompts inspect": prompts.inspect_prompts,
-    "prompts try": prompts.try_caption,
-    "prompts export": prompts.export,
-    "prompts import": prompts.import_triplets,
-    "prompts finetune": prompts.finetune,
+    "prompts inspect": data.inspect_prompts,
+    "prompts try": data.try_caption,
+    "prompts export": data.export,
+    "prompts import": data.import_triplets,
+    "prompts finetune": data.finetune,
     "plan": data.plan_costs,
     "train": runs.train,
     "evaluate": runs.evaluate,

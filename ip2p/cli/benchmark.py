@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Self
 
 import tyro
 
 from ip2p.config import BenchmarkConfig, VlmConfig
 from ip2p.config.files import evaluation_of
 from ip2p.evaluation import benchmark as protocols
+from ip2p.evaluation.metrics import Figures
+from ip2p.report import write_benchmark
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,7 @@ class Benchmark(BenchmarkConfig):
     """A test set, a dataset, a folder or .jsonl of pictures, or `photographs`."""
 
     @classmethod
-    def start(cls, words: Sequence[str]) -> Any:
+    def start(cls, words: Sequence[str]) -> Self:
         """Returns the defaults: the first model's run says how edits are made, so that its guidances need not be set.
 
         Its vision-language judge is left out, whose server may be gone.
@@ -43,15 +45,13 @@ class Editors:
 
 def benchmark(config: Benchmark) -> None:
     """Compares editors by a published protocol."""
-    from ip2p.report import write_benchmark
-
     figures = protocols.benchmark(config)
     print("\n".join(describe(figures)))
     print(f"  {'figures':<11} {config.out / 'figures.json'}")
     print(f"  {'page':<11} {write_benchmark(config.out)}")
 
 
-def describe(figures: dict[str, Any]) -> Iterator[str]:
+def describe(figures: Figures) -> Iterator[str]:
     """Yields a table: a line per editor, a column per figure."""
     columns = protocols.known_columns(figures["protocol"], figures["editors"])
     widths = [max(16, len(column.heading)) for column in columns]
@@ -60,12 +60,9 @@ def describe(figures: dict[str, Any]) -> Iterator[str]:
     for name, parts in figures["editors"].items():
         for part, words in (("single", ""), ("final", ", last of session")):
             if parts[part]:
-                yield _line(name + words, [_cell(parts[part].get(column.name)) for column in columns], widths)
+                values = [parts[part].get(column.name) for column in columns]
+                yield _line(name + words, ["–" if value is None else f"{value:.4f}" for value in values], widths)
 
 
 def _line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  " + " ".join([f"{name:<22}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))])
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

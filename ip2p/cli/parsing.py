@@ -27,6 +27,7 @@ from ip2p.console import suggest
 from ip2p.store.mirror import is_url, working_copy
 
 T = TypeVar("T")
+S = TypeVar("S", bound=OverSettings)
 
 HELP_WORDS = ("-h", "--help")
 SHORT_FORMS = {"kind": "--runner", "address": "--ray-address", "max_workers": "--workers"}
@@ -65,8 +66,8 @@ def call(action: Callable[..., None], words: Sequence[str], command: str) -> Non
 
 
 def parse_over_base(
-    kind: type[Any], words: Sequence[str], command: str, stack: contextlib.ExitStack
-) -> tuple[Any, PipelineConfig]:
+    kind: type[S], words: Sequence[str], command: str, stack: contextlib.ExitStack
+) -> tuple[S, PipelineConfig]:
     """Parses arguments and settings over the base that the arguments name.
 
     The first pass knows no edit types of that base, so it may take the value of such a setting for a positional.
@@ -119,7 +120,9 @@ def _read(
     return typing.cast(tuple[T, list[str]], parsed)
 
 
-def _read_over(base: PipelineConfig, kind: type[Any], words: Sequence[str], command: str) -> tuple[Any, list[str]]:
+def _read_over(
+    base: PipelineConfig, kind: type[OverSettings], words: Sequence[str], command: str
+) -> tuple[Any, list[str]]:
     start = _with_settings(kind, base)
     return _read(type(start), words, command, default=start, registry=_plain_sections())
 
@@ -151,7 +154,7 @@ def _refuse(unknown: Sequence[str], flags: Sequence[str]) -> None:
         raise ValueError(f"{unknown[0]!r} was not expected. Options are written --name VALUE.")
 
 
-def _copy_run(arguments: Any, stack: contextlib.ExitStack) -> str:
+def _copy_run(arguments: object, stack: contextlib.ExitStack) -> str:
     """Returns the local folder of the run that a command works on; an empty text if it works on none."""
     return str(stack.enter_context(local_copy(arguments.run))) if isinstance(arguments, OfRun) else ""
 
@@ -192,7 +195,7 @@ def _hint(section: type, setting: str, **options: Any) -> Any:
     return Annotated[typing.get_type_hints(section)[setting], tyro.conf.arg(aliases=aliases, **options)]
 
 
-def _show_help_if_asked(kind: type[Any], words: Sequence[str], command: str, about: str) -> None:
+def _show_help_if_asked(kind: type[OverSettings], words: Sequence[str], command: str, about: str) -> None:
     """Prints a command's own arguments with the settings that people use most, all of them or those of a stage."""
     more, rest = _read(MoreHelp, words, command)
     if more == MoreHelp() and set(HELP_WORDS).isdisjoint(rest):

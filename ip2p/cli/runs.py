@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import logging
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -17,13 +17,12 @@ from ip2p import ablation, evaluation, uses
 from ip2p import dataset as dataset_stage
 from ip2p.cli.arguments import ExistingRun, NewRun, OfRun, OverSettings, in_section
 from ip2p.cli.parsing import local_copy
-from ip2p.cli.results import describe_results
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run, read_run_data
 from ip2p.console import end_on_signals
 from ip2p.hub import push_dataset
-
-logger = logging.getLogger(__name__)
+from ip2p.report import write_comparison, write_report
+from ip2p.store import RunFolder, read_summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +154,6 @@ def refilter(arguments: Refiltering, config: PipelineConfig) -> None:
 
 def report(arguments: ExistingRun, config: PipelineConfig) -> None:
     """Rewrites a run's report."""
-    from ip2p.report import write_report
-
     write_report(config)
     print(describe_results(config))
 
@@ -165,8 +162,6 @@ def compare(arguments: Comparison) -> None:
     """Lays several runs side by side on one page."""
     if len(arguments.runs) < 2:
         raise ValueError("`ip2p compare` needs two run folders or more. Write: ip2p compare RUN RUN")
-    from ip2p.report import write_comparison
-
     with ExitStack() as stack:
         folders = [stack.enter_context(local_copy(run)) for run in arguments.runs]
         print(write_comparison([read_run(folder) for folder in folders], arguments.output))
@@ -194,7 +189,7 @@ def url_of(out: Path) -> str:
     return f"{scheme}://{rest.lstrip('/')}" if colon and len(scheme) > 1 and "/" not in scheme else str(out)
 
 
-def run_flow(config: PipelineConfig, use: str, **arguments: Any) -> PipelineConfig:
+def run_flow(config: PipelineConfig, use: str, **arguments: object) -> PipelineConfig:
     """Carries out a use unless it is done, and prints where its results are.
 
     Returns the config with the folder that it worked in, a local copy if the run folder is a URL.
@@ -206,13 +201,43 @@ def run_flow(config: PipelineConfig, use: str, **arguments: Any) -> PipelineConf
     return config
 
 
+def describe_results(config: PipelineConfig) -> str:
+    """Lists figures of the stages that have run, and the paths of what they made."""
+    return "\n".join(f"  {name:<11} {value}" for name, value in _results(config))
+
+
+def _results(config: PipelineConfig) -> Iterator[tuple[str, str]]:
+    folder, summary = RunFolder(config.out), read_summary(config.out)
+    prompts, rendering, pairs, scores = (
+        summary.get(name, {}) for name in ("prompts", "rendering", "dataset", "evaluation")
+    )
+    if prompts:
+        yield "triplets", f"{prompts.get('kept', 0)} kept of {prompts.get('generations', 0)}"
+    if rendering:
+        words = f"{rendering.get('accepted', 0)} accepted of {rendering.get('candidates', 0)}"
+        if (precision := pairs.get("oracle_precision")) is not None:
+            of_all = pairs.get("oracle_precision_all")
+            words += f"; right by the oracle: {precision:.3f}"
+            words += "" if of_all is None else f", of all candidates {of_all:.3f}"
+        yield "pairs", words
+    if scores.get("success") is not None:
+        rates = {name: figures.get("success") for name, figures in scores.get("baselines", {}).items()}
+        baselines = ", ".join(f"{name} {rate:.3f}" for name, rate in rates.items() if rate is not None)
+        words = f"{scores['success']:.3f} (done {scores['done']:.3f}, kept {scores['kept']:.3f})"
+        yield "success", f"{words}; {baselines}" if baselines else words
+    for name, path in (("dataset", folder.dataset), ("model", folder.model), ("report", folder.report / "index.html")):
+        if path.exists():
+            yield name, str(path)
+    yield "summary", str(folder.root / "summary.json")
+
+
 def enter(config: PipelineConfig) -> None:
     """Claims the run folder for this process, logs into it, and makes Ctrl-C end in one line."""
     uses.enter(config)
     end_on_signals()
 
 
-def _carry_out(config: PipelineConfig, use: str, **arguments: Any) -> None:
+def _carry_out(config: PipelineConfig, use: str, **arguments: object) -> None:
     started = time.monotonic()
     if uses.carry_out(config, use, lambda: _serve_and_run(config, use, **arguments), **arguments):
         print(f"Done in {time.monotonic() - started:.0f} s.")
@@ -220,7 +245,7 @@ def _carry_out(config: PipelineConfig, use: str, **arguments: Any) -> None:
         print(f"Everything is done already in {config.out}.")
 
 
-def _serve_and_run(config: PipelineConfig, use: str, **arguments: Any) -> None:
+def _serve_and_run(config: PipelineConfig, use: str, **arguments: object) -> None:
     from flows.server import prefect_server
 
     end_on_signals()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -53,7 +53,7 @@ def serve(arguments: Serving, config: PipelineConfig) -> None:
         if name not in DEPLOYMENTS:
             raise ValueError(f"unknown deployment {name}. {suggest(name, list(DEPLOYMENTS))}")
     given = {"data": arguments.data, "run": arguments.run}
-    parameters: dict[str, Any] = {name: value for name, value in given.items() if value}
+    parameters: dict[str, object] = {name: value for name, value in given.items() if value}
     if arguments.cron:
         _check_schedule(names, parameters)
     if arguments.preset:
@@ -66,18 +66,13 @@ def serve(arguments: Serving, config: PipelineConfig) -> None:
     with prefect_server(lambda: importlib.import_module("flows.deployments"), schedules=True, port=arguments.port):
         from flows.deployments import Offer, offer_deployments
 
-        offer = Offer(
-            names=names,
-            parameters=parameters,
-            cron=arguments.cron,
-            timezone=arguments.timezone,
-            limit=arguments.limit,
-        )
-        offer_deployments(offer, lambda url: _say(url, names, arguments.cron))
+        cron, timezone, limit = arguments.cron, arguments.timezone, arguments.limit
+        offer = Offer(names=names, parameters=parameters, cron=cron, timezone=timezone, limit=limit)
+        offer_deployments(offer, lambda url: _say(url, names, cron))
     print("No longer serving.")
 
 
-def _check_schedule(names: list[str], parameters: dict[str, Any]) -> None:
+def _check_schedule(names: list[str], parameters: dict[str, object]) -> None:
     """Requires one deployment, and the arguments of its use that have no default."""
     if len(names) != 1:
         raise ValueError("--cron is for one deployment. Name it, such as --deployment dataset.")

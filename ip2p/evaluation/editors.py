@@ -83,19 +83,7 @@ def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSou
 def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
     """Returns the base model by itself, from the noised picture towards the edited caption."""
     identity = fingerprint("sdedit", model_fingerprint(base), knobs.sdedit_guidance_scale, _sampling(knobs))
-
-    def load() -> EditFunction:
-        from diffusers import AutoPipelineForImage2Image
-
-        from ip2p.models.pipelines import load_text_to_image
-
-        name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
-        text_to_image = load_text_to_image(name, **options, dtype="float32", device=knobs.device)
-        pipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
-        pipeline.set_progress_bar_config(disable=True)
-        return partial(_draw_again, pipeline, knobs)
-
-    return EditorSource(identity, load)
+    return EditorSource(identity, lambda: partial(_draw_again, load_sdedit(base, knobs.device), knobs))
 
 
 def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
@@ -127,21 +115,33 @@ def _edit_by_instruction(
 
 def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
     """Loads the base model, widened: its new input channels are zero, so that it cannot see the picture."""
+    import torch
+
+    from ip2p.models.architecture import base_architecture
     from ip2p.models.loading import load_once, resolve_device
 
     place = resolve_device(device)
 
     def load() -> DiffusionPipeline:
-        import torch
-
-        from ip2p.models.architecture import base_architecture
-
         architecture = base_architecture(base)
         pipeline = architecture.build_editor(architecture.load_widened(base), base, torch.device(place))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(place)
 
     return load_once(("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, place), load)
+
+
+def load_sdedit(base: TrainingConfig, device: str) -> DiffusionPipeline:
+    """Loads the base model as diffusers' own pipeline from picture to picture."""
+    from diffusers import AutoPipelineForImage2Image
+
+    from ip2p.models.pipelines import load_text_to_image
+
+    name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
+    text_to_image = load_text_to_image(name, **options, dtype="float32", device=device)
+    pipeline: DiffusionPipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _draw_again(

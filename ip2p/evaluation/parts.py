@@ -98,26 +98,18 @@ _TEXTS = ("edit_type", "original_prompt", "edit_prompt", "edited_prompt", "sessi
 
 
 def write_edits(
-    path: Path,
-    part: Part,
-    cases: Sequence[EditCase],
-    *,
-    fingerprint: str,
-    editor: EditFunction,
-    seed: int,
-    batch_size: int,
-    progress: Callable[[int], object],
+    plan: Plan, part: Part, editor: EditFunction, edits_hash: str, progress: Callable[[int], object]
 ) -> store.Sidecar:
     """Edits the part's cases, resuming after a kill, and writes them; `progress` gets the size of every batch."""
-    started = time.monotonic()
-    journal = EditJournal(path.with_name(f".{path.stem}-{fingerprint[:12]}.journal"), EDIT_SCHEMA)
+    started, path, cases = time.monotonic(), plan.edits(part), plan.cases
+    journal = EditJournal(path.with_name(f".{path.stem}-{edits_hash[:12]}.journal"), EDIT_SCHEMA)
     rows = {row["case"]: row for row in journal.read()}
     progress(len(rows))
-    for numbers in _batches(part, cases, batch_size):
+    for numbers in _batches(part, cases, plan.knobs.batch_size):
         missing = [number for number in numbers if number not in rows]
         if not missing:
             continue
-        seeds = [noise_seed(seed, number) for number in missing]
+        seeds = [noise_seed(plan.knobs.seed, number) for number in missing]
         images = [_input_of(number, part, cases, rows) for number in missing]
         edited = editor(images, [cases[number] for number in missing], seeds, part.setting)
         new_rows = [
@@ -130,7 +122,7 @@ def write_edits(
         progress(len(new_rows))
     table = pa.Table.from_pylist([rows[number] for number in part.cases], schema=EDIT_SCHEMA)
     seconds, counts = time.monotonic() - started, {"edits": len(rows)}
-    sidecar = store.write_shard(path, table, fingerprint=fingerprint, seconds=seconds, counts=counts)
+    sidecar = store.write_shard(path, table, fingerprint=edits_hash, seconds=seconds, counts=counts)
     journal.remove()
     logger.info("%s: %d edits in %.1f s", part.name, sidecar.rows, sidecar.seconds)
     return sidecar
@@ -232,16 +224,7 @@ def _edit_missing(plan: Plan, progress: Callable[[float], object]) -> dict[Part,
             editor = plan.editors[name].load()
             for part in missing:
                 if part.model == name:
-                    sidecars[part] = write_edits(
-                        plan.edits(part),
-                        part,
-                        plan.cases,
-                        fingerprint=fingerprints[part],
-                        editor=editor,
-                        seed=plan.knobs.seed,
-                        batch_size=plan.knobs.batch_size,
-                        progress=count,
-                    )
+                    sidecars[part] = write_edits(plan, part, editor, fingerprints[part], count)
             del editor  # one model in memory at a time
             unload_all()
     return {part: sidecars[part] for part in plan.parts}

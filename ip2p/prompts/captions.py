@@ -166,7 +166,8 @@ def _collect(
             if reason:
                 left_out[reason] += 1
                 continue
-        identity = _identity(entry)
+        triplet = None if isinstance(entry, str) else entry.triplet
+        identity = entry if isinstance(entry, str) else triplet.id if triplet else entry.number
         left_out["duplicate"] += identity in entries
         entries.setdefault(identity, entry)
         if limit is not None and len(entries) >= limit:
@@ -183,12 +184,6 @@ def holds_triplets(suffix: str, column: str | None) -> bool:
 
 def _listed(left_out: Mapping[str, int]) -> str:
     return f" ({', '.join(f'{num} {reason}' for reason, num in left_out.items())})" if left_out else ""
-
-
-def _identity(entry: Entry) -> object:
-    if isinstance(entry, str):
-        return entry
-    return entry.triplet.id if entry.triplet else entry.number
 
 
 def _caption_of(line: Line, column: str | None, name: str, number: int) -> str:

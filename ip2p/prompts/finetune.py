@@ -62,7 +62,15 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     result.held_out.append(held_out_loss(learner, language_model.tokenizer, held_out, config))
     best = _weights(learner)
     for epoch in range(config.num_epochs):
-        _train_epoch(learner, language_model.tokenizer, trained, config, optimizer, epoch)
+        learner.train()
+        ordered = sorted(trained, key=lambda each: hash_to_unit("order", config.seed, epoch, each.id))
+        batches = list(_batches(ordered, config.batch_size))
+        for batch in tqdm(batches, desc=f"epoch {epoch + 1}", disable=None, leave=False):
+            tokens, mask, labels = (tensor.to(learner.device) for tensor in encode(language_model.tokenizer, batch))
+            learner(input_ids=tokens, attention_mask=mask, labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
         result.held_out.append(held_out_loss(learner, language_model.tokenizer, held_out, config))
         logger.info("epoch %d: held-out loss %.4f", epoch + 1, result.held_out[-1])
         if result.best_epoch == epoch + 1:
@@ -142,24 +150,6 @@ def held_out_loss(
         total += float(model(input_ids=tokens, attention_mask=mask, labels=labels).loss) * counted
         num += counted
     return total / num
-
-
-def _train_epoch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    triplets: Sequence[EditTriplet],
-    config: FinetuneConfig,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-) -> None:
-    model.train()
-    ordered = sorted(triplets, key=lambda each: hash_to_unit("order", config.seed, epoch, each.id))
-    for batch in tqdm(list(_batches(ordered, config.batch_size)), desc=f"epoch {epoch + 1}", disable=None, leave=False):
-        tokens, mask, labels = (tensor.to(model.device) for tensor in encode(tokenizer, batch))
-        model(input_ids=tokens, attention_mask=mask, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def _batches(triplets: Sequence[EditTriplet], size: int) -> Iterator[Sequence[EditTriplet]]:

@@ -103,13 +103,17 @@ class Statistics:
 def measure(rows: Sequence[Row]) -> Statistics:
     """Counts the rows; samples are drawn by hash, so the same run always shows the same."""
     kept = [row for row in rows if not row["reason"]]
+    samples: dict[str, list[Row]] = {reason: [] for reason in sorted({row["reason"] for row in rows})}
+    for row in sorted(rows, key=lambda row: hash_to_unit("sample", *(row[name] for name in COLUMNS))):
+        if len(samples[row["reason"]]) < NUM_SAMPLES:
+            samples[row["reason"]].append(row)
     return Statistics(
         reasons=_sorted(Counter(row["reason"] for row in rows)),
         edit_types=_by_type(rows),
         verbs=Counter(filter(None, (verb_of(row["edit_prompt"]) for row in kept))).most_common(NUM_WORDS),
-        objects=Counter(word for row in kept for word in objects_of(row)).most_common(NUM_WORDS),
+        objects=Counter(word for row in kept for word in sorted(objects_of(row))).most_common(NUM_WORDS),
         lengths={name: _lengths(row[name] for row in kept) for name in TEXTS},
-        samples={reason: _sample_rows(rows, reason) for reason in sorted({row["reason"] for row in rows})},
+        samples=samples,
     )
 
 
@@ -144,8 +148,3 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
 def _lengths(texts: Iterable[str]) -> dict[int, int]:
     counts = Counter(len(text.split()) // BIN_WORDS * BIN_WORDS for text in texts)
     return {start: counts[start] for start in range(0, max(counts, default=-BIN_WORDS) + BIN_WORDS, BIN_WORDS)}
-
-
-def _sample_rows(rows: Iterable[Row], reason: str) -> list[Row]:
-    candidates = (row for row in rows if row["reason"] == reason)
-    return sorted(candidates, key=lambda row: hash_to_unit("sample", *(row[name] for name in COLUMNS)))[:NUM_SAMPLES]

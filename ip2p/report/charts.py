@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,7 @@ def running_mean(values: Floats, reach: int) -> Floats:
     return means
 
 
-RATES = {"done": "rate-done", "kept": "rate-kept", "success": "rate-success"}
+RATES = ("done", "kept", "success")
 
 
 def rates_chart(curve: Sequence[Figures]) -> Chart | None:
@@ -109,13 +109,13 @@ def rates_chart(curve: Sequence[Figures]) -> Chart | None:
     drawing = Drawing(frame, title, text)
     drawing.axes("image guidance scale", "share of edits", x_ticks=scales, y_number=percent)
     shares = dict(zip(RATES, list(zip(*points, strict=True))[1:], strict=True))
-    for name, css in RATES.items():
+    for name in RATES:
         lows, highs = zip(*(figure.bounds for figure in shares[name]), strict=True)
-        drawing.area([list(zip([*scales, *scales[::-1]], [*lows, *highs[::-1]], strict=True))], f"band {css}")
+        drawing.area([list(zip([*scales, *scales[::-1]], [*lows, *highs[::-1]], strict=True))], f"band rate-{name}")
     heights: list[float] = []
-    for name, css in RATES.items():
+    for name in RATES:
         values = [figure.value for figure in shares[name]]
-        drawing.line(list(zip(scales, values, strict=True)), f"series {css}")
+        drawing.line(list(zip(scales, values, strict=True)), f"series rate-{name}")
         heights.append(_free_height(frame.py(values[-1]), heights))
         drawing.label(scales[-1], values[-1], name, shift=(7, heights[-1] - frame.py(values[-1]) + 4))
     return Chart(title, drawing.svg())
@@ -132,8 +132,11 @@ def by_type_chart(
     series: Mapping[str, Mapping[str, Figures]], value: str, title: str, x_title: str, *, share: bool = True
 ) -> Chart | None:
     """Draws a row per edit type with a mark and its interval per series; `series` is name → edit type → figures."""
-    drawn = [(name, _measured(by_type, value)) for name, by_type in series.items()]
-    drawn = [(name, by_type) for name, by_type in drawn if by_type]
+    measured = {
+        name: {kind: (figure, figures.n) for kind, figures in by_type.items() if (figure := figures.get(value))}
+        for name, by_type in series.items()
+    }
+    drawn = [(name, by_type) for name, by_type in measured.items() if by_type]
     left_out, drawn = len(drawn[len(MARKS) :]), drawn[: len(MARKS)]
     kinds = list(dict.fromkeys(kind for _, by_type in drawn for kind in by_type))
     if not kinds:
@@ -154,28 +157,12 @@ def by_type_chart(
         drawing.label(across[0], centre, kind, "row-label", anchor="end", shift=(-10, 4))
         for index, (name, by_type) in enumerate(drawn):
             if kind in by_type:
+                (figure, n), (low, high) = by_type[kind], by_type[kind][0].bounds
                 height = centre + ((len(drawn) - 1) / 2 - index) * 12.0 / per_row
-                _by_type_mark(drawing, f"{kind}, {name}", by_type[kind], (height, index), form)
+                drawing.segment((low, height), (high, height), f"interval s{index}")
+                tip = f"{kind}, {name}: {form(figure.value)} ({form(low)} to {form(high)}, n = {n})"
+                drawing.mark(figure.value, height, index, tip)
     return Chart(title, drawing.svg(), legend([name for name, _ in drawn]), left_out)
-
-
-def _measured(by_type: Mapping[str, Figures], value: str) -> dict[str, tuple[Figure, int]]:
-    """Returns one figure of every edit type that has it, and the number of edits."""
-    return {kind: (figure, figures.n) for kind, figures in by_type.items() if (figure := figures.get(value))}
-
-
-def _by_type_mark(
-    drawing: Drawing,
-    name: str,
-    measured: tuple[Figure, int],
-    place: tuple[float, int],
-    form: Callable[[float], str],
-) -> None:
-    (figure, n), (height, index) = measured, place
-    low, high = figure.bounds
-    drawing.segment((low, height), (high, height), f"interval s{index}")
-    tip = f"{name}: {form(figure.value)} ({form(low)} to {form(high)}, n = {n})"
-    drawing.mark(figure.value, height, index, tip)
 
 
 X, Y = "clip_direction", "clip_image"

@@ -32,9 +32,7 @@ from ip2p.report.facts import (
     Figures,
     HeldOutEdit,
     Json,
-    Place,
     count_of,
-    held_out_edit,
     is_number,
     mapping,
     read_curves,
@@ -43,7 +41,7 @@ from ip2p.report.facts import (
 )
 from ip2p.report.format import Cell, Line, Table, count, difference_cell, duration, editor_name, percent, percents
 from ip2p.report.pictures import ROWS_AT_ONCE
-from ip2p.report.reading import RunFacts, read_run
+from ip2p.report.reading import RunFacts, read_part, read_run
 from ip2p.report.sheets import MOST_EDITORS, NUM_SIDE_BY_SIDE, Sheet, side_by_side
 from ip2p.report.svg import Chart
 from ip2p.store import RunFolder
@@ -87,24 +85,26 @@ def describe_comparison(configs: Sequence[PipelineConfig]) -> Comparison:
             out = facts.config.out
             raise ValueError(f"{out} was not evaluated. Run `ip2p evaluate {out}` first.")
     hashes = functools.cache(_case_hashes)  # of all held-out pictures, for the figures and for the sheet
+    first, *others = (_scored_edits(facts.config, hashes) for facts in runs.values())
     curves = {name: facts.evaluation.curve for name, facts in runs.items()}
     judged = {name: figures for name, facts in runs.items() if (figures := facts.evaluation.editor).get("success")}
     by_type = {name: types_and_all(figures) for name, figures in judged.items()}
+    settings = _beside([dict(setting_rows(to_dict(config).items())) for config in configs])
     return Comparison(
         names=names,
         table=_runs_table(runs),
         judges=_judges(runs),
-        paired=_paired(runs, hashes),
+        paired=paired_lines({name: paired(first, edits) for name, edits in zip(names[1:], others, strict=True)}),
         curves=tradeoff_chart(curves),
         points=points_table(curves),
         by_type=by_type_chart(by_type, "success", "Success by edit type", "share of held-out edits that succeed"),
         pictures=_same_edits(runs, hashes),
-        cost=_beside([_rates(facts) for facts in runs.values()]),
-        settings=_different([dict(setting_rows(to_dict(config).items())) for config in configs]),
+        cost=_beside([_cost(facts) for facts in runs.values()]),
+        settings=[(name, values) for name, values in settings if len(set(values)) > 1 and name != "out"],
     )
 
 
-def _rates(facts: RunFacts) -> dict[str, str]:
+def _cost(facts: RunFacts) -> dict[str, str]:
     rates = {title: value for title, value, _ in rates_of(facts)}
     return {**rates, "All stages": duration(sum(facts.seconds.values()))} if facts.seconds else rates
 
@@ -113,10 +113,6 @@ def _beside(columns: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]
     """Returns (name, one value per column) of all names that a column has."""
     names = dict.fromkeys(name for column in columns for name in column)
     return [(name, [column.get(name, "–") for column in columns]) for name in names]
-
-
-def _different(settings: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
-    return [(name, values) for name, values in _beside(settings) if len(set(values)) > 1 and name != "out"]
 
 
 def _runs_table(runs: Mapping[str, RunFacts]) -> Table:
@@ -163,12 +159,6 @@ def _short_names(configs: Sequence[PipelineConfig]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{path.name} ({number})" for number, path in enumerate(paths, 1)]
-
-
-def _paired(runs: Mapping[str, RunFacts], hashes_of: CaseHashes) -> list[PairedLine]:
-    """Tests every other run against the first."""
-    first, *others = (_scored_edits(facts.config, hashes_of) for facts in runs.values())
-    return paired_lines({name: paired(first, edits) for name, edits in zip(list(runs)[1:], others, strict=True)})
 
 
 def _scored_edits(config: PipelineConfig, hashes_of: CaseHashes) -> list[Json]:
@@ -327,9 +317,5 @@ def _edits_of(folder: Path, name: str) -> dict[int, HeldOutEdit]:
     """Reads an editor's edits by case."""
     model, _, strength = name.partition(" ")
     kind = "sweep" if strength else "edit"
-    edits: dict[int, HeldOutEdit] = {}
-    for file in sorted((folder / "parts").glob(f"{model}-{kind}-{f's{strength}' if strength else ''}*.parquet")):
-        for index, row in enumerate(pq.read_table(file).to_pylist()):
-            if row["model"] == model:
-                edits[row["case"]] = held_out_edit(row, Place(folder / "edits" / file.name, index))
-    return edits
+    files = sorted((folder / "parts").glob(f"{model}-{kind}-{f's{strength}' if strength else ''}*.parquet"))
+    return {edit.case: edit for file in files for edit in read_part(folder, file.stem) if edit.model == model}

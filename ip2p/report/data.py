@@ -116,7 +116,12 @@ def triplets(facts: RunFacts) -> Triplets | str:
         ],
         words=[("Verbs", statistics.verbs), ("Objects", statistics.objects)],
         samples=[
-            (reason_name(reason) if reason else "kept", *_sample(row))
+            (
+                reason_name(reason) if reason else "kept",
+                clipped(row["caption"] or row["original_prompt"]),
+                clipped(row["edit_prompt"] or clipped(row["generation"])[:200]),
+                clipped(row["edited_prompt"]),
+            )
             for reason, rows in statistics.samples.items()
             for row in rows
         ],
@@ -131,11 +136,6 @@ def _length_bars(counts: Mapping[int, int]) -> list[Bar]:
     bars = [_bar(f"{start}–{start + last}", counts[start], most) for start in starts]
     rest = sum(counts.values()) - sum(counts[start] for start in starts)
     return [*bars, _bar(f"{max(starts) + last + 1} and more", rest, most)] if rest else bars
-
-
-def _sample(row: Json) -> tuple[str, str, str]:
-    written = row["edit_prompt"] or clipped(row["generation"])[:200]
-    return clipped(row["caption"] or row["original_prompt"]), clipped(written), clipped(row["edited_prompt"])
 
 
 def scores(facts: RunFacts) -> list[Chart] | str:
@@ -291,7 +291,10 @@ def denoiser_calls(facts: RunFacts) -> float | None:
     settings = facts.config.rendering
     if not {"guidance_scale", "shared_steps"} <= set(facts.candidates.column_names):
         return None
-    guidance, shared = (_numbers(facts.candidates, name) for name in ("guidance_scale", "shared_steps"))
+    guidance, shared = (
+        np.nan_to_num(np.asarray(facts.candidates[name].cast(pa.float64()).fill_null(0.0), np.float64))
+        for name in ("guidance_scale", "shared_steps")
+    )
     halves = np.where(guidance > 1, 2, 1)
     calls = halves * _images(settings.num_inference_steps, shared)
     if settings.first_look_steps is not None:
@@ -299,10 +302,6 @@ def denoiser_calls(facts: RunFacts) -> float | None:
         dropped = facts.candidates["first_look"].cast(pa.bool_()).fill_null(False).to_numpy()
         calls = np.where(dropped, previews, previews + calls)
     return float(calls.sum())
-
-
-def _numbers(table: pa.Table, name: str) -> Floats:
-    return np.nan_to_num(np.asarray(table[name].cast(pa.float64()).fill_null(0.0), np.float64))
 
 
 def _images(steps: int, shared: Floats) -> Floats:

@@ -143,14 +143,14 @@ def judge_words(judge: Json) -> str:
 
 def paired_lines(tests: Mapping[str, object]) -> list[PairedLine]:
     """Lists what `evaluation.metrics.paired` returns of each two editors that have edits in common."""
-    return [_paired_line(editor_name(name), test) for name, raw in tests.items() if (test := mapping(raw)).get("n")]
-
-
-def _paired_line(name: str, test: Json) -> PairedLine:
-    n, won, lost = (count(int(num)) if is_number(num := test.get(key)) else "–" for key in ("n", "won", "lost"))
-    p = p_value(p) if is_number(p := test.get("p")) else "–"
-    difference = read_figure(test.get("difference"), [test.get("low"), test.get("high")])
-    return PairedLine(name, n, won, lost, p, difference_cell(difference))
+    lines = []
+    for name, test in ((name, mapping(raw)) for name, raw in tests.items()):
+        if test.get("n"):
+            n, won, lost = (count(int(num)) if is_number(num := test.get(key)) else "–" for key in ("n", "won", "lost"))
+            p = p_value(p) if is_number(p := test.get("p")) else "–"
+            difference = read_figure(test.get("difference"), [test.get("low"), test.get("high")])
+            lines.append(PairedLine(editor_name(name), n, won, lost, p, difference_cell(difference)))
+    return lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -179,6 +179,8 @@ class HeldOutEdit(Edit):
     """What an editor made of a held-out picture."""
 
     case: int
+    model: str = ""
+    """The editor's name."""
     no_op: bool | None = None
     """True if the output is practically the input; None if that was not measured."""
 
@@ -199,6 +201,7 @@ def held_out_edit(row: Json, place: Place) -> HeldOutEdit:
         **_texts_of(row),
         key=f"/{row['case']}",
         case=count_of(row["case"]),
+        model=str(row.get("model") or ""),
         no_op=None if row.get("no_op") is None else bool(row["no_op"]),
         judgement=judgement_of(row),
         scores={name: value for name, value in other.items() if is_number(value)},

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ip2p.images import encode_png, open_picture
 from ip2p.report.facts import UNREADABLE, HeldOutEdit, Pair, Place, edit_types_of, take_turns
+from ip2p.report.reading import read_part
 from ip2p.store import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -113,25 +114,20 @@ def _read(places: Sequence[Place], column: str) -> Iterator[tuple[Place, bytes]]
 def _read_file(file: Path, indices: set[int], column: str) -> Iterator[tuple[int, bytes]]:
     """Reads (index, picture) of some rows without ever holding more than ROWS_AT_ONCE."""
     with pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as opened:
-        start = 0
+        end = 0
         for group in range(opened.num_row_groups):
-            end = start + opened.metadata.row_group(group).num_rows
-            if inside := {index - start for index in indices if start <= index < end}:
-                for index, content in _read_group(opened, group, inside, column):
-                    yield start + index, content
-            start = end
-
-
-def _read_group(opened: pq.ParquetFile, group: int, indices: set[int], column: str) -> Iterator[tuple[int, bytes]]:
-    start, last = 0, max(indices)
-    for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[column]):
-        for index in sorted(indices.intersection(range(start, start + batch.num_rows))):
-            cell = batch[column][index - start].as_py()
-            if cell and cell.get("bytes"):
-                yield index, cell["bytes"]
-        start += batch.num_rows
-        if start > last:
-            return
+            start, end = end, end + opened.metadata.row_group(group).num_rows
+            inside = indices.intersection(range(start, end))
+            if not inside:
+                continue
+            for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+                for index in sorted(inside.intersection(range(start, start + batch.num_rows))):
+                    cell = batch[column][index - start].as_py()
+                    if cell and cell.get("bytes"):
+                        yield index, cell["bytes"]
+                start += batch.num_rows
+                if start > max(inside):
+                    break
 
 
 SIDE = 192
@@ -213,13 +209,17 @@ def write_edit_sheets(folder: Path, parts: Sequence[str]) -> None:
 
     A sheet that is newer than the scores is left as it is.
     """
-    for (model, kind), edits in _first_edits(folder, parts).items():
+    by_type: dict[tuple[str, str], list[HeldOutEdit]] = defaultdict(list)
+    for edit in (edit for name in parts for edit in read_part(folder, name)):
+        by_type[edit.model, edit.edit_type].append(edit)
+    for (model, kind), edits in by_type.items():
         path = folder / "images" / f"{model}-{kind.replace('/', '-').replace(' ', '-')}.png"
         try:
             if _is_newer(path, folder / "scores.parquet"):
                 continue
-            inputs = read_images([Place(folder / "cases.parquet", case) for case, _ in edits], "original_image")
-            outputs = read_images([place for _, place in edits], "edited_image")
+            firsts = edits[:EDITS_PER_SHEET]
+            inputs = read_images([Place(folder / "cases.parquet", edit.case) for edit in firsts], "original_image")
+            outputs = read_images([edit.place for edit in firsts], "edited_image")
             sides = [
                 _side_by_side(open_picture(before), open_picture(after))
                 for before, after in zip(inputs, outputs, strict=True)
@@ -233,22 +233,6 @@ def write_edit_sheets(folder: Path, parts: Sequence[str]) -> None:
 
 def _is_newer(path: Path, source: Path) -> bool:
     return path.exists() and source.exists() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
-
-
-def _first_edits(folder: Path, parts: Sequence[str]) -> dict[tuple[str, str], list[tuple[int, Place]]]:
-    """Returns (case, place of the output) of the first edits of every editor and edit type."""
-    chosen: dict[tuple[str, str], list[tuple[int, Place]]] = defaultdict(list)
-    for name in parts:
-        try:
-            table = pq.read_table(folder / "parts" / f"{name}.parquet", columns=["model", "case", "edit_type"])
-        except UNREADABLE as error:
-            logger.warning("left out the sheets of %s: %s", name, error)
-            continue
-        for index, row in enumerate(table.to_pylist()):
-            edits = chosen[row["model"], str(row["edit_type"])]
-            if len(edits) < EDITS_PER_SHEET:
-                edits.append((row["case"], Place(folder / "edits" / f"{name}.parquet", index)))
-    return chosen
 
 
 def _side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:

@@ -74,7 +74,7 @@ class RunFacts:
     """Whole rows of the triplets, at most MOST_GENERATIONS."""
     candidates: pa.Table
     precision: Json
-    """What `evaluation.precision` says of the pairs."""
+    """What `evaluation.precision` says of the pairs, counted from its verdicts if the summary lacks it."""
     pairs: list[Pair]
     loss: list[tuple[int, float]]
     """(step, loss)."""
@@ -103,6 +103,9 @@ def read_run(config: PipelineConfig) -> RunFacts:
     evaluation = read_evaluation(figures)
     candidates = read_table(run.shards("candidates"), _CANDIDATE, (*_COSTS, *SCORE_COLUMNS))
     oracle = read_table(run.shards("evaluation/oracle"), ORACLE_SCHEMA.names)
+    precision: Json = mapping(summary.get("dataset"))
+    if "oracle_precision" not in precision and oracle.num_rows:
+        precision = precision_of(oracle.to_pylist(), candidates.num_rows, list(evaluation.editor.by_type))
     return RunFacts(
         name=run.root.resolve().name,
         config=config,
@@ -110,11 +113,13 @@ def read_run(config: PipelineConfig) -> RunFacts:
         triplets=read_table(run.shards("triplets"), ("caption", "reason")),
         generations=_read_generations(run.shards("triplets")),
         candidates=candidates,
-        precision=_read_precision(mapping(summary.get("dataset")), oracle, candidates.num_rows, evaluation),
+        precision=precision,
         pairs=_read_pairs(run, oracle),
         loss=_or([], lambda: list(_read_loss(run.training / "loss.jsonl"))),
         evaluation=evaluation,
-        edits=list(_read_edits(run, evaluation.parts)),
+        edits=[
+            edit for name in evaluation.parts if name.startswith("model-") for edit in read_part(run.evaluation, name)
+        ],
         cases=_existing(run.evaluation / "cases.parquet"),
         grids=_existing(run.evaluation / "grids.parquet"),
         seconds=_read_seconds(run, summary, figures),
@@ -185,32 +190,19 @@ def _read_pairs(run: store.RunFolder, oracle: pa.Table) -> list[Pair]:
         if readable := _or(0, functools.partial(num_readable, shard, len(shards))):
             part = _read_rows(shard, _PAIR, readable, tuple(SCORE_COLUMNS))
             rows += [(Place(shard, index), row) for index, row in enumerate(part)]
-    judgements = _judgements_of(oracle, {str(row["triplet_id"]) for _, row in rows})
+    judgements: dict[tuple[str, int], EditJudgement | None] = {}
+    if oracle.num_rows:
+        triplet_ids = pa.array({str(row["triplet_id"]) for _, row in rows}, pa.string())
+        for row in oracle.filter(pc.is_in(oracle["triplet_id"].cast(pa.string()), value_set=triplet_ids)).to_pylist():
+            judgements[row["triplet_id"], row["candidate"]] = judgement_of(row)
     return [pair_of(row, place, judgements) for place, row in rows]
 
 
-def _read_precision(summary: Json, oracle: pa.Table, num_candidates: int, evaluation: Evaluation) -> Json:
-    """Returns the share of right pairs from the dataset's summary, or counted from the verdicts if it is not there."""
-    if "oracle_precision" in summary or not oracle.num_rows:
-        return summary
-    return precision_of(oracle.to_pylist(), num_candidates, list(evaluation.editor.by_type))
-
-
-def _judgements_of(oracle: pa.Table, triplet_ids: set[str]) -> dict[tuple[str, int], EditJudgement | None]:
-    """Returns the domain's verdicts on the pairs of some triplets, by (triplet id, candidate)."""
-    if not oracle.num_rows:
-        return {}
-    inside = pc.is_in(oracle["triplet_id"].cast(pa.string()), value_set=pa.array(triplet_ids, pa.string()))
-    return {(row["triplet_id"], row["candidate"]): judgement_of(row) for row in oracle.filter(inside).to_pylist()}
-
-
-def _read_edits(run: store.RunFolder, parts: Sequence[str]) -> Iterator[HeldOutEdit]:
-    for name in parts:
-        if name.startswith("model-"):
-            file = run.evaluation / "parts" / f"{name}.parquet"
-            pictures = run.evaluation / "edits" / file.name
-            for index, row in enumerate(_read_rows(file, _EDIT, MOST_EDITS, None)):
-                yield held_out_edit(row, Place(pictures, index))
+def read_part(evaluation: Path, name: str) -> list[HeldOutEdit]:
+    """Reads the edits of one part of an evaluation or a benchmark."""
+    rows = _read_rows(evaluation / "parts" / f"{name}.parquet", _EDIT, MOST_EDITS, None)
+    pictures = evaluation / "edits" / f"{name}.parquet"
+    return [held_out_edit(row, Place(pictures, index)) for index, row in enumerate(rows)]
 
 
 def _read_loss(path: Path) -> Iterator[tuple[int, float]]:

@@ -147,8 +147,15 @@ def _range(cards: Sequence[Card], name: str, title: str) -> Range:
 
 def pairs(facts: RunFacts) -> Sheet | str:
     """Shows rendered pairs, accepted and rejected, in turns from every edit type and verdict."""
+    if not facts.candidates.num_rows and not facts.pairs:
+        return "No pairs were rendered yet."
     if not facts.pairs:
-        return _no_pairs(facts)
+        is_gone = num_accepted(facts) > 0
+        return (
+            "The pictures of the pairs are gone (pairs/)."
+            if is_gone
+            else f"No candidate was accepted, and {REJECTED_GONE}"
+        )
 
     def group(pair: Pair) -> tuple[object, ...]:
         return pair.edit_type, pair.reason, pair.accepted, pair.judgement and pair.judgement.success
@@ -169,16 +176,6 @@ def pairs(facts: RunFacts) -> Sheet | str:
 
 def _kinds(facts: RunFacts, edits: Sequence[Edit]) -> dict[str, str]:
     return {kind: kind for kind in edit_types_of(edits, facts.edit_types)}
-
-
-def _no_pairs(facts: RunFacts) -> str:
-    if not facts.candidates.num_rows:
-        return "No pairs were rendered yet."
-    return (
-        "The pictures of the pairs are gone (pairs/)."
-        if num_accepted(facts)
-        else (f"No candidate was accepted, and {REJECTED_GONE}")
-    )
 
 
 def edits(facts: RunFacts) -> Sheet | str:

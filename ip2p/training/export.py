@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -54,7 +54,7 @@ def _move(new: Path, place: Path, *, stale: tuple[str, ...]) -> None:
     new.rmdir()
 
 
-def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: dict[str, Any]) -> None:
+def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapping[str, float]) -> None:
     """Writes the pipeline's README.md: what it is, how it was trained, how it is used."""
     model = public_name(job.pretrained_model_name_or_path)
     is_id = model == job.pretrained_model_name_or_path

@@ -11,9 +11,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,9 +130,9 @@ class LossLog:
             self._file.append({"step": step, "loss": round(loss, 6), "lr": lr, "seconds": round(seconds, 2)})
 
 
-def mean_of_last(entries: list[dict[str, Any]], num_steps: int = 100) -> float:
+def mean_of_last(entries: Sequence[Mapping[str, float]], num_steps: int = 100) -> float:
     """Averages the loss over the last steps, weighting each entry by the steps it covers."""
-    total, count, before = 0.0, 0, 0
+    total = count = before = 0.0
     for entry in entries:
         steps, before = entry["step"] - before, entry["step"]
         if entry["step"] > entries[-1]["step"] - num_steps:

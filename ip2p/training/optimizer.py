@@ -53,7 +53,7 @@ def new_optimizer(
             matrices.append(parameter)
         else:
             others.append(parameter)
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {"params": others},
         {"params": first, "lr": config.learning_rate_conv_in},
         {"params": matrices, "orthogonal": True},
@@ -83,7 +83,7 @@ class Muon(AdamW):
 
     def __init__(
         self,
-        params: list[dict[str, Any]],
+        params: list[dict[str, object]],
         *,
         momentum: float = 0.95,
         matmul: torch.dtype = torch.float32,

@@ -49,7 +49,7 @@ PROBE_ROWS = 256
 """The number of rows whose shapes decide whether random crops have a choice."""
 
 
-def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
+def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     """Caches, trains and exports; returns the figures, which are also in `output_dir/finished.json`."""
     output = Path(job.output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, Any]:
     held_out = _held_out(job, accelerator, output)
     validation = Validation(output, every, num_steps, pictures, held_out)
     progress = train(trainer, output, progress, num_steps, stop, validation)
-    summary = {
+    summary: dict[str, float] = {
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
         "seconds_caching": pairs.seconds if isinstance(pairs, LatentCache) else 0.0,

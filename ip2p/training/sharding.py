@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType
 from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.optimizer import StateDict
 
 
 class Parts(Protocol):
@@ -44,11 +45,11 @@ class Parts(Protocol):
         """Copies whole weights, which fit the skeleton, into parts like the masters."""
         ...
 
-    def whole_states(self, *, is_main: bool) -> dict[str, Any] | None:
+    def whole_states(self, *, is_main: bool) -> StateDict | None:
         """Returns the optimizer's state as one process would have it, in the main process."""
         ...
 
-    def put_states(self, states: dict[str, Any]) -> None:
+    def put_states(self, states: StateDict) -> None:
         """Copies such a state into the optimizer."""
         ...
 
@@ -94,16 +95,16 @@ class FsdpParts:
             if name in weights:
                 part.copy_(local(_split(weights[name], like)))
 
-    def whole_states(self, *, is_main: bool) -> dict[str, Any] | None:
+    def whole_states(self, *, is_main: bool) -> StateDict | None:
         state_dict = self.optimizer.state_dict()
-        states: dict[int, dict[str, Any]] = {}
+        states: dict[int, StateDict] = {}
         for number, state in state_dict["state"].items():
             gathered = {name: _whole(local(value), value) for name, value in state.items()}
             if is_main:
                 states[number] = {name: value.cpu() for name, value in gathered.items()}
         return state_dict | {"state": states} if is_main else None
 
-    def put_states(self, states: dict[str, Any]) -> None:
+    def put_states(self, states: StateDict) -> None:
         self.optimizer.load_state_dict(states_like(states, self.optimizer))
 
 
@@ -124,7 +125,7 @@ def _split(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def states_like(states: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def states_like(states: StateDict, optimizer: torch.optim.Optimizer) -> StateDict:
     """Returns an optimizer's state with each tensor split, and laid out in memory, as its parameter is here."""
     likes = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
     split = {
@@ -134,7 +135,7 @@ def states_like(states: dict[str, Any], optimizer: torch.optim.Optimizer) -> dic
     return states | {"state": split}
 
 
-def _state_like(value: Any, like: Tensor | None) -> Any:
+def _state_like(value: object, like: Tensor | None) -> object:
     if like is None or not isinstance(value, Tensor) or value.shape != like.shape:  # such as the count of steps
         return value
     if isinstance(like, DTensor):
@@ -183,7 +184,7 @@ class ZeroParts:
             for parameter, value in values:
                 parameter.data.copy_(value)
 
-    def whole_states(self, *, is_main: bool) -> dict[str, Any] | None:
+    def whole_states(self, *, is_main: bool) -> StateDict | None:
         inner = self.optimizer.optimizer
         slices = [inner.state[own_slice] for own_slice in self.optimizer.single_partition_of_fp32_groups]
         counts = {name: value.cpu() for name, value in slices[0].items() if not value.ndim}
@@ -200,7 +201,7 @@ class ZeroParts:
         ]
         return {"state": dict(enumerate(states)), "param_groups": groups} if is_main else None
 
-    def put_states(self, states: dict[str, Any]) -> None:
+    def put_states(self, states: StateDict) -> None:
         inner = self.optimizer.optimizer
         per_group: list[dict[str, Tensor]] = [{} for _ in self.groups]
         for name, value in states["state"][0].items():

@@ -20,8 +20,8 @@ from ip2p.config import PipelineConfig, PromptsConfig, ScreeningConfig
 from ip2p.models import loading
 from ip2p.presets import shapes
 from ip2p.prompts import write_shard
-from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import generate
+from ip2p.prompts.asking import Answer, Request
+from ip2p.prompts.backends.transformers import CausalBackend
 from ip2p.prompts.captions import read_entries
 from ip2p.prompts.format import REASONS
 
@@ -36,12 +36,12 @@ def measure_speed(config: PipelineConfig) -> None:
     model = loading.load_language_model(config.prompts.model, revision=None, device="cpu")
     requests = [Request(str(caption), 0) for caption in read_entries(config.prompts)[:NUM_TIMED]]
     rates: dict[int, list[float]] = {config.prompts.batch_size: [], 1: []}
-    answers: list[list[str]] = []
+    answers: list[list[Answer]] = []
     for _ in range(ROUNDS):
         for size, found in rates.items():
             sampling = PromptsConfig(temperature=0.7, max_new_tokens=64, seed=0, batch_size=size)
             started = time.perf_counter()
-            answers.append(generate(model, requests, sampling, on_answer=lambda num: None))
+            answers.append(CausalBackend(model, sampling).answer(requests, on_answer=lambda num: None))
             found.append(len(requests) / (time.perf_counter() - started))
     assert all(each == answers[0] for each in answers)
     medians = {size: statistics.median(found) for size, found in rates.items()}

@@ -9,7 +9,6 @@ from typing import Self
 from ip2p.config import EvaluationConfig, ScoringConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, targets_of
-from ip2p.records import PairScores
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,16 @@ class ClipMeasure(Measure):
 
         scorer = load_pair_scorer(self.scoring)
         scores = scorer.score([case.triplet for case in cases], as_images(before), as_images(after))
-        rows = [_similarities(case, pair) for case, pair in zip(cases, scores, strict=True)]
+        rows: list[Values] = [
+            {
+                "clip_original": pair.original if case.original_prompt else None,
+                "clip_edited": pair.edited if case.edited_prompt else None,
+                "clip_direction": pair.direction if case.original_prompt and case.edited_prompt else None,
+                "clip_image": pair.image,
+                "clip_target": None,
+            }
+            for case, pair in zip(cases, scores, strict=True)
+        ]
         targets = targets_of(cases)
         triplets = [cases[number].triplet for number in targets]
         edited = as_images([after[number] for number in targets])
@@ -51,17 +59,6 @@ class ClipMeasure(Measure):
         for number, pair in zip(targets, to_target, strict=True):
             rows[number]["clip_target"] = pair.image
         return rows
-
-
-def _similarities(case: EditCase, scores: PairScores) -> Values:
-    has_original, has_edited = bool(case.original_prompt), bool(case.edited_prompt)
-    return {
-        "clip_original": scores.original if has_original else None,
-        "clip_edited": scores.edited if has_edited else None,
-        "clip_direction": scores.direction if has_original and has_edited else None,
-        "clip_image": scores.image,
-        "clip_target": None,
-    }
 
 
 def judge_of(knobs: EvaluationConfig, scoring: ScoringConfig) -> ScoringConfig:

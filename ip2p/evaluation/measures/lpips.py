@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,17 @@ class LpipsMeasure(Measure):
         return float(distances[kept].mean())
 
 
-def _load_lpips(net: str, device: str) -> tuple[Any, str]:
+def _load_lpips(net: str, device: str) -> tuple[nn.Module, str]:
     from ip2p.models.loading import load_once, resolve_device
 
+    try:
+        import lpips
+    except ImportError as error:
+        raise ValueError("evaluation.lpips needs lpips. Install it with: pip install 'ip2p[lpips]'") from error
     device = resolve_device(device)
 
-    def load() -> Any:
-        try:
-            import lpips
-        except ImportError as error:
-            raise ValueError("evaluation.lpips needs lpips. Install it with: pip install 'ip2p[lpips]'") from error
-        return lpips.LPIPS(net=net, spatial=True, verbose=False).eval().requires_grad_(False).to(device)
+    def load() -> nn.Module:
+        network: nn.Module = lpips.LPIPS(net=net, spatial=True, verbose=False)
+        return network.eval().requires_grad_(False).to(device)
 
     return load_once(("lpips", net, device), load), device

@@ -127,15 +127,15 @@ def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.
 
 def local_judge(config: VlmConfig) -> Ask:
     """Loads a transformers model, once per process, and returns how to ask it."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     from ip2p.models.loading import check_model_source, load_once, resolve_device, resolve_dtype
 
     device = resolve_device(config.device)
     precision = resolve_dtype(config.dtype, device)
 
     def load() -> tuple[Any, Any]:
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
         source = check_model_source(config.model or "", what="evaluation.vlm.model", marker="config.json")
         network: Any = AutoModelForImageTextToText.from_pretrained(
             source, revision=config.revision, dtype=getattr(torch, precision)
@@ -146,8 +146,6 @@ def local_judge(config: VlmConfig) -> Ask:
     model, processor = load_once(("vlm", config.model, config.revision, device, precision), load)
 
     def ask(pictures: Sequence[Image.Image], question: str) -> str:
-        import torch
-
         content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         inputs = processor(text=text, images=list(pictures), return_tensors="pt").to(device, model.dtype)

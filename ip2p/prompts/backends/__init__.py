@@ -27,9 +27,7 @@ def open_backend(config: PromptsConfig, journal: Path) -> Backend:
     language_model = load_language_model(
         config.model, revision=config.revision, device=config.device, dtype=config.dtype
     )
-    if config.backend == "chat":
-        return ChatBackend(language_model, config)
-    return CausalBackend(language_model, config)
+    return (ChatBackend if config.backend == "chat" else CausalBackend)(language_model, config)
 
 
 def check_backend(config: PromptsConfig) -> None:

@@ -52,25 +52,22 @@ class ServerBackend:
 
     def _ask(self, client: ChatClient, request: Request, talk: Sequence[Message]) -> Record:
         """Takes the reply from the journal if it is there, else from the server."""
-        body = self._body(request, talk)
+        config = self.config
+        body: Record = {
+            "model": config.model,
+            "messages": list(talk),
+            "temperature": config.temperature,
+            "max_tokens": config.max_new_tokens,
+            "seed": hash_to_seed(config.seed, request.caption, request.attempt) % 2**31,
+        }
+        if form := _response_format(config):
+            body["response_format"] = form
         key = content_hash(json.dumps(body, sort_keys=True), request.attempt)
         reply = self.journal.get(key)
         if reply is None:
             reply = client.ask(body)
             self.journal.add(key, reply)
         return reply
-
-    def _body(self, request: Request, talk: Sequence[Message]) -> Record:
-        config = self.config
-        more = {"response_format": form} if (form := _response_format(config)) else {}
-        return {
-            "model": config.model,
-            "messages": list(talk),
-            "temperature": config.temperature,
-            "max_tokens": config.max_new_tokens,
-            "seed": hash_to_seed(config.seed, request.caption, request.attempt) % 2**31,
-            **more,
-        }
 
 
 def _response_format(config: PromptsConfig) -> dict[str, object] | None:

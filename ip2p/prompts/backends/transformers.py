@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,87 +43,6 @@ class _Row:
     open: bool = True
 
 
-def generate(
-    language_model: LanguageModel,
-    requests: Sequence[Request],
-    config: PromptsConfig,
-    *,
-    on_answer: Callable[[int], object],
-) -> list[str]:
-    """Returns one raw answer per request, in order, of a model that was fine-tuned in the original's format."""
-    prompts = [
-        Prompt(
-            list(language_model.tokenizer(format_prompt(request.caption))["input_ids"]),
-            (request.caption, request.attempt),
-        )
-        for request in requests
-    ]
-    return _continue_prompts(language_model, prompts, config, stop=STOP, on_answer=on_answer)
-
-
-def _continue_prompts(
-    language_model: LanguageModel,
-    prompts: Sequence[Prompt],
-    config: PromptsConfig,
-    *,
-    stop: str | None,
-    on_answer: Callable[[int], object],
-) -> list[str]:
-    """Returns one text per prompt, in order, up to the end token or `stop`; nothing if a prompt fills the context."""
-    context = getattr(language_model.model.config, "max_position_embeddings", None)
-    most = config.max_new_tokens
-    rooms = [most if context is None else min(most, context - len(prompt.tokens)) for prompt in prompts]
-    rows = [_Row(index, prompts[index], room) for index, room in enumerate(rooms) if room > 0]
-    on_answer(len(prompts) - len(rows))
-    rows.sort(key=lambda row: len(row.prompt.tokens))
-    answers = [""] * len(prompts)
-    for start in range(0, len(rows), config.batch_size):
-        batch = rows[start : start + config.batch_size]
-        _continue_batch(language_model, batch, config, stop)
-        for row in batch:
-            answers[row.index] = _decode(language_model, row.answer)
-        on_answer(len(batch))
-    return answers
-
-
-def _decode(language_model: LanguageModel, tokens: list[int]) -> str:
-    return str(language_model.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-@torch.inference_mode()
-def _continue_batch(language_model: LanguageModel, batch: list[_Row], config: PromptsConfig, stop: str | None) -> None:
-    """Extends the rows token by token until each has stopped."""
-    model, device = language_model.model, language_model.model.device
-    ids, mask = _pad_left([row.prompt.tokens for row in batch], int(language_model.tokenizer.pad_token_id or 0))
-    ids, mask = ids.to(device), mask.to(device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    rows, cache, parameters = batch, None, inspect.signature(model.forward).parameters
-    ends = _end_tokens(language_model)
-    while True:
-        optional = {"position_ids": positions, "logits_to_keep": 1}
-        inputs = {name: value for name, value in optional.items() if name in parameters}
-        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs)
-        cache = output.past_key_values
-        uniforms = [hash_to_unit(config.seed, *row.prompt.draws, len(row.answer)) for row in rows]
-        tokens = draw_tokens(output.logits[:, -1].float(), uniforms, config.temperature)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            _extend(language_model, row, token, ends, stop)
-        kept = [place for place, row in enumerate(rows) if row.open]
-        if not kept:
-            return
-        if len(kept) < len(rows):
-            places = torch.tensor(kept, device=device)
-            cache.batch_select_indices(places)
-            rows, mask, tokens, positions = (
-                [rows[place] for place in kept],
-                mask[places],
-                tokens[places],
-                positions[places],
-            )
-        ids, positions = tokens[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-
-
 def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Returns token ids and attention mask, both (rows, longest prompt)."""
     width = max(map(len, prompts))
@@ -140,34 +60,91 @@ def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float) -
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def _end_tokens(language_model: LanguageModel) -> set[int]:
-    """Returns the tokenizer's end of text, and the other tokens that the model was trained to end an answer with."""
-    ends = getattr(getattr(language_model.model, "generation_config", None), "eos_token_id", None)
-    more = ends if isinstance(ends, list) else [ends]
-    return {int(token) for token in [language_model.tokenizer.eos_token_id, *more] if token is not None}
+class TransformersBackend:
+    """Continues prompts with a causal language model, up to its end token or `stop`."""
 
-
-def _extend(language_model: LanguageModel, row: _Row, token: int, ends: set[int], stop: str | None) -> None:
-    if token in ends:
-        row.open = False
-        return
-    row.answer.append(token)
-    stopped = stop is not None and stop in _decode(language_model, row.answer[-STOP_WINDOW:])
-    row.open = not stopped and len(row.answer) < row.room
-
-
-class CausalBackend:
-    """Asks a model that was fine-tuned in the original's format."""
+    stop: ClassVar[str | None] = None
 
     def __init__(self, language_model: LanguageModel, config: PromptsConfig) -> None:
         self.language_model, self.config = language_model, config
+        model, tokenizer = language_model.model, language_model.tokenizer
+        ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        more = ends if isinstance(ends, list) else [ends]
+        self._ends = {int(token) for token in [tokenizer.eos_token_id, *more] if token is not None}
+        """The tokenizer's end of text, and the other tokens that the model was trained to end an answer with."""
+
+    def continue_prompts(self, prompts: Sequence[Prompt], on_answer: Callable[[int], object]) -> list[str]:
+        """Returns one text per prompt, in order; an empty one if a prompt fills the context."""
+        context = getattr(self.language_model.model.config, "max_position_embeddings", None)
+        most, size = self.config.max_new_tokens, self.config.batch_size
+        rooms = [most if context is None else min(most, context - len(prompt.tokens)) for prompt in prompts]
+        rows = [_Row(index, prompts[index], room) for index, room in enumerate(rooms) if room > 0]
+        on_answer(len(prompts) - len(rows))
+        rows.sort(key=lambda row: len(row.prompt.tokens))
+        answers = [""] * len(prompts)
+        for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
+            self._continue_batch(batch)
+            for row in batch:
+                answers[row.index] = self._decode(row.answer)
+            on_answer(len(batch))
+        return answers
+
+    def _decode(self, tokens: list[int]) -> str:
+        tokenizer = self.language_model.tokenizer
+        return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @torch.inference_mode()
+    def _continue_batch(self, batch: list[_Row]) -> None:
+        """Extends the rows token by token until each has stopped."""
+        model, tokenizer, config = self.language_model.model, self.language_model.tokenizer, self.config
+        ids, mask = _pad_left([row.prompt.tokens for row in batch], int(tokenizer.pad_token_id or 0))
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        rows, cache, parameters = batch, None, inspect.signature(model.forward).parameters
+        while True:
+            optional = {"position_ids": positions, "logits_to_keep": 1}
+            inputs = {name: value for name, value in optional.items() if name in parameters}
+            output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs)
+            cache = output.past_key_values
+            uniforms = [hash_to_unit(config.seed, *row.prompt.draws, len(row.answer)) for row in rows]
+            tokens = draw_tokens(output.logits[:, -1].float(), uniforms, config.temperature)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                self._extend(row, token)
+            kept = [place for place, row in enumerate(rows) if row.open]
+            if not kept:
+                return
+            if len(kept) < len(rows):
+                places = torch.tensor(kept, device=model.device)
+                cache.batch_select_indices(places)
+                rows = [rows[place] for place in kept]
+                mask, tokens, positions = mask[places], tokens[places], positions[places]
+            ids, positions = tokens[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+
+    def _extend(self, row: _Row, token: int) -> None:
+        if token in self._ends:
+            row.open = False
+            return
+        row.answer.append(token)
+        stopped = self.stop is not None and self.stop in self._decode(row.answer[-STOP_WINDOW:])
+        row.open = not stopped and len(row.answer) < row.room
+
+
+class CausalBackend(TransformersBackend):
+    """Asks a model that was fine-tuned in the original's format."""
+
+    stop = STOP
 
     def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
         """Returns one answer per request, in order; an empty one if a prompt fills the model's context."""
-        return [Answer(text) for text in generate(self.language_model, requests, self.config, on_answer=on_answer)]
+        tokenizer, prompts = self.language_model.tokenizer, []
+        for request in requests:
+            tokens = list(tokenizer(format_prompt(request.caption))["input_ids"])
+            prompts.append(Prompt(tokens, (request.caption, request.attempt)))
+        return list(map(Answer, self.continue_prompts(prompts, on_answer)))
 
 
-class ChatBackend:
+class ChatBackend(TransformersBackend):
     """Asks an instruction-tuned model; malformed answers are repaired together."""
 
     def __init__(self, language_model: LanguageModel, config: PromptsConfig) -> None:
@@ -177,29 +154,22 @@ class ChatBackend:
                 f"prompts.model {config.model} has no chat template. Give an instruction-tuned model, or set "
                 "prompts.backend to causal_lm for one that was fine-tuned in the original's format."
             )
-        self.language_model, self.config = language_model, config
+        super().__init__(language_model, config)
 
     def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
         """Returns one answer per request, in order."""
         talks = [messages_for(self.config, request) for request in requests]
         answers = [Answer(text) for text in self._continue(requests, talks, 0, on_answer)]
         for repair in range(1, self.config.num_repairs + 1):
-            self._repair(requests, talks, answers, repair)
+            reasons = [needs_repair(self.config, answer.text) for answer in answers]
+            malformed = [index for index, reason in enumerate(reasons) if reason]
+            for index in malformed:
+                talks[index] = repair_messages(talks[index], answers[index].text, reasons[index])
+            again = [requests[index] for index in malformed]
+            texts = self._continue(again, [talks[index] for index in malformed], repair, lambda num: None)
+            for index, text in zip(malformed, texts, strict=True):
+                answers[index] = Answer(text, (*answers[index].earlier, answers[index].text))
         return answers
-
-    def _repair(
-        self, requests: Sequence[Request], talks: list[list[Message]], answers: list[Answer], repair: int
-    ) -> None:
-        """Asks again about malformed answers and replaces them in place."""
-        reasons = [needs_repair(self.config, answer.text) for answer in answers]
-        malformed = [index for index, reason in enumerate(reasons) if reason]
-        for index in malformed:
-            talks[index] = repair_messages(talks[index], answers[index].text, reasons[index])
-        texts = self._continue(
-            [requests[index] for index in malformed], [talks[index] for index in malformed], repair, lambda num: None
-        )
-        for index, text in zip(malformed, texts, strict=True):
-            answers[index] = Answer(text, (*answers[index].earlier, answers[index].text))
 
     def _continue(
         self,
@@ -213,4 +183,4 @@ class ChatBackend:
             text = str(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
             draws = (request.caption, request.attempt, *([repair] if repair else []))
             prompts.append(Prompt(list(tokenizer(text, add_special_tokens=False)["input_ids"]), draws))
-        return _continue_prompts(self.language_model, prompts, self.config, stop=None, on_answer=on_answer)
+        return self.continue_prompts(prompts, on_answer)

@@ -16,7 +16,7 @@ from ip2p.config import PipelineConfig, PromptsConfig, RenderingConfig
 from ip2p.models.loading import load_clip, load_language_model
 from ip2p.models.pipelines import load_text_to_image
 from ip2p.prompts.asking import Request
-from ip2p.prompts.backends.transformers import generate
+from ip2p.prompts.backends.transformers import CausalBackend
 from ip2p.prompts.format import parse_answer
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_to_seed
 from ip2p.rendering import render_pairs
@@ -122,8 +122,9 @@ def triplet_validity(folder: Path, *, num: int = 500, seed: int = 0, temperature
     captions = [draw_caption(rng, draw_scene(rng)) for _ in range(num)]
     model = load_language_model(str(folder), revision=None, device="auto")
     sampling = PromptsConfig(temperature=temperature, max_new_tokens=96, seed=seed, batch_size=64)
-    answers = generate(model, [Request(text, 0) for text in captions], sampling, on_answer=lambda _: None)
-    parsed = [parse_answer(answer) for answer in answers]
+    requests = [Request(text, 0) for text in captions]
+    answers = CausalBackend(model, sampling).answer(requests, on_answer=lambda _: None)
+    parsed = [parse_answer(answer.text) for answer in answers]
     answered = zip(captions, parsed, strict=True)
     good = [answer is not None and read_edit(text, *answer) is not None for text, answer in answered]
     return {"consistent": float(np.mean(good)), "parsed": float(np.mean([p is not None for p in parsed])), "n": num}
