@@ -29,6 +29,7 @@ from ip2p.app.tables import (
 from ip2p.config.files import evaluation_of
 from ip2p.console import first_line
 from ip2p.editing.editor import Editor, Knobs, read_image
+from ip2p.proxies import reach_this_machine_directly
 from ip2p.records import content_hash
 from ip2p.store import write_atomic
 
@@ -64,6 +65,7 @@ def build_page(root: Path, model: str | None = None, device: str = "auto") -> gr
 
 def serve(page: gr.Blocks, root: Path, *, port: int | None = None, share: bool = False, wait: bool = True) -> str:
     """Starts the page on 127.0.0.1 and returns its address; blocks while `wait`."""
+    reach_this_machine_directly()  # gradio asks the page whether it is up
     _, address, _ = page.queue(max_size=WAITING, default_concurrency_limit=1).launch(
         server_name="127.0.0.1",
         server_port=port,
