@@ -127,7 +127,7 @@ def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.
 
 def local_judge(config: VlmConfig) -> Ask:
     """Loads a transformers model, once per process, and returns how to ask it."""
-    from ip2p.models.loading import check_model_source, load_once, resolve_device, resolve_dtype
+    from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype
 
     device = resolve_device(config.device)
     precision = resolve_dtype(config.dtype, device)
@@ -137,10 +137,9 @@ def local_judge(config: VlmConfig) -> Ask:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         source = check_model_source(config.model or "", what="evaluation.vlm.model", marker="config.json")
-        network: Any = AutoModelForImageTextToText.from_pretrained(
-            source, revision=config.revision, dtype=getattr(torch, precision)
-        )
-        processor: Any = AutoProcessor.from_pretrained(source, revision=config.revision)  # type: ignore[no-untyped-call]
+        options: dict[str, Any] = {"revision": config.revision, "dtype": getattr(torch, precision)}
+        network = from_source(AutoModelForImageTextToText.from_pretrained, source, **options)
+        processor = from_source(AutoProcessor.from_pretrained, source, revision=config.revision)
         return network.to(device).eval(), processor
 
     model, processor = load_once(("vlm", config.model, config.revision, device, precision), load)
