@@ -18,7 +18,7 @@ from ip2p.models.architecture import base_architecture
 from ip2p.models.components import load_vae
 from ip2p.models.loading import resolve_dtype
 from ip2p.models.pipelines import load_editor, load_text_to_image
-from ip2p.models.stable_diffusion import widen_conv_in
+from ip2p.models.stable_diffusion import ClipTexts, widen_conv_in
 from tests.test_training import tiny_training
 
 
@@ -100,8 +100,8 @@ def test_other_files_of_the_same_weights_are_loaded_to_the_bit(
     assert same_bits(load_vae(config, torch.device("cpu")), expected.vae)
     apart = tiny_training(tiny_sd, pretrained_vae_model_name_or_path=str(base / "vae"))
     assert same_bits(load_vae(apart, torch.device("cpu")), expected.vae)
-    (encoder,) = architecture.load_text_encoders(config, torch.device("cpu")).encoders
-    assert same_bits(encoder, expected.text_encoder)
+    texts = architecture.load_text_encoders(config, torch.device("cpu"))
+    assert isinstance(texts, ClipTexts) and same_bits(texts.encoders[0], expected.text_encoder)
     editor = with_weights(tiny_editor, tmp_path / "editor", change, part)
     assert same_bits(load_editor(str(editor), "cpu").unet, load_editor(str(tiny_editor), "cpu").unet)
 
