@@ -6,9 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefect import flow
-
 from flows import tasks
+from flows.handover import use_flow
 from flows.runners import flow_of
 from ip2p import ablation, store, uses
 from ip2p.config import PipelineConfig
@@ -16,7 +15,7 @@ from ip2p.config import PipelineConfig
 logger = logging.getLogger("ip2p.ablation")
 
 
-@flow(name="ablation")
+@use_flow("ablation")
 def ablation_flow(config: PipelineConfig, run: Path, variants: Sequence[str] = tuple(ablation.VARIANTS)) -> None:
     """Trains and evaluates the variants of a run below `config.out` and lays them side by side."""
     configs = []

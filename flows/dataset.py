@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect import State, flow
+from prefect import State
 from prefect.futures import PrefectFuture
 
 from flows import tasks
+from flows.handover import use_flow
 from flows.runners import one_thread, raise_first_failure, resources
 from flows.tasks import Count, limit_server
 from ip2p import prompts, rendering, uses
 from ip2p.config import PipelineConfig
 
 
-@flow(name="dataset", task_runner=one_thread())
+@use_flow("dataset", task_runner=one_thread())
 def dataset_flow(config: PipelineConfig) -> None:
     """Regenerates the dataset and reports on it."""
     judged = build_dataset(config)

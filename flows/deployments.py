@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import logging
 import signal
+import tempfile
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import BaseModel
 
 from flows.forms import fill_in, form_of
+from flows.handover import form_of_any_size
 from flows.runners import flow_of
 from ip2p import console
 from ip2p.config import PipelineConfig
@@ -47,7 +49,8 @@ ABOUT = {
     "preset": "Settings to start from.",
     "out": "Run folder: where everything goes, on the machine that serves, or a URL such as s3://bucket/run. Default: "
     "the preset's. A folder that holds a run is resumed.",
-    "config_file": "A run's config.json, or a YAML file, on the machine that serves: laid over the preset.",
+    "config_file": "A run's config.json, or a YAML file, on the machine that serves: laid over the preset. "
+    "Settings of more than half a megabyte must come from here.",
     "settings": "Single knobs, over preset and file. What is left empty stays as it was.",
 }
 """Texts under the fields that all forms share; a use's arguments have texts of their own."""
@@ -153,20 +156,21 @@ def offer_deployments(offer: Offer, ready: Callable[[str], object]) -> None:
     schedule = _schedule(offer)
     logging.getLogger("prefect.runner").setLevel(logging.ERROR)  # it warns every few seconds of runs that wait
     runner = Runner(name="ip2p", limit=offer.limit, query_seconds=SECONDS_BETWEEN_LOOKS)
-    for name in offer.names:
-        flow = DEPLOYMENTS[name]
-        deployment: Any = flow.to_deployment(
-            name,
-            schedule=schedule,
-            parameters=_parameters_of(name, offer.parameters),
-            description=flow.description,
-            tags=["ip2p"],
-            paused=False,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        runner.add_deployment(deployment)
-    ready(PREFECT_UI_URL.value() or "")
-    asyncio.run(_work_until_interrupted(runner))
+    with tempfile.TemporaryDirectory(prefix="ip2p-settings-") as folder:
+        for name in offer.names:
+            flow = DEPLOYMENTS[name]
+            deployment: Any = flow.to_deployment(
+                name,
+                schedule=schedule,
+                parameters=_parameters_of(name, offer.parameters, Path(folder)),
+                description=flow.description,
+                tags=["ip2p"],
+                paused=False,
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+            runner.add_deployment(deployment)
+        ready(PREFECT_UI_URL.value() or "")
+        asyncio.run(_work_until_interrupted(runner))
 
 
 async def _work_until_interrupted(runner: Runner) -> None:
@@ -191,6 +195,6 @@ def _schedule(offer: Offer) -> Schedule | None:
     return Cron(offer.cron, timezone=offer.timezone)
 
 
-def _parameters_of(name: str, parameters: Mapping[str, object]) -> dict[str, object]:
+def _parameters_of(name: str, parameters: Mapping[str, object], folder: Path) -> dict[str, object]:
     known = DEPLOYMENTS[name].parameters.properties
-    return {key: value for key, value in parameters.items() if key in known}
+    return form_of_any_size({key: value for key, value in parameters.items() if key in known}, known, folder)

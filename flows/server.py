@@ -17,13 +17,15 @@ import sys
 import threading
 import time
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import httpx
 from filelock import FileLock, Timeout
+
+from ip2p.console import first_line
+from ip2p.proxies import proxy_for, reach_this_machine_directly
 
 logger = logging.getLogger("ip2p.server")
 
@@ -41,6 +43,9 @@ _IDLE_SERVICES = (
 )
 """Services that a run without deployments does not need; the task run recorder must stay, it feeds the DAG."""
 
+PROXY_ERRORS = (407, 502, 503, 504)
+"""What a proxy answers with if it wants a password or does not reach the server."""
+
 USUAL_PORT = 4200
 """Prefect's own, for a server that people come back to."""
 
@@ -55,6 +60,7 @@ def prefect_server(
     all of Prefect's services, and the usual port unless that is taken or another is named.
     """
     _set_defaults(os.environ)
+    _check_proxies()
     url = users_server()
     if url:
         os.environ["PREFECT_API_URL"] = url
@@ -62,6 +68,7 @@ def prefect_server(
         logger.info("using the Prefect server at %s", url)
         yield url
         return
+    reach_this_machine_directly()
     with _private_home() as home:
         os.environ["PREFECT_HOME"] = str(home)
         idle = () if schedules else _IDLE_SERVICES
@@ -71,14 +78,31 @@ def prefect_server(
 
 
 def _check_answers(url: str) -> None:
-    """Raises ValueError if nothing answers at the user's address; what answers with an error may just want a key."""
+    """Raises ValueError if nothing answers at the user's address; what answers with an error may just want a key.
+
+    It is asked as Prefect's client asks, which also goes through the proxy that ALL_PROXY names.
+    """
+    proxy = proxy_for(url)
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        return
-    except (OSError, ValueError) as error:
-        way_out = "Start that server, or unset PREFECT_API_URL to have one started for the run."
-        raise ValueError(f"PREFECT_API_URL {url} does not answer: {error}. {way_out}") from error
+        answer = httpx.get(f"{url}/health", timeout=10)
+        if proxy is not None and answer.status_code in PROXY_ERRORS:
+            answer.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        through, exclude = (f" through the proxy {proxy}", "add its host to NO_PROXY, ") if proxy else ("", "")
+        way_out = f"Start that server, {exclude}or unset PREFECT_API_URL to have one started for the run."
+        reason = first_line(error).rstrip(".")
+        raise ValueError(f"PREFECT_API_URL {url} does not answer{through}: {reason}. {way_out}") from error
+
+
+def _check_proxies() -> None:
+    """Raises ValueError for a proxy that no client can be made with, even one that goes around it."""
+    try:
+        httpx.Client().close()
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        way_out = "Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY; SOCKS needs: pip install 'httpx[socks]'"
+        raise ValueError(
+            f"a proxy of the environment cannot be used: {first_line(error).rstrip('.')}. {way_out}"
+        ) from error
 
 
 def users_server() -> str | None:
@@ -189,13 +213,15 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + STARTUP_TIMEOUT
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise RuntimeError(f"the Prefect server ended with exit code {server.returncode} at its start. See {log}.")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        time.sleep(0.1)
+    with httpx.Client(trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if server.poll() is not None:
+                code = server.returncode
+                raise RuntimeError(f"the Prefect server ended with exit code {code} at its start. See {log}.")
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get(f"{url}/health").is_success:
+                    return
+            time.sleep(0.1)
     raise RuntimeError(f"the Prefect server did not answer within {STARTUP_TIMEOUT:.0f} s. See {log}.")
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prefect import State, flow
+from prefect import State
 
 from flows import tasks
+from flows.handover import use_flow
 from flows.tasks import training_followed
 from ip2p.config import PipelineConfig
 
 
-@flow(name="training")
+@use_flow("training")
 def training_flow(config: PipelineConfig, data: str) -> None:
     """Trains on a dataset folder or hub id, evaluates the editor and reports on it."""
     build_editor(config, data)

@@ -125,6 +125,13 @@ def check_data(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
         open_rows(arguments["data"], config.training)
 
 
+def check_report_to(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
+    """Requires trackers that are installed and logged in, since a launched training cannot ask."""
+    from ip2p.training.trackers import check_trackers
+
+    check_trackers(config.training.report_to)
+
+
 def _variant_configs(config: PipelineConfig, run: Path, variants: Iterable[str]) -> Iterator[PipelineConfig]:
     return (variant.config for variant in ablation.variants_of(run, config, tuple(variants)))
 
@@ -153,6 +160,7 @@ EDITOR = Work(
     checks=(
         require_clip("evaluation.judge_clip_model", optional=True),
         require_pipeline("training.pretrained_model_name_or_path"),
+        check_report_to,
     ),
     asked=("training", "evaluation", "scoring"),
     inputs=(

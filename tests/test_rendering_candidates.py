@@ -20,6 +20,7 @@ from ip2p.models.pipelines import load_text_to_image
 from ip2p.records import EditTriplet
 from ip2p.rendering import draw_spec
 from ip2p.rendering.table import from_row
+from ip2p.scoring import SCORE_COLUMNS
 from ip2p.scoring.scorer import PairScorer
 from ip2p.store import RunFolder
 
@@ -182,7 +183,9 @@ def test_looser_filtering_renders_the_newly_accepted_alone_and_ends_as_if_it_had
     assert sidecar.counts["accepted"] == 6
     for row in table(config, "pairs"):
         wanted = expected[row["triplet_id"], row["candidate"]]
-        assert {**row, "original_image": 0, "edited_image": 0} == {**wanted, "original_image": 0, "edited_image": 0}
+        again = {name: pytest.approx(wanted[name], abs=1e-3) for name in SCORE_COLUMNS}
+        stored = dict.fromkeys(("original_image", "edited_image", "clip_embeddings"))
+        assert row | stored == wanted | again | stored
         for side in ("original_image", "edited_image"):
             found, image = (np.asarray(open_picture(each[side]["bytes"])).astype(int) for each in (row, wanted))
             assert np.abs(found - image).max() <= 1
@@ -319,12 +322,47 @@ def test_killed_between_images_and_table_the_shard_is_not_done_and_ends_the_same
     assert table(config, "candidates") == expected
 
 
-def test_a_damaged_pairs_shard_is_rendered_again_from_the_table(config: PipelineConfig) -> None:
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+@pytest.mark.parametrize("selection", ["best", "first"])
+def test_a_flipped_byte_in_a_shard_of_pairs_heals_to_the_bit(
+    config: PipelineConfig, selection: Any, batch_size: int
+) -> None:
+    settings = replace(config.rendering, num_candidates=5, guidance_scale=(0.5, 3.0), batch_size=batch_size)
+    one = replace(config.filtering, max_pairs_per_triplet=1, selection=selection)
+    config = replace(config, rendering=settings, filtering=one)
     rendering.write_shard(config, 0)
-    expected = table(config, "pairs")
-    RunFolder(config.out).shard("pairs", 0).write_bytes(b"broken")
+    places = [RunFolder(config.out).shard(stage, 0) for stage in ("candidates", "pairs")]
+    expected = [path.read_bytes() for path in places]
+    flip_a_byte(places[1])
     rendering.write_shard(config, 0)
-    assert [row["seed"] for row in table(config, "pairs")] == [row["seed"] for row in expected]
+    assert [path.read_bytes() for path in places] == expected
+
+
+def test_what_is_rendered_again_for_another_filter_is_scored_again(config: PipelineConfig) -> None:
+    settings = replace(config.rendering, num_candidates=5, batch_size=3)
+    one = replace(config, rendering=settings, filtering=replace(config.filtering, max_pairs_per_triplet=1))
+    rendering.write_shard(one, 0)
+    before = {(row["triplet_id"], row["candidate"]): row for row in table(one, "candidates")}
+    wrong = [{**row, "clip_image": row["clip_image"] - 0.5} for row in before.values()]
+    path = RunFolder(one.out).shard("candidates", 0)
+    sidecar = store.read_sidecar(path)
+    assert sidecar is not None
+    falsified = pa.Table.from_pylist(wrong, schema=pq.read_schema(path))
+    store.write_shard(path, falsified, fingerprint=sidecar.fingerprint, seconds=0.0, extra=sidecar.extra)
+    kept = {(row["triplet_id"], row["candidate"]) for row in table(one, "pairs")}
+    rendering.write_shard(replace(one, filtering=config.filtering), 0)
+    rows = table(one, "candidates")
+    assert [(row["triplet_id"], row["candidate"]) for row in rows] == list(before)
+    for row in rows:
+        key = row["triplet_id"], row["candidate"]
+        lowered = 0.5 if key in kept or not row["accepted"] else 0.0
+        assert row["clip_image"] == pytest.approx(before[key]["clip_image"] - lowered, abs=1e-3)
 
 
 def test_a_caption_that_the_text_encoder_would_cut_is_counted_and_not_rendered(

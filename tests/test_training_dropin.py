@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import (
@@ -29,6 +30,7 @@ from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.store.journal import RecordFile
 from ip2p.training.__main__ import main
 from ip2p.training.lora import LORA_FILE, load_lora
+from ip2p.training.trackers import check_trackers
 from tests import processes
 from tests.test_training import pair, png, write_pairs
 from tests.test_training_run import same_weights
@@ -371,6 +373,23 @@ def test_a_tracker_that_is_not_there_is_named(
 ) -> None:
     assert train(tiny_sd, data, tmp_path / "out", "--report_to", "tensorbord") == 2
     assert "report_to must be of tensorboard, wandb, comet_ml, trackio, all or none" in capsys.readouterr().out
+
+
+def test_a_tracker_without_a_login_is_named_before_anything_is_encoded(
+    tmp_path: Path, data: Path, tiny_sd: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb.teardown()  # it remembers the environment of another test
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train(tiny_sd, data, tmp_path / "out", "--report_to", "tensorboard,wandb") == 2
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("error: report_to asks for wandb, which cannot log in: no key was found. Run `wandb login`")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(ValueError, match="cannot log in: WANDB_API_KEY invalid.*WANDB_MODE=offline"):
+        check_trackers("wandb")
+    assert not list(tmp_path.glob("out/cache/*.safetensors"))
 
 
 def test_two_processes_that_are_killed_end_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -24,7 +26,14 @@ from ip2p.store.journal import RecordFile
 from ip2p.training import launch
 from ip2p.training.__main__ import main
 from ip2p.training.cache import LatentCache, load_cache
-from ip2p.training.checkpoint import Progress, find_checkpoints, read_checkpoint, write_checkpoint
+from ip2p.training.checkpoint import (
+    Progress,
+    find_checkpoints,
+    load_checkpoint,
+    read_checkpoint,
+    resume,
+    write_checkpoint,
+)
 from ip2p.training.data import open_rows
 from ip2p.training.flags import job_of
 from ip2p.training.launching import run_child
@@ -192,9 +201,56 @@ def test_a_state_that_lies_otherwise_in_memory_goes_on_the_same(tmp_path: Path, 
     state = torch.load(path / "optimizer.bin", weights_only=True)
     state["state"] = {n: {k: v.contiguous() for k, v in each.items()} for n, each in state["state"].items()}
     torch.save(state, path / "optimizer.bin")  # as another launch, or diffusers' script, writes it
-    read_checkpoint(path, trainer.trained)
+    load_checkpoint(read_checkpoint(path), trainer.trained)
     trainer.step(1)
     assert all(torch.equal(value, expected[name]) for name, value in trainer.trained.denoiser.state_dict().items())
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "unet/diffusion_pytorch_model.safetensors": cut,
+    "unet_ema/diffusion_pytorch_model.safetensors": Path.unlink,
+    "optimizer.bin": cut,
+    "scheduler.bin": lambda path: path.write_bytes(b""),
+    "state.json": lambda path: path.write_text('{"step": 2'),
+    "unet": shutil.rmtree,
+}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_taken(
+    tmp_path: Path, data: Path, tiny_sd: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = trainer_on(data, tmp_path, tiny_training(tiny_sd, use_ema=True)).trained
+    fresh, output = Progress(fingerprint="the same"), tmp_path / "whole"
+    for step, value in ((1, 0.25), (2, 0.5)):
+        with torch.no_grad():
+            next(trained.denoiser.parameters()).fill_(value)
+        write_checkpoint(output, trained, replace(fresh, step=step), limit=None)
+    for name, damage in DAMAGES.items():
+        for asked in ("latest", "auto"):
+            folder = tmp_path / f"{name.replace('/', '-')}-{asked}"
+            shutil.copytree(output, folder)
+            damage(folder / "checkpoint-2" / name)
+            caplog.clear()
+            assert resume(folder, trained, fresh, 9, asked).step == 1
+            assert torch.all(next(trained.denoiser.parameters()) == 0.25)
+            assert f"could not load {folder / 'checkpoint-2' / name.partition('/')[0]}" in caplog.text
+        with pytest.raises(ValueError, match=r"could not load .*checkpoint-2.*Resume from another") as refused:
+            resume(folder, trained, fresh, 9, "checkpoint-2")
+        assert "\n" not in str(refused.value)
+
+
+def test_without_a_whole_checkpoint_nothing_is_changed(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+    trained = trainer_on(data, tmp_path, tiny_training(tiny_sd)).trained
+    cut(write_checkpoint(tmp_path, trained, Progress(step=1), limit=None) / "optimizer.bin")
+    weights = next(trained.denoiser.parameters())
+    with torch.no_grad():
+        weights.fill_(0.5)
+    assert resume(tmp_path, trained, Progress(), 9, "latest") == Progress()
+    assert torch.all(weights == 0.5)
 
 
 def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:

@@ -18,6 +18,7 @@ from ip2p.app.edit_tab import EditCalls, edit_tab
 from ip2p.app.mistakes import friendly
 from ip2p.app.pairs_tab import PairsCalls, pairs_tab
 from ip2p.app.tables import RUN_COLUMNS, TRIPLET_COLUMNS, advise, describe_runs, find_configs, find_runs, write_rows
+from ip2p.proxies import reach_this_machine_directly
 
 MOST_UPLOADED = "20mb"
 WAITING = 16
@@ -50,6 +51,7 @@ def build_page(root: Path, model: str | None = None, device: str = "auto") -> gr
 
 def serve(page: gr.Blocks, root: Path, *, port: int | None = None, share: bool = False, wait: bool = True) -> str:
     """Starts the page on 127.0.0.1 and returns its address; blocks while `wait`."""
+    reach_this_machine_directly()  # gradio asks the page whether it is up
     _, address, _ = page.queue(max_size=WAITING, default_concurrency_limit=1).launch(
         server_name="127.0.0.1",
         server_port=port,

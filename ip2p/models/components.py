@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from ip2p.config import TrainingConfig
 from ip2p.models.latents import LatentSpace
-from ip2p.models.loading import check_model_source, from_source
+from ip2p.models.loading import check_model_source, from_source, weights_in
 
 INDEX = "model_index.json"
 Network = TypeVar("Network", bound=nn.Module)
@@ -27,8 +28,8 @@ def read_index(source: str, revision: str | None) -> dict[str, Any]:
 
 
 def load_model(kind: Any, config: TrainingConfig, part: str, **options: Any) -> Any:
-    """Loads a network of the base, in the config's variant, from safetensors alone."""
-    return load_part(kind, config, part, **{"variant": config.variant, "use_safetensors": True, **options})
+    """Loads a network of the base, in the config's variant or the one that is there."""
+    return load_part(kind, config, part, **weights_in(Path(_source(config)) / part, config.variant), **options)
 
 
 def load_part(kind: Any, config: TrainingConfig, part: str, **options: Any) -> Any:
@@ -51,7 +52,8 @@ def freeze(network: Network, device: torch.device, dtype: torch.dtype = torch.fl
 def load_vae(config: TrainingConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Loads the autoencoder, frozen."""
     if replacement := config.pretrained_vae_model_name_or_path:
-        vae = from_source(AutoencoderKL.from_pretrained, replacement, torch_dtype=torch.float32)
+        weights = weights_in(Path(replacement).expanduser(), None)
+        vae = from_source(AutoencoderKL.from_pretrained, replacement, torch_dtype=torch.float32, **weights)
     else:
         vae = load_model(AutoencoderKL, config, "vae", torch_dtype=torch.float32)
     return freeze(vae, device, dtype)

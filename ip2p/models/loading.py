@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -122,6 +123,9 @@ def check_model_source(name: str, *, what: str, marker: str) -> str:
     if not name:
         raise ValueError(f"{what} is not set. Give a model folder or a hub id.")
     path = Path(name).expanduser()
+    if path.is_file():
+        way_out = f'diffusers\' from_single_file("{name}").save_pretrained("FOLDER") makes one of it'
+        raise ValueError(f"{what} {name} is a single file, expected a model folder: {way_out}.")
     if path.is_dir():
         if not (path / marker).exists():
             raise ValueError(f"{what} {name} has no {marker}. Give a folder in the standard format or a hub id.")
@@ -207,7 +211,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
 
 def from_source(
     load: Callable[..., Any],
-    source: str,
+    source: str | Path,
     *,
     what: str | None = None,
     way_out: str = "Give an existing model folder or a hub id.",
@@ -215,7 +219,48 @@ def from_source(
 ) -> Any:
     """Returns `load(source, **options)`; a failure becomes a ValueError of one line. `what` names it in the error."""
     try:
-        return load(source, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+        loaded = load(source, **options)
+        for part in getattr(loaded, "components", {"": loaded}).values():
+            if hasattr(part, "all_special_ids") and len(part) <= len(part.all_special_ids):
+                raise ValueError("the tokenizer has no words, so its vocabulary is missing")  # transformers takes it
+        return loaded
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of the many kinds of the libraries and their file formats
         name = what or (f"{options['subfolder']} of {source}" if "subfolder" in options else source)
         raise ValueError(f"could not load {name}: {first_line(error).rstrip('.')}. {way_out}") from error
+
+
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.([\w-]+?))?\.(safetensors|bin)")
+"""The name of a file of weights, without the number of its shard: its variant, if it is one, and its format."""
+
+
+def weights_in(folder: Path, variant: str | None) -> dict[str, Any]:
+    """Returns the options with which diffusers and transformers load the weights of a model's or a part's folder.
+
+    Safetensors are preferred to `.bin` files, of which both libraries read tensors alone. Parts without plain weights
+    are loaded in the only variant that there is. ValueError if a variant is missing or must be chosen. A hub id is left
+    to the libraries.
+    """
+    if not folder.is_dir():
+        return {"variant": variant}
+    parts = [files for part in (folder, *folder.iterdir()) if part.is_dir() and (files := _weights_of(part))]
+    names = [{name for name, _ in files} for files in parts]
+    variants = ", ".join(sorted({name for part in names for name in part if name})) or "none"
+    if variant is None and (lacking := [part for part in names if None not in part]):
+        common = set.intersection(*lacking)
+        if len(common) != 1:
+            raise ValueError(f"{folder} has no plain weights; its variants are: {variants}. Set variant to one.")
+        (variant,) = common
+        logger.info("%s has no plain weights: loading the variant %s", folder, variant)
+    elif variant is not None and parts and not any(variant in part for part in names):
+        raise ValueError(f"{folder} has no variant {variant}; its variants are: {variants}. Set or leave out variant.")
+    chosen = [variant if variant in part else None for part in names]
+    are_safe = {(name, "safetensors") in files for name, files in zip(chosen, parts, strict=True)}
+    return {"variant": variant, "use_safetensors": None if len(are_safe) == 2 else False not in are_safe}
+
+
+def _weights_of(part: Path) -> set[tuple[str | None, str]]:
+    """Returns the variant, None for plain weights, and the format of each file of weights."""
+    names = (re.sub(r"-\d+-of-\d+", "", path.name) for path in part.iterdir())
+    return {(match[1], match[2]) for name in names if (match := WEIGHTS.fullmatch(name))}

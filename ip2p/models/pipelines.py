@@ -10,7 +10,14 @@ from diffusers import DiffusionPipeline
 
 from ip2p.models.architecture import pipeline_kind
 from ip2p.models.components import INDEX
-from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype
+from ip2p.models.loading import (
+    check_model_source,
+    from_source,
+    load_once,
+    resolve_device,
+    resolve_dtype,
+    weights_in,
+)
 
 
 def load_text_to_image(
@@ -23,8 +30,8 @@ def load_text_to_image(
     def load() -> DiffusionPipeline:
         source = check_model_source(model, what="rendering.model", marker=INDEX)
         architecture, kind = pipeline_kind(source, revision, what="rendering.model")
-        options: dict[str, Any] = {"revision": revision, "variant": variant, "torch_dtype": getattr(torch, precision)}
-        pipeline = from_source(kind.from_pretrained, source, **options, use_safetensors=True)
+        options: dict[str, Any] = {"revision": revision, "torch_dtype": getattr(torch, precision)}
+        pipeline = from_source(kind.from_pretrained, source, **options, **weights_in(Path(source), variant))
         if getattr(pipeline, "safety_checker", None) is not None:
             pipeline.safety_checker = None
         pipeline.set_progress_bar_config(disable=True)
@@ -59,8 +66,8 @@ def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> D
         what=f"the editor {path}",
         way_out="Give a finished run's model folder.",
         revision=revision,
-        use_safetensors=True,
         dtype=dtype,
+        **weights_in(Path(source), None),
     )
     architecture.check_editor(pipeline, path)
     pipeline.set_progress_bar_config(disable=True)

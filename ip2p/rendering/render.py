@@ -26,7 +26,7 @@ from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, ScoredCandidate
 from ip2p.rendering.candidates import CandidateQueue, Key, draw_candidates, key_of, settings_for
 from ip2p.rendering.table import EncodedPair
-from ip2p.scoring.scorer import Scorer, embeddings_as_bytes, load_pair_scorer, load_scorer
+from ip2p.scoring.scorer import Scorer, load_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -163,16 +163,12 @@ def _score(
     ]
 
 
-def render_again(config: PipelineConfig, candidates: Sequence[Candidate]) -> Iterator[EncodedPair]:
-    """Renders pairs that were scored before but whose images were not kept, with CLIP's embeddings."""
-    if not candidates:
-        return
-    scorer, size = load_pair_scorer(config.scoring), config.rendering.batch_size
-    pairs = encoded_pairs(config.rendering, candidates)
-    while block := list(islice(pairs, size)):
-        originals, edited = _decoded(block)
-        embeddings = embeddings_as_bytes(scorer.embed_images([*originals, *edited]))
-        yield from (replace(pair, embeddings=both) for pair, both in zip(block, embeddings, strict=True))
+def render_again(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[ScoredPair]:
+    """Renders and scores candidates whose images were not kept."""
+    size = config.rendering.batch_size
+    scorer, pairs = load_scorer(config.scoring), encoded_pairs(config.rendering, candidates)
+    blocks = (candidates[start : start + size] for start in range(0, len(candidates), size))
+    return [pair for block in blocks for pair in _score(config, scorer, block, list(islice(pairs, len(block))))]
 
 
 def _decoded(pairs: Sequence[EncodedPair]) -> tuple[list[Image.Image], list[Image.Image]]:

@@ -36,6 +36,7 @@ from ip2p.rendering.table import (
     lacks_images,
     read_rows,
     with_images,
+    with_new_scores,
 )
 from ip2p.store import RunFolder, Sidecar
 
@@ -62,7 +63,7 @@ def write_shard(config: PipelineConfig, number: int) -> Sidecar:
     done = store.finished(shard.candidates, shard.fingerprint)
     if done is not None and store.finished(shard.pairs, shard.fingerprint) is not None:
         return done
-    return _work(config, shard, _up_to_date(shard, shard.candidates))
+    return _work(config, shard, _previous(shard))
 
 
 def keep_shard(
@@ -90,7 +91,7 @@ def refilter(config: PipelineConfig) -> dict[str, int]:
     numbers = [int(path.stem.removeprefix("part-")) for path in paths]
     for number in numbers:
         shard = _shard(config, number)
-        if _up_to_date(shard, shard.candidates) is None:
+        if _up_to_date(shard) is None:
             raise ValueError(f"{shard.candidates} was made with other settings. Run `ip2p dataset` to render it again.")
     counts: Counter[str] = Counter()
     for number in numbers:
@@ -123,33 +124,41 @@ def _shard(config: PipelineConfig, number: int) -> Shard:
     )
 
 
-def _up_to_date(shard: Shard, path: Path) -> Sidecar | None:
-    """Returns the sidecar of a file that is whole and has the scores of these settings, whatever filter it is from."""
-    sidecar = store.read_sidecar(path)
+def _up_to_date(shard: Shard) -> Sidecar | None:
+    """Returns the sidecar of candidates that are whole and have the scores of these settings, whatever their filter."""
+    sidecar = store.read_sidecar(shard.candidates)
     if sidecar is None or sidecar.extra.get("scores_from") != shard.scores_from:
         return None
-    return store.finished(path, sidecar.fingerprint)
+    return store.finished(shard.candidates, sidecar.fingerprint)
+
+
+def _previous(shard: Shard) -> Sidecar | None:
+    """Returns the sidecar of candidates that can be judged anew; None if they or their pairs are damaged.
+
+    A shard without its pairs is rendered as a whole, since pixels are the same to the bit only in the same batches.
+    """
+    sidecar = _up_to_date(shard)
+    return sidecar if sidecar is not None and store.finished(shard.pairs, sidecar.fingerprint) is not None else None
 
 
 def _work(config: PipelineConfig, shard: Shard, previous: Sidecar | None) -> Sidecar:
-    """Renders and scores what is needed and not on disk, judges all of it, and renders kept pairs that lack images."""
+    """Judges what is on disk, renders and scores kept pairs that lack images and what is needed beside, and writes."""
     started, name = time.monotonic(), shard.candidates.stem
-    held, again = _read_held(config, shard) if previous else (None, frozenset[str]())
+    held, again, images = None, frozenset[str](), IMAGES_SCHEMA.empty_table()
+    if previous is not None:
+        held, again = _read_held(config, shard)
+        images = pq.read_table(shard.pairs, schema=PAIR_SCHEMA, columns=IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA)
+        held, images = _with_missing_images(config, held, images, name=name)
     new = render_needed(config, held, shard.triplets, name=name, again=again)
     table = _merge(config, held, new)
-    kept = table.filter(_is_kept(config, table))
-    images = pa.concat_tables([_images_on_disk(shard, previous), images_table(new.images)])
-    missing = [row.candidate for row in read_rows(lacks_images(kept, images))]
-    rendered_again = zip(map(key_of, missing), render_again(config, missing), strict=True)
-    images = pa.concat_tables([images, images_table(dict(rendered_again))])
+    pairs = with_images(table.filter(_is_kept(config, table)), pa.concat_tables([images, images_table(new.images)]))
     seconds, too_long = time.monotonic() - started, new.too_long
     if previous is None or new.scored:
         rate = len(new.scored) / seconds if seconds else 0.0
         logger.info("%s: rendered and scored %d pairs in %.1f s (%.2f a second)", name, len(new.scored), seconds, rate)
-    if previous is not None and held is not None:
-        logger.info("%s: judged %d candidates anew, rendered %d again", name, len(held), len(missing))
+    if previous is not None:
         seconds, too_long = previous.seconds + seconds, previous.counts.get("too_long", 0)
-    return _write(shard, table, with_images(kept, images), seconds=seconds, too_long=too_long)
+    return _write(shard, table, pairs, seconds=seconds, too_long=too_long)
 
 
 def _read_held(config: PipelineConfig, shard: Shard) -> tuple[pa.Table, frozenset[str]]:
@@ -176,10 +185,23 @@ def _is_kept(config: PipelineConfig, table: pa.Table) -> pa.ChunkedArray:
     return table["accepted"]
 
 
-def _images_on_disk(shard: Shard, previous: Sidecar | None) -> pa.Table:
-    if previous is None or _up_to_date(shard, shard.pairs) is None:
-        return IMAGES_SCHEMA.empty_table()
-    return pq.read_table(shard.pairs, schema=PAIR_SCHEMA, columns=IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA)
+def _with_missing_images(
+    config: PipelineConfig, table: pa.Table, images: pa.Table, *, name: str
+) -> tuple[pa.Table, pa.Table]:
+    """Renders kept candidates whose images were not kept, until each has its images; returns the table and all images.
+
+    They are rendered in other batches than before, so they are scored and judged again too: what is stored is what was
+    scored. A verdict that this changes may let another candidate in.
+    """
+    num_judged, num_again = len(table), 0
+    while missing := read_rows(lacks_images(table.filter(_is_kept(config, table)), images)):
+        scored = render_again(config, [row.candidate for row in missing])
+        rendered = images_table({key_of(result.candidate): pair for result, pair in scored})
+        images = pa.concat_tables([images, rendered])
+        table = judge_table(with_new_scores(table, [result for result, _ in scored]), config.filtering)
+        num_again += len(missing)
+    logger.info("%s: judged %d candidates anew, rendered %d again", name, num_judged, num_again)
+    return table, images
 
 
 def _write(shard: Shard, table: pa.Table, pairs: pa.Table, *, seconds: float, too_long: int) -> Sidecar:

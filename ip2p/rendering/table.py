@@ -94,6 +94,13 @@ def in_order_of(triplet_ids: Sequence[str], table: pa.Table) -> pa.Table:
     return table.take(pc.sort_indices(keyed, sort_keys=[("place", "ascending"), ("candidate", "ascending")]))
 
 
+def with_new_scores(table: pa.Table, scored: Sequence[ScoredCandidate]) -> pa.Table:
+    """Replaces the rows of candidates that were scored again; keeps the order."""
+    new = candidates_table(scored)
+    others = table.filter(pc.invert(pc.is_in(_names(table), value_set=_names(new).combine_chunks())))
+    return in_order_of(table["triplet_id"].unique().to_pylist(), pa.concat_tables([others, new]))
+
+
 def images_table(images: Mapping[Key, EncodedPair]) -> pa.Table:
     """Builds a table with a row per pair of images."""
     rows = []

@@ -43,10 +43,13 @@ def load_nsfw_head(source: str) -> NsfwHead:
 def _read_layers(source: str) -> NsfwHead:
     from safetensors.torch import load_file
 
+    from ip2p.models.loading import from_source
+
     path = Path(source).expanduser()
     if not path.is_file():
         raise ValueError(f"scoring.nsfw_head {source} does not exist. Give a .safetensors file or a folder.")
-    return layers_head(load_file(path))
+    way_out = "Give a whole .safetensors file or a folder."
+    return layers_head(from_source(load_file, str(path), what=f"scoring.nsfw_head {source}", way_out=way_out))
 
 
 def _read_safety_checker(source: str) -> NsfwHead:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ip2p.models.architecture import Architecture
+from ip2p.models.loading import from_source
 from ip2p.training.lora import trained_weights, write_lora
 from ip2p.training.sharding import Parts, states_like
 
@@ -157,79 +159,118 @@ def _note_ema(path: Path, step: int, decay: float) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | counters | shape, indent=2) + "\n")
 
 
-def read_checkpoint(path: Path, trained: Trained) -> Progress:
-    """Loads a checkpoint, of diffusers' scripts too, into what is trained; returns its counters.
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All that a checkpoint holds, read from its files, whose tensors are mapped into memory."""
 
-    ValueError if it holds other weights than are trained.
-    """
-    _load_network(trained.denoiser, trained, path / DENOISER)
-    if trained.average is not None:
-        has_average = (path / AVERAGE).exists()
-        if not has_average:
-            logger.warning("%s has no averaged weights; the average starts from its weights", path)
-        _load_network(trained.average, trained, path / (AVERAGE if has_average else DENOISER))
-    states = _read(path / "optimizer.bin")
-    if trained.parts is None:
-        trained.optimizer.load_state_dict(states_like(states, trained.optimizer))
-    else:
-        trained.parts.put_states(states)
-    trained.schedule.load_state_dict(_read(path / "scheduler.bin"))
-    if trained.scaler is not None and (path / "scaler.pt").exists():
-        trained.scaler.load_state_dict(_read(path / "scaler.pt"))
-    return _read_progress(path)
+    path: Path
+    progress: Progress
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any] | None
+
+    @property
+    def is_lora(self) -> bool:
+        """Tells whether the weights are adapters and the widened layer alone."""
+        return (self.path / DENOISER / TRAINED).exists()
 
 
-def _read_progress(path: Path) -> Progress:
-    """Reads the counters; a checkpoint of another script has only its step."""
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint, of diffusers' scripts too. ValueError if a file is missing or damaged."""
+
+    def read(name: str, load: Callable[[Path], Any]) -> Any:
+        return from_source(load, path / name, what=f"{path / name}", way_out="Resume from another checkpoint.")
+
+    return Checkpoint(
+        path,
+        progress=read("state.json", _read_progress),
+        weights=read(DENOISER, _read_weights),
+        average=read(AVERAGE, _read_weights) if (path / AVERAGE).exists() else None,
+        optimizer=read("optimizer.bin", _read_states),
+        schedule=read("scheduler.bin", _read_states),
+        scaler=read("scaler.pt", _read_states) if (path / "scaler.pt").exists() else None,
+    )
+
+
+def load_checkpoint(checkpoint: Checkpoint, trained: Trained) -> None:
+    """Copies a checkpoint into what is trained, bit for bit. ValueError if it is of other weights than are trained."""
+    path, average = checkpoint.path, checkpoint.average
+    if trained.average is not None and average is None:
+        logger.warning("%s has no averaged weights; the average starts from its weights", path)
     try:
-        return Progress(**json.loads((path / "state.json").read_text()))
-    except FileNotFoundError:
-        return Progress(step=_step_of(path))
+        _load_network(trained.denoiser, trained, checkpoint, checkpoint.weights)
+        if trained.average is not None:
+            _load_network(trained.average, trained, checkpoint, average or checkpoint.weights)
+        if trained.parts is None:
+            trained.optimizer.load_state_dict(states_like(checkpoint.optimizer, trained.optimizer))
+        else:
+            trained.parts.put_states(checkpoint.optimizer)
+        trained.schedule.load_state_dict(checkpoint.schedule)
+        if trained.scaler is not None and checkpoint.scaler is not None:
+            trained.scaler.load_state_dict(checkpoint.scaler)
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split()[:40])
+        way_out = "Resume with the settings that it was made with, or start in another folder."
+        raise ValueError(f"{path} does not fit what is trained: {reason}. {way_out}") from error
 
 
-def _load_network(network: nn.Module, trained: Trained, folder: Path) -> None:
-    """Copies saved weights into the denoiser or its average, bit for bit."""
-    weights = _read_weights(folder)
-    strict = not (folder / TRAINED).exists()
+def _load_network(network: nn.Module, trained: Trained, checkpoint: Checkpoint, weights: dict[str, Tensor]) -> None:
+    """Copies saved weights into the denoiser or its average."""
+    strict = not checkpoint.is_lora
     if trained.parts is None:
         unexpected = network.load_state_dict(weights, strict=strict).unexpected_keys
     else:  # checked on the skeleton, without copying
         shapes = {name: value.to("meta") for name, value in weights.items()}
         unexpected = trained.parts.skeleton.load_state_dict(shapes, strict=strict).unexpected_keys
     if unexpected:
-        raise ValueError(f"{folder} holds adapters of another shape. Give the --rank that it was trained with.")
+        raise ValueError(f"{checkpoint.path} holds other adapters. Give the --rank that it was trained with.")
     if trained.parts is not None:
         trained.parts.put(trained.parts_of(network), weights)
+
+
+def _read_progress(path: Path) -> Progress:
+    """Reads the counters; a checkpoint of another script has only its step."""
+    try:
+        return Progress(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return Progress(step=_step_of(path.parent))
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     for file in (folder / TRAINED, folder / WEIGHTS):
         if file.exists():
             return load_file(file)
-    if not folder.exists():
-        raise ValueError(f"{folder} does not exist. Give a checkpoint with a denoiser.")
+    if not folder.is_dir():
+        raise FileNotFoundError("there is no such folder")
     shards: dict[str, Tensor] = AutoModel.from_pretrained(folder).state_dict()
     return shards
+
+
+def _read_states(path: Path) -> dict[str, Any]:
+    states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return states
 
 
 def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, name: str | None = "auto") -> Progress:
     """Resumes from the checkpoint of this name or path, from the `latest`, or at the start if `name` is None.
 
-    `auto` is the newest one of the same training; it removes those of others. ValueError if a named one is missing.
+    `auto` is the newest one of the same training; it removes those of others. Both leave out damaged ones. ValueError
+    if a named one is missing or damaged.
     """
     if name is None:
         return fresh
-    if name == "auto":
-        path = _newest_of_the_same(output, fresh, max_steps)
-    elif name == "latest":
-        path = next(iter(reversed(find_checkpoints(output))), None)
+    if name in ("auto", "latest"):
+        checkpoint = _newest(output, None if name == "latest" else fresh, max_steps)
     else:
-        path = _find_named(output, name)
-    if path is None:
+        checkpoint = read_checkpoint(_find_named(output, name))
+    if checkpoint is None:
         if name == "latest":
-            logger.warning("%s has no checkpoint; training starts from its base", output)
+            logger.warning("%s has no whole checkpoint; training starts from its base", output)
         return fresh
-    progress = read_checkpoint(path, trained)
+    load_checkpoint(checkpoint, trained)
+    path, progress = checkpoint.path, checkpoint.progress
     if progress.fingerprint != fresh.fingerprint:
         logger.warning("%s was made under other settings or on other data", path)
     if progress.num_processes != fresh.num_processes:
@@ -238,11 +279,17 @@ def resume(output: Path, trained: Trained, fresh: Progress, max_steps: int, name
     return replace(progress, fingerprint=fresh.fingerprint, num_processes=fresh.num_processes)
 
 
-def _newest_of_the_same(output: Path, fresh: Progress, max_steps: int) -> Path | None:
+def _newest(output: Path, same_as: Progress | None, max_steps: int) -> Checkpoint | None:
+    """Reads the newest checkpoint that is whole; with `same_as`, removes newer ones of other trainings."""
     for path in reversed(find_checkpoints(output)):
-        progress = _read_progress(path)
-        if progress.fingerprint == fresh.fingerprint and progress.step <= max_steps:
-            return path
+        try:
+            checkpoint = read_checkpoint(path)
+        except ValueError as error:
+            logger.warning("left out a damaged checkpoint: %s", error)
+            continue
+        progress = checkpoint.progress
+        if same_as is None or (progress.fingerprint == same_as.fingerprint and progress.step <= max_steps):
+            return checkpoint
         logger.warning("removing %s: it belongs to other settings or other data", path)
         remove_folder(path)
     return None
@@ -254,10 +301,6 @@ def _find_named(output: Path, name: str) -> Path:
             return path
     names = ", ".join(path.name for path in find_checkpoints(output)) or "none"
     raise ValueError(f"there is no checkpoint {name}, also not in {output}. Available: {names}.")
-
-
-def _read(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def remove_folder(path: Path) -> None:

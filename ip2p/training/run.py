@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import os
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,8 +41,9 @@ from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train
 from ip2p.training.online import OnlinePairs
 from ip2p.training.sharding import is_fsdp, is_zero
+from ip2p.training.trackers import check_trackers, start_trackers
 from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
-from ip2p.training.validation import Validation, read_pictures, start_trackers, tracker_names
+from ip2p.training.validation import Validation, read_pictures
 
 logger = logging.getLogger("ip2p.training")
 
@@ -156,7 +158,7 @@ def new_accelerator(job: TrainingJob) -> Accelerator:
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the cache is built inside
     output = Path(job.output_dir)
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / job.logging_dir))
-    trackers: Any = tracker_names(job.report_to)
+    trackers: Any = check_trackers(job.report_to, can_ask=sys.stdin.isatty())
     accelerator = Accelerator(
         mixed_precision=precision_of(job), kwargs_handlers=[patient], log_with=trackers or None, project_config=project
     )

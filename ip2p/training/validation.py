@@ -7,27 +7,25 @@ pictures go to tensorboard, wandb, comet or trackio, through accelerate.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import ModelMixin
 from diffusers.utils import load_image
 from PIL import Image
 from torch import Tensor, nn
 
-from ip2p.config import TrainingConfig, to_dict
+from ip2p.config import TrainingConfig
 from ip2p.images import check_size, fitted_size, open_picture
 from ip2p.sources.files import read_json_file
 from ip2p.training.cache import LatentCache
 from ip2p.training.draws import draw_step
+from ip2p.training.trackers import show_images
 from ip2p.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -168,51 +166,3 @@ def held_out_losses(trainer: Trainer, network: nn.Module, held_out: LatentCache)
     means = [float(torch.cat(losses).mean()) for losses in by_quarter]
     names = [f"held_out_loss_{width * number}_{width * (number + 1)}" for number in range(QUARTERS)]
     return {"held_out_loss": sum(means) / QUARTERS, **dict(zip(names, means, strict=True))}
-
-
-TRACKERS = ("tensorboard", "wandb", "comet_ml", "trackio")
-"""The trackers, which are named as their packages."""
-PROJECT = "instruct-pix2pix"
-
-
-def tracker_names(report_to: str) -> list[str]:
-    """Lists the trackers to report to. ValueError for one that is unknown or not installed."""
-    names = [name.strip() for name in report_to.split(",") if name.strip()]
-    if names == ["all"]:
-        return [name for name in TRACKERS if _is_installed(name)]
-    if names in ([], ["none"]):
-        return []
-    for name in names:
-        if name not in TRACKERS:
-            raise ValueError(f"report_to must be of {', '.join(TRACKERS)}, all or none, got {name}.")
-        if not _is_installed(name):
-            raise ValueError(f"report_to asks for {name}, which is not installed. Run: pip install {name}")
-    return names
-
-
-def _is_installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
-def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """Starts the trackers with the settings, which hold no secret."""
-    values = to_dict(config).items()
-    plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values}
-    accelerator.init_trackers(PROJECT, config=plain)
-
-
-def show_images(accelerator: Accelerator, images: Mapping[str, Image.Image], step: int) -> None:
-    """Shows pictures by caption in tensorboard, wandb and comet."""
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            for caption, image in images.items():
-                tracker.writer.add_image(f"validation/{caption}", np.asarray(image), step, dataformats="HWC")
-        elif tracker.name == "wandb":
-            import wandb
-
-            tracker.log(
-                {"validation": [wandb.Image(image, caption=caption) for caption, image in images.items()]}, step=step
-            )
-        elif tracker.name == "comet_ml":
-            for caption, image in images.items():
-                tracker.writer.log_image(image, name=f"validation/{caption}", step=step)

@@ -130,17 +130,16 @@ def local_judge(config: VlmConfig) -> Ask:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from ip2p.models.loading import check_model_source, load_once, resolve_device, resolve_dtype
+    from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype
 
     device = resolve_device(config.device)
     precision = resolve_dtype(config.dtype, device)
 
     def load() -> tuple[Any, Any]:
         source = check_model_source(config.model or "", what="evaluation.vlm.model", marker="config.json")
-        network: Any = AutoModelForImageTextToText.from_pretrained(
-            source, revision=config.revision, dtype=getattr(torch, precision)
-        )
-        processor: Any = AutoProcessor.from_pretrained(source, revision=config.revision)  # type: ignore[no-untyped-call]
+        options: dict[str, Any] = {"revision": config.revision, "dtype": getattr(torch, precision)}
+        network = from_source(AutoModelForImageTextToText.from_pretrained, source, **options)
+        processor = from_source(AutoProcessor.from_pretrained, source, revision=config.revision)
         return network.to(device).eval(), processor
 
     model, processor = load_once(("vlm", config.model, config.revision, device, precision), load)
