@@ -22,13 +22,21 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint
-from ip2p.prompts.answers import answer_entries, entries_of, examples_shown, knobs_that_decide, read_answers
+from ip2p.prompts.answers import (
+    answer_entries,
+    entries_of,
+    examples_shown,
+    knobs_that_decide,
+    models_of,
+    read_answers,
+)
 from ip2p.prompts.asking import Answer, Request
 from ip2p.prompts.backends import check_backend, name_source, open_backend
 from ip2p.prompts.captions import Entry, ReadyLine, normalise, read_captions, read_entries
 from ip2p.prompts.format import Reason, name_edit_type, parse_reply
 from ip2p.prompts.screening import Screen, WordIndex, length_check
 from ip2p.records import TEXT_COLUMNS, EditTriplet
+from ip2p.sources.content import later_contents, note
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +76,7 @@ def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
     entries = entries_of(config, number)
     path = store.RunFolder(config.out).shard("triplets", number)
     earlier = _earlier_shards(config, number)
+    note(config.out, models_of(config))
     digest = _fingerprint(config, entries, earlier)
     done = store.finished(path, digest)
     if done is not None:
@@ -158,6 +167,7 @@ def _fingerprint(config: PipelineConfig, entries: Sequence[Entry], earlier: Earl
         config.rendering.model,
         config.rendering.revision,
         *filter(None, optional),
+        *later_contents(config.out, models_of(config)),
     )
 
 

@@ -37,9 +37,19 @@ from ip2p.rendering.table import (
     read_rows,
     with_images,
 )
+from ip2p.sources.content import Source, later_contents, note, sources_of
 from ip2p.store import RunFolder, Sidecar
 
 logger = logging.getLogger(__name__)
+
+MODELS = (
+    "rendering.model",
+    "scoring.clip_model",
+    "scoring.clip_pretrained",
+    "scoring.dino_model",
+    "scoring.nsfw_head",
+)
+"""Settings that name what pairs are rendered and scored with, besides `scoring.further`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,7 @@ class Shard:
 def write_shard(config: PipelineConfig, number: int) -> Sidecar:
     """Writes `pairs` and, last, `candidates` of a shard; returns at once if both are done."""
     check_thresholds(config.filtering)
+    note(config.out, models_of(config))
     shard = _shard(config, number)
     done = store.finished(shard.candidates, shard.fingerprint)
     if done is not None and store.finished(shard.pairs, shard.fingerprint) is not None:
@@ -107,13 +118,20 @@ def summarise(config: PipelineConfig) -> dict[str, Any]:
     return {**counts, "candidates_per_accepted": per_pair, "acceptance": acceptance}
 
 
+def models_of(config: PipelineConfig) -> list[Source]:
+    """Returns what pairs are rendered and scored with."""
+    further = [Source(f"scoring.further.{name}", value) for name, value in config.scoring.further.items()]
+    return sources_of(config, MODELS) + further
+
+
 def _shard(config: PipelineConfig, number: int) -> Shard:
     folder, rendering = RunFolder(config.out), config.rendering
     path = folder.shard("triplets", number)
     triplets = store.read_sidecar(path)
     if triplets is None or not path.exists():
         raise RuntimeError(f"{path} is not finished. Run the prompt stage first.")
-    scores_from = fingerprint(triplets.sha256, replace(rendering, keep_rejected_images=False), config.scoring)
+    settings = replace(rendering, keep_rejected_images=False), config.scoring
+    scores_from = fingerprint(triplets.sha256, *settings, *later_contents(config.out, models_of(config)))
     return Shard(
         triplets=path,
         candidates=folder.shard("candidates", number),

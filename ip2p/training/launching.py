@@ -43,9 +43,7 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
         return done
     if find_files(data):
         open_rows(data, config.training)  # a missing column stops it at once, not after the child's start
-    path = Path(data).expanduser()
-    source = str(path.resolve()) if path.exists() else data
-    job = job_of(config.training, source, output=folder.training.resolve(), export=folder.model.resolve())
+    job = job_of(config.training, _resolved(data), output=folder.training.resolve(), export=folder.model.resolve())
     settings = folder.training / "config.json"
     write_json(settings, to_dict(job))
     command = launch_command(settings, with_shipped_configs(shlex.split(config.training.launch_args)))
@@ -64,7 +62,13 @@ def finished_training(config: PipelineConfig, data: str) -> dict[str, Any] | Non
     if not marker.exists() or not (folder.model / "model_index.json").exists():
         return None
     finished: dict[str, Any] = read_json(marker)
-    return finished["summary"] if finished["fingerprint"] == training_fingerprint(config.training, data) else None
+    expected = training_fingerprint(config.training, _resolved(data), folder.training)
+    return finished["summary"] if finished["fingerprint"] == expected else None
+
+
+def _resolved(data: str) -> str:
+    path = Path(data).expanduser()
+    return str(path.resolve()) if path.exists() else data
 
 
 def launch_command(settings: Path, launch_args: Sequence[str] = ()) -> list[str]:
