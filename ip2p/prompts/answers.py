@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ from ip2p.prompts.asking import Answer, Request, read_examples
 from ip2p.prompts.backends import open_backend
 from ip2p.prompts.captions import Entry, read_entries
 from ip2p.prompts.screening import length_check
-from ip2p.sources.content import Source, later_contents, note, sources_of
+from ip2p.sources.content import later_contents, models_of, note
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +54,6 @@ def entries_of(config: PipelineConfig, number: int) -> tuple[Entry, ...]:
     return entries
 
 
-def models_of(config: PipelineConfig) -> list[Source]:
-    """Returns the language model, unless a server or rules write, and the tokenizer that limits the length."""
-    tokenizers = [replace(model, part="tokenizer") for model in sources_of(config, ["rendering.model"])]
-    return sources_of(config, ["prompts.model"]) + tokenizers
-
-
 def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> dict[str, object]:
     """Collects what decides the answers, or the triplets, as plain values."""
     default, free = to_dict(PromptsConfig()), names_with(PromptsConfig, RESULT_FREE, ANSWERS_FREE)
@@ -83,7 +76,7 @@ def answer_entries(config: PipelineConfig, number: int, entries: Sequence[Entry]
     captions = [entry for entry in entries if isinstance(entry, str)]
     if not captions:
         return None
-    note(config.out, models_of(config))
+    note(config.out, models_of(config, "prompts"))
     path, digest = _path(config, number), _fingerprint(config, captions)
     done = store.finished(path, digest)
     if done is not None:
@@ -122,7 +115,11 @@ def _path(config: PipelineConfig, number: int) -> Path:
 
 def _fingerprint(config: PipelineConfig, captions: Sequence[str]) -> str:
     knobs, examples = knobs_that_decide(config.prompts, without=JUDGING), examples_shown(config.prompts)
-    made_with = config.rendering.model, config.rendering.revision, *later_contents(config.out, models_of(config))
+    made_with = (
+        config.rendering.model,
+        config.rendering.revision,
+        *later_contents(config.out, models_of(config, "prompts")),
+    )
     return fingerprint("answers", knobs, examples, list(captions), *made_with)
 
 

@@ -26,6 +26,26 @@ from ip2p.store.journal import Journal
 logger = logging.getLogger(__name__)
 
 NOTE = "made_from.json"
+MODELS = {
+    "prompts": ("prompts.model",),
+    "rendering": (
+        "rendering.model",
+        "scoring.clip_model",
+        "scoring.clip_pretrained",
+        "scoring.dino_model",
+        "scoring.nsfw_head",
+    ),
+    "training": ("training.pretrained_model_name_or_path", "training.pretrained_vae_model_name_or_path"),
+    "evaluation": (
+        "scoring.clip_model",
+        "scoring.clip_pretrained",
+        "evaluation.judge_clip_model",
+        "evaluation.judge_clip_pretrained",
+        "evaluation.vlm.model",
+    ),
+}
+"""Settings that name the models which a stage loads; one that is not on this machine, such as a name that open_clip
+knows, stands for itself."""
 LOADED = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Suffixes of weights, configs and tokenizers."""
 PICKLED = (".bin", ".pth", ".pt")
@@ -55,15 +75,19 @@ class Source:
         return "/".join(filter(None, (self.name, self.part))) + f"@{self.revision}" * bool(self.revision)
 
 
-def sources_of(config: PipelineConfig, settings: Iterable[str]) -> list[Source]:
-    """Returns what the settings name, without those that are not set."""
+def models_of(config: PipelineConfig, stage: str) -> list[Source]:
+    """Returns the models that a stage's results are made with; of the renderer, prompts use the tokenizer alone."""
     sources = []
-    for setting in settings:
+    for setting in MODELS.get(stage, ()):
         path, _, field = setting.rpartition(".")
         section = attrgetter(path)(config)
         name = getattr(section, field)
         if name and not (field == "model" and getattr(section, "backend", "") in WITHOUT_MODEL):
             sources.append(Source(setting, name, section.revision if field in AT_REVISION else None))
+    if stage == "rendering":
+        sources += [Source(f"scoring.further.{name}", value) for name, value in config.scoring.further.items()]
+    if stage == "prompts" and config.rendering.model:
+        sources.append(Source("rendering.model", config.rendering.model, config.rendering.revision, part="tokenizer"))
     return sources
 
 
