@@ -239,14 +239,14 @@ def carry_out(config: PipelineConfig, name: str, start: Callable[[], object], **
     """
     use = USES[name]
     if is_complete(config, name, **arguments):
-        note(config.out, _models(config, name))
+        note_models(config, name)
         use.when_done(config, **arguments)
         return False
     check_inputs(config, name, **arguments)
     enter(config)
     if any(any((config.out / folder).glob("*")) for folder in use.work.writes):
         logger.info("resuming in %s: finished work there is kept", config.out)
-    note(config.out, _models(config, name))
+    note_models(config, name)
     if use.is_done is None:
         write_config(config, arguments.get("data"))
     start()
@@ -268,6 +268,11 @@ def is_complete(config: PipelineConfig, name: str, **arguments: Any) -> bool:
     noted = store.read_json_or_empty(config.out / "completed.json").get(name)
     is_same = noted is not None and noted == _state(config, name, **arguments)
     return is_same and not changed_settings(config.out, _models(config, name))
+
+
+def note_models(config: PipelineConfig, name: str) -> None:
+    """Notes in the run folder which contents the models of a use have."""
+    note(config.out, _models(config, name))
 
 
 def _models(config: PipelineConfig, name: str) -> list[Source]:

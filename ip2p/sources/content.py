@@ -54,6 +54,8 @@ AT_REVISION = ("model", "pretrained_model_name_or_path")
 """Settings that are loaded at the `revision` of their section."""
 WITHOUT_MODEL = ("server", "template")
 """Backends for which `model` names nothing on this machine."""
+LARGE = 1 << 20
+"""Size in bytes from which on a file's digest is kept."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_TIMEOUT = 5.0
 
@@ -129,9 +131,9 @@ def digest_of(path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _digest(path: Path, *version: int) -> str:
-    kept, key = _kept_digests(), content_hash(path, *version)
-    if kept is None:
+def _digest(path: Path, size: int, *times: int) -> str:
+    kept, key = _kept_digests(), content_hash(path, size, *times)
+    if kept is None or size < LARGE:
         return sha256_of(path)
     answer = kept.get(key) or {"sha256": sha256_of(path)}
     with suppress(OSError):  # a cache that cannot be written to
