@@ -22,6 +22,7 @@ from ip2p.evaluation.measures.clip import judge_of
 from ip2p.evaluation.run import run_editors
 from ip2p.explain import StageState, explain
 from ip2p.prompts.answers import _fingerprint as answers_fingerprint
+from ip2p.prompts.answers import entries_of
 from ip2p.prompts.shards import _fingerprint as triplets_fingerprint
 from ip2p.rendering.shards import _shard
 from ip2p.sources import content
@@ -120,7 +121,7 @@ def fingerprints(folder: Folder) -> dict[str, str]:
     config, output = folder.config, store.RunFolder(folder.config.out).training
     triplets = store.RunFolder(config.out).shard("triplets", 0)
     store.write_shard(triplets, pa.table({"triplet_id": ["a"]}), fingerprint="", seconds=0.0)
-    entries = prompts.shards.entries_of(config, 0)
+    entries = entries_of(config, 0)
     editors = run_editors(config)
     setup = Setup(
         knobs=config.evaluation,

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ LARGE = 1 << 20
 """Size in bytes from which on a file's digest is kept."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_TIMEOUT = 5.0
+_noting = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,11 @@ class Source:
 def models_of(config: PipelineConfig, stage: str) -> list[Source]:
     """Returns the models that a stage's results are made with; of the renderer, prompts use the tokenizer alone."""
     sources = []
+    has_judge = stage == "evaluation" and bool(config.evaluation.judge_clip_model)
     for setting in MODELS.get(stage, ()):
         path, _, field = setting.rpartition(".")
+        if has_judge and path == "scoring":
+            continue
         section = attrgetter(path)(config)
         name = getattr(section, field)
         if name and not (field == "model" and getattr(section, "backend", "") in WITHOUT_MODEL):
@@ -174,17 +179,14 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str | None:
     return reference.read_text().strip() if reference.is_file() else None
 
 
-def note(folder: Path, sources: Iterable[Source]) -> list[str]:
+def note(folder: Path, sources: Sequence[Source]) -> list[str]:
     """Adds the contents that are new to a folder's `made_from.json`, and returns the `later_contents`."""
-    sources, noted = list(sources), read_json_or_empty(folder / NOTE)
-    new = False
-    for source in sources:
-        contents = noted.setdefault(source.key, [])
-        if (content := content_of(source)) and contents[-1:] != [content]:
-            contents.append(content)
-            new = True
-    if new:
-        write_json(folder / NOTE, {key: contents for key, contents in noted.items() if contents})
+    contents = {source.key: content_of(source) for source in sources}
+    with _noting:
+        noted = read_json_or_empty(folder / NOTE)
+        new = {key: content for key, content in contents.items() if content and noted.get(key, [])[-1:] != [content]}
+        if new:
+            write_json(folder / NOTE, noted | {key: [*noted.get(key, []), content] for key, content in new.items()})
     return later_contents(folder, sources)
 
 

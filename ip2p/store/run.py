@@ -95,7 +95,7 @@ def read_environments(root: Path) -> list[dict[str, Any]]:
 def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
     """Returns the versions of this package, Python and the libraries that an environment names."""
     own = {name: str(environment[name]) for name in ("ip2p", "python") if name in environment}
-    return own | environment.get("libraries", {})
+    return {**own, **environment.get("libraries", {})}
 
 
 def describe_environment(data: str | None = None) -> dict[str, object]:
