@@ -22,6 +22,12 @@ from ip2p.uses import USES, is_complete, was_asked
 SECTIONS = {"rendering": ("rendering", "scoring", "filtering"), "evaluation": ("evaluation", "scoring")}
 """Sections of the config that decide a stage, if there are others than its own."""
 
+_WITHOUT_REASON: Mapping[store.State, tuple[str, ...]] = {
+    "done": (),
+    "unfinished": ("has not run to its end under these settings",),
+    "outdated": ("made under settings or from files of an earlier start",),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class StageState:
@@ -48,12 +54,10 @@ def explain(config: PipelineConfig, use: str, **arguments: Any) -> list[StageSta
             states.append(StageState(stage, state, ("nothing yet",)))
             continue
         reasons = [] if state == "done" else [*differences, *reasons]
-        if states and states[-1].state != "done":
-            state = "outdated" if state == "done" else state
-            reasons.append(f"depends on {states[-1].stage}")
-        if state == "outdated" and not reasons:
-            reasons.append("made with settings or from files of an earlier start")
-        states.append(StageState(stage, state, tuple(reasons)))
+        if states and (before := states[-1]).state != "done":
+            state = "outdated" if "outdated" in (state, before.state) else "unfinished"
+            reasons.append(f"depends on {before.stage}")
+        states.append(StageState(stage, state, tuple(reasons) or _WITHOUT_REASON[state]))
     return states
 
 
@@ -78,7 +82,7 @@ def _inspect(
         return "outdated", []
     if was_asked(config, use, **arguments):
         return "done", []
-    return "unfinished", ["has not run to its end since a setting or the version changed"]
+    return "unfinished", []
 
 
 def _sum_up(states: Sequence[store.State]) -> tuple[store.State, Sequence[str]]:
