@@ -19,6 +19,7 @@ from ip2p.config.files import read_run, read_run_data
 from ip2p.console import suggest
 from ip2p.scoring import BOUNDS
 from ip2p.scoring.score import LEAST_SIMILARITY
+from ip2p.sources.content import NOTE
 from ip2p.store import RunFolder, read_summary
 
 SHARE = 0.1
@@ -164,8 +165,7 @@ def _files(source: Path, *, editor: bool) -> Iterator[Path]:
     for name in (*TAKEN_OVER, *(EDITORS_OWN if editor else ())):
         paths = (source / name).glob("*") if name == "training" else (source / name).rglob("*")
         yield from (path for path in sorted(paths) if path.is_file() and not path.name.startswith((".", "journal-")))
-    if editor and (source / "summary.json").is_file():
-        yield source / "summary.json"
+    yield from (source / name for name in (NOTE, *["summary.json"] * editor) if (source / name).is_file())
 
 
 def _put(path: Path, place: Path) -> None:

@@ -21,6 +21,7 @@ from ip2p.console import log_file, log_to_file
 from ip2p.filtering import check_thresholds
 from ip2p.records import content_hash
 from ip2p.scoring import check_settings
+from ip2p.sources.content import MODELS, NOTE, Source, changed_settings, models_of, note
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Work:
     """Checks before anything is started, in order."""
     asked: tuple[str, ...] = ()
     """Parts of the config that decide the result."""
+    stages: tuple[str, ...] = ()
+    """Stages that it goes through, in order."""
     inputs: tuple[str, ...] = ()
     """Settings that name files to read."""
     writes: tuple[str, ...] = ()
@@ -58,6 +61,7 @@ class Work:
         return Work(
             checks=self.checks + other.checks,
             asked=self.asked + other.asked,
+            stages=self.stages + other.stages,
             inputs=self.inputs + other.inputs,
             writes=self.writes + other.writes,
         )
@@ -153,7 +157,8 @@ DATASET = Work(
         require_clip("scoring.clip_model"),
     ),
     asked=("prompts", "rendering", "scoring", "filtering", "dataset", "evaluation.domain"),
-    inputs=("prompts.captions", "prompts.examples", "prompts.model", "rendering.model", "scoring.clip_model"),
+    stages=("prompts", "rendering", "dataset"),
+    inputs=("prompts.captions", "prompts.examples", *MODELS["prompts"], *MODELS["rendering"]),
     writes=("answers", "triplets", "candidates", "pairs", "dataset"),
 )
 EDITOR = Work(
@@ -163,12 +168,8 @@ EDITOR = Work(
         check_report_to,
     ),
     asked=("training", "evaluation", "scoring"),
-    inputs=(
-        "training.pretrained_model_name_or_path",
-        "scoring.clip_model",
-        "evaluation.judge_clip_model",
-        "evaluation.data",
-    ),
+    stages=("training", "evaluation"),
+    inputs=(*MODELS["training"], *MODELS["evaluation"], "evaluation.data"),
     writes=("training", "model", "evaluation"),
 )
 DATA = Argument(name="data", help="The dataset folder of a run, any folder of parquet files, or a hub id.")
@@ -221,7 +222,7 @@ _USES = (
 )
 USES = {use.name: use for use in _USES}
 
-WRITTEN_ALWAYS = ("config.json", "summary.json", "completed.json", "run.log")
+WRITTEN_ALWAYS = ("config.json", "summary.json", "completed.json", "run.log", NOTE)
 """Files of a run folder that do not decide whether it is finished."""
 
 
@@ -246,12 +247,14 @@ def carry_out(config: PipelineConfig, name: str, start: Callable[[], object], **
     """
     use = USES[name]
     if is_complete(config, name, **arguments):
+        note_models(config, name)
         use.when_done(config, **arguments)
         return False
     check_inputs(config, name, **arguments)
     enter(config)
     if any(any((config.out / folder).glob("*")) for folder in use.work.writes):
         logger.info("resuming in %s: finished work there is kept", config.out)
+    note_models(config, name)
     if use.is_done is None:
         write_config(config, arguments.get("data"))
     start()
@@ -271,7 +274,23 @@ def is_complete(config: PipelineConfig, name: str, **arguments: Any) -> bool:
     if (is_done := USES[name].is_done) is not None:
         return is_done(config, **arguments)
     noted = store.read_json_or_empty(config.out / "completed.json").get(name)
-    return noted is not None and noted == _state(config, name, **arguments)
+    is_same = noted is not None and noted == _state(config, name, **arguments)
+    return is_same and not changed_settings(config.out, _models(config, name))
+
+
+def note_models(config: PipelineConfig, name: str) -> None:
+    """Notes in the run folder which contents the models of a use have."""
+    note(config.out, _models(config, name))
+
+
+def _models(config: PipelineConfig, name: str) -> list[Source]:
+    return [model for stage in USES[name].work.stages for model in models_of(config, stage)]
+
+
+def was_asked(config: PipelineConfig, name: str, **arguments: Any) -> bool:
+    """Returns True if what was asked when the use last ran to its end in this folder is the same, whatever is there."""
+    noted = store.read_json_or_empty(config.out / "completed.json").get(name)
+    return isinstance(noted, dict) and noted.get("asked") == _asked(config, USES[name], arguments)
 
 
 def shard_numbers(config: PipelineConfig) -> list[int]:
@@ -289,14 +308,18 @@ def write_config(config: PipelineConfig, data: str | None = None) -> None:
 
 def _state(config: PipelineConfig, name: str, **arguments: Any) -> dict[str, str]:
     use = USES[name]
-    parts = [attrgetter(part)(config) for part in use.work.asked]
-    values = [arguments.get(argument.name) for argument in use.arguments] or [None]
     files = [arguments.get("data"), *(attrgetter(setting)(config) for setting in use.work.inputs)]
     return {
-        "asked": fingerprint(__version__, *parts, *values),
+        "asked": _asked(config, use, arguments),
         "inputs": _signature(path for file in filter(None, files) for path in _files_of(Path(file).expanduser())),
         "results": _signature(_results(config.out)),
     }
+
+
+def _asked(config: PipelineConfig, use: Use, arguments: Mapping[str, Any]) -> str:
+    parts = [attrgetter(part)(config) for part in use.work.asked]
+    values = [arguments.get(argument.name) for argument in use.arguments] or [None]
+    return fingerprint(__version__, *parts, *values)
 
 
 def _files_of(path: Path) -> Iterable[Path]:

@@ -101,6 +101,19 @@ def test_help_that_nobody_reads_to_its_end_ends_quietly() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_explain_says_what_a_start_would_do_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, data = tmp_path / "out", tmp_path / "data.parquet"
+    pq.write_table(pa.table({"edit_prompt": ["a"]}), data)
+    for command, stages in (("dataset", 3), ("train", 2), ("run", 5)):
+        words = ["--data", str(data)] if command == "train" else []
+        assert main([command, "shapes", *words, "--out", str(out), "--explain"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == stages and all(line.endswith("missing     nothing yet") for line in lines)
+    assert not out.exists()
+
+
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     said = capsys.readouterr().out

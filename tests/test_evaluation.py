@@ -478,7 +478,7 @@ def test_sdedit_is_diffusers_own_pipeline_and_does_not_depend_on_the_batch(tiny_
     base = tiny_config.training
     knobs = replace(tiny_config.evaluation, num_inference_steps=4, sdedit_guidance_scale=3.0)
     cases, setting = GreyDomain().draw_cases(3, 0), Setting(guidance_scale=3.0, image_guidance_scale=1.0, strength=0.5)
-    edit = sdedit_source(base, knobs).load()
+    edit = sdedit_source(base, knobs, tiny_config.out).load()
     made = edit([case.original_image for case in cases], cases, [5, 6, 7], setting)
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(base.pretrained_model_name_or_path, safety_checker=None)
     for number, case in enumerate(cases):

@@ -358,7 +358,7 @@ def inputs_of(config: PipelineConfig) -> list[object]:
 
 
 def results_of(run: Path) -> list[object]:
-    free = [run / name for name in ("config.json", "summary.json", "completed.json", "run.log")]
+    free = [run / name for name in ("config.json", "summary.json", "completed.json", "run.log", "made_from.json")]
     return signature([path for path in sorted(run.rglob("*")) if path not in free])
 
 

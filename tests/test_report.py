@@ -229,6 +229,23 @@ def test_curves_have_bands_and_say_what_their_points_stand_for(html: str) -> Non
     assert "strength 0.25" in section and "image guidance 2.2" in section
 
 
+def test_the_page_says_which_versions_a_resumed_run_mixes(run_folder: Path, tmp_path: Path) -> None:
+    config = copied(run_folder, tmp_path)
+
+    def page() -> str:
+        return write_report(config).read_text()
+
+    store.write_run_config(config.out, {}, None)
+    assert "resumed with other versions" not in page()
+    environment = store.read_environments(config.out)[-1]
+    libraries = environment["libraries"]
+    store.write_json(
+        config.out / "config.json", {"environment": {**environment, "libraries": {**libraries, "torch": "1"}}}
+    )
+    store.write_run_config(config.out, {}, None)
+    assert "resumed with other versions of torch" in page() and f"1, then {libraries['torch']}" in page()
+
+
 def test_cost_tells_what_an_accepted_pair_took(html: str, run_folder: Path) -> None:
     table = pq.read_table(run_folder / "candidates" / "part-00000.parquet")
     accepted = pc.sum(table["accepted"]).as_py()

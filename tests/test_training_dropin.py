@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from diffusers import (
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ip2p.models.stable_diffusion import widen_conv_in
@@ -448,3 +449,18 @@ def test_other_flags_train_too(tmp_path: Path, data: Path, tiny_sd: Path, flags:
     wanted = "epsilon" if "epsilon" in flags else "v_prediction"
     assert pipeline.scheduler.config.prediction_type == wanted
     assert pipeline.unet.dtype == pipeline.vae.dtype == torch.float32
+
+
+def test_latents_of_a_separate_autoencoder_are_encoded_again_when_its_weights_change(
+    tmp_path: Path, data: Path, tiny_sd: Path
+) -> None:
+    vae = shutil.copytree(tiny_sd / "vae", tmp_path / "vae")
+    flags = ["--max_train_steps", "1", "--pretrained_vae_model_name_or_path", str(vae)]
+    assert train(tiny_sd, data, tmp_path / "out", *flags) == 0
+    file = vae / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight * 1.3 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    losses = {}
+    for output in ("out", "new"):
+        assert train(tiny_sd, data, tmp_path / output, *flags) == 0
+        losses[output] = RecordFile(tmp_path / output / "loss.jsonl").read()[-1]["loss"]
+    assert losses["out"] == losses["new"]

@@ -20,13 +20,22 @@ from ip2p.cli.parsing import local_copy
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run, read_run_data
 from ip2p.console import end_on_signals
+from ip2p.explain import explain
 from ip2p.hub import push_dataset
 from ip2p.report import write_comparison, write_report
 from ip2p.store import RunFolder, read_summary
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetRun(NewRun):
+class Start(NewRun):
+    """Arguments of a command that starts a use."""
+
+    explain: bool = False
+    """Say which stages are done and why the others are not, and start nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRun(Start):
     """Arguments of `ip2p dataset`."""
 
     common: ClassVar[tuple[str, ...]] = (
@@ -41,7 +50,7 @@ class DatasetRun(NewRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRun(NewRun):
+class TrainingRun(Start):
     """Arguments of `ip2p train`."""
 
     common: ClassVar[tuple[str, ...]] = (
@@ -110,13 +119,16 @@ class Ablation(OfRun, OverSettings):
         return ablation.config_of(self.folder)
 
 
-def run(arguments: NewRun, config: PipelineConfig) -> None:
+def run(arguments: Start, config: PipelineConfig) -> None:
     """Runs everything, end to end: captions to an evaluated editor."""
-    run_flow(config, "pipeline")
+    if not _explain(arguments, config, "pipeline"):
+        run_flow(config, "pipeline")
 
 
 def dataset(arguments: DatasetRun, config: PipelineConfig) -> None:
     """Makes the dataset only: captions to filtered pairs. See `dataset import` and `dataset inspect` too."""
+    if _explain(arguments, config, "dataset"):
+        return
     finished = run_flow(config, "dataset")
     if arguments.push_to_hub:
         print(f"  {'pushed to':<11} {push_dataset(finished.out / 'dataset', arguments.push_to_hub)}")
@@ -124,7 +136,8 @@ def dataset(arguments: DatasetRun, config: PipelineConfig) -> None:
 
 def train(arguments: TrainingRun, config: PipelineConfig) -> None:
     """Trains on a dataset that exists already, and evaluates."""
-    run_flow(config, "training", data=arguments.data)
+    if not _explain(arguments, config, "training", data=arguments.data):
+        run_flow(config, "training", data=arguments.data)
 
 
 def evaluate(arguments: Evaluation, config: PipelineConfig) -> None:
@@ -181,6 +194,15 @@ def ablate(arguments: Ablation, config: PipelineConfig) -> None:
 def _run_again(config: PipelineConfig) -> str:
     """Returns the command that runs all stages again under the settings of a run folder."""
     return f"ip2p run --config {config.out / 'config.json'}"
+
+
+def _explain(arguments: Start, config: PipelineConfig, use: str, **values: Any) -> bool:
+    """Prints the state of each stage if that is asked for, and returns whether it is."""
+    if arguments.explain:
+        with local_copy(url_of(config.out)) as folder:
+            for each in explain(dataclasses.replace(config, out=folder), use, **values):
+                print(f"  {each.stage:<11} {each.state:<11} {'; '.join(each.reasons)}".rstrip())
+    return arguments.explain
 
 
 def url_of(out: Path) -> str:

@@ -84,6 +84,15 @@ def write_dataset(config: PipelineConfig) -> Counts:
     return counts
 
 
+def dataset_state(config: PipelineConfig) -> store.State:
+    """Returns the state of `dataset/`, by the shards that are there, without reading its files."""
+    folder = store.RunFolder(config.out)
+    manifest = store.read_json_or_empty(folder.dataset / MANIFEST)
+    if not manifest:
+        return "missing"
+    return "done" if manifest.get("fingerprint") == _fingerprint(config, folder) else "outdated"
+
+
 def _remove_leftovers(root: Path) -> None:
     """Clears what a run that was killed left half-written or half-swapped."""
     for name in (".dataset.partial", ".dataset.old"):

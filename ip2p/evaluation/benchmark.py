@@ -30,13 +30,15 @@ def benchmark(config: BenchmarkConfig) -> Figures:
     protocol = protocol_of(config, source.layout)
     logger.info("%d edits, protocol %s", len(source.cases), protocol)
     knobs, names = config.evaluation, short_names(config.models)
-    editors = {name: editor_source(_model_in(model), knobs) for name, model in names.items()}
+    editors = {name: editor_source(_model_in(model), knobs, config.out) for name, model in names.items()}
     editors["copy"] = copy_source()
     if config.base:
-        editors["sdedit"] = sdedit_source(TrainingConfig(pretrained_model_name_or_path=config.base), knobs)
+        base = TrainingConfig(pretrained_model_name_or_path=config.base)
+        editors["sdedit"] = sdedit_source(base, knobs, config.out)
     else:
         knobs = replace(knobs, sdedit_strengths=())
     clip = ScoringConfig(clip_model=config.clip_model, clip_pretrained=config.clip_pretrained, device=knobs.device)
+    setup = Setup(knobs=knobs, clip=clip, folder=config.out, notes=config.out, dino_model=config.dino_model)
     plan = Plan(
         folder=config.out,
         knobs=knobs,
@@ -44,7 +46,7 @@ def benchmark(config: BenchmarkConfig) -> Figures:
         editors=editors,
         parts=plan_benchmark(knobs, protocol, list(names), source.cases),
         # the same for every protocol: figures leave out cases without the ground truth
-        measures=set_up_measures(Setup(knobs=knobs, clip=clip, folder=config.out, dino_model=config.dino_model)),
+        measures=set_up_measures(setup),
     )
     records, seconds = edit_and_measure(plan)
     figures = {

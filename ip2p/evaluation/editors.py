@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from PIL import Image
 from ip2p.config import EvaluationConfig, TrainingConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.images import fitted_size
-from ip2p.training.data import fingerprint_files, model_fingerprint
+from ip2p.sources.content import Source, loaded_files, note
+from ip2p.training.data import fingerprint_files, model_fingerprint, models_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,8 +61,8 @@ def copy_source() -> EditorSource:
     return EditorSource("copy", lambda: lambda images, cases, seeds, setting: list(images))
 
 
-def editor_source(model: str, knobs: EvaluationConfig) -> EditorSource:
-    """Returns a trained editor from a folder, known by its files, or a hub id."""
+def editor_source(model: str, knobs: EvaluationConfig, notes: Path) -> EditorSource:
+    """Returns a trained editor from a folder, known by its files, or a hub id, whose commit is noted in `notes`."""
 
     def load() -> EditFunction:
         from ip2p.editing import load_editor
@@ -69,20 +70,24 @@ def editor_source(model: str, knobs: EvaluationConfig) -> EditorSource:
         return partial(_edit_by_instruction, load_editor(model, knobs.device), knobs)
 
     folder = Path(model).expanduser()
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
-    identity = fingerprint_files(files) if folder.is_dir() else fingerprint(model, None)
-    return EditorSource(fingerprint("editor", identity, _sampling(knobs)), load)
+    is_local = folder.is_dir()
+    identity = fingerprint_files(loaded_files(folder)) if is_local else fingerprint(model, None)
+    later = [] if is_local else note(notes, [Source("models", model)])
+    return EditorSource(fingerprint("editor", identity, _sampling(knobs), *later), load)
 
 
-def untrained_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
+def untrained_source(base: TrainingConfig, knobs: EvaluationConfig, notes: Path) -> EditorSource:
     """Returns the base model as an editor before its first step."""
-    identity = fingerprint("untrained", model_fingerprint(base), _sampling(knobs))
+    later = note(notes, models_of(base))
+    identity = fingerprint("untrained", model_fingerprint(base), _sampling(knobs), *later)
     return EditorSource(identity, lambda: partial(_edit_by_instruction, load_untrained(base, knobs.device), knobs))
 
 
-def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig) -> EditorSource:
+def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig, notes: Path) -> EditorSource:
     """Returns the base model by itself, from the noised picture towards the edited caption."""
-    identity = fingerprint("sdedit", model_fingerprint(base), knobs.sdedit_guidance_scale, _sampling(knobs))
+    later = note(notes, models_of(replace(base, pretrained_vae_model_name_or_path=None)))
+    settings = knobs.sdedit_guidance_scale, _sampling(knobs)
+    identity = fingerprint("sdedit", model_fingerprint(base), *settings, *later)
     return EditorSource(identity, lambda: partial(_draw_again, load_sdedit(base, knobs.device), knobs))
 
 
@@ -128,7 +133,8 @@ def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(place)
 
-    return load_once(("untrained", base.pretrained_model_name_or_path, base.revision, base.variant, place), load)
+    names = base.pretrained_model_name_or_path, base.pretrained_vae_model_name_or_path
+    return load_once(("untrained", *names, base.revision, base.variant, place), load, files=names)
 
 
 def load_sdedit(base: TrainingConfig, device: str) -> DiffusionPipeline:

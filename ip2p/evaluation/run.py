@@ -49,7 +49,9 @@ def evaluate(
         logger.warning("skipped the evaluation: %s", reason)
         store.write_json(run.evaluation / "figures.json", {"skipped": reason})
         return {"skipped": reason}
-    setup = Setup(knobs=knobs, clip=judge_of(knobs, config.scoring), folder=run.evaluation, domain=domain)
+    setup = Setup(
+        knobs=knobs, clip=judge_of(knobs, config.scoring), folder=run.evaluation, notes=config.out, domain=domain
+    )
     plan = Plan(
         folder=run.evaluation,
         knobs=knobs,
@@ -69,10 +71,10 @@ def run_editors(config: PipelineConfig) -> dict[str, EditorSource]:
     """Returns the run's editor, then the baselines that show what its figures are worth."""
     knobs, base = config.evaluation, config.training
     return {
-        "model": editor_source(str(store.RunFolder(config.out).model), knobs),
+        "model": editor_source(str(store.RunFolder(config.out).model), knobs, config.out),
         "copy": copy_source(),
-        "untrained": untrained_source(base, knobs),
-        "sdedit": sdedit_source(base, knobs),
+        "untrained": untrained_source(base, knobs, config.out),
+        "sdedit": sdedit_source(base, knobs, config.out),
     }
 
 

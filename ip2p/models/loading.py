@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ip2p.console import first_line
+from ip2p.sources.content import version_of_model
 
 if TYPE_CHECKING:
     import open_clip
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_models: dict[Hashable, Any] = {}
+_models: dict[Hashable, tuple[list[str | None], Any]] = {}
 _lock = threading.RLock()
 
 
@@ -74,15 +75,19 @@ def keep_freed_memory() -> None:
         libc.mallopt(top_pad, 2**28)
 
 
-def load_once(key: Hashable, load: Callable[[], T]) -> T:
-    """Returns the model under `key`, loading it the first time, also when several threads ask at once."""
+def load_once(key: Hashable, load: Callable[[], T], *, files: Iterable[str | None] = ()) -> T:
+    """Returns the model under `key`, loading it the first time, also when several threads ask at once.
+
+    It is loaded again if its `files`, which are folders or files on this machine, were written since.
+    """
+    version = [version_of_model(name) for name in files if name]
     with _lock:
-        if key not in _models:
+        if key not in _models or _models[key][0] != version:
             keep_freed_memory()
             started = time.monotonic()
-            _models[key] = load()
+            _models[key] = version, load()
             logger.info("loaded %s in %.1f s", key, time.monotonic() - started)
-        return _models[key]  # type: ignore[no-any-return]
+        return _models[key][1]  # type: ignore[no-any-return]
 
 
 def unload_all() -> None:
@@ -156,7 +161,7 @@ def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:
         clip, _, preprocess = from_source(open_clip.create_model_and_transforms, name, pretrained=weights, device=place)
         return ClipModel(clip.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(name), place)
 
-    return load_once(("clip", model, pretrained, resolve_device(device)), load)
+    return load_once(("clip", model, pretrained, resolve_device(device)), load, files=(model, pretrained))
 
 
 def load_image_model(model: str, *, device: str) -> ImageModel:
@@ -171,7 +176,7 @@ def load_image_model(model: str, *, device: str) -> ImageModel:
         place = resolve_device(device)
         return ImageModel(network.to(place).eval().requires_grad_(False), processor, place)
 
-    return load_once(("image-model", model, resolve_device(device)), load)
+    return load_once(("image-model", model, resolve_device(device)), load, files=[model])
 
 
 def load_language_model(model: str, *, revision: str | None, device: str, dtype: str = "float32") -> LanguageModel:
@@ -191,7 +196,7 @@ def load_language_model(model: str, *, revision: str | None, device: str, dtype:
         network = from_source(AutoModelForCausalLM.from_pretrained, source, **options)
         return LanguageModel(network.to(place).eval(), tokenizer)
 
-    return load_once(("language-model", model, revision, precision, place), load)
+    return load_once(("language-model", model, revision, precision, place), load, files=[model])
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -206,7 +211,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
         )
         return tokenizer
 
-    return load_once(("tokenizer", model, revision), load)
+    return load_once(("tokenizer", model, revision), load, files=[f"{model}/tokenizer"])
 
 
 def from_source(

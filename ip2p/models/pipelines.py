@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ def load_text_to_image(
             part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
         return pipeline.to(place)
 
-    return load_once(("text-to-image", model, revision, variant, precision, place), load)
+    return load_once(("text-to-image", model, revision, variant, precision, place), load, files=[model])
 
 
 def load_editor(
@@ -51,10 +50,8 @@ def load_editor(
     """
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
-    index = Path(path) / INDEX
-    written_at = index.stat().st_mtime_ns if index.is_file() else None
-    key = ("editor", path, revision, place, precision, written_at)
-    return load_once(key, lambda: _load(path, revision, place, getattr(torch, precision)))
+    key = ("editor", path, revision, place, precision)
+    return load_once(key, lambda: _load(path, revision, place, getattr(torch, precision)), files=[path])
 
 
 def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> DiffusionPipeline:

@@ -22,6 +22,7 @@ from ip2p.prompts.asking import Answer, Request, read_examples
 from ip2p.prompts.backends import open_backend
 from ip2p.prompts.captions import Entry, read_entries
 from ip2p.prompts.screening import length_check
+from ip2p.sources.content import later_contents, models_of, note
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def answer_entries(config: PipelineConfig, number: int, entries: Sequence[Entry]
     captions = [entry for entry in entries if isinstance(entry, str)]
     if not captions:
         return None
+    note(config.out, models_of(config, "prompts"))
     path, digest = _path(config, number), _fingerprint(config, captions)
     done = store.finished(path, digest)
     if done is not None:
@@ -113,7 +115,12 @@ def _path(config: PipelineConfig, number: int) -> Path:
 
 def _fingerprint(config: PipelineConfig, captions: Sequence[str]) -> str:
     knobs, examples = knobs_that_decide(config.prompts, without=JUDGING), examples_shown(config.prompts)
-    return fingerprint("answers", knobs, examples, list(captions), config.rendering.model, config.rendering.revision)
+    made_with = (
+        config.rendering.model,
+        config.rendering.revision,
+        *later_contents(config.out, models_of(config, "prompts")),
+    )
+    return fingerprint("answers", knobs, examples, list(captions), *made_with)
 
 
 def examples_shown(config: PromptsConfig) -> list[str]:

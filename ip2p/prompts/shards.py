@@ -22,13 +22,20 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint
-from ip2p.prompts.answers import answer_entries, entries_of, examples_shown, knobs_that_decide, read_answers
+from ip2p.prompts.answers import (
+    answer_entries,
+    entries_of,
+    examples_shown,
+    knobs_that_decide,
+    read_answers,
+)
 from ip2p.prompts.asking import Answer, Request
 from ip2p.prompts.backends import check_backend, name_source, open_backend
 from ip2p.prompts.captions import Entry, ReadyLine, normalise, read_captions, read_entries
 from ip2p.prompts.format import Reason, name_edit_type, parse_reply
 from ip2p.prompts.screening import Screen, WordIndex, length_check
 from ip2p.records import TEXT_COLUMNS, EditTriplet
+from ip2p.sources.content import later_contents, models_of, note
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +75,7 @@ def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
     entries = entries_of(config, number)
     path = store.RunFolder(config.out).shard("triplets", number)
     earlier = _earlier_shards(config, number)
+    note(config.out, models_of(config, "prompts"))
     digest = _fingerprint(config, entries, earlier)
     done = store.finished(path, digest)
     if done is not None:
@@ -84,6 +92,18 @@ def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
     logger.info("%s: %s; %.1f texts/s", path.name, tallies, len(generations) / max(seconds, 1e-9))
     seconds = max(seconds, answered.seconds if answered else 0.0)
     return store.write_shard(path, triplets_table(generations), fingerprint=digest, seconds=seconds, counts=counts)
+
+
+def shard_states(config: PipelineConfig) -> list[store.State]:
+    """Returns the state of every shard, without reading one."""
+    states: list[store.State] = []
+    for number in range(num_shards(config)):
+        try:
+            digest = _fingerprint(config, entries_of(config, number), _earlier_shards(config, number))
+        except RuntimeError:  # a shard that it depends on is missing
+            digest = ""
+        states.append(store.state_of(store.RunFolder(config.out).shard("triplets", number), digest))
+    return states
 
 
 def read_generations(config: PipelineConfig, columns: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -158,6 +178,7 @@ def _fingerprint(config: PipelineConfig, entries: Sequence[Entry], earlier: Earl
         config.rendering.model,
         config.rendering.revision,
         *filter(None, optional),
+        *later_contents(config.out, models_of(config, "prompts")),
     )
 
 

@@ -2,7 +2,7 @@
 
 from ip2p.p2p.sampler import render_pairs
 from ip2p.rendering.candidates import draw_candidates, draw_spec
-from ip2p.rendering.shards import keep_shard, refilter, summarise, write_shard
+from ip2p.rendering.shards import keep_shard, refilter, shard_states, summarise, write_shard
 
 __all__ = [
     "draw_candidates",
@@ -10,6 +10,7 @@ __all__ = [
     "keep_shard",
     "refilter",
     "render_pairs",
+    "shard_states",
     "summarise",
     "write_shard",
 ]

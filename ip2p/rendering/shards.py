@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.filtering import check_thresholds, count_verdicts, judge_table, may_pass_now, measure_acceptance
+from ip2p.prompts import num_shards
 from ip2p.records import ScoredCandidate
 from ip2p.rendering.candidates import Key, key_of
 from ip2p.rendering.render import Rendered, render_again, render_needed
@@ -38,6 +39,7 @@ from ip2p.rendering.table import (
     with_images,
     with_new_scores,
 )
+from ip2p.sources.content import later_contents, models_of, note
 from ip2p.store import RunFolder, Sidecar
 
 logger = logging.getLogger(__name__)
@@ -59,11 +61,25 @@ class Shard:
 def write_shard(config: PipelineConfig, number: int) -> Sidecar:
     """Writes `pairs` and, last, `candidates` of a shard; returns at once if both are done."""
     check_thresholds(config.filtering)
+    note(config.out, models_of(config, "rendering"))
     shard = _shard(config, number)
     done = store.finished(shard.candidates, shard.fingerprint)
     if done is not None and store.finished(shard.pairs, shard.fingerprint) is not None:
         return done
     return _work(config, shard, _previous(shard))
+
+
+def shard_states(config: PipelineConfig) -> list[store.State]:
+    """Returns the state of every shard, by the triplets that are there, without reading one."""
+    states: list[store.State] = []
+    for number in range(num_shards(config)):
+        try:
+            shard = _shard(config, number)
+        except RuntimeError:  # it has no triplets yet
+            states.append("missing")
+        else:
+            states.append(store.state_of(shard.candidates, shard.fingerprint))
+    return states
 
 
 def keep_shard(
@@ -114,7 +130,8 @@ def _shard(config: PipelineConfig, number: int) -> Shard:
     triplets = store.read_sidecar(path)
     if triplets is None or not path.exists():
         raise RuntimeError(f"{path} is not finished. Run the prompt stage first.")
-    scores_from = fingerprint(triplets.sha256, replace(rendering, keep_rejected_images=False), config.scoring)
+    settings = replace(rendering, keep_rejected_images=False), config.scoring
+    scores_from = fingerprint(triplets.sha256, *settings, *later_contents(config.out, models_of(config, "rendering")))
     return Shard(
         triplets=path,
         candidates=folder.shard("candidates", number),

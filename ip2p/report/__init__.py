@@ -66,7 +66,8 @@ def describe_run(facts: RunFacts) -> dict[str, object]:
         **dict(zip(("pairs", "edits", "grids"), cards, strict=True)),
         "cost": data.cost(facts),
         "settings": editor.setting_rows(to_dict(facts.config).items()),
-        "versions": facts.versions,
+        "versions": {name: ", then ".join(versions) for name, versions in facts.versions.items()},
+        "mixed": [name for name, versions in facts.versions.items() if len(versions) > 1],
         "left_out": sum(section.left_out for section in cards if not isinstance(section, str)),
     }
 

@@ -84,7 +84,8 @@ class RunFacts:
     cases: Path | None
     grids: Path | None
     seconds: dict[str, float]
-    versions: dict[str, str]
+    versions: dict[str, list[str]]
+    """What the run was made with, each in the order of the starts."""
 
     @property
     def edit_types(self) -> list[str]:
@@ -229,12 +230,16 @@ def _read_seconds(run: store.RunFolder, summary: Json, figures: Json) -> dict[st
     return seconds
 
 
-def _read_versions(run: store.RunFolder) -> dict[str, str]:
+def _read_versions(run: store.RunFolder) -> dict[str, list[str]]:
     """Reads what the run was made with; this process's own versions if the run does not say."""
-    environment = mapping(_read_object(run.root / "config.json").get("environment")) or store.describe_environment()
-    names = ("commit", "ip2p", "python")
-    versions = {name: environment.get(name) for name in names} | mapping(environment.get("libraries"))
-    return {name: str(value) for name, value in versions.items() if value}
+    environments = store.read_environments(run.root) or [store.describe_environment()]
+    commit = environments[-1].get("commit")
+    versions: dict[str, list[str]] = {"commit": [str(commit)]} if commit else {}
+    for environment in environments:
+        for name, version in store.versions_of(environment).items():
+            if version not in versions.setdefault(name, []):
+                versions[name].append(version)
+    return versions
 
 
 def spread(files: Sequence[T], most: int) -> list[T]:

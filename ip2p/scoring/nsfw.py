@@ -113,7 +113,7 @@ def _prepare(config: ScoringConfig) -> Measure:
     from ip2p.models.loading import load_once
 
     source = config.nsfw_head or ""
-    head = load_once(("nsfw-head", source), lambda: load_nsfw_head(source))
+    head = load_once(("nsfw-head", source), lambda: load_nsfw_head(source), files=[source])
 
     def measure(batch: Batch) -> list[float]:
         worse: list[float] = head(batch.embeddings).view(2, -1).amax(0).tolist()

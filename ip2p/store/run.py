@@ -73,8 +73,29 @@ class RunFolder:
 
 
 def write_run_config(root: Path, settings: Mapping[str, object], data: str | None) -> None:
-    """Writes `config.json`: every setting of the run, the versions that it ran with, and the data trained on."""
-    write_json(root / "config.json", {**settings, "environment": describe_environment(data)})
+    """Writes `config.json`: every setting of the run, the versions that it ran with, and the data trained on.
+
+    Versions of earlier starts in the folder are kept under `earlier`.
+    """
+    environment = describe_environment(data)
+    versions, *before = (versions_of(each) for each in (environment, *read_environments(root)))
+    if earlier := [each for number, each in enumerate(before) if each not in (versions, *before[:number])]:
+        environment["earlier"] = earlier
+    write_json(root / "config.json", {**settings, "environment": environment})
+
+
+def read_environments(root: Path) -> list[dict[str, Any]]:
+    """Reads what a run was started with, from the first versions to the last environment; empty if it does not say."""
+    environment = read_json_or_empty(root / "config.json").get("environment")
+    if not isinstance(environment, dict):
+        return []
+    return [*({"libraries": versions} for versions in environment.get("earlier", ())), environment]
+
+
+def versions_of(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the versions of this package, Python and the libraries that an environment names."""
+    own = {name: str(environment[name]) for name in ("ip2p", "python") if name in environment}
+    return {**own, **environment.get("libraries", {})}
 
 
 def describe_environment(data: str | None = None) -> dict[str, object]:

@@ -13,12 +13,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 logger = logging.getLogger(__name__)
+
+State = Literal["done", "unfinished", "outdated", "missing"]
+"""Of a result: as asked for; as asked for but in part; made from something else or in another way; not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,14 @@ def read_sidecar(path: Path) -> Sidecar | None:
     except (ValueError, TypeError) as error:
         logger.warning("ignored the unreadable sidecar of %s: %s", path, error)
         return None
+
+
+def state_of(path: Path, fingerprint: str) -> State:
+    """Compares a shard's fingerprint with one, without reading the shard."""
+    sidecar = read_sidecar(path)
+    if sidecar is None or not path.exists():
+        return "missing"
+    return "done" if sidecar.fingerprint == fingerprint else "outdated"
 
 
 def finished(path: Path, fingerprint: str) -> Sidecar | None:

@@ -106,22 +106,24 @@ class LatentCache:
         return Texts(hidden, pooled)
 
 
-def cache_key(rows: Rows, config: TrainingConfig) -> str:
-    """Hashes what decides the cache's content."""
+def cache_key(rows: Rows, config: TrainingConfig, later: Sequence[str] = ()) -> str:
+    """Hashes what decides the cache's content; `later` has the contents of what is known by name, if they changed."""
     views = config.resolution, config.random_flip, str(_storage(config)), LAYOUT
     vae = config.pretrained_vae_model_name_or_path, config.vae_precision
     if config.balance_column:
         views = *views, "row numbers"  # which caches of earlier versions lack
-    return fingerprint(rows.fingerprint, model_fingerprint(config), *vae, *views)
+    return fingerprint(rows.fingerprint, model_fingerprint(config), *vae, *views, *later)
 
 
 def _storage(config: TrainingConfig) -> torch.dtype:
     return torch.float32 if config.mixed_precision in ("no", None) else torch.float16
 
 
-def load_cache(root: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> LatentCache:
-    """Loads the cache of these rows; missing parts are computed, shared out over the processes."""
-    folder = root / cache_key(rows, config)
+def load_cache(
+    root: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator, later: Sequence[str] = ()
+) -> LatentCache:
+    """Loads the cache of these rows, by `cache_key`; missing parts are computed, shared out over the processes."""
+    folder = root / cache_key(rows, config, later)
     started = time.monotonic()
     if accelerator.is_main_process:
         for other in root.glob("*"):

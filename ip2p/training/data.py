@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from ip2p.config import TrainingConfig, fingerprint
 from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, WEIGHTS_FREE, names_with
 from ip2p.images import fitted_size, open_picture, read_size
+from ip2p.sources.content import Source, digest_of, later_contents, loaded_files
 from ip2p.sources.location import Location, held_out_files, locate, split_files
 from ip2p.sources.rows import (
     HubTable,
@@ -32,7 +33,6 @@ from ip2p.sources.rows import (
     without_decoding,
 )
 from ip2p.sources.rows import open_table as open_source
-from ip2p.store import sha256_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -262,7 +262,7 @@ def fingerprint_files(paths: list[Path]) -> str:
     """Hashes a set of files: by content, or by size and time if they are large."""
     sizes = [path.stat().st_size for path in paths]
     if sum(sizes) <= HASHED_BYTES:
-        return fingerprint([path.name for path in paths], [sha256_of(path) for path in paths])
+        return fingerprint([path.name for path in paths], [digest_of(path) for path in paths])
     return fingerprint([(path.name, size, path.stat().st_mtime_ns) for path, size in zip(paths, sizes, strict=True)])
 
 
@@ -271,16 +271,32 @@ def model_fingerprint(config: TrainingConfig) -> str:
     folder = Path(config.pretrained_model_name_or_path).expanduser()
     if not folder.is_dir():
         return fingerprint(config.pretrained_model_name_or_path, config.revision, config.variant)
-    files = (path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".txt"))
-    return fingerprint_files([path for path in files if path.is_file() and not path.name.startswith(".")])
+    return fingerprint_files(loaded_files(folder))
 
 
-def training_fingerprint(training: TrainingConfig, data: str) -> str:
-    """Hashes what decides the trained weights: settings, the base model's content and the data's."""
-    return fingerprint(resume_fingerprint(training, data), training.max_train_steps)
+def models_of(config: TrainingConfig) -> list[Source]:
+    """Returns the models whose content `model_fingerprint` leaves out: a base on the hub and a separate autoencoder."""
+    base, vae = config.pretrained_model_name_or_path, config.pretrained_vae_model_name_or_path
+    models = [Source("training.pretrained_vae_model_name_or_path", vae)] if vae else []
+    if not Path(base).expanduser().is_dir():
+        models.append(Source("training.pretrained_model_name_or_path", base, config.revision))
+    return models
 
 
-def resume_fingerprint(training: TrainingConfig, data: str) -> str:
+def sources_of_training(config: TrainingConfig, data: str) -> list[Source]:
+    """Returns the models and the data that `training_fingerprint` knows by name."""
+    return models_of(config) + ([] if find_files(data) else [Source("data", data, is_data=True)])
+
+
+def training_fingerprint(training: TrainingConfig, data: str, output: Path | None = None) -> str:
+    """Hashes what decides the trained weights: settings, the base model's content and the data's.
+
+    What is known by name enters if its content has changed since it was noted in the folder `output`.
+    """
+    return fingerprint(resume_fingerprint(training, data, output), training.max_train_steps)
+
+
+def resume_fingerprint(training: TrainingConfig, data: str, output: Path | None = None) -> str:
     """Hashes the same for a checkpoint: under a constant learning rate a training may be made longer."""
     free = names_with(TrainingConfig, RESULT_FREE, WEIGHTS_FREE)
     if training.lr_scheduler.startswith("constant"):
@@ -288,7 +304,8 @@ def resume_fingerprint(training: TrainingConfig, data: str) -> str:
     values = ((field, getattr(training, field.name)) for field in fields(TrainingConfig) if field.name not in free)
     knobs = {field.name: value for field, value in values if value or field.metadata != OMIT_IF_EMPTY}
     files = find_files(data)
-    return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data)
+    later = later_contents(output, sources_of_training(training, data)) if output else []
+    return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data, *later)
 
 
 @dataclass(frozen=True, slots=True)

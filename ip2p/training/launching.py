@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.store import RunFolder, read_json, summarised, write_json
-from ip2p.training.data import find_files, open_rows, training_fingerprint
+from ip2p.store import RunFolder, State, read_json, read_json_or_empty, summarised, write_json
+from ip2p.training.data import find_files, open_rows, resume_fingerprint, training_fingerprint
 from ip2p.training.flags import job_of
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,7 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
         return done
     if find_files(data):
         open_rows(data, config.training)  # a missing column stops it at once, not after the child's start
-    path = Path(data).expanduser()
-    source = str(path.resolve()) if path.exists() else data
-    job = job_of(config.training, source, output=folder.training.resolve(), export=folder.model.resolve())
+    job = job_of(config.training, _resolved(data), output=folder.training.resolve(), export=folder.model.resolve())
     settings = folder.training / "config.json"
     write_json(settings, to_dict(job))
     command = launch_command(settings, with_shipped_configs(shlex.split(config.training.launch_args)))
@@ -64,7 +62,29 @@ def finished_training(config: PipelineConfig, data: str) -> dict[str, Any] | Non
     if not marker.exists() or not (folder.model / "model_index.json").exists():
         return None
     finished: dict[str, Any] = read_json(marker)
-    return finished["summary"] if finished["fingerprint"] == training_fingerprint(config.training, data) else None
+    expected = training_fingerprint(config.training, _resolved(data), folder.training)
+    return finished["summary"] if finished["fingerprint"] == expected else None
+
+
+def training_state(config: PipelineConfig, data: str) -> State:
+    """Returns the state of the training on `data`: unfinished if a checkpoint of these settings is there."""
+    folder = RunFolder(config.out).training
+    checkpoints = list(folder.glob("checkpoint-*/state.json"))
+    if not checkpoints and not (folder / FINISHED).exists():
+        return "missing"
+    try:
+        if finished_training(config, data) is not None:
+            return "done"
+        expected = resume_fingerprint(config.training, _resolved(data), folder)
+    except ValueError:  # the data are gone
+        return "outdated"
+    made = [read_json_or_empty(path).get("fingerprint") for path in checkpoints]
+    return "unfinished" if expected in made else "outdated"
+
+
+def _resolved(data: str) -> str:
+    path = Path(data).expanduser()
+    return str(path.resolve()) if path.exists() else data
 
 
 def launch_command(settings: Path, launch_args: Sequence[str] = ()) -> list[str]:

@@ -21,6 +21,7 @@ from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import load_latent_space
 from ip2p.models.loading import resolve_device, resolve_dtype
+from ip2p.sources.content import later_contents, note
 from ip2p.store import write_json
 from ip2p.store.journal import RecordFile
 from ip2p.training import export
@@ -34,6 +35,7 @@ from ip2p.training.data import (
     open_rows,
     open_table,
     resume_fingerprint,
+    sources_of_training,
     training_fingerprint,
 )
 from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream
@@ -58,10 +60,12 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     export.check_may_upload(job)
     rows, pictures = open_rows(job.data, job), read_pictures(job)
     accelerator = new_accelerator(job)
+    with accelerator.main_process_first():
+        note(output, sources_of_training(job, job.data))
     pairs = open_pairs(rows, job, accelerator, output)
     trainer, num_steps = new_trainer(pairs, job, accelerator, _balanced(rows, pairs, job))
     start_trackers(accelerator, job)
-    fresh = Progress(fingerprint=resume_fingerprint(job, job.data), num_processes=accelerator.num_processes)
+    fresh = Progress(fingerprint=resume_fingerprint(job, job.data, output), num_processes=accelerator.num_processes)
     with accelerator.main_process_first():  # which removes the checkpoints of other settings
         progress = resume(output, trainer.trained, fresh, num_steps, job.resume_from_checkpoint)
     logger.info("training on %d pairs, %d steps on %s", len(pairs), num_steps, accelerator.device)
@@ -83,7 +87,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
         folder = Path(job.export_dir or job.output_dir)
         export.write_editor(editor, base, job, folder)
         export.write_card(job, base, folder, summary)
-        write_json(output / FINISHED, {"fingerprint": training_fingerprint(job, job.data), "summary": summary})
+        write_json(output / FINISHED, {"fingerprint": training_fingerprint(job, job.data, output), "summary": summary})
         logger.info("wrote %s", folder)
         if job.push_to_hub:
             export.upload(job, base, folder)
@@ -129,7 +133,7 @@ def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: P
     if job.cache:
         first_rows = itertools.islice(rows.read(), PROBE_ROWS)
         if job.center_crop or all(is_square(pair.original) for pair in first_rows):
-            return load_cache(output / "cache", rows, job, accelerator)
+            return load_cache(output / "cache", rows, job, accelerator, _later_contents(job, output))
         logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
     if job.streaming:
         raise ValueError(
@@ -140,6 +144,11 @@ def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: P
     return OnlinePairs(table, job, accelerator.device)
 
 
+def _later_contents(job: TrainingJob, output: Path) -> list[str]:
+    """Returns the contents of what the cache knows by name, if they have changed."""
+    return later_contents(output, sources_of_training(job, job.data))
+
+
 def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache | None:
     """Loads some pairs of the data's test split; None if the data are not local files or have none."""
     files = find_test_files(job.data)
@@ -147,7 +156,8 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
         return None
     config = replace(job, max_train_samples=job.num_validation_pairs, random_flip=False, balance_column=None)
     try:
-        return load_cache(output / "cache" / "held-out", ParquetRows(files, config), config, accelerator)
+        rows, later = ParquetRows(files, config), _later_contents(job, output)
+        return load_cache(output / "cache" / "held-out", rows, config, accelerator, later)
     except ValueError as error:
         logger.warning("the test split is not used for a held-out loss: %s", error)
         return None

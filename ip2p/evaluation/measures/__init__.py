@@ -64,6 +64,8 @@ class Setup:
     """CLIP that judges."""
     folder: Path
     """Folder of the evaluation, for anything that a measure stores."""
+    notes: Path
+    """Folder that notes the content of models, see `ip2p.sources.content`."""
     domain: Domain | None = None
     dino_model: str | None = None
 

@@ -9,6 +9,7 @@ from typing import Self
 from ip2p.config import EvaluationConfig, ScoringConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, targets_of
+from ip2p.sources.content import Source, note
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class ClipMeasure(Measure):
     """Measures CLIP's four similarities (paper, section 4.2) and the similarity to the target, MagicBrush's CLIP-I."""
 
     scoring: ScoringConfig
+    later: tuple[str, ...] = ()
+    """The content of its weights, if it has changed since it was noted."""
     order = 20
     columns = (
         # the input against its own caption is the same for every editor
@@ -29,12 +32,14 @@ class ClipMeasure(Measure):
     @classmethod
     def from_setup(cls, setup: Setup) -> Self:
         """Makes the measure, whatever the settings."""
-        return cls(setup.clip)
+        words = setup.clip.clip_model, setup.clip.clip_pretrained
+        weights = [Source("evaluation.judge_clip_model", word) for word in words if word]
+        return cls(setup.clip, tuple(note(setup.notes, weights)))
 
     @property
     def identity(self) -> str:
-        """Returns a hash of the names of the judge's weights."""
-        return fingerprint("clip", self.scoring.clip_model, self.scoring.clip_pretrained)
+        """Returns a hash of the judge's weights."""
+        return fingerprint("clip", self.scoring.clip_model, self.scoring.clip_pretrained, *self.later)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for similarities to a caption or a target that a case lacks."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, targets_of
+from ip2p.sources.content import Source, note
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +26,8 @@ class DinoMeasure(Measure):
     model: str
     device: str
     batch_size: int
+    later: tuple[str, ...] = ()
+    """The model's content, if it has changed since it was noted."""
     order = 60
     columns = (
         Column("dino_input", "DINO ↔ input", "higher", "mean", shown="runs"),
@@ -34,12 +37,15 @@ class DinoMeasure(Measure):
     @classmethod
     def from_setup(cls, setup: Setup) -> Self | None:
         """Makes the measure if a model is set."""
-        return cls(setup.dino_model, setup.knobs.device, setup.knobs.batch_size) if setup.dino_model else None
+        if not setup.dino_model:
+            return None
+        later = note(setup.notes, [Source("dino_model", setup.dino_model)])
+        return cls(setup.dino_model, setup.knobs.device, setup.knobs.batch_size, tuple(later))
 
     @property
     def identity(self) -> str:
-        """Returns a hash of the model's name."""
-        return fingerprint("dino", self.model)
+        """Returns a hash of the model."""
+        return fingerprint("dino", self.model, *self.later)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None as the similarity to the target if a case has none."""

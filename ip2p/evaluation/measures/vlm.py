@@ -27,6 +27,7 @@ from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, fit_to
 from ip2p.images import encode_png
 from ip2p.records import content_hash
+from ip2p.sources.content import Source, note
 from ip2p.store.journal import Journal
 
 BOTH = """You see two pictures. The first is an original. The second is somebody's attempt to edit it as asked:
@@ -51,6 +52,8 @@ class VlmMeasure(Measure):
 
     config: VlmConfig
     journal: Path
+    later: tuple[str, ...] = ()
+    """The content of a local model, if it has changed since it was noted."""
     order = 70
     edits_only = True
     columns = (
@@ -63,12 +66,17 @@ class VlmMeasure(Measure):
     @classmethod
     def from_setup(cls, setup: Setup) -> Self | None:
         """Makes the measure if a model is set; its answers are stored in the folder."""
-        return cls(setup.knobs.vlm, setup.folder / "vlm-answers.jsonl") if setup.knobs.vlm.model else None
+        config = setup.knobs.vlm
+        if not config.model:
+            return None
+        model = [Source("evaluation.vlm.model", config.model, config.revision)] if config.backend == "local" else []
+        return cls(config, setup.folder / "vlm-answers.jsonl", tuple(note(setup.notes, model)))
 
     @property
     def identity(self) -> str:
-        """Returns a hash of the model's name and the questions."""
-        return fingerprint("vlm", self.config.model, self.config.revision, self.config.max_new_tokens, QUESTIONS)
+        """Returns a hash of the model and the questions."""
+        model = self.config.model, self.config.revision
+        return fingerprint("vlm", *model, self.config.max_new_tokens, QUESTIONS, *self.later)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for scores that an answer does not hold. RuntimeError if the server does not answer."""
@@ -142,7 +150,7 @@ def local_judge(config: VlmConfig) -> Ask:
         processor = from_source(AutoProcessor.from_pretrained, source, revision=config.revision)
         return network.to(device).eval(), processor
 
-    model, processor = load_once(("vlm", config.model, config.revision, device, precision), load)
+    model, processor = load_once(("vlm", config.model, config.revision, device, precision), load, files=[config.model])
 
     def ask(pictures: Sequence[Image.Image], question: str) -> str:
         content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
