@@ -119,6 +119,23 @@ def test_an_image_folder_with_two_images_a_row_is_read(tmp_path: Path) -> None:
     assert [row.original_image for row in rows] == [picture(number, kind="PNG") for number in range(3)]
 
 
+def test_a_table_of_paths_is_imported_and_what_is_missing_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        (tmp_path / "images" / f"{number}.png").write_bytes(picture(number, kind="PNG"))
+    rows = [
+        {"source_image": f"images/{number}.png", "edited_image": f"images/{number + 1}.png", "edit_prompt": f"{number}"}
+        for number in range(3)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["dataset", "import", str(tmp_path / "pairs.jsonl"), str(tmp_path / "run")]) == 0
+    assert read_summary(tmp_path / "run")["prompts"] == {"rows": 3, "imported": 2, "no image": 1}
+    stored = [row for some in dataset_rows(tmp_path / "run").values() for row in some]
+    assert {row["edit_prompt"]: row["edited_image"]["bytes"] for row in stored} == {
+        str(number): picture(number + 1, kind="PNG") for number in range(2)
+    }
+
+
 def test_other_columns_are_named_and_the_first_of_several_wordings_is_taken(tmp_path: Path) -> None:
     rows = [{"a": cell(picture(1)), "b": cell(picture(2)), "words": ["make it green", "greener"], "kind": "colour"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")

@@ -40,7 +40,10 @@ logger = logging.getLogger(__name__)
 
 HASHED_BYTES = 1 << 30
 """Files up to this size in total are compared by content, larger ones by size and time."""
-WAY_OUT = "Give a folder of parquet files or of pictures with a metadata.jsonl, a pattern or a hub id (owner/name)."
+WAY_OUT = (
+    "Give a folder of parquet files or of pictures with a metadata.jsonl, a .jsonl or .csv of paths, a pattern or a "
+    "hub id (owner/name)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,12 @@ def open_rows(data: str, config: TrainingConfig) -> Rows:
         return _listed_rows(location, config)
     dataset = _load_remote(location, config, streaming=config.streaming)
     return StreamedRows(dataset, config, data) if config.streaming else _dataset_rows(dataset, config, data)
+
+
+def check_local_data(data: str, config: TrainingConfig) -> None:
+    """Requires rows and the config's columns, if the data is on this machine. ValueError as in `open_rows`."""
+    if _located(data).is_local:
+        open_rows(data, config)
 
 
 def open_table(data: str, config: TrainingConfig) -> TableRows:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.store import RunFolder, read_json, summarised, write_json
-from ip2p.training.data import find_files, open_rows, training_fingerprint
+from ip2p.training.data import check_local_data, training_fingerprint
 from ip2p.training.flags import job_of
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,7 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
     if done is not None:
         logger.info("the training is finished already: %s", folder.model)
         return done
-    if find_files(data):
-        open_rows(data, config.training)  # a missing column stops it at once, not after the child's start
+    check_local_data(data, config.training)  # a missing column stops it at once, not after the child's start
     path = Path(data).expanduser()
     source = str(path.resolve()) if path.exists() else data
     job = job_of(config.training, source, output=folder.training.resolve(), export=folder.model.resolve())
