@@ -26,6 +26,7 @@ LAYERS = (
     ("ip2p.report", "ip2p.app", "ip2p.plan"),
     ("ip2p.ablation",),
     ("ip2p.uses",),
+    ("ip2p.doctor",),
     ("ip2p.shapes", "flows"),
     ("ip2p.cli",),
 )
