@@ -36,7 +36,7 @@ def look(subject: str, check: Callable[[], object]) -> Finding:
     try:
         said = check()
         return Finding("ok", subject, ", ".join(said) or "none" if isinstance(said, list) else str(said))
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever a library raises about a broken file is a finding
         return Finding("problem", subject, one_line(error))
 
 

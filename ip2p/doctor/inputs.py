@@ -130,8 +130,10 @@ def denoiser_weights(name: str, revision: str | None = None) -> int:
 def _architecture_of(folder: Path) -> Architecture:
     from ip2p.models.architecture import architecture_named  # which imports diffusers
 
-    name = str(read_json_or_empty(folder / PIPELINE).get("_class_name"))
-    return architecture_named(name, what=str(folder))
+    name = read_json_or_empty(folder / PIPELINE).get("_class_name")
+    if not name:
+        raise ValueError(f"{folder / PIPELINE} names no pipeline. Copy or download the model again.")
+    return architecture_named(str(name), what=str(folder))
 
 
 def _weight_files(folder: Path) -> list[tuple[Path, re.Match[str]]]:
@@ -146,8 +148,10 @@ def read_weights(folder: Path, variant: str | None, *, pickled: bool = False) ->
     """
     again = "Copy or download the model again."
     for index in folder.glob(f"*.safetensors.index.{f'{variant}.' if variant else ''}json"):
-        listed = sorted(set(read_json_or_empty(index).get("weight_map", {}).values()))
-        if lacking := [name for name in listed if not (folder / name).is_file()]:
+        listed = read_json_or_empty(index).get("weight_map")
+        if not isinstance(listed, dict):
+            raise ValueError(f"{index} lists no file. {again}")
+        if lacking := sorted(name for name in set(listed.values()) if not (folder / name).is_file()):
             raise ValueError(f"{folder} lacks {lacking[0]}, which {index.name} lists. {again}")
     present = _weight_files(folder)
     files = [path for path, match in present if (match["variant"], match["format"]) == (variant, "safetensors")]
@@ -179,11 +183,13 @@ def examine_data(data: str, config: TrainingConfig | None = None) -> Iterator[Fi
     """
     location = locate(data)
     if files := data_files(location):
-        yield look("splits", partial(_describe_splits, files, location))
+        yield (splits := look("splits", partial(_describe_splits, files, location)))
+        if splits.status != "ok":
+            return
     try:
         columns = config or _guess_columns(location)
         pairs = sample_pairs(data, columns)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # a client of an object store raises many kinds
         yield Finding("problem", "rows", one_line(error))
         return
     names = (columns.original_image_column, columns.edit_prompt_column, columns.edited_image_column)

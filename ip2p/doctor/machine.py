@@ -93,7 +93,7 @@ def _compared(requirement: Requirement, version: str) -> Finding | None:
 
 def free_memory() -> int:
     """Returns the bytes of memory that this process may still take."""
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     try:
         limit = int(MEMORY_LIMIT.read_text())
         used = int(MEMORY_LIMIT.with_name("memory.current").read_text())
