@@ -119,6 +119,15 @@ def users_server() -> str | None:
     return str(url) if url else None
 
 
+def describe_server() -> str:
+    """Says which Prefect server a run uses. ValueError if nothing answers at the user's address."""
+    url = users_server()
+    if url is None:
+        return "no address is set; a run starts a server of its own"
+    _check_answers(url)
+    return f"{url} answers"
+
+
 def _set_defaults(environment: os._Environ[str]) -> None:
     """Sets what the user has not set; prefect reads it when it is imported."""
     environment.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "ip2p")

@@ -27,6 +27,8 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26
 """Larger pictures are refused, since they would fill the memory."""
+MAX_SHAPE_DIFFERENCE = 0.02
+"""By how much the aspect ratios of a pair's images may differ; what one has more is cropped."""
 STORED_AS_IS = ("PNG", "JPEG", "WEBP")
 """Formats in which a plain picture is kept byte for byte."""
 
@@ -79,6 +81,22 @@ def fitted_size(size: tuple[int, int], short_side: int, multiple: int = 1) -> tu
     """Scales (width, height) until the shorter is `short_side`, both rounded to a multiple."""
     width, height = (max(multiple, round(side * short_side / min(size) / multiple) * multiple) for side in size)
     return width, height
+
+
+def check_shapes(original: tuple[int, int], edited: tuple[int, int]) -> None:
+    """Raises a ValueError if the shapes of two (width, height) differ by more than `MAX_SHAPE_DIFFERENCE`."""
+    wide, high = original[0] * edited[1], edited[0] * original[1]
+    if abs(wide - high) > MAX_SHAPE_DIFFERENCE * wide:
+        raise ValueError(f"two shapes: {original} and {edited}")
+
+
+def fit_picture(
+    picture: Image.Image, size: tuple[int, int], centering: tuple[float, float] = (0.5, 0.5)
+) -> Image.Image:
+    """Crops a picture to the shape of (width, height), and resizes it if it has another size then."""
+    if picture.size == size:
+        return picture
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS, centering=centering)
 
 
 def encode_image(pixels: Array, image_format: ImageFormat, quality: int) -> bytes:

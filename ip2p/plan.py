@@ -6,15 +6,20 @@ the machine, the second is measured.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ip2p import prompts, rendering, store
-from ip2p.config import PipelineConfig
+from ip2p import store
+from ip2p.config import PipelineConfig, TrainingConfig
 from ip2p.prompts.captions import read_entries
 
 GIB = 2**30
+BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.4, "jpeg": 0.6}
+"""Of photographs at the default quality, roughly."""
+BYTES_PER_WEIGHT = 4
+"""Weights, gradients, moments and the average are float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,8 @@ class Forecast:
 
 def measure_sample(config: PipelineConfig, num_captions: int) -> Sample:
     """Makes two shards of `num_captions` each and measures the second. ValueError if there are too few captions."""
+    from ip2p import prompts, rendering  # which import torch
+
     available = len(read_entries(config.prompts, config.out))
     if available < 2 * num_captions:
         raise ValueError(
@@ -99,6 +106,45 @@ def forecast(sample: Sample, config: PipelineConfig, num_triplets: int | None = 
         dataset_bytes=round(accepted * bytes_per_pair),
         shards=-(-captions // config.prompts.shard_size),
     )
+
+
+def disk_for_pairs(config: PipelineConfig, pixels: int) -> int:
+    """Estimates the most bytes that a run has yet to write for its pairs, and for the dataset, which holds them again.
+
+    Shards are taken to be like the finished ones; if there are none, all candidates are accepted, of `pixels` each.
+    ValueError if the captions cannot be read.
+    """
+    num_captions = len(read_entries(config.prompts, config.out))
+    num_shards = math.ceil(num_captions / config.prompts.shard_size)
+    sizes = [path.stat().st_size for path in store.RunFolder(config.out).shards("pairs")]
+    if sizes:
+        per_shard = sum(sizes) / len(sizes)
+    else:
+        of_types = (settings.num_candidates or 0 for settings in config.rendering.per_edit_type.values())
+        kept = max(config.rendering.num_candidates, *of_types, 0)
+        if not config.rendering.keep_rejected_images:
+            kept = min(kept, config.filtering.max_pairs_per_triplet)
+        num_pairs = num_captions * config.prompts.num_triplets_per_caption * kept
+        per_shard = num_pairs / num_shards * 2 * pixels * BYTES_PER_PIXEL[config.rendering.image_format]
+    return round(per_shard * (2 * num_shards - len(sizes)))
+
+
+def disk_for_training(config: TrainingConfig, num_weights: int) -> int:
+    """Estimates the bytes of the checkpoints, one more than are kept, and of the editor; adapters take next to none."""
+    if config.use_lora:
+        return BYTES_PER_WEIGHT * num_weights
+    num_steps = config.max_train_steps or config.checkpointing_steps
+    num_checkpoints = math.ceil(num_steps / config.checkpointing_steps)
+    if config.checkpoints_total_limit:
+        num_checkpoints = min(num_checkpoints, config.checkpoints_total_limit)
+    copies = 3 + config.use_ema  # the weights, two moments, the average
+    return BYTES_PER_WEIGHT * num_weights * (copies * (num_checkpoints + 1) + 1)
+
+
+def memory_for_training(config: TrainingConfig, num_weights: int) -> int:
+    """Returns the bytes that a training of `num_weights` takes on its device before it sees any picture."""
+    copies = 1 if config.use_lora else 4 + (config.use_ema and not config.offload_ema)  # gradients too
+    return BYTES_PER_WEIGHT * num_weights * copies
 
 
 def describe(sample: Sample, costs: Forecast, config: PipelineConfig, devices: int) -> str:

@@ -123,10 +123,9 @@ def _check_model(config: PipelineConfig, setting: str, marker: str) -> None:
 
 def check_data(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
     """Requires the columns of a pair, if the data is on this machine."""
-    from ip2p.training.data import find_files, open_rows
+    from ip2p.training.data import check_local_data
 
-    if find_files(arguments["data"]):
-        open_rows(arguments["data"], config.training)
+    check_local_data(arguments["data"], config.training)
 
 
 def check_report_to(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:

@@ -203,7 +203,7 @@ class Workplace:
         flags = dict(zip(words, words[1:], strict=False))
         out = Path(flags.get("--out", ""))
         kind = " ".join(words[1:3])
-        if "--help" in words or "://" in flags.get("--out", "") or words[1] in ("app", "serve"):
+        if "--help" in words or "://" in flags.get("--out", "") or words[1] in ("app", "doctor", "serve"):
             return []
         if "ip2p.training" in words:
             return [Path(flags.get("--output_dir", "instruct-pix2pix-model")) / "model_index.json"]

@@ -28,6 +28,7 @@ LAYERS = (
     ("ip2p.ablation",),
     ("ip2p.uses",),
     ("ip2p.explain",),
+    ("ip2p.doctor",),
     ("ip2p.shapes", "flows"),
     ("ip2p.cli",),
 )

@@ -119,6 +119,23 @@ def test_an_image_folder_with_two_images_a_row_is_read(tmp_path: Path) -> None:
     assert [row.original_image for row in rows] == [picture(number, kind="PNG") for number in range(3)]
 
 
+def test_a_table_of_paths_is_imported_and_what_is_missing_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        (tmp_path / "images" / f"{number}.png").write_bytes(picture(number, kind="PNG"))
+    rows = [
+        {"source_image": f"images/{number}.png", "edited_image": f"images/{number + 1}.png", "edit_prompt": f"{number}"}
+        for number in range(3)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["dataset", "import", str(tmp_path / "pairs.jsonl"), str(tmp_path / "run")]) == 0
+    assert read_summary(tmp_path / "run")["prompts"] == {"rows": 3, "imported": 2, "no image": 1}
+    stored = [row for some in dataset_rows(tmp_path / "run").values() for row in some]
+    assert {row["edit_prompt"]: row["edited_image"]["bytes"] for row in stored} == {
+        str(number): picture(number + 1, kind="PNG") for number in range(2)
+    }
+
+
 def test_other_columns_are_named_and_the_first_of_several_wordings_is_taken(tmp_path: Path) -> None:
     rows = [{"a": cell(picture(1)), "b": cell(picture(2)), "words": ["make it green", "greener"], "kind": "colour"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
@@ -181,7 +198,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path, capsys: 
         "image does not decode": 1,
         "no image": 1,
         "no instruction": 1,
-        "two sizes": 1,
+        "two shapes": 1,
     }
     capsys.readouterr()
     pq.write_table(pa.Table.from_pylist(rows[1:2]), tmp_path / "train.parquet")
@@ -228,3 +245,42 @@ def test_unscored_pairs_cannot_be_judged_by_thresholds(tmp_path: Path) -> None:
 
     counts = rendering.refilter(replace(read_run(out), filtering=strict))
     assert counts["low_original"] == 5  # a score that is not a number is no pass
+
+
+def test_images_that_differ_by_a_few_pixels_are_cropped_as_the_trainer_does(
+    tmp_path: Path, tiny_config: PipelineConfig
+) -> None:
+    from ip2p.training.data import decode_pair, open_rows
+
+    rng = np.random.default_rng(0)
+    rough = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((138, 102))
+    sizes = {"cropped": (136, 102), "resized": (276, 204), "both": (136, 100), "rejected": (133, 102)}
+    rows = [
+        {"original_image": cell(saved(rough, "PNG")), "edit_prompt": name, "edited_image": cell(saved(edited, "PNG"))}
+        for name, size in sizes.items()
+        for edited in [rough.resize(size)]
+    ]
+    source, out = tmp_path / "train.parquet", tmp_path / "run"
+    pq.write_table(pa.Table.from_pylist(rows), source)
+    trained_directly = tmp_path / "direct.parquet"
+    pq.write_table(pa.Table.from_pylist(rows[:3]), trained_directly)
+    assert main(["dataset", "import", str(source), str(out), "--dataset.test-fraction", "0"]) == 0
+    assert read_summary(out)["prompts"] == {"rows": 4, "imported": 3, "two shapes": 1}
+    stored = {row["edit_prompt"]: row for some in dataset_rows(out).values() for row in some}
+    pixels = {
+        name: [np.asarray(Image.open(io.BytesIO(row[side]["bytes"]))) for side in ("original_image", "edited_image")]
+        for name, row in stored.items()
+    }
+    assert {name: (a.shape[1::-1], b.shape[1::-1]) for name, (a, b) in pixels.items()} == {
+        "cropped": ((136, 102), (136, 102)),
+        "resized": ((138, 102), (138, 102)),
+        "both": ((136, 100), (136, 100)),
+    }
+    assert np.array_equal(pixels["cropped"][0], np.asarray(rough)[:, 1:-1])
+    assert stored["resized"]["original_image"]["bytes"] == saved(rough, "PNG")
+    direct, imported = (
+        {pair.edit_prompt: decode_pair(pair, 64).pixels for pair in open_rows(str(data), tiny_config.training).read()}
+        for data in (trained_directly, out)
+    )
+    for name in imported:
+        assert np.abs(imported[name].astype(int) - direct[name]).mean() < 1, name

@@ -281,6 +281,51 @@ def test_a_list_of_edits_names_its_outputs_and_nothing_is_overwritten(
     assert edit(*words, "--overwrite") == 0
 
 
+def test_edits_that_were_interrupted_resume_and_end_with_the_same_bytes(
+    editor_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number, image in enumerate(pictures(*[(64, 64), (96, 64)] * 3)):
+        Image.fromarray(image).save(tmp_path / "in" / f"{number}.png")
+
+    def edit_into(name: str, *more: str) -> int:
+        words = [str(tmp_path / "in"), "make it red", str(tmp_path / name), "--batch-size", "3", *more]
+        return edit("--model", str(editor_folder), *words)
+
+    written: list[Path] = []
+
+    def write_or_be_interrupted(image: Image.Image, path: Path) -> None:
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        write_image(image, path)
+        written.append(path)
+
+    assert edit_into("whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("ip2p.editing.write_image", write_or_be_interrupted)
+        assert edit_into("cut") == 130
+    written[0].write_bytes(written[0].read_bytes()[:-40])  # not whole, as other software may have left it
+    assert edit_into("cut", "--skip-existing", "--overwrite") == edit_into("cut") == 2
+    assert "--skip-existing" in capsys.readouterr().err
+    assert edit_into("cut", "--skip-existing") == 0
+    assert "6 pictures in" in (said := capsys.readouterr().out) and "3 skipped as they exist" in said
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == files
+    times = [path.stat().st_mtime_ns for path in written]
+    assert edit_into("cut", "--skip-existing", "--model", "is-not-loaded") == 0
+    assert [path.stat().st_mtime_ns for path in written] == times
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    write_image(picture, tmp_path / "out.png")
+    before = (tmp_path / "out.png").read_bytes()
+    monkeypatch.setattr("ip2p.store.shards.os.fsync", lambda _: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.raises(OSError, match="disk is full"):
+        write_image(Image.new("RGB", (8, 8), "blue"), tmp_path / "out.png")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"out.png": before}
+
+
 def test_one_picture_goes_where_it_is_told(editor_folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert edit("--model", str(editor_folder), str(tmp_path / "a.png"), "make it red", str(tmp_path / "new/b.jpg")) == 0

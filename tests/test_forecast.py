@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from ip2p import plan, prompts, rendering
 from ip2p.cli import main
-from ip2p.config import PipelineConfig
+from ip2p.config import PipelineConfig, TrainingConfig
 from ip2p.plan import Sample
+from ip2p.store import RunFolder
 
 SAMPLE = Sample(
     captions=10,
@@ -44,6 +46,32 @@ def test_a_sample_is_made_by_the_real_stages_and_leaves_nothing_behind(tiny_conf
     ]
     assert sample.triplets == counts[1][0]["kept"]
     assert (sample.candidates, sample.accepted) == (counts[1][1]["candidates"], counts[1][1]["accepted"])
+
+
+def test_the_disk_that_pairs_need_is_that_of_those_which_are_there_once_more(tiny_config: PipelineConfig) -> None:
+    config = replace(tiny_config, prompts=replace(tiny_config.prompts, shard_size=2))
+    before = {name: with_format(config, name) for name in ("png", "webp")}
+    assert before["png"] / before["webp"] == pytest.approx(1.5 / 0.4, rel=1e-3)
+    for number in range(2):
+        prompts.write_shard(config, number)
+        rendering.write_shard(config, number)
+    written = sum(path.stat().st_size for path in RunFolder(config.out).shards("pairs"))
+    assert plan.disk_for_pairs(config, 64 * 64) == written
+
+
+def with_format(config: PipelineConfig, name: Literal["png", "webp"]) -> int:
+    return plan.disk_for_pairs(replace(config, rendering=replace(config.rendering, image_format=name)), 64 * 64)
+
+
+def test_a_training_takes_what_the_faq_says() -> None:
+    config = TrainingConfig(use_ema=False)
+    for num_weights, plain, average in ((859_535_364, 13.8, 3.4), (2_567_477_764, 41.1, 10.3)):
+        memory = plan.memory_for_training(config, num_weights)
+        assert memory / 1e9 == pytest.approx(plain, abs=0.1)
+        averaged = plan.memory_for_training(replace(config, use_ema=True), num_weights)
+        assert (averaged - memory) / 1e9 == pytest.approx(average, abs=0.1)
+        assert plan.memory_for_training(replace(config, use_lora=True), num_weights) < memory / 3
+        assert plan.disk_for_training(config, num_weights) == 4 * num_weights * (3 * 3 + 1)
 
 
 def test_too_few_captions_and_empty_samples_are_said(

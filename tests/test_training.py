@@ -26,7 +26,7 @@ from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.models.texts import Texts, hidden_states
 from ip2p.store.journal import RecordFile
 from ip2p.training.cache import load_cache
-from ip2p.training.data import decode_pair, open_rows, open_table, training_fingerprint
+from ip2p.training.data import check_local_data, decode_pair, open_rows, open_table, training_fingerprint
 from ip2p.training.draws import BalancedOrder, draw_samples, draw_step, drop_conditions
 from ip2p.training.loop import LossLog, mean_of_last
 from tests.tiny import tiny_unet
@@ -292,6 +292,8 @@ def test_tables_of_picture_files_are_trained_on_in_order_and_by_number(
     assert [each.edit_prompt for each in pairs] == ["edit 0", "edit 1", "edit 2"]
     assert [table[number] for number in range(3)] == pairs
     assert decode_pair(pairs[2], 32).pixels.shape == (2, 32, 32, 3)
+    with pytest.raises(ValueError, match=r"no column 'before'; its columns are: .*Set training\.original_image_column"):
+        check_local_data(data, replace(config, original_image_column="before"))
 
 
 def test_rows_that_are_of_no_use_are_dropped_and_counted(tmp_path: Path, tiny_sd: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ip2p import __version__
-from ip2p.cli import benchmark, data, editing, runs, serving
+from ip2p.cli import benchmark, data, doctor, editing, runs, serving
 from ip2p.cli.parsing import HELP_WORDS, call
 from ip2p.console import RESUME_HINT, is_mistake, log_failure, one_line, start_logging, suggest
 
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "edit": editing.edit,
     "app": editing.app,
     "serve": serving.serve,
+    "doctor": doctor.doctor,
 }
 """Functions of typed arguments. `dataset` is a command and a group, which tyro's subcommands cannot be."""
 

@@ -16,7 +16,7 @@ import tyro
 
 from ip2p.config import EvaluationConfig
 from ip2p.config.files import evaluation_of
-from ip2p.images import IMAGE_SUFFIXES
+from ip2p.images import IMAGE_SUFFIXES, open_picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class EditArguments:
     """Precision: float32, float16, bfloat16 or auto."""
     overwrite: bool = False
     """Overwrite existing pictures."""
+    skip_existing: bool = False
+    """Keep existing pictures and make the others, to resume edits that were interrupted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,46 +71,64 @@ class Edit:
 
 def edit(options: EditArguments) -> None:
     """Applies instructions to pictures."""
+    if options.overwrite and options.skip_existing:
+        raise ValueError("--overwrite replaces pictures and --skip-existing keeps them, got both. Give one.")
     usual = evaluation_of(Path(options.model))
     edits = list(plan_edits(options, usual))
-    existing = [item.output for item in edits if item.output.exists()]
-    if existing and not options.overwrite:
-        raise ValueError(f"{existing[0]} exists already. Give another name, or --overwrite.")
-    from ip2p.editing import Editor, Knobs
-
+    existing = {item.output for item in edits if item.output.exists() and not options.overwrite}
+    if existing and not options.skip_existing:
+        raise ValueError(f"{min(existing)} exists already. Give another name, --overwrite or --skip-existing.")
     started = time.monotonic()
-    editor = Editor(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
-    scales = attrgetter("guidance_scale", "image_guidance_scale")
-    for (text, image), batch in itertools.groupby(sorted(edits, key=scales), key=scales):
-        knobs = Knobs(
-            num_inference_steps=options.num_inference_steps or usual.num_inference_steps,
-            guidance_scale=text,
-            image_guidance_scale=image,
-            resolution=options.resolution,
-        )
-        _edit(editor, list(batch), knobs, options.batch_size)
+    kept = set(filter(_is_whole, existing))
+    if len(kept) < len(edits):
+        _edit_batches(options, usual, edits, kept)
     what = str(edits[0].output) if len(edits) == 1 else f"{len(edits)} pictures in {options.output}"
-    print(f"{what} (in {time.monotonic() - started:.1f} s)")
+    skipped = f", {len(kept)} skipped as they exist" * bool(kept)
+    print(f"{what}{skipped} (in {time.monotonic() - started:.1f} s)")
 
 
-def _edit(editor: Any, edits: Sequence[Edit], knobs: Any, batch_size: int) -> None:
+def _is_whole(path: Path) -> bool:
+    try:
+        open_picture(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _edit_batches(options: EditArguments, usual: EvaluationConfig, edits: Sequence[Edit], kept: set[Path]) -> None:
+    """Makes the edits that are not kept. Batches are those of the whole list, so that every picture has the same bytes.
+
+    In other batches a device may round differently; hence a batch that lacks a picture is computed whole.
+    """
     from tqdm import tqdm
 
-    from ip2p.editing import write_image
+    from ip2p.editing import Editor, Knobs, write_image
 
+    editor = Editor(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
+    scales = attrgetter("guidance_scale", "image_guidance_scale")
     with tqdm(total=len(edits), desc="edit", unit="picture", disable=None) as bar:
-        for start in range(0, len(edits), batch_size):
-            batch = edits[start : start + batch_size]
-            edited = editor.edit_all(
-                [item.image for item in batch],
-                [item.edit_prompt for item in batch],
-                seeds=[item.seed for item in batch],
-                knobs=knobs,
-                batch_size=batch_size,
-                on_batch=bar.update,
+        for (text, image), group in itertools.groupby(sorted(edits, key=scales), key=scales):
+            knobs = Knobs(
+                num_inference_steps=options.num_inference_steps or usual.num_inference_steps,
+                guidance_scale=text,
+                image_guidance_scale=image,
+                resolution=options.resolution,
             )
-            for item, image in zip(batch, edited, strict=True):
-                write_image(image, item.output)
+            while batch := list(itertools.islice(group, options.batch_size)):
+                if kept.issuperset(item.output for item in batch):
+                    bar.update(len(batch))
+                    continue
+                edited = editor.edit_all(
+                    [item.image for item in batch],
+                    [item.edit_prompt for item in batch],
+                    seeds=[item.seed for item in batch],
+                    knobs=knobs,
+                    batch_size=options.batch_size,
+                    on_batch=bar.update,
+                )
+                for item, picture in zip(batch, edited, strict=True):
+                    if item.output not in kept:
+                        write_image(picture, item.output)
 
 
 def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Edit]:

@@ -196,7 +196,7 @@ def _run_again(config: PipelineConfig) -> str:
     return f"ip2p run --config {config.out / 'config.json'}"
 
 
-def _explain(arguments: Start, config: PipelineConfig, use: str, **values: Any) -> bool:
+def _explain(arguments: Start, config: PipelineConfig, use: str, **values: object) -> bool:
     """Prints the state of each stage if that is asked for, and returns whether it is."""
     if arguments.explain:
         with local_copy(url_of(config.out)) as folder:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ip2p import store
 from ip2p.config import PipelineConfig
-from ip2p.images import open_picture, plain_file
+from ip2p.images import check_shapes, encode_png, fit_picture, open_picture, plain_file
 from ip2p.prompts import Generation, name_edit_type, triplets_table
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, content_hash
 from ip2p.rendering import keep_shard
@@ -32,6 +32,8 @@ from ip2p.sources.pairs import SourceRow
 logger = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 1000
+SizedFile = tuple[bytes, tuple[int, int]]
+"""A picture file and its (width, height)."""
 UNSCORED = PairScores(original=math.nan, edited=math.nan, direction=math.nan, image=math.nan)
 
 
@@ -93,10 +95,7 @@ def _import_row(row: SourceRow, config: PipelineConfig, name: str, seen: Counter
         raise ValueError("no instruction")
     if not row.original_image or not row.edited_image:
         raise ValueError("no image")
-    images = plain_file(row.original_image), plain_file(row.edited_image)
-    (original, original_size), (edited, edited_size) = images
-    if original_size != edited_size:
-        raise ValueError(f"two sizes: {original_size} and {edited_size}")
+    original, edited = _as_one_size(plain_file(row.original_image), plain_file(row.edited_image))
     group = row.group or content_hash(row.original_image)
     triplet = EditTriplet(
         original_prompt=row.original_prompt,
@@ -111,6 +110,17 @@ def _import_row(row: SourceRow, config: PipelineConfig, name: str, seen: Counter
     spec = RenderSpec(triplet_id=triplet_id, candidate=seen[triplet_id], **settings)
     seen[triplet_id] += 1
     return Imported(Candidate(triplet=triplet, spec=spec), (original, edited))
+
+
+def _as_one_size(original: SizedFile, edited: SizedFile) -> tuple[bytes, bytes]:
+    """Crops images of one shape, by the trainer's rule, to the smaller width and height. ValueError for two shapes."""
+    check_shapes(original[1], edited[1])
+    width, height = map(min, original[1], edited[1])
+    first, second = (
+        content if size == (width, height) else encode_png(fit_picture(open_picture(content), (width, height)))
+        for content, size in (original, edited)
+    )
+    return first, second
 
 
 def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mapping[str, int], started: float) -> None:

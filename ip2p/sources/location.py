@@ -16,7 +16,7 @@ from typing import Literal
 
 Kind = Literal["path", "glob", "url", "hub"]
 
-WAY_OUT = "Give a folder of parquet files, a file, a pattern or a hub id (owner/name)."
+WAY_OUT = "Give a folder of parquet files, a .parquet, .jsonl or .csv file, a pattern or a hub id (owner/name)."
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PARQUET = ".parquet"
 DATA_SUFFIXES = (PARQUET, ".jsonl", ".json", ".csv", ".txt")

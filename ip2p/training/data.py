@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from ip2p.config import TrainingConfig, fingerprint
 from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, WEIGHTS_FREE, names_with
-from ip2p.images import fitted_size, open_picture, read_size
+from ip2p.images import check_shapes, fit_picture, fitted_size, open_picture, read_size
 from ip2p.sources.content import Source, digest_of, later_contents, loaded_files
 from ip2p.sources.location import Location, held_out_files, locate, split_files
 from ip2p.sources.rows import (
@@ -41,7 +40,10 @@ logger = logging.getLogger(__name__)
 
 HASHED_BYTES = 1 << 30
 """Files up to this size in total are compared by content, larger ones by size and time."""
-WAY_OUT = "Give a folder of parquet files or of pictures with a metadata.jsonl, a pattern or a hub id (owner/name)."
+WAY_OUT = (
+    "Give a folder of parquet files or of pictures with a metadata.jsonl, a .jsonl or .csv of paths, a pattern or a "
+    "hub id (owner/name)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,12 @@ def open_rows(data: str, config: TrainingConfig) -> Rows:
         return _listed_rows(location, config)
     dataset = _load_remote(location, config, streaming=config.streaming)
     return StreamedRows(dataset, config, data) if config.streaming else _dataset_rows(dataset, config, data)
+
+
+def check_local_data(data: str, config: TrainingConfig) -> None:
+    """Requires rows and the config's columns, if the data is on this machine. ValueError as in `open_rows`."""
+    if _located(data).is_local:
+        open_rows(data, config)
 
 
 def open_table(data: str, config: TrainingConfig) -> TableRows:
@@ -342,12 +350,12 @@ def decode_pair(pair: RawPair, resolution: int, crop: tuple[float, float] = (0.5
     if not pair.original or not pair.edited:
         raise ValueError("no image")
     original, edited = open_picture(pair.original), open_picture(pair.edited)
-    if abs(original.width * edited.height - edited.width * original.height) > 0.02 * original.width * edited.height:
-        raise ValueError(f"two shapes, {original.size} and {edited.size}")
+    check_shapes(original.size, edited.size)
     size = original.height, original.width
     sides = fitted_size(size, resolution)
     top, left = (round((side - resolution) * share) for side, share in zip(sides, crop, strict=True))
-    pixels = np.stack([_fit(image, resolution, crop) for image in (original, edited)])
+    fitted = (fit_picture(image, (resolution, resolution), (crop[1], crop[0])) for image in (original, edited))
+    pixels = np.stack([np.asarray(image, dtype=np.uint8) for image in fitted])
     return DecodedPair(pixels, size, (top, left))
 
 
@@ -358,10 +366,3 @@ def is_square(picture: bytes | Path | None) -> bool:
     except ValueError:
         return True
     return width == height
-
-
-def _fit(image: Image.Image, resolution: int, crop: tuple[float, float]) -> NDArray[np.uint8]:
-    if image.size != (resolution, resolution):
-        centering = crop[1], crop[0]
-        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS, centering=centering)
-    return np.asarray(image, dtype=np.uint8)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.store import RunFolder, State, read_json, read_json_or_empty, summarised, write_json
-from ip2p.training.data import find_files, open_rows, resume_fingerprint, training_fingerprint
+from ip2p.training.data import check_local_data, resume_fingerprint, training_fingerprint
 from ip2p.training.flags import job_of
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,7 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
     if done is not None:
         logger.info("the training is finished already: %s", folder.model)
         return done
-    if find_files(data):
-        open_rows(data, config.training)  # a missing column stops it at once, not after the child's start
+    check_local_data(data, config.training)  # a missing column stops it at once, not after the child's start
     job = job_of(config.training, _resolved(data), output=folder.training.resolve(), export=folder.model.resolve())
     settings = folder.training / "config.json"
     write_json(settings, to_dict(job))
