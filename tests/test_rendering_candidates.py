@@ -344,6 +344,14 @@ def test_a_flipped_byte_in_a_shard_of_pairs_heals_to_the_bit(
     assert [path.read_bytes() for path in places] == expected
 
 
+def test_damaged_pairs_that_were_imported_are_to_be_imported_again(config: PipelineConfig) -> None:
+    imported = replace(config, rendering=replace(config.rendering, model=""))
+    rendering.keep_shard(imported, 0, [], {}, is_scored=False)
+    flip_a_byte(RunFolder(imported.out).shard("pairs", 0))
+    with pytest.raises(ValueError, match=r"part-00000.parquet is damaged, and imported .* Import them again"):
+        rendering.write_shard(imported, 0)
+
+
 def test_what_is_rendered_again_for_another_filter_is_scored_again(config: PipelineConfig) -> None:
     settings = replace(config.rendering, num_candidates=5, batch_size=3)
     one = replace(config, rendering=settings, filtering=replace(config.filtering, max_pairs_per_triplet=1))

@@ -66,7 +66,10 @@ def write_shard(config: PipelineConfig, number: int) -> Sidecar:
     done = store.finished(shard.candidates, shard.fingerprint)
     if done is not None and store.finished(shard.pairs, shard.fingerprint) is not None:
         return done
-    return _work(config, shard, _previous(shard))
+    previous = _previous(shard)
+    if previous is None and not config.rendering.model:
+        raise ValueError(f"{shard.pairs} is damaged, and imported pairs cannot be rendered again. Import them again.")
+    return _work(config, shard, previous)
 
 
 def shard_states(config: PipelineConfig) -> list[store.State]:
