@@ -124,6 +124,7 @@ def describe_server() -> str:
     url = users_server()
     if url is None:
         return "no address is set; a run starts a server of its own"
+    _check_proxies()
     _check_answers(url)
     return f"{url} answers"
 

@@ -82,12 +82,10 @@ def _name_another_class(folder: Path) -> None:
     ("spoil", "subject", "text"),
     [
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer", "lists tokenizer, which is not in"),
-        (lambda folder: (folder / "vae" / WEIGHTS).unlink(), "vae", "has no .safetensors file. Copy or download"),
+        (lambda folder: (folder / "vae" / WEIGHTS).unlink(), "vae", "has no weights. Copy or download"),
         (lambda folder: (folder / "vae" / WEIGHTS).write_bytes(b""), "vae", "is broken"),
         (_cut, "unet", "is broken"),
         (_forget_a_shard, "unet", "which diffusion_pytorch_model.safetensors.index.json lists"),
-        (_make_fp16, "unet", "has the variant fp16: set variant to that"),
-        (_pickle, "unet", "Load its .bin files with diffusers and save them again"),
         (_name_another_class, "pipeline", "is a KolorsPipeline, which is not supported"),
     ],
 )
@@ -99,10 +97,14 @@ def test_a_model_that_is_not_whole_is_named(
     assert text in wrong(findings(str(folder)))[subject]
 
 
-def test_a_variant_is_whole_by_itself(tiny_sd: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoil", [_make_fp16, _pickle])
+def test_a_lone_variant_and_pickled_weights_are_loaded_so_they_are_no_problem(
+    spoil: Callable[[Path], None], tiny_sd: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_sd, tmp_path / "model")
-    _make_fp16(folder)
-    assert wrong(list(examine_model(str(folder), variant="fp16"))) == {}
+    spoil(folder)
+    assert wrong(list(examine_model(str(folder)))) == {}
+    assert "no variant ema" in wrong(list(examine_model(str(folder), variant="ema")))["weights"]
 
 
 def test_a_model_of_the_hub_that_is_not_here_is_downloaded_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:

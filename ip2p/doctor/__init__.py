@@ -21,6 +21,7 @@ from ip2p.plan import disk_for_pairs, disk_for_training, memory_for_training
 from ip2p.presets import PRESETS
 from ip2p.sources.location import locate
 from ip2p.training.data import find_test_files
+from ip2p.training.trackers import check_trackers
 
 __all__ = ["Finding", "Section", "examine"]
 
@@ -89,11 +90,9 @@ def _examine_settings(config: PipelineConfig, use: str, data: str | None) -> Ite
         yield _compare_versions(config.out)
     weights = 0
     if use != "dataset":
-        from ip2p.training.validation import tracker_names  # which imports torch
-
         base = config.training
         weights = denoiser_weights(base.pretrained_model_name_or_path, base.revision)
-        yield look("trackers", partial(tracker_names, base.report_to))
+        yield look("trackers", partial(check_trackers, base.report_to))
         if weights:
             yield _memory(config, weights)
         if not (config.evaluation.domain or config.evaluation.data) and data and not find_test_files(data):

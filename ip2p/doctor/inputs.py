@@ -84,8 +84,15 @@ def examine_model(name: str, *, variant: str | None = None, revision: str | None
             way_out = f"To download it now: hf download {name}"
             yield Finding("warning", "files", f"{name} is not on this machine; a run downloads it. {way_out}")
         return
+    from ip2p.models.loading import weights_in  # which imports torch
+
+    try:
+        variant = weights_in(folder, variant)["variant"]
+    except ValueError as error:
+        yield Finding("problem", "weights", str(error))
+        return
     if not (folder / PIPELINE).is_file():
-        yield look("weights", partial(_describe_weights, folder, variant, pickled=True))
+        yield look("weights", partial(_describe_weights, folder, variant))
         return
     yield look("pipeline", lambda: _architecture_of(folder).title)
     for part in parts_of(folder):
@@ -102,8 +109,8 @@ def parts_of(folder: Path) -> list[str]:
     return [name for name, value in entries if isinstance(value, list) and any(value)]
 
 
-def _describe_weights(folder: Path, variant: str | None, *, pickled: bool = False) -> str:
-    weights = read_weights(folder, variant, pickled=pickled)
+def _describe_weights(folder: Path, variant: str | None) -> str:
+    weights = read_weights(folder, variant)
     number = f"{weights.num_weights / 1e6:,.1f} million weights" if weights.num_weights else "pickled weights"
     return f"{number} in {size_of(weights.num_bytes)}"
 
@@ -119,10 +126,11 @@ def denoiser_weights(name: str, revision: str | None = None) -> int:
     folder = _folder_of(name, revision)
     if folder is None:
         return 0
+    from ip2p.models.loading import weights_in  # which imports torch
+
     try:
         part = folder / _architecture_of(folder).part
-        variant = next((match["variant"] for _, match in _weight_files(part)), None)
-        return read_weights(part, variant).num_weights
+        return read_weights(part, weights_in(folder, None)["variant"]).num_weights
     except (ValueError, OSError):
         return 0
 
@@ -136,13 +144,8 @@ def _architecture_of(folder: Path) -> Architecture:
     return architecture_named(str(name), what=str(folder))
 
 
-def _weight_files(folder: Path) -> list[tuple[Path, re.Match[str]]]:
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [(path, match) for path in files if (match := WEIGHTS.fullmatch(path.name))]
-
-
-def read_weights(folder: Path, variant: str | None, *, pickled: bool = False) -> Weights:
-    """Reads the headers of a network's weights, or the sizes of `pickled` ones, if that is allowed.
+def read_weights(folder: Path, variant: str | None) -> Weights:
+    """Reads the headers of the safetensors that a network is loaded from, or the sizes of its pickled weights.
 
     ValueError if a file is missing, empty or broken, with the way out.
     """
@@ -153,18 +156,18 @@ def read_weights(folder: Path, variant: str | None, *, pickled: bool = False) ->
             raise ValueError(f"{index} lists no file. {again}")
         if lacking := sorted(name for name in set(listed.values()) if not (folder / name).is_file()):
             raise ValueError(f"{folder} lacks {lacking[0]}, which {index.name} lists. {again}")
-    present = _weight_files(folder)
-    files = [path for path, match in present if (match["variant"], match["format"]) == (variant, "safetensors")]
+    named = [
+        (path, match)
+        for path in (folder.iterdir() if folder.is_dir() else [])
+        if (match := WEIGHTS.fullmatch(path.name))
+    ]
+    chosen = variant if any(match["variant"] == variant for _, match in named) else None
+    files = sorted(path for path, match in named if match["variant"] == chosen)
     if not files:
-        variants = {match["variant"] for _, match in present if match["format"] == "safetensors"}
-        if pickled and present and not variants:
-            return Weights(0, sum(path.stat().st_size for path, _ in present))
-        way_out = "Load its .bin files with diffusers and save them again." if present else again
-        if None in variants:
-            way_out = "It has weights of no variant: leave variant out."
-        elif variants:
-            way_out = f"It has the variant {' and '.join(map(str, sorted(variants)))}: set variant to that."
-        raise ValueError(f"{folder} has no .safetensors file{f' of the variant {variant}' * bool(variant)}. {way_out}")
+        raise ValueError(f"{folder} has no weights. {again}")
+    if not any(path.suffix == ".safetensors" for path in files):
+        return Weights(0, sum(path.stat().st_size for path in files))
+    files = [path for path in files if path.suffix == ".safetensors"]
     num_weights = 0
     for path in files:
         try:

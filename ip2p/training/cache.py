@@ -74,7 +74,7 @@ class LatentCache:
     @property
     def row_numbers(self) -> Sequence[int]:
         """The row of the data that each pair comes from."""
-        return torch.cat([part["row"] for part in self.rows]).tolist()  # type: ignore[no-any-return]
+        return torch.cat([part["row"] for part in self.rows]).tolist()
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -108,7 +108,7 @@ class LatentCache:
 
 def cache_key(rows: Rows, config: TrainingConfig, later: Sequence[str] = ()) -> str:
     """Hashes what decides the cache's content; `later` has the contents of what is known by name, if they changed."""
-    views = config.resolution, config.random_flip, str(_storage(config)), LAYOUT
+    views: tuple[object, ...] = (config.resolution, config.random_flip, str(_storage(config)), LAYOUT)
     vae = config.pretrained_vae_model_name_or_path, config.vae_precision
     if config.balance_column:
         views = *views, "row numbers"  # which caches of earlier versions lack
