@@ -2,8 +2,9 @@
 
 Flows, commands, deployments and "is it done" derive from `USES`: a new use is an entry here and a function in `flows/`.
 
-Whole runs are compared by the settings that decide them and by the names, sizes and times of the files that they read
-and wrote, in milliseconds and without a model. If something differs, the stages find out what by their own checksums.
+Whole runs are compared by the settings that decide them, by the names, sizes and times of the files that they read and
+wrote, and by the commits of what is on the hub, in milliseconds and without a model. If something differs, the stages
+find out what by their own checksums.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ip2p.console import log_file, log_to_file
 from ip2p.filtering import check_thresholds
 from ip2p.records import content_hash
 from ip2p.scoring import check_settings
-from ip2p.sources.content import MODELS, NOTE, Source, changed_settings, models_of, note
+from ip2p.sources.content import MODELS, NOTE, Source, commit_of, models_of, note
 
 logger = logging.getLogger(__name__)
 
@@ -273,8 +274,7 @@ def is_complete(config: PipelineConfig, name: str, **arguments: Any) -> bool:
     if (is_done := USES[name].is_done) is not None:
         return is_done(config, **arguments)
     noted = store.read_json_or_empty(config.out / "completed.json").get(name)
-    is_same = noted is not None and noted == _state(config, name, **arguments)
-    return is_same and not changed_settings(config.out, _models(config, name))
+    return noted is not None and noted == _state(config, name, **arguments)
 
 
 def note_models(config: PipelineConfig, name: str) -> None:
@@ -307,10 +307,13 @@ def write_config(config: PipelineConfig, data: str | None = None) -> None:
 
 def _state(config: PipelineConfig, name: str, **arguments: Any) -> dict[str, str]:
     use = USES[name]
-    files = [arguments.get("data"), *(attrgetter(setting)(config) for setting in use.work.inputs)]
+    data = arguments.get("data")
+    files = [data, *(attrgetter(setting)(config) for setting in use.work.inputs)]
+    sources = [*_models(config, name), *([Source("data", data, is_data=True)] if data else [])]
+    paths = (path for file in filter(None, files) for path in _files_of(Path(file).expanduser()))
     return {
         "asked": _asked(config, use, arguments),
-        "inputs": _signature(path for file in filter(None, files) for path in _files_of(Path(file).expanduser())),
+        "inputs": _signature(paths, filter(None, map(commit_of, sources))),
         "results": _signature(_results(config.out)),
     }
 
@@ -329,9 +332,9 @@ def _results(root: Path) -> Iterable[Path]:
     return (path for path in sorted(root.rglob("*")) if not (path.parent == root and path.name in WRITTEN_ALWAYS))
 
 
-def _signature(paths: Iterable[Path]) -> str:
-    """Hashes names, sizes and times of modification."""
-    facts: list[object] = []
+def _signature(paths: Iterable[Path], commits: Iterable[str] = ()) -> str:
+    """Hashes names, sizes and times of modification, and commits of what is on the hub."""
+    facts: list[object] = [*commits]
     for path in paths:
         if path.is_file():
             stat = path.stat()

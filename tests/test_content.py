@@ -360,6 +360,25 @@ def test_a_hub_model_is_known_by_its_commit_offline_too(tmp_path: Path, monkeypa
         assert content_of(unknown) is None
 
 
+def test_a_finished_use_is_not_complete_once_the_hub_has_another_commit(
+    tiny_config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    config = replace(tiny_config, rendering=replace(tiny_config.rendering, model="owner/name"))
+    reference = tmp_path / "models--owner--name/refs/main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("a" * 40)
+    hub_commit.cache_clear()
+    uses.record_completion(config, "dataset")
+    assert uses.is_complete(config, "dataset")
+    reference.write_text("b" * 40)
+    hub_commit.cache_clear()
+    for _ in range(2):  # also once it was noted by a start that was killed
+        assert not uses.is_complete(config, "dataset")
+        uses.note_models(config, "dataset")
+
+
 def test_versions_of_earlier_starts_stay_in_the_config(tmp_path: Path) -> None:
     store.write_run_config(tmp_path, {}, None)
     (now,) = store.read_environments(tmp_path)

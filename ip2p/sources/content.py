@@ -105,7 +105,12 @@ def content_of(source: Source) -> str | None:
         return version_of(visible_files(path) if path.is_dir() else [path])
     if path.exists():
         return content_hash(*((file.relative_to(path).as_posix(), digest_of(file)) for file in loaded_files(path)))
-    if source.part:
+    return commit_of(source)
+
+
+def commit_of(source: Source) -> str | None:
+    """Returns the commit of a hub repository; None if it cannot be told, or if the source is on this machine."""
+    if source.part or _local(source.name).exists():
         return None
     return hub_commit(source.name.removeprefix("hf-hub:"), source.revision, "dataset" if source.is_data else "model")
 
