@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 
 from ip2p import store, uses
@@ -19,6 +18,7 @@ from ip2p.doctor.machine import examine_machine, free_disk, free_memory
 from ip2p.explain import explain
 from ip2p.plan import disk_for_pairs, disk_for_training, memory_for_training
 from ip2p.presets import PRESETS
+from ip2p.sources.content import models_of
 from ip2p.sources.location import locate
 from ip2p.training.data import find_test_files
 from ip2p.training.trackers import check_trackers
@@ -27,8 +27,6 @@ __all__ = ["Finding", "Section", "examine"]
 
 DEFAULT_PRESET = "shapes"
 WAY_OUT = "Give a run folder, a preset, a model folder, parquet, .jsonl or .csv data, or a hub id."
-SERVED = ("server", "template")
-"""Backends of the prompts for which `prompts.model` names no model on this machine or the hub."""
 
 
 def examine(word: str | None, *, prefect: Callable[[], str]) -> list[Section]:
@@ -70,13 +68,11 @@ def _run_sections(folder: Path) -> list[Section]:
 def _model_sections(config: PipelineConfig, use: str) -> list[Section]:
     """Returns a section for each model that the use loads, under the first setting that names it."""
     settings: dict[tuple[str, str | None, str | None], str] = {}
-    for setting in uses.USES[use].work.inputs:
-        name, section = attrgetter(setting)(config), getattr(config, setting.partition(".")[0])
-        is_served = setting == "prompts.model" and config.prompts.backend in SERVED
-        is_place = bool(name) and (Path(name).expanduser().is_dir() or "/" in name)  # not a name of open_clip's
-        if "model" in setting and is_place and not is_served:
-            at = (name, getattr(section, "variant", None), getattr(section, "revision", None))
-            settings.setdefault(at, setting)
+    for source in (source for stage in uses.USES[use].work.stages for source in models_of(config, stage)):
+        is_place = Path(source.name).expanduser().is_dir() or "/" in source.name  # not a name of open_clip's
+        if is_place and not source.part:
+            section = getattr(config, source.setting.partition(".")[0])
+            settings.setdefault((source.name, getattr(section, "variant", None), source.revision), source.setting)
     return [
         Section(f"{setting} {name}", examine_model(name, variant=variant, revision=revision))
         for (name, variant, revision), setting in settings.items()
