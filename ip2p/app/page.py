@@ -96,7 +96,7 @@ def _edit_tab(models: list[str], device: str) -> None:
     first = models[0] if models else None
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            picture = gr.Image(label="Picture", type="filepath", elem_id="picture", height=280)
+            picture = gr.Image(label="Picture", type="filepath", image_mode=None, elem_id="picture", height=280)
             instruction = gr.Textbox(label="Instruction", placeholder="make it snowy", elem_id="instruction")
             model = gr.Dropdown(models, value=first, label="Editor", allow_custom_value=True, elem_id="editor")
             defaults = default_knobs(first)
