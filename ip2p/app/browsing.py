@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from ip2p.images import open_picture
 from ip2p.scoring import SCORE_COLUMNS
 from ip2p.sources.columns import image_columns
+from ip2p.sources.files import read_texts
 from ip2p.sources.location import Location, data_files, locate
 from ip2p.sources.rows import ListTable, ParquetTable, Row, Table, stream_rows
 from ip2p.store import RunFolder
@@ -69,7 +69,7 @@ def open_pairs(source: str) -> Pairs:
         raise ValueError(f"{source} holds no parquet file of pairs. {WAY_OUT}")
     pictures = ParquetTable(files)
     parts = [
-        _numbered(pq.read_table(file, columns=[name for name in COLUMNS if name in present]))
+        _numbered(read_texts(file, [name for name in COLUMNS if name in present]))
         for file, present in pictures.names_by_file.items()
     ]
     table = pa.concat_tables(parts, promote_options="default")

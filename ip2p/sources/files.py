@@ -64,9 +64,20 @@ def read_json_lines(file: IO[bytes], where: str) -> Iterator[tuple[int, Any]]:
     """Yields the numbered values of JSON lines. ValueError names a line that is not JSON."""
     for number, line in read_lines(file):
         try:
-            yield number, json.loads(line)
+            yield number, parse_json(line)
         except ValueError as error:
             raise Unreadable(f"{where} line {number} is not valid JSON: {error}.") from error
+
+
+def parse_json(text: str) -> Any:
+    """Parses a JSON text. ValueError if it is not valid, nests too deeply or holds what is not Unicode."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    if "\\ud" in text or "\\uD" in text:  # perhaps half of a surrogate pair, which no file of UTF-8 can hold
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_json_file(path: Path) -> list[tuple[int, Any]]:
@@ -119,11 +130,17 @@ def read_parquet(source: Path | IO[bytes], columns: Sequence[str]) -> Iterator[V
             yield from batch.to_pylist()
 
 
+def read_texts(file: Path, columns: Sequence[str]) -> pa.Table:
+    """Reads columns of a parquet file, without pictures, into memory. ValueError names a file that is broken."""
+    with _naming(file), pq.ParquetFile(file) as opened:
+        return opened.read(list(columns))
+
+
 @contextmanager
 def _naming(source: object) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = first_line(error).rstrip(".")
         raise Unreadable(f"{source} cannot be read as parquet: {reason}. Remove it or write it again.") from error
 

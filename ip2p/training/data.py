@@ -19,13 +19,12 @@ from PIL import Image, ImageOps
 from ip2p.config import TrainingConfig, fingerprint
 from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
 from ip2p.images import fitted_size, open_picture, read_size
-from ip2p.sources.location import Location, held_out_files, locate, split_files
+from ip2p.sources.location import WAY_OUT, Location, held_out_files, locate, split_files
 from ip2p.sources.rows import (
     HubTable,
     ParquetTable,
     Row,
     Table,
-    first_wording,
     lay_out,
     load_dataset,
     metadata_tables,
@@ -41,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 HASHED_BYTES = 1 << 30
 """Files up to this size in total are compared by content, larger ones by size and time."""
-WAY_OUT = "Give a folder of parquet files or of pictures with a metadata.jsonl, a pattern or a hub id (owner/name)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ def find_files(data: str) -> list[Path]:
         raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
     is_table = location.kind == "path" and location.path.is_file() and location.suffix in (".jsonl", ".csv")
     if location.kind == "path" and not files and not is_table and not metadata_tables(location):
-        raise ValueError(f"{data} holds no parquet file of a training split. Give one with data/train-*.parquet.")
+        raise ValueError(f"{data} holds no parquet file of a training split. {WAY_OUT}")
     return files
 
 
@@ -170,7 +168,7 @@ class TableRows:
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows."""
         rows = itertools.islice(self.table.read(self.columns[2:]), self.num_rows)
-        return [_as_prompt(row.values.get(self.columns[2])) for row in rows]
+        return [row.wording(self.columns[2]) for row in rows]
 
     def read(self) -> Iterator[RawPair]:
         """Yields all rows; memory holds one batch."""
@@ -213,7 +211,7 @@ class StreamedRows:
         """Reads the instructions of all rows in a separate pass."""
         if self._prompts is None:
             rows = itertools.islice(self.dataset.select_columns(self.columns[2:]), self.limit)
-            self._prompts = [_as_prompt(row[self.columns[2]]) for row in rows]
+            self._prompts = [Row(row, self.name).wording(self.columns[2]) for row in rows]
         return self._prompts
 
     def read(self) -> Iterator[RawPair]:
@@ -236,13 +234,7 @@ def _columns_of(config: TrainingConfig) -> list[str]:
 
 def _as_pair(row: Row, columns: Sequence[str]) -> RawPair:
     original, edited, prompt = columns
-    return RawPair(row.picture(original), row.picture(edited), _as_prompt(row.values.get(prompt)))
-
-
-def _as_prompt(value: object) -> str | None:
-    """Returns an instruction as it is stored, the first if there are several wordings; None if there is none."""
-    text = first_wording(value)
-    return text if isinstance(text, str) and text.strip() else None
+    return RawPair(row.picture(original), row.picture(edited), row.wording(prompt))
 
 
 def fingerprint_files(paths: list[Path]) -> str:
