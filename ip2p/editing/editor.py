@@ -13,6 +13,7 @@ from ip2p.editing.apply import Resample, edit_images
 from ip2p.images import check_size, fitted_size, open_picture
 from ip2p.models.architecture import architecture_of
 from ip2p.models.pipelines import load_editor
+from ip2p.store import write_atomic
 
 ImageSource = Image.Image | Path | str
 
@@ -120,9 +121,11 @@ def read_image(source: ImageSource) -> Image.Image:
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Writes a picture in the format of its name. ValueError if the name has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a picture in the format of its name, whole or not at all. ValueError if the name has none."""
+    form = Image.registered_extensions().get(path.suffix.lower())
     try:
-        image.save(path)
+        if form not in Image.SAVE:
+            raise ValueError(f"pictures cannot be written as {path.suffix or 'a file without an ending'}")
+        write_atomic(path, lambda file: image.save(file, form))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot write {path}: {error}. Give a name that ends in .png or .jpg.") from error
