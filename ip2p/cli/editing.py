@@ -17,6 +17,7 @@ import tyro
 from ip2p.config import EvaluationConfig
 from ip2p.config.files import evaluation_of
 from ip2p.images import IMAGE_SUFFIXES, open_picture
+from ip2p.sources.edits import read_edits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ def plan_edits(options: EditArguments, usual: EvaluationConfig) -> Iterator[Edit
 
 def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
     if options.input.suffix == ".jsonl":
-        yield from _read_jsonl(options.input)
+        yield from _read_list(options.input)
         return
     paths = sorted(options.input.iterdir()) if options.input.is_dir() else [options.input]
     if options.input.is_dir():
@@ -162,15 +163,12 @@ def _rows(options: EditArguments) -> Iterator[dict[str, Any]]:
         yield {"image": path, "edit_prompt": prompt, "seed": seed}
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    from ip2p.sources.files import read_json_file
-
-    try:
-        for _, row in read_json_file(path):
-            image, prompt = path.parent / str(row["image"]), str(row["edit_prompt"])
-            yield {"image": image, "edit_prompt": prompt, "seed": int(row.get("seed", 0)), "output": row.get("output")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
+def _read_list(path: Path) -> Iterator[dict[str, Any]]:
+    for row in read_edits(path, "image"):
+        seed, output = row.values.get("seed", 0), row.values.get("output")
+        if not isinstance(seed, int) or not isinstance(output, str | None):
+            raise ValueError(f"{row.where} must hold a whole `seed` and a text `output`, got {seed!r} and {output!r}.")
+        yield {"image": row.picture("image"), "edit_prompt": row.text("edit_prompt"), "seed": seed, "output": output}
 
 
 def _name(row: dict[str, Any], options: EditArguments) -> str:

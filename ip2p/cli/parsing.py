@@ -189,10 +189,14 @@ def _plain_sections() -> ConstructorRegistry:
     return registry
 
 
+_hints = functools.cache(typing.get_type_hints)
+"""Types of a section's settings, which tyro asks for time and again."""
+
+
 def _hint(section: type, setting: str, **options: Any) -> Any:
     """Returns the type of a setting, with its flag's short form if it has one."""
     aliases = [SHORT_FORMS[setting]] if section is RunnerConfig and setting in SHORT_FORMS else None
-    return Annotated[typing.get_type_hints(section)[setting], tyro.conf.arg(aliases=aliases, **options)]
+    return Annotated[_hints(section)[setting], tyro.conf.arg(aliases=aliases, **options)]
 
 
 def _show_help_if_asked(kind: type[OverSettings], words: Sequence[str], command: str, about: str) -> None:

@@ -129,8 +129,11 @@ def read_image(source: ImageSource) -> Image.Image:
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Writes a picture in the format of its name, whole or not at all. ValueError if the name has no format."""
+    """Writes a picture in the format of its name, whole or not at all. ValueError if the name has none."""
     kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise ValueError(f"cannot write {path}: {path.suffix or 'no suffix'} names no format. Use .png or .jpg.")
-    write_atomic(path, lambda file: image.save(file, kind))
+    try:
+        if kind not in Image.SAVE:
+            raise ValueError(f"{path.suffix or 'no suffix'} names no format")
+        write_atomic(path, lambda file: image.save(file, kind))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot write {path}: {error}. Give a name that ends in .png or .jpg.") from error

@@ -6,6 +6,7 @@ Pictures stay encoded until they are needed, so that a benchmark's thousands fit
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from ip2p.evaluation.cases import EditCase, Mask, Pixels
 from ip2p.images import Picture, open_pixels, open_upright
 from ip2p.presets import data_folder
 from ip2p.sources.columns import EMU_EDIT, KNOWN_SCHEMAS, MAGICBRUSH_TURNS, guess_columns
+from ip2p.sources.edits import read_edits
 from ip2p.sources.files import read_json_file
 from ip2p.sources.location import locate
 from ip2p.sources.rows import HubTable, ParquetTable, Row, Table, lay_out, open_table
+
+logger = logging.getLogger(__name__)
 
 Layout = Literal["magicbrush", "emu_edit", "pairs", "pictures"]
 TEXTS = ("edit_prompt", "original_prompt", "edited_prompt", "edit_type", "session")
@@ -129,21 +133,31 @@ def _read_table(table: Table, columns: Mapping[str, str], captions: Captions) ->
         table = HubTable(lay_out(table, list(dict.fromkeys(pictures.values())), []), "the benchmark")
     edits = []
     for number, row in enumerate(rows):
+        if row.wording(names["edit_prompt"]) is None:
+            logger.warning("left out %s: no instruction", row.where)
+            continue
         texts = {name: row.text(theirs) for name, theirs in names.items()}
         if (turn := texts.pop("turn", "")) and captions:
             texts["edited_prompt"] = _caption(captions, texts["session"], f"{texts['session']}-output{turn}.png")
-        loaders = {field: partial(_read_cell, table, number, theirs, field) for field, theirs in pictures.items()}
+        loaders = {
+            field: partial(_read_cell, table, number, theirs, field, row.where) for field, theirs in pictures.items()
+        }
         edits.append(SourceEdit(texts, loaders))
     return edits
 
 
-def _read_cell(table: Table, number: int, column: str, field: str) -> Pixels | Mask | None:
+def _read_cell(table: Table, number: int, column: str, field: str, where: str) -> Pixels | Mask | None:
     picture = table.row(number, [column]).picture(column)
-    return None if picture is None else _read_picture(picture, field)
+    if picture is None and field == "original_image":
+        raise ValueError(f"{where} has no picture in {column}. Remove the row or add the picture.")
+    return None if picture is None else _read_picture(picture, field, where)
 
 
-def _read_picture(picture: Picture, field: str) -> Pixels | Mask:
-    return read_mask(picture) if field == "mask" else open_pixels(picture)
+def _read_picture(picture: Picture, field: str, where: str) -> Pixels | Mask:
+    try:
+        return read_mask(picture) if field == "mask" else open_pixels(picture)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _read_captions(path: Path | None) -> Captions:
@@ -170,34 +184,28 @@ def _read_magicbrush(folder: Path, captions_file: Path | None) -> list[SourceEdi
     captions, edits = _read_captions(captions_file or beside), list[SourceEdit]()
     for session, turns in json.loads((folder / "edit_sessions.json").read_text(encoding="utf-8")).items():
         for turn in turns:
-            files = {"original_image": turn["input"], "target_image": turn["output"], "mask": turn.get("mask")}
+            pictures = {"original_image": turn["input"], "target_image": turn["output"], "mask": turn.get("mask")}
             caption = _caption(captions, session, turn["output"])
             texts = {"session": session, "edit_prompt": turn["instruction"], "edited_prompt": caption}
-            edits.append(SourceEdit(texts, _loaders(folder / "images" / session, files)))
+            files = {field: folder / "images" / session / name for field, name in pictures.items() if name}
+            edits.append(SourceEdit(texts, _loaders(files)))
     return edits
 
 
 def _read_listing(path: Path) -> list[SourceEdit]:
     """Reads lines of `image, edit_prompt` and perhaps `target, mask, original_prompt, edited_prompt, edit_type`."""
-    edits: list[SourceEdit] = []
-    for number, values in read_json_file(path):
-        if not isinstance(values, dict) or not values.get("image") or not values.get("edit_prompt"):
-            raise ValueError(f"{path} line {number} must hold `image` and `edit_prompt`, got {values!r}.")
-        files = {"original_image": values["image"], "target_image": values.get("target"), "mask": values.get("mask")}
-        for name in filter(None, files.values()):
-            if not (path.parent / str(name)).is_file():
-                raise ValueError(
-                    f"{path} line {number} names {path.parent / str(name)}, which is not a file. Write paths relative "
-                    "to the .jsonl."
-                )
-        row = Row(values, f"{path} line {number}")
-        texts = {name: row.text(name) for name in TEXTS} | {"edit_prompt": str(values["edit_prompt"])}
-        edits.append(SourceEdit(texts, _loaders(path.parent, files)))
-    return edits
+    columns = {"original_image": "image", "target_image": "target", "mask": "mask"}
+    return [
+        SourceEdit(
+            {name: row.text(name) for name in TEXTS},
+            _loaders({field: row.picture(column) for field, column in columns.items()}),
+        )
+        for row in read_edits(path, *columns.values())
+    ]
 
 
-def _loaders(folder: Path, files: Mapping[str, object]) -> dict[str, Callable[[], Pixels | Mask]]:
-    return {field: partial(_read_picture, folder / str(name), field) for field, name in files.items() if name}
+def _loaders(files: Mapping[str, bytes | Path | None]) -> dict[str, Callable[[], Pixels | Mask]]:
+    return {field: partial(_read_picture, file, field, str(file)) for field, file in files.items() if file}
 
 
 def _read_photographs() -> list[SourceEdit]:

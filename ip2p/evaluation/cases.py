@@ -21,7 +21,7 @@ from ip2p.config import PipelineConfig
 from ip2p.images import IMAGE_TYPE, encode_image, encode_png, open_pixels
 from ip2p.records import EditTriplet, content_hash
 from ip2p.sources.location import Location, split_files
-from ip2p.sources.rows import ParquetTable, Row, first_wording
+from ip2p.sources.rows import ParquetTable, Row
 from ip2p.store import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -180,15 +180,18 @@ def hold_out_cases(config: PipelineConfig, domain: Domain | None, data: Path | N
 
 
 def _read_case(row: Row, image: str, text: str) -> EditCase | None:
+    instruction = row.wording(text)
     try:
+        if instruction is None:
+            raise ValueError("no instruction")
         pixels = open_pixels(row.picture(image) or b"")
-    except ValueError:
-        logger.warning("left out %s: its image does not decode", row.where)
+    except ValueError as error:
+        logger.warning("left out %s: %s", row.where, error)
         return None
     original, edited, kind = (str(row.values.get(name) or "") for name in (*_PROMPTS, "edit_type"))
     return EditCase(
         original_image=pixels,
-        edit_prompt=first_wording(row.values[text]) or "",
+        edit_prompt=instruction,
         original_prompt=original,
         edited_prompt=edited,
         edit_type=kind or "other",

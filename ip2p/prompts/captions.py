@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import html
-import json
 import logging
 import re
 import unicodedata
@@ -21,7 +20,7 @@ from ip2p import store
 from ip2p.config import CleaningConfig, PromptsConfig
 from ip2p.records import EditTriplet, content_hash
 from ip2p.sources.columns import CAPTION_COLUMNS, TRIPLET_ALIASES
-from ip2p.sources.files import Unreadable, open_file, read_lines
+from ip2p.sources.files import Unreadable, open_file, parse_json, read_lines
 from ip2p.sources.location import Location, locate
 from ip2p.sources.rows import read_file, stream_rows
 
@@ -192,7 +191,7 @@ def _caption_of(line: Line, column: str | None, name: str, number: int) -> str:
         if column is None:
             return line
         try:
-            line = json.loads(line)
+            line = parse_json(line)
         except ValueError as error:
             logger.warning("%s line %d is left out: %s", name, number, error)
             return ""
@@ -210,7 +209,7 @@ def _caption_of(line: Line, column: str | None, name: str, number: int) -> str:
 
 def _ready_line(name: str, number: int, text: str) -> ReadyLine:
     try:
-        return ReadyLine(number, text.strip(), to_triplet(json.loads(text), name))
+        return ReadyLine(number, text.strip(), to_triplet(parse_json(text), name))
     except ValueError as error:
         logger.warning("%s line %d is rejected: %s", name, number, error)
         return ReadyLine(number, text.strip(), None, str(error))

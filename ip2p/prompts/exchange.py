@@ -15,6 +15,7 @@ from ip2p.prompts.captions import Line, numbered_lines, to_triplet
 from ip2p.prompts.shards import read_generations
 from ip2p.records import TEXT_COLUMNS, EditTriplet
 from ip2p.sources.columns import TRIPLET_ALIASES
+from ip2p.sources.files import parse_json
 from ip2p.sources.location import locate
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def import_triplets(
 
 
 def _renamed(line: Line, columns: Mapping[str, str] | None) -> object:
-    record = json.loads(line) if isinstance(line, str) else line
+    record = parse_json(line) if isinstance(line, str) else line
     if columns is None or not isinstance(record, Mapping):
         return record
     return {ours: record[theirs] for ours, theirs in columns.items() if theirs in record}

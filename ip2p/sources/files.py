@@ -64,9 +64,20 @@ def read_json_lines(file: IO[bytes], where: str) -> Iterator[tuple[int, Any]]:
     """Yields the numbered values of JSON lines. ValueError names a line that is not JSON."""
     for number, line in read_lines(file):
         try:
-            yield number, json.loads(line)
+            yield number, parse_json(line)
         except ValueError as error:
             raise Unreadable(f"{where} line {number} is not valid JSON: {error}.") from error
+
+
+def parse_json(text: str) -> Any:
+    """Parses a JSON text. ValueError if it is not valid, nests too deeply or holds what is not Unicode."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    if "\\ud" in text or "\\uD" in text:  # perhaps half of a surrogate pair, which no file of UTF-8 can hold
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_json_file(path: Path) -> list[tuple[int, Any]]:
@@ -123,7 +134,7 @@ def read_parquet(source: Path | IO[bytes], columns: Sequence[str]) -> Iterator[V
 def _naming(source: object) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = first_line(error).rstrip(".")
         raise Unreadable(f"{source} cannot be read as parquet: {reason}. Remove it or write it again.") from error
 
@@ -155,13 +166,14 @@ def read_row(file: Path, number: int, columns: tuple[str, ...]) -> Values:
         sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
     for group, size in enumerate(sizes):
         if number < size:
-            values: Values = _row_group(file, group, columns).slice(number, 1).to_pylist()[0]
+            written_at = file.stat().st_mtime_ns
+            values: Values = _row_group(file, written_at, group, columns).slice(number, 1).to_pylist()[0]
             return values
         number -= size
     raise Unreadable(f"{file} has become shorter since it was opened. Open it again.")
 
 
 @lru_cache(maxsize=2)
-def _row_group(file: Path, group: int, columns: tuple[str, ...]) -> pa.Table:
+def _row_group(file: Path, written_at: int, group: int, columns: tuple[str, ...]) -> pa.Table:
     with _naming(file), pq.ParquetFile(file) as opened:
         return pa.Table.from_batches(opened.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns)))

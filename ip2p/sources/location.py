@@ -16,7 +16,10 @@ from typing import Literal
 
 Kind = Literal["path", "glob", "url", "hub"]
 
-WAY_OUT = "Give a folder of parquet files, a .parquet, .jsonl or .csv file, a pattern or a hub id (owner/name)."
+WAY_OUT = (
+    "Give a folder of parquet files or of pictures with a metadata.jsonl, a .parquet, .jsonl or .csv file, a pattern "
+    "or a hub id (owner/name)."
+)
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PARQUET = ".parquet"
 DATA_SUFFIXES = (PARQUET, ".jsonl", ".json", ".csv", ".txt")
@@ -45,7 +48,7 @@ class Location:
     @property
     def path(self) -> Path:
         """The word as a path or pattern on this machine."""
-        return Path(self.word).expanduser()
+        return Path(os.path.expanduser(self.word))
 
     @property
     def is_local(self) -> bool:
@@ -69,7 +72,7 @@ def locate(word: str | Path, *, what: str = "", way_out: str = WAY_OUT) -> Locat
     `what` stands before the word in the error, such as "captions file".
     """
     text = str(word)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if not text:
         raise ValueError(f"no {what or 'data'} given. {way_out}")
     if "://" in text:

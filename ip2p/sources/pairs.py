@@ -5,13 +5,13 @@ Nothing is decoded here; images are file contents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ip2p.sources.columns import NEEDED, check_columns, map_columns
+from ip2p.sources.files import parse_json
 from ip2p.sources.location import locate
 from ip2p.sources.rows import ParquetTable, Row, open_table
 
@@ -56,6 +56,7 @@ def read_source(
 
 def _to_pair(row: Row, mapping: Mapping[str, str]) -> SourceRow:
     texts: dict[str, Any] = {name: row.text(mapping[name]) for name in TEXTS if name in mapping}
+    texts["edit_prompt"] = (row.wording(mapping["edit_prompt"]) or "").strip()
     return SourceRow(row.content(mapping["original_image"]), row.content(mapping["edited_image"]), **texts)
 
 
@@ -68,7 +69,7 @@ def _read_original_layout(folder: Path) -> Iterator[SourceRow]:
     """Reads the pairs on disk, whether or not `seeds.json` names them: the released one names missing folders."""
     for prompt in sorted(folder.glob("*/prompt.json")):
         try:
-            values = json.loads(prompt.read_text(encoding="utf-8"))
+            values = parse_json(prompt.read_text(encoding="utf-8"))
         except ValueError:
             values = {}
         texts = {name: _first_text(values, keys) for name, keys in ORIGINAL_NAMES.items()}
@@ -96,7 +97,7 @@ def _read_settings(path: Path) -> dict[str, dict[str, float]]:
     settings: dict[str, dict[str, float]] = {}
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode())
             settings[str(row["seed"])] = {"p2p": float(row["p2p_threshold"]), "guidance_scale": float(row["cfg_scale"])}
         except (ValueError, KeyError, TypeError):
             continue

@@ -6,6 +6,7 @@ decoded and nothing is judged here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,12 @@ class Row:
     def text(self, column: str) -> str:
         """Returns the text of a column, the first one if it holds several wordings; empty if there is none."""
         value = first_wording(self.values.get(column))
-        return "" if value is None else str(value).strip()
+        return "" if value is None or value != value else str(value).strip()
+
+    def wording(self, column: str) -> str | None:
+        """Returns the text of a column as it is stored, the first if it holds several; None if it has no words."""
+        value = first_wording(self.values.get(column))
+        return value if isinstance(value, str) and value.strip() else None
 
     def picture(self, column: str) -> bytes | Path | None:
         """Returns the picture file of a column, or its path; None if there is none."""
@@ -74,9 +80,9 @@ class Row:
         return picture.read_bytes() if isinstance(picture, Path) else picture
 
     def _find(self, name: str) -> Path | None:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         places = [path] if self.folder is None else [self.folder / path, path]
-        return next((place for place in places if place.is_file()), None)
+        return next((place for place in places if os.path.isfile(place)), None)
 
 
 class Table(Protocol):
@@ -117,12 +123,19 @@ def open_table(
     if location.kind == "url" and location.suffix == PARQUET:
         return HubTable(load_dataset(location, split=split), location.word)
     if location.kind == "url" or (location.path.is_file() and location.suffix in (".jsonl", ".csv")):
-        return ListTable(list(read_file(location)))
+        return _list_table(read_file(location), location.word)
     if files := split_files(location, split, any_split=any_split):
         return ParquetTable(files)
     if tables := metadata_tables(location, split, any_split=any_split):
-        return ListTable([row for table in tables for row in read_metadata(table)])
+        return _list_table((row for table in tables for row in read_metadata(table)), location.word)
     raise ValueError(f"{location.word} holds no parquet file of the split {split}. {WAY_OUT}")
+
+
+def _list_table(rows: Iterable[Row], word: str) -> ListTable:
+    table = ListTable(list(rows))
+    if not len(table):
+        raise ValueError(f"{word} has no rows. Give a table with at least one.")
+    return table
 
 
 class ParquetTable:
@@ -233,8 +246,7 @@ def _laid_out_rows(
     for row in ParquetTable([Path(file) for file in files]).read((*pictures, *texts)):
         by_name = {name: row.picture(name) for name in pictures}
         cells = {name: None if file is None else _as_cell(file) for name, file in by_name.items()}
-        wordings = {name: first_wording(row.values.get(name)) for name in texts}
-        yield cells | {name: text if isinstance(text, str) else None for name, text in wordings.items()}
+        yield cells | {name: row.wording(name) for name in texts}
 
 
 def _as_cell(picture: bytes | Path) -> Values:

@@ -19,13 +19,12 @@ from ip2p.config import TrainingConfig, fingerprint
 from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, WEIGHTS_FREE, names_with
 from ip2p.images import check_shapes, fit_picture, fitted_size, open_picture, read_size
 from ip2p.sources.content import Source, digest_of, later_contents, loaded_files
-from ip2p.sources.location import Location, held_out_files, locate, split_files
+from ip2p.sources.location import WAY_OUT, Location, held_out_files, locate, split_files
 from ip2p.sources.rows import (
     HubTable,
     ParquetTable,
     Row,
     Table,
-    first_wording,
     lay_out,
     load_dataset,
     metadata_tables,
@@ -40,10 +39,6 @@ logger = logging.getLogger(__name__)
 
 HASHED_BYTES = 1 << 30
 """Files up to this size in total are compared by content, larger ones by size and time."""
-WAY_OUT = (
-    "Give a folder of parquet files or of pictures with a metadata.jsonl, a .jsonl or .csv of paths, a pattern or a "
-    "hub id (owner/name)."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +115,7 @@ def find_files(data: str) -> list[Path]:
         raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
     is_table = location.kind == "path" and location.path.is_file() and location.suffix in (".jsonl", ".csv")
     if location.kind == "path" and not files and not is_table and not metadata_tables(location):
-        raise ValueError(f"{data} holds no parquet file of a training split. Give one with data/train-*.parquet.")
+        raise ValueError(f"{data} holds no parquet file of a training split. {WAY_OUT}")
     return files
 
 
@@ -181,7 +176,8 @@ class TableRows:
 
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows."""
-        return [_as_prompt(value) for value in self.values(self.columns[2])]
+        rows = itertools.islice(self.table.read(self.columns[2:]), self.num_rows)
+        return [row.wording(self.columns[2]) for row in rows]
 
     def values(self, column: str) -> list[object]:
         """Reads a column of all rows."""
@@ -228,7 +224,8 @@ class StreamedRows:
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows in a separate pass."""
         if self._prompts is None:
-            self._prompts = [_as_prompt(value) for value in self.values(self.columns[2])]
+            rows = itertools.islice(self.dataset.select_columns(self.columns[2:]), self.limit)
+            self._prompts = [Row(row, self.name).wording(self.columns[2]) for row in rows]
         return self._prompts
 
     def values(self, column: str) -> list[object]:
@@ -257,13 +254,7 @@ def _columns_of(config: TrainingConfig) -> list[str]:
 
 def _as_pair(row: Row, columns: Sequence[str]) -> RawPair:
     original, edited, prompt = columns
-    return RawPair(row.picture(original), row.picture(edited), _as_prompt(row.values.get(prompt)))
-
-
-def _as_prompt(value: object) -> str | None:
-    """Returns an instruction as it is stored, the first if there are several wordings; None if there is none."""
-    text = first_wording(value)
-    return text if isinstance(text, str) and text.strip() else None
+    return RawPair(row.picture(original), row.picture(edited), row.wording(prompt))
 
 
 def fingerprint_files(paths: list[Path]) -> str:

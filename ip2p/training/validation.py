@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig
 from ip2p.images import check_size, fitted_size, open_picture
-from ip2p.sources.files import read_json_file
+from ip2p.sources.edits import read_edits
 from ip2p.training.cache import LatentCache
 from ip2p.training.draws import draw_step
 from ip2p.training.trackers import show_images
@@ -122,24 +122,18 @@ def read_pictures(config: TrainingConfig) -> list[Picture]:
 
 
 def _read_file(path: Path) -> list[tuple[str, str]]:
-    try:
-        edits = [(str(row["image"]), str(row["edit_prompt"])) for _, row in read_json_file(path)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold JSON lines of `image` and `edit_prompt`: {error}") from error
-    beside = [path.parent / image for image, _ in edits]
-    return [
-        (str(near) if near.exists() else image, prompt) for near, (image, prompt) in zip(beside, edits, strict=True)
-    ]
+    rows = read_edits(path)
+    return [(str(row.picture("image") or row.text("image")), row.text("edit_prompt")) for row in rows]
 
 
 def _read_image(source: str, resolution: int) -> Image.Image:
     """Reads an RGB image on white, the short side near `resolution`, both sides multiples of 8."""
     try:
         image: Image.Image = load_image(source, convert_method=open_picture)
+        size = fitted_size(image.size, resolution, multiple=8)
+        check_size(size)
     except Exception as error:  # the network and codecs raise many kinds
         raise ValueError(f"the validation image {source} cannot be read: {error}") from error
-    size = fitted_size(image.size, resolution, multiple=8)
-    check_size(size)
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
