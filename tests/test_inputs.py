@@ -26,7 +26,7 @@ from gradio.components import Image as Upload
 from gradio.data_classes import ImageData
 from PIL import Image
 
-from ip2p.app.browsing import open_pairs, side_by_side
+from ip2p.app.browsing import open_pairs, read_sides
 from ip2p.app.page import build_page
 from ip2p.cli import main
 from ip2p.cli.data import PairsImport, import_pairs
@@ -133,12 +133,12 @@ def browse(source: Path, out: Path) -> dict[str, Array]:
     instructions = pairs.values.get("edit_prompt", range(len(pairs)))
     for number, instruction in enumerate(instructions):
         try:
-            both, _ = side_by_side(pairs, number)
+            original, _ = read_sides(pairs, number)
         except ValueError as error:
             if str(error).partition(":")[0] not in REASONS:
                 raise
             continue
-        seen[instruction] = np.asarray(both)[:, :SIDE]
+        seen[instruction] = np.asarray(original)
     return seen
 
 
@@ -244,7 +244,7 @@ IN_ROWS: Mapping[str, tuple[Action, bool]] = {
     "train": (train_on, True),
     "dataset import": (import_source, True),
     "evaluate": (evaluate_on, False),
-    "app": (browse, False),
+    "app": (browse, True),
 }
 """Commands that leave out the rows they cannot use; and whether they take more than parquet."""
 TABLES_OF_PICTURES = [
