@@ -135,7 +135,8 @@ def browse(source: Path, out: Path) -> dict[str, Array]:
         try:
             original, _ = read_sides(pairs, number)
         except ValueError as error:
-            if str(error).partition(":")[0] not in REASONS:
+            _, reason, *_ = str(error).split(": ")  # behind the row that it names
+            if reason not in REASONS:
                 raise
             continue
         seen[instruction] = np.asarray(original)
