@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from ip2p.config import EditTypeRendering, PipelineConfig, RenderingConfig, Thresholds
 from ip2p.config.files import read_run, read_run_data
 from ip2p.console import suggest
+from ip2p.report import write_comparison, write_report
 from ip2p.scoring import BOUNDS
 from ip2p.scoring.score import LEAST_SIMILARITY
 from ip2p.sources.content import NOTE
@@ -143,9 +144,7 @@ def _steps_of(source: Path) -> int:
 
 def write_page(configs: Sequence[PipelineConfig], page: Path) -> Path:
     """Writes a page that compares the variants, or the report of a single one."""
-    from ip2p import report
-
-    return report.write_comparison(configs, page) if len(configs) > 1 else report.write_report(configs[0])
+    return write_comparison(configs, page) if len(configs) > 1 else write_report(configs[0])
 
 
 def take_over(source: Path, target: Path, *, editor: bool) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30.0
@@ -115,8 +117,6 @@ def end_on_signals() -> None:
 
 def _end_children() -> None:
     """Terminates child processes and waits for them, so that the next command does not meet them."""
-    import psutil
-
     children = psutil.Process().children(recursive=True)
     for child in children:
         try:

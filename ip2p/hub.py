@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import HfApi
+
 from ip2p.console import first_line
 
 logger = logging.getLogger(__name__)
@@ -45,8 +47,6 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
     Returns its address. The token is taken from the environment variable HF_TOKEN only. ValueError if it is not set, if
     the folder holds no dataset, or if the hub refuses.
     """
-    from huggingface_hub import HfApi
-
     token = check_token(os.environ.get("HF_TOKEN"))
     files = sorted(folder.glob("data/*.parquet"))
     if not files:

@@ -23,6 +23,8 @@ from ip2p.filtering import check_thresholds
 from ip2p.records import content_hash
 from ip2p.scoring import check_settings
 from ip2p.sources.content import MODELS, NOTE, Source, commit_of, models_of, note
+from ip2p.training.data import check_local_data
+from ip2p.training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -124,15 +126,11 @@ def _check_model(config: PipelineConfig, setting: str, marker: str) -> None:
 
 def check_data(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
     """Requires the columns of a pair, if the data is on this machine."""
-    from ip2p.training.data import check_local_data
-
     check_local_data(arguments["data"], config.training)
 
 
 def check_report_to(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
     """Requires trackers that are installed and logged in, since a launched training cannot ask."""
-    from ip2p.training.trackers import check_trackers
-
     check_trackers(config.training.report_to)
 
 

@@ -39,6 +39,7 @@ from ip2p.config import (
 )
 
 # The only inner places that golden values are read through; whoever moves one changes it here.
+from ip2p.config.fields import OMIT_IF_EMPTY
 from ip2p.config.files import read_config
 from ip2p.presets import PRESETS
 from ip2p.prompts.answers import _fingerprint as answers_fingerprint
@@ -322,7 +323,9 @@ def digest_of_part(run: Path, name: str) -> str:
 
 
 def training_knobs(config: TrainingConfig) -> dict[str, Any]:
-    free = {*FREE_OF_TRAINING, *(["max_train_steps"] if config.lr_scheduler.startswith("constant") else [])}
+    later = [each.name for each in fields(TrainingConfig) if each.metadata == OMIT_IF_EMPTY]
+    unset = [name for name in later if not getattr(config, name)]
+    free = {*FREE_OF_TRAINING, *unset, *(["max_train_steps"] if config.lr_scheduler.startswith("constant") else [])}
     return {each.name: getattr(config, each.name) for each in fields(TrainingConfig) if each.name not in free}
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from ip2p import dataset, uses
+from ip2p import dataset, plan, uses
 from ip2p.cli.arguments import Columns, NewRun, OfRun, OverSettings, Preset, Whole, in_section, read_columns
 from ip2p.cli.parsing import local_copy
 from ip2p.cli.runs import describe_results, enter, url_of
@@ -145,8 +145,6 @@ def inspect(arguments: OfRun) -> None:
 
 def plan_costs(arguments: Planning, config: PipelineConfig) -> None:
     """Renders a few candidates, measures, and forecasts what the whole dataset costs."""
-    from ip2p import plan
-
     uses.check_inputs(config, "dataset")
     measured = plan.measure_sample(config, arguments.sample)
     forecast = plan.forecast(measured, config, arguments.triplets)

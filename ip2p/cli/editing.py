@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from tqdm import tqdm
 
 from ip2p.config import EvaluationConfig
 from ip2p.config.files import evaluation_of
@@ -101,8 +102,6 @@ def _edit_batches(options: EditArguments, usual: EvaluationConfig, edits: Sequen
 
     In other batches a device may round differently; hence a batch that lacks a picture is computed whole.
     """
-    from tqdm import tqdm
-
     from ip2p.editing import Editor, Knobs, write_image
 
     editor = Editor(options.model, device=options.device, dtype=options.dtype, revision=options.revision)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ip2p.console import first_line
 from ip2p.sources.content import version_of_model
@@ -143,10 +144,9 @@ def check_model_source(name: str, *, what: str, marker: str) -> str:
 
 def load_clip(model: str, pretrained: str | None, *, device: str) -> ClipModel:
     """Loads an open_clip model in float32, from a local folder or by architecture and weights."""
+    import open_clip
 
     def load() -> ClipModel:
-        import open_clip
-
         place = resolve_device(device)
         if Path(model).is_dir():
             check_model_source(model, what="scoring.clip_model", marker="open_clip_config.json")
@@ -168,8 +168,6 @@ def load_image_model(model: str, *, device: str) -> ImageModel:
     """Loads an image encoder such as DINOv2 in float32, with the preprocessing that it was trained with."""
 
     def load() -> ImageModel:
-        from transformers import AutoImageProcessor, AutoModel
-
         source = check_model_source(model, what="scoring.dino_model", marker="preprocessor_config.json")
         network = from_source(AutoModel.from_pretrained, source)
         processor = from_source(AutoImageProcessor.from_pretrained, source)
@@ -186,8 +184,6 @@ def load_language_model(model: str, *, revision: str | None, device: str, dtype:
     precision = resolve_dtype(dtype, place)
 
     def load() -> LanguageModel:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         source = check_model_source(model, what="prompts.model", marker="config.json")
         tokenizer = from_source(AutoTokenizer.from_pretrained, source, revision=revision, padding_side="left")
         if tokenizer.pad_token is None:
@@ -203,8 +199,6 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> PreTrainedToke
     """Loads the text tokenizer of a diffusers model folder or hub id."""
 
     def load() -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
-
         source = check_model_source(model, what="rendering.model", marker="model_index.json")
         tokenizer: PreTrainedTokenizerBase = from_source(
             AutoTokenizer.from_pretrained, source, revision=revision, subfolder="tokenizer"

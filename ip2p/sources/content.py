@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from huggingface_hub import HfApi, constants
+
 from ip2p.config import PipelineConfig
 from ip2p.records import content_hash
 from ip2p.sources.location import HUB_ID, visible_files
@@ -173,8 +175,6 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str | None:
         return None
     if revision and COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub import HfApi, constants
-
     try:
         return HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=HUB_TIMEOUT).sha
     except Exception as error:  # whatever the hub's HTTP client raises
