@@ -320,7 +320,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     picture = Image.new("RGB", (8, 8), "red")
     write_image(picture, tmp_path / "out.png")
     before = (tmp_path / "out.png").read_bytes()
-    monkeypatch.setattr("ip2p.store.shards.os.fsync", lambda _: (_ for _ in ()).throw(OSError("the disk is full")))
+    monkeypatch.setattr("ip2p.store.shards.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "the disk is full")))
     with pytest.raises(OSError, match="disk is full"):
         write_image(Image.new("RGB", (8, 8), "blue"), tmp_path / "out.png")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"out.png": before}

@@ -131,9 +131,12 @@ def read_image(source: ImageSource) -> Image.Image:
 def write_image(image: Image.Image, path: Path) -> None:
     """Writes a picture in the format of its name, whole or not at all. ValueError if the name has none."""
     kind = Image.registered_extensions().get(path.suffix.lower())
+    way_out = "Give a name that ends in .png or .jpg."
+    if kind not in Image.SAVE:
+        raise ValueError(f"cannot write {path}: {path.suffix or 'no suffix'} names no format. {way_out}")
     try:
-        if kind not in Image.SAVE:
-            raise ValueError(f"{path.suffix or 'no suffix'} names no format")
         write_atomic(path, lambda file: image.save(file, kind))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write {path}: {error}. Give a name that ends in .png or .jpg.") from error
+        if getattr(error, "errno", None):  # of the system, such as a full disk
+            raise
+        raise ValueError(f"cannot write {path}: {error}. {way_out}") from error

@@ -82,7 +82,16 @@ def _bare(text: str) -> str:
 
 def names_banned(texts: Sequence[str], banned: Sequence[str]) -> bool:
     """Returns whether a text has one of the words or phrases, as whole words in any case."""
-    return any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in banned for text in texts)
+    words, phrases = _sorted_out(tuple(banned))
+    return any(not words.isdisjoint(WORD.findall(text.lower())) or phrases.search(text) for text in texts)
+
+
+@functools.lru_cache(maxsize=2)
+def _sorted_out(banned: tuple[str, ...]) -> tuple[frozenset[str], re.Pattern[str]]:
+    """Returns the single words, of which there may be thousands, and a pattern of all else."""
+    words = [entry for entry in banned if WORD.fullmatch(entry)]
+    phrases = "|".join(re.escape(entry) for entry in set(banned).difference(words))
+    return frozenset(map(str.lower, words)), re.compile(rf"\b(?:{phrases})\b" if phrases else r"(?!)", re.IGNORECASE)
 
 
 def agrees(triplet: EditTriplet) -> bool:
