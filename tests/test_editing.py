@@ -96,6 +96,7 @@ def write_xl_editor(base: Path, folder: Path, *, scaled: bool = False, overflows
     return str(folder)
 
 
+@pytest.mark.slow
 def test_an_xl_in_float16_does_not_turn_black(tiny_xl: Path, tmp_path: Path) -> None:
     folder = write_xl_editor(tiny_xl, tmp_path, overflows=True)
     picture = Image.fromarray(pictures((64, 64))[0])

@@ -199,6 +199,7 @@ def test_same_cases_and_noise_at_every_scale_of_the_sweep(tiny_config: PipelineC
     assert noise_seed(1, 3) == noise_seed(1, 3) != noise_seed(1, 4)
 
 
+@pytest.mark.slow
 def test_evaluation_judges_the_editor_and_its_baselines_and_never_works_twice(
     trained: PipelineConfig,
 ) -> None:
@@ -223,6 +224,7 @@ def test_evaluation_judges_the_editor_and_its_baselines_and_never_works_twice(
     assert part_files(config) == written
 
 
+@pytest.mark.slow
 def test_evaluation_goes_on_with_the_parts_that_are_missing(trained: PipelineConfig) -> None:
     config = with_domain(trained, num_edits=4)
     found = evaluate(config)
@@ -241,6 +243,7 @@ def changed(config: PipelineConfig, written: dict[str, int]) -> set[str]:
     return {name for name, when in part_files(config).items() if when != written[name]}
 
 
+@pytest.mark.slow
 def test_another_judge_measures_anew_and_edits_nothing(trained: PipelineConfig, tmp_path: Path) -> None:
     config = with_domain(trained, num_edits=4)
     found, written = evaluate(config), part_files(config)
@@ -310,6 +313,7 @@ def test_a_chain_gives_each_edit_the_answer_before_it(tmp_path: Path) -> None:
     assert levels == {0: start + 1, 1: start + 1, 2: start + 2, 3: start + 3}
 
 
+@pytest.mark.slow
 def test_another_sweep_scale_edits_that_scale_only(trained: PipelineConfig) -> None:
     config = with_domain(trained, num_edits=4)
     evaluate(config)
@@ -320,6 +324,7 @@ def test_another_sweep_scale_edits_that_scale_only(trained: PipelineConfig) -> N
     assert [point["image_guidance_scale"] for point in found["curve"]] == [1.0, 1.5, 2.0]
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch_size(trained: PipelineConfig) -> None:
     config = with_domain(trained, num_edits=4)
     evaluate(config)
@@ -366,6 +371,7 @@ def write_test_split(folder: Path, images: list[bytes], **texts: str) -> None:
     pq.write_table(pa.table(columns).append_column("original_image", cells), folder / "test-00000-of-00001.parquet")
 
 
+@pytest.mark.slow
 def test_without_a_domain_the_test_split_is_judged_by_clip_alone(trained: PipelineConfig) -> None:
     cases = GreyDomain().draw_cases(3, 0)
     images = [encode_png(case.original_image) for case in cases] + [b"no picture"]
@@ -427,6 +433,7 @@ def test_oracle_precision_is_the_share_of_right_pairs_among_accepted_and_all(tin
     }
 
 
+@pytest.mark.slow
 def test_shards_judged_in_processes_come_out_as_one_judged_here(tiny_config: PipelineConfig) -> None:
     config = with_domain(tiny_config)
     for number in range(3):
@@ -463,6 +470,7 @@ def test_oracle_precision_without_a_domain_is_none(tiny_config: PipelineConfig) 
     assert oracle_precision(tiny_config) == {"oracle_precision": None, "oracle_precision_all": None}
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_an_editor_is_evaluated_without_sdedit(trained: PipelineConfig) -> None:
     base = store.RunFolder(trained.out).model.rename(trained.out / "earlier")
     shutil.copytree(base, store.RunFolder(trained.out).model)

@@ -147,6 +147,7 @@ def plain_magicbrush(made: Image.Image, target: Image.Image, caption: str, clip:
     }
 
 
+@pytest.mark.slow
 def test_magicbrush_is_the_plain_computation_of_its_protocol_single_and_multi_turn(
     config: BenchmarkConfig, magicbrush: Path, dino: Path
 ) -> None:
@@ -175,6 +176,7 @@ def test_magicbrush_is_the_plain_computation_of_its_protocol_single_and_multi_tu
             assert figures[part][name] == pytest.approx(np.mean([row[name] for row in plain]), abs=2e-5), (part, name)
 
 
+@pytest.mark.slow
 def test_later_turns_edit_the_target_before_them_alone_and_their_own_answer_in_a_session(
     config: BenchmarkConfig, magicbrush: Path
 ) -> None:
@@ -216,6 +218,7 @@ def test_magicbrush_of_the_hub_has_the_same_cases_as_its_folder(magicbrush: Path
             assert np.array_equal(getattr(ours, name), getattr(theirs, name))
 
 
+@pytest.mark.slow
 def test_emu_edit_compares_with_the_input_and_the_captions(config: BenchmarkConfig, dino: Path, tmp_path: Path) -> None:
     pictures = [picture(number, (64, 64)) for number in range(4)]
     columns = {
@@ -249,6 +252,7 @@ def test_emu_edit_compares_with_the_input_and_the_captions(config: BenchmarkConf
     assert found["editors"]["sdedit 0.5"]["single"]["n"] == 4
 
 
+@pytest.mark.slow
 def test_curve_sweeps_every_model_on_the_same_edits_and_noise(
     config: BenchmarkConfig,
     tmp_path: Path,
@@ -287,6 +291,7 @@ def test_num_takes_whole_sessions_and_edit_types_in_turn(magicbrush: Path) -> No
     assert [case.previous for case in cases] == [None, None, 1]
 
 
+@pytest.mark.slow
 def test_a_list_of_pictures_needs_only_image_and_instruction(config: BenchmarkConfig, tmp_path: Path) -> None:
     Image.fromarray(picture(1)).save(tmp_path / "one.png")
     listing = tmp_path / "edits.jsonl"

@@ -151,6 +151,7 @@ def test_scores_are_read_from_the_last_object_and_must_lie_in_their_range(
     assert read_scores(answer, ("followed", "kept")) == scores
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_edit_by_edit_and_not_its_sweeps(judge: Judge, trained: PipelineConfig) -> None:  # noqa: F811
     found = evaluate(with_domain(trained, num_edits=2, vlm=judge.config))
     records = pq.read_table(trained.out / "evaluation" / "scores.parquet").to_pylist()

@@ -68,6 +68,7 @@ def _counts(path: str) -> bool:
     return "/." not in f"/{path}" and path != "run.log"  # which goes on to be written
 
 
+@pytest.mark.slow
 def test_a_run_lies_on_s3_and_is_gone_on_with_from_another_machine(
     s3: str, machine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

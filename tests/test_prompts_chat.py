@@ -25,6 +25,7 @@ def ask(config: PromptsConfig, requests: list[Request] = REQUESTS) -> list[Answe
     return open_backend(config, Path("unused")).answer(requests, on_answer=lambda num: None)
 
 
+@pytest.mark.slow
 def test_the_trained_model_gives_the_edit_types_that_it_is_asked_for(trained_chat: Path) -> None:
     config = chat_config(trained_chat)
     for request, answer in zip(REQUESTS, ask(config), strict=True):

@@ -66,6 +66,7 @@ def test_each_caption_is_asked_once_and_its_answer_is_its_own(config: PipelineCo
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_no_triplet_is_lost_or_doubled_by(config: PipelineConfig, server: ChatServer, fault: str) -> None:
     server.faults = lambda caption, number: fault if number == 1 and int(caption.split()[5]) % 4 == 0 else ""
     write_shard(config, 0)
@@ -189,6 +190,7 @@ def test_a_line_that_a_kill_cut_short_is_asked_for_again_and_no_other(
     assert len(journal.read_bytes().splitlines()) == 25  # the broken line has its end
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_the_requests_in_flight(config: PipelineConfig, server: ChatServer) -> None:
     server.seconds = 0.1
     slow = with_server(config, concurrency=2, timeout=5.0)

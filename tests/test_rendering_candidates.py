@@ -257,6 +257,7 @@ def elsewhere(config: PipelineConfig, name: str) -> PipelineConfig:
     return moved
 
 
+@pytest.mark.slow
 def test_a_triplet_stops_at_its_last_needed_pair_whatever_the_batch(choosy: PipelineConfig) -> None:
     every = table(choosy, "candidates")
     expected, rendered = [], 0
@@ -274,6 +275,7 @@ def test_a_triplet_stops_at_its_last_needed_pair_whatever_the_batch(choosy: Pipe
     assert rendering.summarise(fresh)["candidates_per_accepted"] == round(rendered / len(expected), 2)
 
 
+@pytest.mark.slow
 def test_changed_thresholds_go_on_from_the_table_and_accept_what_a_fresh_run_would(
     choosy: PipelineConfig, renders: list[int]
 ) -> None:
@@ -330,6 +332,7 @@ def flip_a_byte(path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [2, 4])
 @pytest.mark.parametrize("selection", ["best", "first"])
+@pytest.mark.slow
 def test_a_flipped_byte_in_a_shard_of_pairs_heals_to_the_bit(
     config: PipelineConfig, selection: Any, batch_size: int
 ) -> None:

@@ -81,6 +81,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize(
     ("scheduler", "name"), [*((None, name) for name in OPERATORS), ("EulerAncestralDiscreteScheduler", "all")]
 )
+@pytest.mark.slow
 def test_a_batch_on_fused_kernels_equals_pairs_with_explicit_maps(
     pipeline: Any, scheduler: str | None, name: str
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_batch_on_fused_kernels_equals_pairs_with_explicit_maps(
 
 
 @pytest.mark.parametrize(("dtype", "name"), [*(("bfloat16", name) for name in OPERATORS), ("float16", "all")])
+@pytest.mark.slow
 def test_half_precision_differs_from_explicit_maps_by_its_rounding_alone(tiny_sd: Path, dtype: str, name: str) -> None:
     """One step from the same noise, so that rounding has no time to grow; blended places may flip and are left out."""
     config, batch = with_operator({key: value for key, value in OPERATORS[name].items() if key != "local_blend"})

@@ -96,6 +96,7 @@ def test_slack_lets_a_first_look_pass_that_is_a_little_too_bad(config: PipelineC
     assert steps[1] == steps[4]
 
 
+@pytest.mark.slow
 def test_the_first_accepted_are_found_with_a_first_look_too(config: PipelineConfig) -> None:
     full = rows_of(render(config, "full", num_candidates=6))
     middle = float(np.median([row["clip_direction"] for row in full]))

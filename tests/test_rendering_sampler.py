@@ -103,6 +103,7 @@ def sides(
 
 
 @pytest.mark.parametrize("scheduler", [None, "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.slow
 def test_a_batch_of_pairs_equals_one_pair_at_a_time(pipeline: Any, scheduler: str | None) -> None:
     config = replace(CONFIG, scheduler=scheduler)
     together = list(render_pairs(pipeline, MIXED, config))
@@ -123,6 +124,7 @@ def test_latents_of_a_batch_equal_those_of_single_pairs(pipeline: Any) -> None:
 
 
 @pytest.mark.parametrize("scheduler", STOCHASTIC + DETERMINISTIC)
+@pytest.mark.slow
 def test_equal_prompts_give_equal_images_under_any_scheduler(pipeline: Any, scheduler: str) -> None:
     pairs = [candidate(CIRCLE, CIRCLE, seed=5, p2p=p, cross_p2p=1.0 - p) for p in (0.0, 0.6, 1.0)]
     original, edited = sides(pipeline, pairs, replace(CONFIG, scheduler=scheduler))
@@ -200,6 +202,7 @@ def test_without_p2p_each_side_equals_diffusers_own_pipeline(
 
 
 @pytest.mark.parametrize("scheduler", STOCHASTIC + DETERMINISTIC)
+@pytest.mark.slow
 def test_shared_steps_equal_a_caption_that_changes_on_the_way(pipeline: Any, scheduler: str) -> None:
     config = replace(CONFIG, scheduler=scheduler, num_inference_steps=6)
     pair = candidate(CIRCLE, SQUARE, guidance_scale=3.0, p2p=0.0, shared_steps=0.5)

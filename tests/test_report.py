@@ -298,6 +298,7 @@ def test_report_of_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
         "evaluation/grids.parquet",
     ],
 )
+@pytest.mark.slow
 def test_report_goes_on_without_any_one_part(part: str, run_folder: Path, tmp_path: Path) -> None:
     config = copied(run_folder, tmp_path)
     path = config.out / part

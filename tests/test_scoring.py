@@ -210,6 +210,7 @@ def copied_package(tmp_path: Path) -> Iterator[Path]:
     yield package
 
 
+@pytest.mark.slow
 def test_a_new_score_is_one_file(copied_package: Path, tiny_config: PipelineConfig) -> None:
     (copied_package / "scoring" / "warmth.py").write_text(PLUGIN)
     config = replace(tiny_config, scoring=replace(tiny_config.scoring, further={"heat": "yes"}))

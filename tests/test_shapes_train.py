@@ -239,6 +239,7 @@ def test_a_narrowed_posterior_keeps_its_means() -> None:
     torch.testing.assert_close(after.logvar, before.logvar - NARROWING, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_judge_is_a_clip_that_open_clip_loads(tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
     judge = train_judge(tmp_path / "work", tokenizer, seed=1, num_steps=6, device="cpu")
     write_clip(tmp_path / "judge", judge, tokenizer, VIT)

@@ -12,6 +12,7 @@ from tests.test_training_dropin import data, train  # noqa: F401
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
+@pytest.mark.slow
 def test_the_pipeline_goes_up_and_neither_states_nor_logs(
     tmp_path: Path,
     data: Path,  # noqa: F811

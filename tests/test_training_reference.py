@@ -98,6 +98,7 @@ class Reference:
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("model", ["tiny_sd", "tiny_xl"])
+@pytest.mark.slow
 def test_the_losses_are_those_of_a_plain_loop(
     tmp_path: Path, data: Path, request: pytest.FixtureRequest, model: str, flip: bool, cached: bool
 ) -> None:

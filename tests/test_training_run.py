@@ -74,6 +74,7 @@ def start(config: TrainingConfig, data: Path, folder: Path) -> ForkServerProcess
     return processes.fork(processes.training, ["--config", str(folder / "config.json")], folder / "log", environment)
 
 
+@pytest.mark.slow
 def test_a_training_stopped_at_any_step_ends_in_the_same_weights(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     config = tiny_training(tiny_sd, max_train_steps=9, checkpointing_steps=4, log_every=2, lr_scheduler="cosine")
     run(config, str(data), tmp_path / "whole", tmp_path / "whole-model", Stop())
@@ -146,6 +147,7 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path: Path, data
     assert same_weights(tmp_path / "fresh-model" / WEIGHTS, tmp_path / "used-model" / WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_training_at_a_constant_rate_can_be_made_longer(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     config = tiny_training(tiny_sd, max_train_steps=2, lr_scheduler="constant")
     run(config, str(data), tmp_path / "grown", tmp_path / "grown-model", Stop())
@@ -253,6 +255,7 @@ def test_without_a_whole_checkpoint_nothing_is_changed(tmp_path: Path, data: Pat
     assert torch.all(weights == 0.5)
 
 
+@pytest.mark.slow
 def test_training_overfits_four_pairs(tmp_path: Path, tiny_sd: Path) -> None:
     folder = write_pairs(tmp_path / "four", [pair(n) for n in range(4)])
     config = tiny_training(tiny_sd, train_batch_size=8, learning_rate=5e-3, lr_warmup_steps=0)
@@ -278,6 +281,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.slow
 def test_variants_of_the_loop_train(tmp_path: Path, data: Path, tiny_sd: Path, changes: dict[str, object]) -> None:
     config = tiny_training(tiny_sd, max_train_steps=2, gradient_checkpointing=True, **changes)
     summary = run(config, str(data), tmp_path / "out", tmp_path / "model", Stop())

@@ -46,6 +46,7 @@ def recaption(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     importlib.reload(flows.deployments)
 
 
+@pytest.mark.slow
 def test_a_new_use_is_a_deployment_that_runs_and_is_not_done_twice(
     recaption: str, tiny_config: PipelineConfig, tmp_path: Path
 ) -> None:
