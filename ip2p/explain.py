@@ -17,7 +17,7 @@ from ip2p.config import PipelineConfig
 from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE
 from ip2p.config.files import read_run, read_run_data
 from ip2p.sources.content import MODELS, changed_settings, models_of
-from ip2p.uses import USES, is_complete, was_asked
+from ip2p.uses import USES, Arguments, is_complete, was_asked
 
 SECTIONS = {"rendering": ("rendering", "scoring", "filtering"), "evaluation": ("evaluation", "scoring")}
 """Sections of the config that decide a stage, if there are others than its own."""
@@ -61,9 +61,7 @@ def explain(config: PipelineConfig, use: str, **arguments: Any) -> list[StageSta
     return states
 
 
-def _inspect(
-    config: PipelineConfig, stage: str, use: str, arguments: Mapping[str, Any]
-) -> tuple[store.State, Sequence[str]]:
+def _inspect(config: PipelineConfig, stage: str, use: str, arguments: Arguments) -> tuple[store.State, Sequence[str]]:
     """Returns the state of a stage's results by themselves, and how far they are."""
     run = store.RunFolder(config.out)
     if stage == "prompts":
@@ -94,7 +92,7 @@ def _sum_up(states: Sequence[store.State]) -> tuple[store.State, Sequence[str]]:
     return "outdated" if counts["outdated"] else "unfinished", [f"{counts['done']} of {len(states)} shards are done"]
 
 
-def _differences(config: PipelineConfig, stage: str, arguments: Mapping[str, Any]) -> list[str]:
+def _differences(config: PipelineConfig, stage: str, arguments: Arguments) -> list[str]:
     """Returns what decides a stage and differs from when the folder was last started: settings, models, data."""
     models = changed_settings(config.out, models_of(config, stage))
     differences = [f"the content of {setting} changed" for setting in models]

@@ -28,7 +28,9 @@ from ip2p.training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
-Check = Callable[[PipelineConfig, Mapping[str, Any]], object]
+Arguments = Mapping[str, Any]
+"""What a use needs beside a config, by name, such as `data`."""
+Check = Callable[[PipelineConfig, Arguments], object]
 """Gets the config and the arguments; raises ValueError with the way out if something is missing."""
 
 
@@ -93,7 +95,7 @@ class Use:
     """Brings up to date what a use that is done shows; gets the config and the arguments."""
 
 
-def check_captions(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
+def check_captions(config: PipelineConfig, arguments: Arguments) -> None:
     """Requires captions, and a backend that can answer."""
     prompts.num_shards(config)
     if prompts.asks_a_model(config):
@@ -108,7 +110,7 @@ def require_pipeline(setting: str) -> Check:
 def require_clip(setting: str, *, optional: bool = False) -> Check:
     """Makes a check for a CLIP, if it is a folder and not one of open_clip's names."""
 
-    def check(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
+    def check(config: PipelineConfig, arguments: Arguments) -> None:
         name = attrgetter(setting)(config)
         if optional and not name:
             return
@@ -124,12 +126,12 @@ def _check_model(config: PipelineConfig, setting: str, marker: str) -> None:
     check_model_source(attrgetter(setting)(config), what=setting, marker=marker)
 
 
-def check_data(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
+def check_data(config: PipelineConfig, arguments: Arguments) -> None:
     """Requires the columns of a pair, if the data is on this machine."""
     check_local_data(arguments["data"], config.training)
 
 
-def check_report_to(config: PipelineConfig, arguments: Mapping[str, Any]) -> None:
+def check_report_to(config: PipelineConfig, arguments: Arguments) -> None:
     """Requires trackers that are installed and logged in, since a launched training cannot ask."""
     check_trackers(config.training.report_to)
 
@@ -316,7 +318,7 @@ def _state(config: PipelineConfig, name: str, **arguments: Any) -> dict[str, str
     }
 
 
-def _asked(config: PipelineConfig, use: Use, arguments: Mapping[str, Any]) -> str:
+def _asked(config: PipelineConfig, use: Use, arguments: Arguments) -> str:
     parts = [attrgetter(part)(config) for part in use.work.asked]
     values = [arguments.get(argument.name) for argument in use.arguments] or [None]
     return fingerprint(__version__, *parts, *values)
