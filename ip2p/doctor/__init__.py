@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ip2p import store, uses
 from ip2p.config import PipelineConfig
-from ip2p.config.files import read_mapping, read_run, read_run_data
+from ip2p.config.files import read_run, read_run_data
 from ip2p.doctor.findings import Finding, Section, look, size_of
 from ip2p.doctor.inputs import cached_model, denoiser_weights, examine_data, examine_model, is_model, native_side
 from ip2p.doctor.machine import examine_machine, free_disk, free_memory
@@ -127,8 +127,8 @@ def _are_elsewhere(captions: str) -> bool:
 
 def _compare_versions(folder: Path) -> Finding:
     """Compares the versions of libraries with those that a run was made with."""
-    before = read_mapping(folder / "config.json").get("environment")
-    libraries = before.get("libraries") if isinstance(before, dict) else None
+    environments = store.read_environments(folder)
+    libraries = environments[-1].get("libraries") if environments else None
     now = store.describe_environment()["libraries"]
     if not isinstance(libraries, dict) or not isinstance(now, dict):
         return Finding("ok", "versions", "the run does not say which versions it was made with")

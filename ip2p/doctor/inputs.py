@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from ip2p.console import first_line, one_line
 from ip2p.doctor.findings import Finding, look, size_of
 from ip2p.images import read_size
 from ip2p.sources.columns import guess_columns
+from ip2p.sources.content import weight_files
 from ip2p.sources.files import read_footer
 from ip2p.sources.location import Location, data_files, dataset_in, locate, split_of
 from ip2p.sources.rows import ParquetTable, open_table, stream_rows
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 
 PIPELINE, CLIP, NETWORK = "model_index.json", "open_clip_config.json", "config.json"
 """Files that make a folder a diffusers pipeline, a model of open_clip, or one network."""
-WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|open_clip_model|open_clip_pytorch_model|pytorch_model|model)"
-    r"(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?P<format>safetensors|bin)"
-)
 SAMPLED_FILES, SAMPLED_ROWS = 4, 16
 """Files that the sample is taken from, and rows from the beginning of each."""
 
@@ -156,27 +152,23 @@ def read_weights(folder: Path, variant: str | None) -> Weights:
             raise ValueError(f"{index} lists no file. {again}")
         if lacking := sorted(name for name in set(listed.values()) if not (folder / name).is_file()):
             raise ValueError(f"{folder} lacks {lacking[0]}, which {index.name} lists. {again}")
-    named = [
-        (path, match)
-        for path in (folder.iterdir() if folder.is_dir() else [])
-        if (match := WEIGHTS.fullmatch(path.name))
-    ]
-    chosen = variant if any(match["variant"] == variant for _, match in named) else None
-    files = sorted(path for path, match in named if match["variant"] == chosen)
+    present = weight_files(folder)
+    chosen = variant if any(file.variant == variant for file in present) else None
+    files = [file for file in present if file.variant == chosen]
     if not files:
         raise ValueError(f"{folder} has no weights. {again}")
-    if not any(path.suffix == ".safetensors" for path in files):
-        return Weights(0, sum(path.stat().st_size for path in files))
-    files = [path for path in files if path.suffix == ".safetensors"]
+    paths = [file.path for file in files if file.format == "safetensors"]
+    if not paths:
+        return Weights(0, sum(file.path.stat().st_size for file in files))
     num_weights = 0
-    for path in files:
+    for path in paths:
         try:
             with safe_open(path, framework="numpy") as opened:
                 names = opened.keys()
                 num_weights += sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is broken: {first_line(error)}. {again}") from error
-    return Weights(num_weights, sum(path.stat().st_size for path in files))
+    return Weights(num_weights, sum(path.stat().st_size for path in paths))
 
 
 def examine_data(data: str, config: TrainingConfig | None = None) -> Iterator[Finding]:

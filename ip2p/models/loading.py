@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import gc
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -22,7 +21,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ip2p.console import first_line
-from ip2p.sources.content import version_of_model
+from ip2p.sources.content import version_of_model, weight_files
 
 if TYPE_CHECKING:
     import open_clip
@@ -230,10 +229,6 @@ def from_source(
         raise ValueError(f"could not load {name}: {first_line(error).rstrip('.')}. {way_out}") from error
 
 
-WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.([\w-]+?))?\.(safetensors|bin)")
-"""The name of a file of weights, without the number of its shard: its variant, if it is one, and its format."""
-
-
 def weights_in(folder: Path, variant: str | None) -> dict[str, Any]:
     """Returns the options with which diffusers and transformers load the weights of a model's or a part's folder.
 
@@ -243,7 +238,8 @@ def weights_in(folder: Path, variant: str | None) -> dict[str, Any]:
     """
     if not folder.is_dir():
         return {"variant": variant}
-    parts = [files for part in (folder, *folder.iterdir()) if part.is_dir() and (files := _weights_of(part))]
+    listed = (weight_files(part) for part in (folder, *folder.iterdir()) if part.is_dir())
+    parts = [{(file.variant, file.format) for file in files} for files in listed if files]
     names = [{name for name, _ in files} for files in parts]
     variants = ", ".join(sorted({name for part in names for name in part if name})) or "none"
     if variant is None and (lacking := [part for part in names if None not in part]):
@@ -257,9 +253,3 @@ def weights_in(folder: Path, variant: str | None) -> dict[str, Any]:
     chosen = [variant if variant in part else None for part in names]
     are_safe = {(name, "safetensors") in files for name, files in zip(chosen, parts, strict=True)}
     return {"variant": variant, "use_safetensors": None if len(are_safe) == 2 else False not in are_safe}
-
-
-def _weights_of(part: Path) -> set[tuple[str | None, str]]:
-    """Returns the variant, None for plain weights, and the format of each file of weights."""
-    names = (re.sub(r"-\d+-of-\d+", "", path.name) for path in part.iterdir())
-    return {(match[1], match[2]) for name in names if (match := WEIGHTS.fullmatch(name))}

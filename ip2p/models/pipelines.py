@@ -10,14 +10,7 @@ from diffusers import DiffusionPipeline
 
 from ip2p.models.architecture import pipeline_kind
 from ip2p.models.components import INDEX
-from ip2p.models.loading import (
-    check_model_source,
-    from_source,
-    load_once,
-    resolve_device,
-    resolve_dtype,
-    weights_in,
-)
+from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype, weights_in
 
 
 def load_text_to_image(

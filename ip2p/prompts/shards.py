@@ -22,13 +22,7 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint
-from ip2p.prompts.answers import (
-    answer_entries,
-    entries_of,
-    examples_shown,
-    knobs_that_decide,
-    read_answers,
-)
+from ip2p.prompts.answers import answer_entries, entries_of, examples_shown, knobs_that_decide, read_answers
 from ip2p.prompts.asking import Answer, Request
 from ip2p.prompts.backends import check_backend, name_source, open_backend
 from ip2p.prompts.captions import Entry, ReadyLine, normalise, read_captions, read_entries

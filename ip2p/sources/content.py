@@ -57,6 +57,11 @@ AT_REVISION = ("model", "pretrained_model_name_or_path")
 """Settings that are loaded at the `revision` of their section."""
 WITHOUT_MODEL = ("server", "template")
 """Backends for which `model` names nothing on this machine."""
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|open_clip_model|open_clip_pytorch_model|pytorch_model|model)"
+    r"(?:\.([\w-]+?))?\.(safetensors|bin)"
+)
+"""The name of a file of weights, without the number of its shard: its variant, if it is one, and its format."""
 LARGE = 1 << 20
 """Size in bytes from which on a file's digest is kept."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -134,6 +139,23 @@ def loaded_files(folder: Path) -> list[Path]:
     files = [path for path in sorted(folder.rglob("*")) if not path.name.startswith(".") and path.is_file()]
     safe = {path.parent for path in files if path.suffix == ".safetensors"}
     return [path for path in files if path.suffix in LOADED or (path.suffix in PICKLED and path.parent not in safe)]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A file of a network's weights."""
+
+    path: Path
+    variant: str | None
+    """None for plain weights."""
+    format: str
+
+
+def weight_files(folder: Path) -> list[WeightFile]:
+    """Lists the weights of one network, in the order of their names; none if there is no such folder."""
+    named = [(path, re.sub(r"-\d+-of-\d+", "", path.name)) for path in (folder.iterdir() if folder.is_dir() else ())]
+    matches = ((path, WEIGHTS.fullmatch(name)) for path, name in sorted(named))
+    return [WeightFile(path, match[1], match[2]) for path, match in matches if match]
 
 
 def digest_of(path: Path) -> str:

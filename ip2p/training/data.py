@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ip2p.config import TrainingConfig, fingerprint
-from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, WEIGHTS_FREE, names_with
+from ip2p.config import TrainingConfig, fingerprint, to_dict
+from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
 from ip2p.images import check_shapes, fit_picture, fitted_size, open_picture, read_size
 from ip2p.sources.content import Source, digest_of, later_contents, loaded_files
 from ip2p.sources.location import WAY_OUT, Location, held_out_files, locate, split_files
@@ -300,8 +300,8 @@ def resume_fingerprint(training: TrainingConfig, data: str, output: Path | None 
     free = names_with(TrainingConfig, RESULT_FREE, WEIGHTS_FREE)
     if training.lr_scheduler.startswith("constant"):
         free |= {"max_train_steps"}
-    values = ((field, getattr(training, field.name)) for field in fields(TrainingConfig) if field.name not in free)
-    knobs = {field.name: value for field, value in values if value or field.metadata != OMIT_IF_EMPTY}
+    names = {field.name for field in fields(TrainingConfig)} - free
+    knobs = {name: value for name, value in to_dict(training).items() if name in names}
     files = find_files(data)
     later = later_contents(output, sources_of_training(training, data)) if output else []
     return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data, *later)
