@@ -38,6 +38,7 @@ def shapes() -> PipelineConfig:
             captions=str(models / "captions.txt"),
             num_triplets_per_caption=3,
             model=str(models / "language-model"),
+            screening=ScreeningConfig(check_reference=True),
             shard_size=200,
             edit_type_rules=(
                 (r"^(add|put a|place)\b", "add"),
@@ -71,19 +72,39 @@ def shapes() -> PipelineConfig:
             batch_size=32,
             keep_rejected_images=True,
         ),
-        scoring=ScoringConfig(clip_model=str(models / "clip"), clip_pretrained=None),
+        scoring=ScoringConfig(clip_model=str(models / "clip"), clip_pretrained=None, ssim=True),
         filtering=_shapes_filtering(),
         training=_shapes_training(stable_diffusion),
         evaluation=EvaluationConfig(
             domain="ip2p.shapes.domain:ShapesDomain",
             num_edits=420,
             num_sweep_edits=49,
+            num_sdedit_edits=420,
             guidance_scale=2.0,
             image_guidance_scale=1.5,
             sdedit_guidance_scale=1.0,
             grid_guidance_scales=(1.0, 2.0, 4.0),
             judge_clip_model=str(models / "judge"),
             num_inference_steps=8,
+            dtype="auto",
+        ),
+    )
+
+
+def shapes_quick() -> PipelineConfig:
+    """Runs the embedded default on an eighth of the captions, for a first look within three minutes."""
+    config = shapes()
+    return replace(
+        config,
+        out=Path("runs/shapes-quick"),
+        prompts=replace(config.prompts, num_captions=200),
+        training=replace(config.training, max_train_steps=400),
+        evaluation=replace(
+            config.evaluation,
+            num_edits=70,
+            num_sweep_edits=14,
+            num_sdedit_edits=70,
+            image_guidance_scales=(1.0, 1.5, 2.0),
         ),
     )
 
@@ -93,6 +114,7 @@ def _shapes_training(base: str) -> TrainingConfig:
     return TrainingConfig(
         pretrained_model_name_or_path=base,
         resolution=64,
+        balance_column="edit_type",
         train_batch_size=16,
         random_flip=True,
         max_train_steps=2400,
@@ -227,6 +249,7 @@ def _wild_prompts() -> PromptsConfig:
 
 PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "shapes": shapes,
+    "shapes-quick": shapes_quick,
     "sd15": sd15,
     "sd21": sd21,
     "sdxl": sdxl,

@@ -85,6 +85,16 @@ def test_draws_follow_the_distribution_of_the_logits() -> None:
     assert tokens.bincount().tolist() == [100, 600, 300]
 
 
+def test_nucleus_sampling_draws_from_the_fewest_tokens_that_hold_the_probability() -> None:
+    uniforms = [(index + 0.5) / 1000 for index in range(1000)]
+    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().expand(1000, 4)
+    counts = {top_p: draw_tokens(logits, uniforms, 1.0, top_p).bincount(minlength=4) for top_p in (0.45, 0.7, 0.8, 1.0)}
+    assert counts[0.45].tolist() == [0, 1000, 0, 0]
+    assert counts[0.7].tolist() == [0, 667, 0, 333]
+    assert [count > 0 for count in counts[0.8].tolist()] == [False, True, True, True]
+    assert counts[1.0].tolist() == draw_tokens(logits, uniforms, 1.0).bincount().tolist() == [100, 500, 150, 250]
+
+
 def test_low_temperature_sharpens_the_draws() -> None:
     logits = torch.tensor([0.0, 1.0]).expand(100, 2)
     uniforms = [(index + 0.5) / 100 for index in range(100)]

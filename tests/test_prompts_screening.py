@@ -16,8 +16,10 @@ from ip2p.config import PipelineConfig, ScreeningConfig
 from ip2p.prompts import num_shards, write_shard
 from ip2p.prompts.asking import read_examples
 from ip2p.prompts.captions import reads_as_english
-from ip2p.prompts.screening import Screen, WordIndex, agrees, likeness, words_of
+from ip2p.prompts.screening import Screen, WordIndex, agrees, likeness, refers_to_the_change, words_of
 from ip2p.records import EditTriplet
+from ip2p.shapes.language import SceneEdit, caption, describe, draw_edit
+from ip2p.shapes.scene import Scene
 from tests.test_prompts import path_of, rows_of, with_prompts, write_all
 
 
@@ -48,6 +50,23 @@ def test_nothing_is_asked_by_default() -> None:
         (triplet(edited="un chien dans le jardin"), {"language": "en"}, "language"),
         (triplet(edit="add a hat", edited="a dog"), {"check_agreement": True}, "disagreement"),
         (triplet("a foggy day", "lift the fog", "a clear day"), {"check_agreement": True}, ""),
+        (
+            triplet("a red cat and a blue dog", "paint the cat black", "a red cat and a black dog"),
+            {"check_reference": True},
+            "other_reference",
+        ),
+        (
+            triplet("a red cat and a blue dog", "paint the dog black", "a red cat and a black dog"),
+            {"check_reference": True},
+            "",
+        ),
+        (
+            triplet("a red cat and a blue dog", "paint the cat black", "a black cat and a white dog"),
+            {"check_reference": True},
+            "other_reference",
+        ),
+        (triplet("a cat, a dog", "add snow", "a cat, a dog in the snow"), {"check_reference": True}, ""),
+        (triplet("a cat, a dog", "remove the cat", "a cat"), {"check_reference": True}, "other_reference"),
         (triplet("A cat, sitting!", "x", "a  CAT sitting"), {}, "no_op"),
     ],
 )
@@ -60,6 +79,28 @@ def test_the_seeds_agree_with_their_instructions_and_not_with_another_s() -> Non
     others = [replace(each, edit_prompt=other.edit_prompt) for each, other in zip(seeds, seeds[1:], strict=False)]
     assert sum(map(agrees, seeds)) / len(seeds) > 0.97
     assert sum(map(agrees, others)) / len(others) < 0.04
+
+
+def test_the_seeds_name_what_they_change_and_a_mixed_up_language_model_does_not() -> None:
+    assert sum(map(refers_to_the_change, read_examples(""))) / len(read_examples("")) > 0.88
+    rng = random.Random(0)
+    edits = [draw_edit(rng, edit_type="colour") for _ in range(400)]
+    crowded = [edit for edit in edits if len(edit.original.objects) == 2]
+    right = [triplet(words(edit.original), edit.edit_prompt, words(edit.edited)) for edit in crowded]
+    mixed_up = [triplet(words(edit.original), edit.edit_prompt, words(paint_the_other(edit))) for edit in crowded]
+    assert sum(map(refers_to_the_change, right)) / len(right) > 0.97
+    assert sum(map(refers_to_the_change, mixed_up)) / len(mixed_up) < 0.2
+
+
+def words(scene: Scene) -> str:
+    return caption(describe(scene))
+
+
+def paint_the_other(edit: SceneEdit) -> Scene:
+    """Gives the object that the instruction does not name the new colour."""
+    (changed,) = (k for k in range(2) if edit.edited.objects[k] != edit.original.objects[k])
+    other = replace(edit.original.objects[1 - changed], colour=edit.edited.objects[changed].colour)
+    return edit.original.with_object(1 - changed, other)
 
 
 def test_the_seeds_read_as_english_and_other_languages_do_not() -> None:

@@ -82,7 +82,8 @@ class Trial(NewRun, Caption):
     """Arguments of `ip2p prompts try`; the caption comes first."""
 
     common: ClassVar[tuple[str, ...]] = (
-        *in_section("prompts", "backend", "model", "server.base_url", "temperature", "max_new_tokens"),
+        *in_section("prompts", "backend", "model", "server.base_url", "temperature", "top_p"),
+        *in_section("prompts", "max_new_tokens"),
         *in_section("prompts", "examples", "num_examples", "num_repairs", "dtype", "seed"),
     )
     preset: Preset = "sd15"

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.fields import RESULT_FREE, check, check_positive, check_share
+from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_positive, check_share
 from ip2p.config.prompts import ServerConfig
+from ip2p.config.rendering import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,9 @@ class EvaluationConfig:
     num_edits: int = 490
     """Held-out edits for the main figures."""
     num_sweep_edits: int = 70
-    """Held-out edits for the image guidance sweep and for SDEdit."""
+    """Held-out edits for the image guidance sweep."""
+    num_sdedit_edits: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Held-out edits for each strength of SDEdit. Default: those of the sweep."""
     image_guidance_scales: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     """Image guidance scales of the sweep (paper, figure 8)."""
     guidance_scale: float = 7.5
@@ -83,11 +86,13 @@ class EvaluationConfig:
     """Edits per batch."""
     device: str = field(default="auto", metadata=RESULT_FREE)
     """Device to edit on."""
+    dtype: Precision | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Precision of the editor; `auto` is bfloat16 on hardware that multiplies it natively. Default: float32."""
     seed: int = 1
     """Seed of the held-out edits and of the noise."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "num_edits", "num_sweep_edits", "num_inference_steps", "batch_size")
+        check_positive(self, "num_edits", "num_sweep_edits", "num_sdedit_edits", "num_inference_steps", "batch_size")
         check_share("sdedit_strengths", *self.sdedit_strengths)
 
 

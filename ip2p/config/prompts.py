@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, check, check_not_negative, check_positive, check_share
+from ip2p.config.fields import (
+    ANSWERS_FREE,
+    OMIT_IF_EMPTY,
+    RESULT_FREE,
+    check,
+    check_not_negative,
+    check_positive,
+    check_share,
+)
 from ip2p.config.rendering import Precision
 
 Backend = Literal["causal_lm", "chat", "server", "template"]
@@ -75,6 +83,9 @@ class ScreeningConfig:
     """Reject triplets whose word overlap (Jaccard) with an earlier kept triplet is at least this. Default: keep all."""
     check_agreement: bool = False
     """Reject triplets whose instruction names none of the words that the caption gained or lost."""
+    check_reference: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Reject triplets unless the edit changes the phrase of the original caption that the instruction names most, and
+    no other. Small language models mix up things; of well-written triplets about photographs, it rejects a tenth."""
     banned_words: tuple[str, ...] = ()
     """Reject triplets that contain one of these words or phrases, ignoring case."""
     moderation: str = ""
@@ -150,6 +161,9 @@ class PromptsConfig:
     """Captions per generation batch."""
     temperature: float = 0.7
     """Sampling temperature; 0 decodes greedily."""
+    top_p: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Nucleus sampling (Holtzman et al., 2020): draw from the likeliest tokens that hold this probability together.
+    Default: from all."""
     device: str = field(default="auto", metadata=RESULT_FREE)
     """Device to generate on: cpu, cuda, cuda:1, mps, or `auto` for the best available."""
     max_new_tokens: int = 256
@@ -179,6 +193,7 @@ class PromptsConfig:
         check_positive(self, "num_captions", "num_triplets_per_caption", "shard_size", "batch_size", "max_new_tokens")
         check_positive(self, "max_prompt_tokens")
         check_not_negative(self, "num_examples", "num_repairs", "temperature")
+        check_share("top_p", self.top_p)
         weights = [weight for _, weight in self.edit_types]
         check(
             all(weight >= 0 for weight in weights) and sum(weights) > 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.fields import RESULT_FREE, check, check_positive, check_range, check_unit
+from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_positive, check_range, check_unit
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionBackend = Literal["auto", "sdpa", "xformers"]
@@ -94,8 +94,11 @@ class RenderingConfig:
     A region is where a word that only one caption has is attended to (local blend; Hertz et al. use 0.8). The paper has
     none.
     """
+    blend_by_difference: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Local blend: find the regions by how much the two sides differ, not by their words (compare DiffEdit)."""
     blend_threshold: float = 0.3
-    """Local blend: a position belongs to a word if its map exceeds this fraction of the map's maximum."""
+    """Local blend: a position belongs to a word if its map exceeds this fraction of the map's maximum. By difference:
+    the sides may differ where their difference exceeds this fraction of its maximum."""
     blend_max_positions: int = 256
     """Local blend: use the maps of the largest layers with at most this many positions; 256 is 16 x 16."""
     p2p_max_positions: int | None = None

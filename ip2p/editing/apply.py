@@ -88,17 +88,18 @@ def denoise(
     seeds: Sequence[int],
     on_step: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Samples latents from noise; each image's chance comes from its own generator on the CPU."""
+    """Samples float32 latents from noise; each image's chance comes from its own generator on the CPU."""
     denoiser = base.denoiser(pipeline)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = base.noise.new_scheduler(pipeline.scheduler, None)
     sampler = base.noise.sampler(scheduler, num_steps, denoiser.device, generators)
     noise = torch.stack([torch.randn(conditions.image.shape[1:], generator=generator) for generator in generators])
-    latents = sampler.start(noise.to(denoiser.device, denoiser.dtype))
+    latents = sampler.start(noise.to(denoiser.device))
     for timestep in sampler.timesteps:
 
         def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = timestep) -> Tensor:
-            return base.predict(denoiser, inputs, at, texts, condition=image, sizes=conditions.sizes)
+            rows = inputs.to(denoiser.dtype)
+            return base.predict(denoiser, rows, at, texts, condition=image, sizes=conditions.sizes).float()
 
         prediction = guided(predict, sampler.inputs(latents, timestep), conditions)
         latents = sampler.step(prediction, timestep, latents)

@@ -67,13 +67,15 @@ def editor_source(model: str, knobs: EvaluationConfig, notes: Path) -> EditorSou
     def load() -> EditFunction:
         from ip2p.editing import load_editor
 
-        return partial(_edit_by_instruction, load_editor(model, knobs.device), knobs)
+        editor = load_editor(model, knobs.device, dtype=knobs.dtype or "float32")
+        return partial(_edit_by_instruction, editor, knobs)
 
     folder = Path(model).expanduser()
     is_local = folder.is_dir()
     identity = fingerprint_files(loaded_files(folder)) if is_local else fingerprint(model, None)
     later = [] if is_local else note(notes, [Source("models", model)])
-    return EditorSource(fingerprint("editor", identity, _sampling(knobs), *later), load)
+    precision = [knobs.dtype] if knobs.dtype else []
+    return EditorSource(fingerprint("editor", identity, _sampling(knobs), *precision, *later), load)
 
 
 def untrained_source(base: TrainingConfig, knobs: EvaluationConfig, notes: Path) -> EditorSource:

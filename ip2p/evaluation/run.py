@@ -79,7 +79,7 @@ def run_editors(config: PipelineConfig) -> dict[str, EditorSource]:
 
 
 def plan_parts(config: PipelineConfig, cases: Sequence[EditCase]) -> list[Part]:
-    """Plans every editor's edits, then the sweep and SDEdit on the same few cases, then the grids."""
+    """Plans every editor's edits, then the sweep and SDEdit, each on as many cases as are set, then the grids."""
     knobs, all_cases = config.evaluation, list(range(len(cases)))
     usual = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=knobs.image_guidance_scale)
     swept = balanced_subset(cases, knobs.num_sweep_edits)
@@ -89,7 +89,7 @@ def plan_parts(config: PipelineConfig, cases: Sequence[EditCase]) -> list[Part]:
         *slices("copy", "edit", usual, all_cases),
         *slices("untrained", "edit", usual, balanced_subset(cases, MAX_UNTRAINED_EDITS)),
         *sweep_slices("model", knobs, swept),
-        *sdedit_slices(knobs, swept),
+        *sdedit_slices(knobs, balanced_subset(cases, knobs.num_sdedit_edits or knobs.num_sweep_edits)),
     ]
     for text in knobs.grid_guidance_scales:
         for image in knobs.grid_image_guidance_scales:

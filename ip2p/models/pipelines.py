@@ -62,4 +62,6 @@ def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> D
     )
     architecture.check_editor(pipeline, path)
     pipeline.set_progress_bar_config(disable=True)
+    for part in (architecture.denoiser(pipeline), pipeline.vae):
+        part.to(memory_format=torch.channels_last)
     return pipeline.to(device)

@@ -144,7 +144,7 @@ class WordSharing:
     ) -> WordSharing | None:
         """Builds it for a batch; None if no pair uses word-level sharing."""
         specs = [candidate.spec for candidate in batch]
-        if not any(uses_words(spec) for spec in specs):
+        if not any(uses_words(spec, config) for spec in specs):
             return None
         factors = torch.tensor([spec.reweight for spec in specs], device=device)
         token_maps = align_captions(tokenizer, batch, config.cross_alignment, device)
@@ -154,23 +154,42 @@ class WordSharing:
         """Sets what the attention shares in the step."""
         shared.cross = plan.cross_sharing(self.token_maps)
         shared.emphasis = plan.emphasis(self.token_maps, self.factors)
-        shared.watched = plan.watched_words(self.token_maps, self.config.blend_max_positions)
+        if not self.config.blend_by_difference:
+            shared.watched = plan.watched_words(self.token_maps, self.config.blend_max_positions)
 
     def after_step(self, plan: StepRows, shared: SharedAttention, latents: Tensor) -> Tensor:
         """Blends (2 N, C, h, w) latents: away from its words, an edited side keeps the original's latents."""
         if shared.watched is not None:
             self.places.add(shared.watched)
-        if not plan.is_blended.any():
+        if self.config.blend_by_difference or not plan.is_blended.any():
             return latents
-        originals, edited = latents.chunk(2)
         may_differ = self.places.mask((latents.shape[2], latents.shape[3]), self.config.blend_threshold)
-        may_differ |= ~plan.is_blended.view(-1, 1, 1, 1)
-        return torch.cat([originals, torch.where(may_differ, edited, originals)])
+        return blend(latents, may_differ, plan)
 
 
-def uses_words(spec: RenderSpec) -> bool:
+def uses_words(spec: RenderSpec, config: RenderingConfig) -> bool:
     """Returns True if a pair uses word-level sharing."""
-    return spec.cross_p2p > 0 or spec.local_blend > 0 or (spec.reweight != 1 and spec.reweight_steps > 0)
+    blends = spec.local_blend > 0 and not config.blend_by_difference
+    return spec.cross_p2p > 0 or blends or (spec.reweight != 1 and spec.reweight_steps > 0)
+
+
+def blend(latents: Tensor, may_differ: Tensor, plan: StepRows) -> Tensor:
+    """Gives the edited sides that are blended the original's latents where a pair may not differ, (N, 1, h, w)."""
+    originals, edited = latents.chunk(2)
+    may_differ = may_differ | ~plan.is_blended.view(-1, 1, 1, 1)
+    return torch.cat([originals, torch.where(may_differ, edited, originals)])
+
+
+def find_differences(latents: Tensor, threshold: float) -> Tensor:
+    """Returns (N, 1, h, w) bool: true near places where the two sides differ by a share of their largest difference.
+
+    Both sides get the same noise in each step, so that what differs is what was drawn.
+    """
+    originals, edited = latents.chunk(2)
+    difference = (edited - originals).abs().mean(1, keepdim=True)
+    smooth = F.avg_pool2d(difference, NEIGHBOURHOOD, stride=1, padding=NEIGHBOURHOOD // 2, count_include_pad=False)
+    differs = smooth > threshold * smooth.amax(dim=(2, 3), keepdim=True)
+    return F.max_pool2d(differs.float(), NEIGHBOURHOOD, stride=1, padding=NEIGHBOURHOOD // 2) > 0
 
 
 NEIGHBOURHOOD = 3

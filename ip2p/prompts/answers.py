@@ -60,7 +60,7 @@ def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> 
     deciding = {
         name: value
         for name, value in to_dict(config).items()
-        if name not in free.union(without) and (name in FIRST_KNOBS or value != default[name])
+        if name not in free.union(without) and (name in FIRST_KNOBS or value != default.get(name))
     }
     form = config.server.response_format
     return deciding | ({"response_format": form} if config.backend == "server" and form != "none" else {})

@@ -27,6 +27,7 @@ Reason = Literal[
     "banned",
     "moderated",
     "disagreement",
+    "other_reference",
     "duplicate",
     "near_duplicate",
 ]
@@ -42,6 +43,7 @@ REASONS: dict[str, str] = {
     "banned": "banned word",
     "moderated": "refused by moderation",
     "disagreement": "caption and instruction disagree",
+    "other_reference": "the instruction names something else than the caption changes",
 }
 """The reasons against a triplet, and what readers are told."""
 Parts = tuple[str, str, str]

@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ from ip2p.prompts.captions import reads_as
 from ip2p.prompts.format import Reason
 from ip2p.records import EditTriplet
 
+Words = frozenset[str]
 WORD = re.compile(r"\w+")
 BEGIN_ALIKE, CONTAINED = 4, 3
 """Letters shared by words that count as forms of one: `crocheted` and `crocheting`, `fog` and `foggy`."""
@@ -66,6 +67,8 @@ class Screen:
             return "moderated"
         if self.config.check_agreement and not agrees(triplet):
             return "disagreement"
+        if self.config.check_reference and not refers_to_the_change(triplet):
+            return "other_reference"
         indices = [index for index in (self.earlier, self._kept) if index is not None]
         return "near_duplicate" if any(index.has_similar(triplet) for index in indices) else ""
 
@@ -103,6 +106,36 @@ def agrees(triplet: EditTriplet) -> bool:
     return any(_are_forms_of_one(*words) for words in itertools.product(before ^ after, instruction))
 
 
+_BETWEEN_PHRASES = "and or but near beside next behind under over above below against while"
+BETWEEN_PHRASES = FUNCTION_WORDS | frozenset(_BETWEEN_PHRASES.split())
+"""Words at which a caption falls into phrases, such as `large red circle`."""
+
+
+def refers_to_the_change(triplet: EditTriplet) -> bool:
+    """Returns whether the edit changes the phrase of the original caption that the instruction names most, and no other.
+
+    "make the ring red" names the ring; if the edited caption has a red square instead of a blue one and the ring as it
+    was, the two do not fit. True if the instruction names no phrase, or the edit only adds to the caption. A caption
+    may be worded anew: another phrase counts as changed only if two or more were lost and two or more gained.
+    """
+    before, after = (Counter(phrases_of(text)) for text in (triplet.original_prompt, triplet.edited_prompt))
+    lost, gained = before - after, after - before
+    named = set(_words(triplet.edit_prompt)) - BETWEEN_PHRASES
+    most = max((len(named & phrase) for phrase in before), default=0)
+    if not lost or not most:
+        return True
+    meant = [phrase for phrase in lost if len(named & phrase) == most]
+    changes_others = len(meant) < len(lost) and lost.total() > 1 and gained.total() > 1
+    return bool(meant) and not changes_others
+
+
+def phrases_of(caption: str) -> list[Words]:
+    """Splits a caption at function words and punctuation into the sets of words between them."""
+    parts = re.findall(r"\w+|[^\w\s]", caption.casefold())
+    runs = itertools.groupby(parts, lambda part: WORD.fullmatch(part) is not None and part not in BETWEEN_PHRASES)
+    return [frozenset(run) for is_phrase, run in runs if is_phrase]
+
+
 def _are_forms_of_one(word: str, other: str) -> bool:
     short, long = sorted((word, other), key=len)
     if short == long:
@@ -122,9 +155,6 @@ def load_moderation(name: str) -> Callable[[str], bool]:
             f"screening.moderation {name} cannot be imported ({error}). Name a function as module:function."
         ) from error
     return function
-
-
-Words = frozenset[str]
 
 
 def words_of(triplet: EditTriplet) -> Words:

@@ -19,6 +19,7 @@ from ip2p.models.architecture import Architecture
 from ip2p.models.latents import LatentSpace
 from ip2p.models.noise import NoiseProcess
 from ip2p.models.texts import Texts
+from ip2p.training.attention import choose_attention
 from ip2p.training.checkpoint import Trained
 from ip2p.training.draws import Batch, EncodedPairs, SampleStream, drop_conditions
 from ip2p.training.lora import add_lora
@@ -128,7 +129,7 @@ def new_trained(
         denoiser.to(accelerator.device)  # under FSDP each process takes its part alone onto its device
     place = torch.device("cpu") if config.offload_ema else accelerator.device
     average = copy.deepcopy(denoiser).to(place) if config.use_ema and is_whole else None
-    _speed_up(denoiser.train(), config, accelerator.device)
+    _speed_up(denoiser.train(), config, accelerator)
     matmul = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     scale = pairs_per_step(config, accelerator.num_processes) if config.scale_lr else 1
     settings = replace(config, learning_rate=config.learning_rate * scale)
@@ -161,7 +162,9 @@ def pairs_per_step(config: TrainingConfig, num_processes: int) -> int:
     return config.train_batch_size * config.gradient_accumulation_steps * num_processes
 
 
-def _speed_up(denoiser: ModelMixin, config: TrainingConfig, device: torch.device) -> None:
+def _speed_up(denoiser: ModelMixin, config: TrainingConfig, accelerator: Accelerator) -> None:
+    device = accelerator.device
+    choose_attention(denoiser, device, accelerator.mixed_precision)
     if config.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     if config.allow_tf32 and device.type == "cuda":

@@ -60,6 +60,8 @@ class ServerBackend:
             "max_tokens": config.max_new_tokens,
             "seed": hash_to_seed(config.seed, request.caption, request.attempt) % 2**31,
         }
+        if config.top_p is not None:
+            body["top_p"] = config.top_p
         if form := _response_format(config):
             body["response_format"] = form
         key = content_hash(json.dumps(body, sort_keys=True), request.attempt)

@@ -51,11 +51,19 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tenso
     return ids, mask
 
 
-def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float) -> Tensor:
-    """Draws one token per row of (rows, vocabulary) logits: the distribution's quantile at a number in [0, 1)."""
+def draw_tokens(logits: Tensor, uniforms: Sequence[float], temperature: float, top_p: float | None = None) -> Tensor:
+    """Draws one token per row of (rows, vocabulary) logits: the distribution's quantile at a number in [0, 1).
+
+    With `top_p`, the distribution is that of the fewest, likeliest tokens that hold this probability together.
+    """
     if temperature == 0:
         return logits.argmax(-1)
-    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    probabilities = (logits.double() / temperature).softmax(-1)
+    if top_p is not None:
+        ordered, tokens = probabilities.sort(stable=True, dim=-1, descending=True)
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
+        probabilities = torch.zeros_like(ordered).scatter(-1, tokens, ordered)
+    cumulative = probabilities.cumsum(-1)
     points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
@@ -107,7 +115,7 @@ class TransformersBackend:
             output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs)
             cache = output.past_key_values
             uniforms = [hash_to_unit(config.seed, *row.prompt.draws, len(row.answer)) for row in rows]
-            tokens = draw_tokens(output.logits[:, -1].float(), uniforms, config.temperature)
+            tokens = draw_tokens(output.logits[:, -1].float(), uniforms, config.temperature, config.top_p)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 self._extend(row, token)
             kept = [place for place, row in enumerate(rows) if row.open]

@@ -116,12 +116,12 @@ def clip_choice(folder: Path, *, num: int = 500, seed: int = 0) -> dict[str, flo
     return {"right": right / num, "captions": float(len(texts)), "n": num}
 
 
-def triplet_validity(folder: Path, *, num: int = 500, seed: int = 0, temperature: float) -> dict[str, float]:
+def triplet_validity(folder: Path, *, num: int = 2000, seed: int = 1, sampling: PromptsConfig) -> dict[str, float]:
     """Returns the shares of answers that parse, and whose instruction fits the step between the two captions."""
     rng = random.Random(f"{seed} language figure")
     captions = [draw_caption(rng, draw_scene(rng)) for _ in range(num)]
     model = load_language_model(str(folder), revision=None, device="auto")
-    sampling = PromptsConfig(temperature=temperature, max_new_tokens=96, seed=seed, batch_size=64)
+    sampling = replace(sampling, max_new_tokens=96, seed=seed, batch_size=64)
     requests = [Request(text, 0) for text in captions]
     answers = CausalBackend(model, sampling).answer(requests, on_answer=lambda _: None)
     parsed = [parse_answer(answer.text) for answer in answers]
@@ -134,7 +134,7 @@ def all_figures(models: Path, config: PipelineConfig) -> dict[str, Any]:
     """Returns every figure that `data/README.md` records, sampled as in the run of `config`."""
     return {
         "oracle": oracle_accuracy(),
-        "language_model": triplet_validity(models / "language-model", temperature=config.prompts.temperature),
+        "language_model": triplet_validity(models / "language-model", sampling=config.prompts),
         "clip": clip_choice(models / "clip"),
         "judge": clip_choice(models / "judge"),
         "text_to_image": text_to_image_accuracy(models / "stable-diffusion", config.rendering),
