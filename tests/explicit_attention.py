@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.models.attention_processor import Attention
+from scipy import ndimage
 from torch import Tensor
 
 from ip2p.config import RenderingConfig
@@ -99,6 +101,15 @@ class ExplicitPair(ExplicitAttention):
             found |= large > self.config.blend_threshold * large.max()
         return found
 
+    def differs(self, original: Tensor, edited: Tensor) -> Tensor:
+        """Places next to one around which the sides differ on average."""
+        difference = (edited - original).abs().mean(0).double().numpy()
+        smooth, share = (
+            ndimage.uniform_filter(of, 3, mode="constant") for of in (difference, np.ones_like(difference))
+        )
+        far = smooth / share > self.config.blend_threshold * (smooth / share).max()
+        return torch.from_numpy(ndimage.binary_dilation(far, np.ones((3, 3))))
+
     def conditions(self, prompts: list[str]) -> dict[str, Any]:
         pipeline = self.pipeline
         is_xl = isinstance(pipeline, StableDiffusionXLPipeline)
@@ -143,7 +154,9 @@ class ExplicitPair(ExplicitAttention):
                 latents = scheduler.step(predicted, timestep, latents, **options).prev_sample
                 is_late = spec.local_blend > (self.num_steps - 1 - self.step) / max(1, self.num_steps - 1)
                 if is_late and not self.together:
-                    latents[1] = torch.where(self.may_differ(*size[1:]), latents[1], latents[0])
+                    by_difference = self.config.blend_by_difference
+                    places = self.differs(*latents) if by_difference else self.may_differ(*size[1:])
+                    latents[1] = torch.where(places, latents[1], latents[0])
         finally:
             unet.set_attn_processor(before)
         return latents[0], latents[1]

@@ -18,6 +18,7 @@ from ip2p.config import PipelineConfig, Thresholds
 from ip2p.models.loading import load_image_model
 from ip2p.scoring.contrast import contrast
 from ip2p.scoring.dino import image_similarities
+from ip2p.scoring.shift import shift
 from ip2p.scoring.ssim import ssim
 from ip2p.store import RunFolder
 from tests.test_rendering_candidates import write_triplets
@@ -44,6 +45,28 @@ def test_a_flat_image_has_no_contrast_and_a_chessboard_the_most() -> None:
     assert contrast(Image.new("RGB", (8, 8), "purple")) == 0
     board = np.indices((8, 8)).sum(0) % 2 * 255
     assert contrast(Image.fromarray(board.astype(np.uint8)).convert("RGB")) == 0.5
+
+
+def square(x: int, y: int, colour: str, *, other: str | None = None, size: int = 64) -> Image.Image:
+    """A picture of a square of 12 pixels, and of another one at a fixed place."""
+    picture = Image.new("RGB", (size, size), "beige")
+    picture.paste(colour, (x, y, x + 12, y + 12))
+    if other is not None:
+        picture.paste(other, (46, 46, 54, 54))
+    return picture
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, 0), (0, -4), (3, 4), (-6, 8)])
+@pytest.mark.parametrize("other", [None, "black"])
+def test_the_shift_is_the_distance_that_the_changed_part_moved(dx: int, dy: int, other: str | None) -> None:
+    moved = shift(square(10, 20, "red", other=other), square(10 + dx, 20 + dy, "blue", other=other))
+    assert moved == pytest.approx(np.hypot(dx, dy) / 64, abs=0.003)
+
+
+def test_what_does_not_change_does_not_shift_and_sizes_must_agree() -> None:
+    assert shift(square(10, 20, "red"), square(10, 20, "red")) == 0
+    assert shift(Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")) == 0
+    assert np.isnan(shift(square(1, 1, "red"), square(1, 1, "red", size=65)))
 
 
 def test_ssim_is_that_of_wang_et_al() -> None:

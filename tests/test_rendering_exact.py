@@ -34,6 +34,7 @@ OPERATORS: dict[str, dict[str, Any]] = {
     "reweight below zero": {"reweight": -1.5},
     "blend": {"local_blend": 0.6, "blend_threshold": 0.99},
     "blend at the lowest resolution": {"local_blend": 1.0, "blend_threshold": 0.99, "blend_max_positions": 64},
+    "blend by difference": {"local_blend": 0.6, "blend_by_difference": True, "blend_threshold": 0.8},
     "all": {
         "p2p": 0.5,
         "cross_p2p": 0.8,

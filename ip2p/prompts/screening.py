@@ -109,24 +109,26 @@ def agrees(triplet: EditTriplet) -> bool:
 _BETWEEN_PHRASES = "and or but near beside next behind under over above below against while"
 BETWEEN_PHRASES = FUNCTION_WORDS | frozenset(_BETWEEN_PHRASES.split())
 """Words at which a caption falls into phrases, such as `large red circle`."""
+_WHAT_FOLLOWS = re.compile(r"\b(?:with|for|into|to)\b", re.IGNORECASE)
+"""Words of an instruction after which it names what is new."""
 
 
 def refers_to_the_change(triplet: EditTriplet) -> bool:
-    """Returns whether the edit changes the phrase of the original caption that the instruction names most, and no other.
+    """Returns whether the edit changes the phrase of the original caption that the instruction names, and no other.
 
     "make the ring red" names the ring; if the edited caption has a red square instead of a blue one and the ring as it
-    was, the two do not fit. True if the instruction names no phrase, or the edit only adds to the caption. A caption
-    may be worded anew: another phrase counts as changed only if two or more were lost and two or more gained.
+    was, the two do not fit. True if the instruction names no phrase, or the edit only adds to the caption. Another
+    phrase is changed if a new one shares words with it; one that is dropped, or gains or loses words, is only reworded.
     """
     before, after = (Counter(phrases_of(text)) for text in (triplet.original_prompt, triplet.edited_prompt))
     lost, gained = before - after, after - before
-    named = set(_words(triplet.edit_prompt)) - BETWEEN_PHRASES
+    named = set(_words(_WHAT_FOLLOWS.split(triplet.edit_prompt, maxsplit=1)[0])) - BETWEEN_PHRASES
     most = max((len(named & phrase) for phrase in before), default=0)
     if not lost or not most:
         return True
-    meant = [phrase for phrase in lost if len(named & phrase) == most]
-    changes_others = len(meant) < len(lost) and lost.total() > 1 and gained.total() > 1
-    return bool(meant) and not changes_others
+    others = [phrase for phrase in lost if len(named & phrase) < most]
+    changes_others = any(phrase & new and not (phrase <= new or new <= phrase) for phrase in others for new in gained)
+    return len(others) < len(lost) and not changes_others
 
 
 def phrases_of(caption: str) -> list[Words]:

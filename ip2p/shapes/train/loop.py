@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ip2p.store import write_atomic
-from ip2p.training.optimizer import Muon
 
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 
@@ -29,8 +28,6 @@ class LoopConfig:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     max_grad_norm: float = 1.0
-    muon: bool = False
-    """Whether Muon trains the inner weight matrices; the embeddings and the first and last layers stay with AdamW."""
 
 
 def learning_rate_at(step: int, config: LoopConfig) -> float:
@@ -48,7 +45,9 @@ def train(model: nn.Module, loss_at: Callable[[int], Tensor], config: LoopConfig
     batches as one that was not.
     """
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_warming_ema(config.ema_decay), use_buffers=True)
-    optimizer = _new_optimizer(model, config)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
+    )
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
     start = _resume(checkpoint, parts)
     bar = tqdm(
@@ -72,23 +71,6 @@ def train(model: nn.Module, loss_at: Callable[[int], Tensor], config: LoopConfig
             saved = time.monotonic()
     model.load_state_dict(average.module.state_dict())
     return model.eval()
-
-
-OUTER = ("conv_in.", "conv_out.", "model.embed_tokens.", "lm_head.")
-"""How the names of first and last layers begin, which Muon's authors leave to AdamW."""
-
-
-def _new_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    options: dict[str, float] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if not config.muon:
-        return torch.optim.AdamW(trained.values(), **options)  # type: ignore[arg-type]
-    matrices = {name for name, weight in trained.items() if weight.ndim >= 2 and not name.startswith(OUTER)}
-    groups: list[dict[str, object]] = [
-        {"params": [weight for name, weight in trained.items() if name not in matrices]},
-        {"params": [trained[name] for name in sorted(matrices)], "orthogonal": True},
-    ]
-    return Muon(groups, matmul=torch.bfloat16, **options)
 
 
 def _warming_ema(decay: float) -> Callable[..., None]:

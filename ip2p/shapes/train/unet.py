@@ -44,17 +44,6 @@ NUM_CROWDED = BATCH_SIZE // 2
 NUM_EDITS = 12_000
 
 
-CAPTIONED = slice(BATCH_SIZE - NUM_INSTRUCTED)
-"""Samples of a distillation batch whose text is a caption, or empty: the first ones."""
-
-CONSISTENCY_STEPS = 50
-"""Deterministic steps of the teacher whose end the few-step denoiser learns to predict."""
-CLEAR_BELOW = 250
-"""Timestep below which a scene is all but certain, so that the denoiser learns the scene itself."""
-HUBER = 0.05
-"""Error above which the consistency loss is linear."""
-
-
 @dataclass(frozen=True, slots=True)
 class LatentPool:
     """Scenes, encoded once, and the text of each."""
@@ -62,27 +51,6 @@ class LatentPool:
     latents: Tensor
     """(N, 4, 16, 16) float16, scaled."""
     texts: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class MixedPool:
-    """Captioned scenes, of which half are crowded, and edited scenes with their instructions."""
-
-    scenes: LatentPool
-    edits: LatentPool
-    crowded: Tensor
-    """Numbers of the scenes with two objects."""
-
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
-        """Draws a batch: (latents, texts, which of the captioned ones lose their text)."""
-        num_captioned = BATCH_SIZE - NUM_INSTRUCTED
-        two = self.crowded[torch.randint(len(self.crowded), (NUM_CROWDED,), generator=generator)]
-        any_number = torch.randint(len(self.scenes.texts), (num_captioned - NUM_CROWDED,), generator=generator)
-        captioned = torch.cat([two, any_number])
-        instructed = torch.randint(len(self.edits.texts), (NUM_INSTRUCTED,), generator=generator)
-        texts = [self.scenes.texts[k] for k in captioned.tolist()] + [self.edits.texts[k] for k in instructed.tolist()]
-        dropped = torch.rand(num_captioned, generator=generator) < DISTIL_CAPTION_DROPOUT
-        return torch.cat([self.scenes.latents[captioned], self.edits.latents[instructed]]).float(), texts, dropped
 
 
 def new_unet(cross_attention_dim: int) -> UNet2DConditionModel:
@@ -139,17 +107,6 @@ def edit_pool(folder: Path, vae: AutoencoderKL, *, seed: int, num: int, device: 
     path = folder / f"edit-latents-{seed}-{num}.safetensors"
     latents = encode_scenes(path, vae, [edit.edited for edit in edits], device)
     return LatentPool(latents, [edit.edit_prompt for edit in edits])
-
-
-def mixed_pool(
-    folder: Path, vae: AutoencoderKL, *, seed: int, num_scenes: int, num_edits: int, device: str
-) -> MixedPool:
-    """Draws scenes and edits and encodes them, or reads their latents from `folder`."""
-    scenes = latent_pool(folder, vae, seed=seed, num=num_scenes, device=device)
-    edits = edit_pool(folder, vae, seed=seed, num=num_edits, device=device)
-    descriptions = [parse_caption(text) for text in scenes.texts]
-    crowded = torch.tensor([k for k, one in enumerate(descriptions) if one is not None and len(one.objects) == 2])
-    return MixedPool(scenes, edits, crowded)
 
 
 @torch.no_grad()
@@ -249,88 +206,36 @@ def distil_guidance(
     num_edits: int = NUM_EDITS,
 ) -> UNet2DConditionModel:
     """Trains `unet` in place to predict what it predicted with guidance before; its teacher is a copy of itself."""
-    pool = mixed_pool(folder, vae, seed=seed, num_scenes=num_scenes, num_edits=num_edits, device=device)
+    scenes = latent_pool(folder, vae, seed=seed, num=num_scenes, device=device)
+    edits = edit_pool(folder, vae, seed=seed, num=num_edits, device=device)
     teacher = copy.deepcopy(unet).eval().requires_grad_(False)
     scheduler, null_text = new_scheduler(), hidden_states(text_encoder.requires_grad_(False), tokenizer, [""])
+    num_captioned = BATCH_SIZE - NUM_INSTRUCTED
+    with_caption = slice(num_captioned)
+    descriptions = [parse_caption(text) for text in scenes.texts]
+    crowded = torch.tensor([k for k, one in enumerate(descriptions) if one is not None and len(one.objects) == 2])
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((seed + 1, step)))
-        latents, texts, dropped = pool.draw(generator)
+        two = crowded[torch.randint(len(crowded), (NUM_CROWDED,), generator=generator)]
+        any_number = torch.randint(len(scenes.texts), (num_captioned - NUM_CROWDED,), generator=generator)
+        captioned = torch.cat([two, any_number])
+        instructed = torch.randint(len(edits.texts), (NUM_INSTRUCTED,), generator=generator)
+        texts = [scenes.texts[k] for k in captioned.tolist()] + [edits.texts[k] for k in instructed.tolist()]
+        dropped = torch.rand(num_captioned, generator=generator) < DISTIL_CAPTION_DROPOUT
         hidden = hidden_states(text_encoder, tokenizer, texts)
-        hidden[CAPTIONED][dropped.to(device)] = null_text
-        noisy, timesteps, target = diffuse(scheduler, latents.to(device, memory_format=torch.channels_last), generator)
+        hidden[with_caption][dropped.to(device)] = null_text
+        latents = torch.cat([scenes.latents[captioned], edits.latents[instructed]]).float()
+        latents = latents.to(device, memory_format=torch.channels_last)
+        noisy, timesteps, target = diffuse(scheduler, latents, generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            target[CAPTIONED] += guidance_difference(
-                teacher, noisy[CAPTIONED], timesteps[CAPTIONED], hidden[CAPTIONED], null_text
+            target[with_caption] += guidance_difference(
+                teacher, noisy[with_caption], timesteps[with_caption], hidden[with_caption], null_text
             )
         return velocity_loss(unet, noisy, timesteps, hidden, target)
 
     config = LoopConfig(num_steps=num_steps, learning_rate=3e-4, warmup_steps=100, ema_decay=0.998)
     return train(unet.train(), loss_at, config, checkpoint=folder / "guidance.pt")
-
-
-def distil_steps(
-    folder: Path,
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    *,
-    seed: int,
-    num_steps: int,
-    device: str = "cpu",
-    num_scenes: int = NUM_SCENES,
-    num_edits: int = NUM_EDITS,
-) -> UNet2DConditionModel:
-    """Trains the guided `unet` in place as a latent consistency model (Luo et al., 2023).
-
-    It predicts where the teacher's path of many deterministic steps ends, which is a sharp picture. What it predicted
-    before is the mean of all pictures that fit, which is blurred, and few steps of the sampler do not correct it.
-    """
-    pool = mixed_pool(folder, vae, seed=seed, num_scenes=num_scenes, num_edits=num_edits, device=device)
-    teacher = copy.deepcopy(unet).eval().requires_grad_(False)
-    scheduler, null_text = new_scheduler(), hidden_states(text_encoder.requires_grad_(False), tokenizer, [""])
-
-    def loss_at(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((seed + 2, step)))
-        scenes, texts, dropped = pool.draw(generator)
-        hidden = hidden_states(text_encoder, tokenizer, texts)
-        hidden[CAPTIONED][dropped.to(device)] = null_text
-        latents = scenes.to(device, memory_format=torch.channels_last)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        later = torch.randint(1, CONSISTENCY_STEPS + 1, (BATCH_SIZE,), generator=generator).to(device)
-        stride = scheduler.config.num_train_timesteps // CONSISTENCY_STEPS
-        timesteps, earlier = later * stride - 1, (later - 1) * stride - 1
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        with torch.no_grad():
-            scene, noise = scene_and_noise(teacher, scheduler, noisy, timesteps, hidden)
-            kept, noised = scales(scheduler, earlier.clamp(min=0))
-            target, _ = scene_and_noise(unet, scheduler, kept * scene + noised * noise, earlier.clamp(min=0), hidden)
-        predicted, _ = scene_and_noise(unet, scheduler, noisy, timesteps, hidden)
-        is_clear = (timesteps < CLEAR_BELOW)[:, None, None, None]
-        error = torch.where(is_clear, (predicted - latents) / scales(scheduler, timesteps)[1], predicted - target)
-        per_value = torch.where(is_clear, error.square(), (error.square() + HUBER**2).sqrt() - HUBER)
-        loss: Tensor = per_value.mean()
-        return loss
-
-    config = LoopConfig(num_steps=num_steps, learning_rate=3e-4, warmup_steps=100, ema_decay=0.995, muon=True)
-    return train(unet.train(), loss_at, config, checkpoint=folder / "consistency.pt")
-
-
-def scene_and_noise(
-    unet: UNet2DConditionModel, scheduler: DDIMScheduler, noisy: Tensor, timesteps: Tensor, hidden: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Splits noisy latents into the scene and the noise that the denoiser sees in them."""
-    with torch.autocast(noisy.device.type, torch.bfloat16):
-        velocity = unet(noisy, timesteps, hidden).sample
-    kept, noised = scales(scheduler, timesteps)
-    return kept * noisy - noised * velocity.float(), noised * noisy + kept * velocity.float()
-
-
-def scales(scheduler: DDIMScheduler, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the factors of picture and noise at the timesteps, each (N, 1, 1, 1)."""
-    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
-    return kept.sqrt(), (1 - kept).sqrt()
 
 
 @torch.no_grad()
