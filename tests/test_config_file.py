@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ip2p.config import PipelineConfig, Thresholds, to_dict
+from ip2p.config import PipelineConfig, PromptsConfig, ScreeningConfig, Thresholds, to_dict
 from ip2p.config.files import overlay, read_config
 from ip2p.presets import shapes
 
@@ -99,3 +100,12 @@ def test_the_environment_of_a_saved_run_is_not_a_setting(tmp_path: Path) -> None
 
 def test_a_whole_config_survives_the_way_through_plain_values() -> None:
     assert overlay(PipelineConfig(), to_dict(shapes())) == shapes()
+
+
+def test_a_section_that_was_saved_whole_takes_nothing_from_below(tmp_path: Path) -> None:
+    below = replace(PipelineConfig(), prompts=PromptsConfig(top_p=0.5, screening=ScreeningConfig(check_reference=True)))
+    saved, partial = tmp_path / "config.json", tmp_path / "partial.json"
+    saved.write_text(json.dumps(to_dict(PipelineConfig())))
+    assert read_config(saved, below) == PipelineConfig()
+    partial.write_text('{"prompts": {"temperature": 0.1}}')
+    assert read_config(partial, below).prompts == replace(below.prompts, temperature=0.1)

@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ip2p.config import EvaluationConfig, PipelineConfig, to_dict
+from ip2p.config.fields import OMIT_IF_EMPTY
 from ip2p.console import suggest
 
 Config = TypeVar("Config")
@@ -100,11 +101,15 @@ adapter_of = functools.cache(TypeAdapter)
 
 
 def _merge(kind: Any, base: dict[str, Any], values: Any, where: str) -> dict[str, Any]:
-    """Lays values over a config's plain values, section by section; pydantic has no near miss to suggest."""
+    """Lays values over a config's plain values, section by section; pydantic has no near miss to suggest.
+
+    A section that was saved whole leaves out what it does not use (`OMIT_IF_EMPTY`): that is not taken from below it.
+    """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where.rstrip('.')} takes keys and values, got {values!r}.")
     hints = typing.get_type_hints(kind)
-    merged = dict(base)
+    always_saved = {field.name for field in dataclasses.fields(kind) if dict(field.metadata) != OMIT_IF_EMPTY}
+    merged = {} if always_saved <= values.keys() else dict(base)
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {where}{key}. {suggest(str(key), list(hints), where)}")
