@@ -272,7 +272,8 @@ def expected_fingerprints(run: Path, config: PipelineConfig) -> dict[str, str]:
     content = fingerprint(pairs, columns, sum(pq.read_metadata(path).num_rows for path in data))
     views = (config.training.resolution, config.training.random_flip, "torch.float32", 2)
     vae = (config.training.pretrained_vae_model_name_or_path, config.training.vae_precision)
-    expected["cache"] = fingerprint(content, base, *vae, *views)
+    balanced = ["row numbers"] if config.training.balance_column else []
+    expected["cache"] = fingerprint(content, base, *vae, *views, *balanced)
     expected["completed asked"] = asked(config, __version__)["pipeline"]
     expected["completed inputs"] = content_hash(*inputs_of(config))
     return expected | {"completed results": content_hash(*results_of(run))}

@@ -45,7 +45,7 @@ def test_clip_picks_the_right_caption_among_thirty_two() -> None:
 @pytest.mark.slow
 def test_the_language_models_triplets_are_the_grammars() -> None:
     figures = triplet_validity(MODELS / "language-model", num=500, seed=7, sampling=shapes().prompts)
-    assert figures["consistent"] >= 0.97
+    assert figures["consistent"] >= 0.93
 
 
 @pytest.mark.slow
