@@ -50,33 +50,7 @@ def shapes() -> PipelineConfig:
                 (r"", "colour"),
             ),
         ),
-        rendering=RenderingConfig(
-            model=stable_diffusion,
-            dtype="auto",
-            num_inference_steps=8,
-            guidance_scale=(1.0, 1.0),
-            p2p=(0.0, 0.5),
-            cross_p2p=(0.8, 1.0),
-            shared_steps=(0.43, 0.57),
-            blend_by_difference=True,
-            num_candidates=1,
-            per_edit_type={
-                "colour": EditTypeRendering(num_candidates=2),
-                "size": EditTypeRendering(num_candidates=2),
-                "background": EditTypeRendering(p2p=(0.0, 0.3), shared_steps=(0.29, 0.42)),
-                "add": EditTypeRendering(
-                    num_candidates=2,
-                    p2p=(0.0, 0.0),
-                    cross_p2p=(0.3, 0.42),
-                    shared_steps=(0.15, 0.28),
-                    local_blend=(0.3, 0.5),
-                ),
-                "remove": EditTypeRendering(p2p=(0.0, 0.3), shared_steps=(0.29, 0.42), local_blend=(0.3, 0.5)),
-                "replace": EditTypeRendering(num_candidates=2),
-            },
-            batch_size=32,
-            keep_rejected_images=True,
-        ),
+        rendering=_shapes_rendering(stable_diffusion),
         scoring=ScoringConfig(
             clip_model=str(models / "clip"), clip_pretrained=None, ssim=True, further={"shift": "yes"}
         ),
@@ -95,6 +69,37 @@ def shapes() -> PipelineConfig:
             num_inference_steps=8,
             dtype="auto",
         ),
+    )
+
+
+def _shapes_rendering(model: str) -> RenderingConfig:
+    """Renders in few steps; what is to be added needs a layout that is not fixed yet."""
+    return RenderingConfig(
+        model=model,
+        dtype="auto",
+        num_inference_steps=8,
+        guidance_scale=(1.0, 1.0),
+        p2p=(0.0, 0.5),
+        cross_p2p=(0.8, 1.0),
+        shared_steps=(0.43, 0.57),
+        blend_by_difference=True,
+        num_candidates=1,
+        per_edit_type={
+            "colour": EditTypeRendering(num_candidates=2),
+            "size": EditTypeRendering(num_candidates=2),
+            "background": EditTypeRendering(p2p=(0.0, 0.3), shared_steps=(0.29, 0.42)),
+            "add": EditTypeRendering(
+                num_candidates=2,
+                p2p=(0.0, 0.0),
+                cross_p2p=(0.3, 0.42),
+                shared_steps=(0.15, 0.28),
+                local_blend=(0.3, 0.5),
+            ),
+            "remove": EditTypeRendering(p2p=(0.0, 0.3), shared_steps=(0.29, 0.42), local_blend=(0.3, 0.5)),
+            "replace": EditTypeRendering(num_candidates=2),
+        },
+        batch_size=32,
+        keep_rejected_images=True,
     )
 
 

@@ -16,6 +16,7 @@ from ip2p.config import PipelineConfig
 from ip2p.presets import data_folder
 from ip2p.prompts import num_shards, read_triplets, write_shard
 from ip2p.prompts.captions import ReadyLine, read_entries
+from ip2p.prompts.format import REASONS
 from ip2p.prompts.inspection import COLUMNS, measure, objects_of, verb_of
 from ip2p.prompts.shards import read_generations
 from ip2p.store import RunFolder
@@ -113,7 +114,7 @@ def test_try_prints_a_triplet_a_line(capsys: pytest.CaptureFixture[str]) -> None
     words = ["try", "a small red circle on a white background", "-n", "3", "shapes"]
     assert run(*words) == 0
     lines = said(capsys).splitlines()
-    assert len(lines) == 3 and all(line.split(":")[0] in ("kept", "duplicate", "no_op") for line in lines)
+    assert len(lines) == 3 and all(line.split(":")[0] in ("kept", *REASONS) for line in lines)
     assert run(*words, "--prompts.backend", "template") == 0
     assert all(line.startswith("kept: [") for line in said(capsys).splitlines())
 
