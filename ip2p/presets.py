@@ -51,9 +51,7 @@ def shapes() -> PipelineConfig:
             ),
         ),
         rendering=_shapes_rendering(stable_diffusion),
-        scoring=ScoringConfig(
-            clip_model=str(models / "clip"), clip_pretrained=None, ssim=True, further={"shift": "yes"}
-        ),
+        scoring=ScoringConfig(clip_model=str(models / "clip"), clip_pretrained=None, ssim=True, shift=True),
         filtering=_shapes_filtering(),
         training=_shapes_training(stable_diffusion),
         evaluation=EvaluationConfig(
@@ -150,26 +148,18 @@ def _shapes_filtering() -> FilteringConfig:
     They were chosen on other captions and seeds than the run's. CLIP's right captions score 0.5 to 0.66.
     """
     return FilteringConfig(
-        thresholds=_thresholds(original=0.5, edited=0.52, direction=0.69, ssim=0.6, shift=0.045),
+        thresholds=Thresholds(original=0.5, edited=0.52, direction=0.69, image=0.1, ssim=0.6, max_shift=0.045),
         per_edit_type={
-            "shape": _thresholds(original=0.54, edited=0.4, direction=0.74, ssim=0.54, shift=0.034),
-            "size": _thresholds(original=0.46, edited=0.6, direction=0.1, ssim=0.55, shift=0.038),
-            "background": _thresholds(original=0.5, edited=0.5, direction=0.78),
-            "add": _thresholds(original=0.46, edited=0.53, ssim=0.83),
-            "remove": _thresholds(original=0.5, edited=0.5, ssim=0.8),
-            "replace": _thresholds(original=0.44, edited=0.56, direction=0.1, ssim=0.48, shift=0.031),
+            "shape": Thresholds(original=0.54, edited=0.4, direction=0.74, image=0.1, ssim=0.54, max_shift=0.034),
+            "size": Thresholds(original=0.46, edited=0.6, direction=0.1, image=0.1, ssim=0.55, max_shift=0.038),
+            "background": Thresholds(original=0.5, edited=0.5, direction=0.78, image=0.1),
+            "add": Thresholds(original=0.46, edited=0.53, direction=-1.0, image=0.1, ssim=0.83),
+            "remove": Thresholds(original=0.5, edited=0.5, direction=-1.0, image=0.1, ssim=0.8),
+            "replace": Thresholds(original=0.44, edited=0.56, direction=0.1, image=0.1, ssim=0.48, max_shift=0.031),
         },
         max_pairs_per_triplet=1,
         selection="first",
     )
-
-
-def _thresholds(
-    *, original: float, edited: float, direction: float = -1.0, ssim: float | None = None, shift: float | None = None
-) -> Thresholds:
-    """Bounds the image similarity, which decides nothing here, from below by 0.1."""
-    further = {} if shift is None else {"max_shift": shift}
-    return Thresholds(original=original, edited=edited, direction=direction, image=0.1, ssim=ssim, further=further)
 
 
 def sd15() -> PipelineConfig:

@@ -83,8 +83,7 @@ class Trial(NewRun, Caption):
 
     common: ClassVar[tuple[str, ...]] = (
         *in_section("prompts", "backend", "model", "server.base_url", "temperature", "top_p"),
-        *in_section("prompts", "max_new_tokens"),
-        *in_section("prompts", "examples", "num_examples", "num_repairs", "dtype", "seed"),
+        *in_section("prompts", "max_new_tokens", "examples", "num_examples", "num_repairs", "dtype", "seed"),
     )
     preset: Preset = "sd15"
 

@@ -86,7 +86,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def names_with(kind: type, *marks: Mapping[str, str]) -> frozenset[str]:
+def names_with(kind: type, *marks: Mapping[str, object]) -> frozenset[str]:
     """Returns the names of a dataclass's fields that carry one of the metadata marks."""
     return frozenset(field.name for field in dataclasses.fields(kind) if dict(field.metadata) in marks)
 

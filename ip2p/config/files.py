@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ip2p.config import EvaluationConfig, PipelineConfig, to_dict
-from ip2p.config.fields import OMIT_IF_EMPTY
+from ip2p.config.fields import OMIT_IF_EMPTY, names_with
 from ip2p.console import suggest
 
 Config = TypeVar("Config")
@@ -108,8 +108,8 @@ def _merge(kind: Any, base: dict[str, Any], values: Any, where: str) -> dict[str
     if not isinstance(values, Mapping):
         raise ValueError(f"{where.rstrip('.')} takes keys and values, got {values!r}.")
     hints = typing.get_type_hints(kind)
-    always_saved = {field.name for field in dataclasses.fields(kind) if dict(field.metadata) != OMIT_IF_EMPTY}
-    merged = {} if always_saved <= values.keys() else dict(base)
+    is_whole = hints.keys() - names_with(kind, OMIT_IF_EMPTY) <= values.keys()
+    merged = {} if is_whole else dict(base)
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {where}{key}. {suggest(str(key), list(hints), where)}")

@@ -46,6 +46,8 @@ class ScoringConfig:
     nsfw_head: str | None = None
     """Head on the embeddings of `clip_model`, to score NSFW content: the folder of a Stable Diffusion safety checker
     (its CLIP is ViT-L-14 by openai), or a .safetensors file of linear layers that end in one number."""
+    shift: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also score how far the changed part moved."""
     further: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Settings of scores without a field here, by the `setting` that their file in ip2p/scoring declares."""
     device: str = field(default="auto", metadata=RESULT_FREE)
@@ -88,6 +90,8 @@ class Thresholds:
     """Maximum similarity by `scoring.dino_model`."""
     max_nsfw: float | None = None
     """Maximum score by `scoring.nsfw_head`: 0 for a safety checker, 0.5 or less for a probability."""
+    max_shift: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum distance that the changed part moved, as a share of the shorter side; requires `scoring.shift`."""
     further: dict[str, float] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Bounds on scores without a field here: `name` is the minimum, `max_name` the maximum."""
 

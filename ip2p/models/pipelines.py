@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from ip2p.models.architecture import pipeline_kind
+from ip2p.models.architecture import Architecture, pipeline_kind
 from ip2p.models.components import INDEX
 from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype, weights_in
 
@@ -27,10 +27,7 @@ def load_text_to_image(
         pipeline = from_source(kind.from_pretrained, source, **options, **weights_in(Path(source), variant))
         if getattr(pipeline, "safety_checker", None) is not None:
             pipeline.safety_checker = None
-        pipeline.set_progress_bar_config(disable=True)
-        for part in (architecture.denoiser(pipeline), pipeline.vae):
-            part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
-        return pipeline.to(place)
+        return _made_ready(pipeline, architecture, place)
 
     return load_once(("text-to-image", model, revision, variant, precision, place), load, files=[model])
 
@@ -61,7 +58,12 @@ def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> D
         **weights_in(Path(source), None),
     )
     architecture.check_editor(pipeline, path)
+    return _made_ready(pipeline, architecture, device)
+
+
+def _made_ready(pipeline: DiffusionPipeline, architecture: Architecture, device: str) -> DiffusionPipeline:
+    """Silences the pipeline and brings it to its device."""
     pipeline.set_progress_bar_config(disable=True)
     for part in (architecture.denoiser(pipeline), pipeline.vae):
-        part.to(memory_format=torch.channels_last)
+        part.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU
     return pipeline.to(device)

@@ -20,7 +20,7 @@ from ip2p.models.architecture import Architecture, architecture_of, architecture
 from ip2p.models.latents import decode_images
 from ip2p.models.texts import Texts, tokenizer_lock
 from ip2p.p2p.attention import choose_kernel, sdpa, shared_attention
-from ip2p.p2p.steps import WordSharing, blend, find_differences, plan_step
+from ip2p.p2p.steps import WordSharing, blend, plan_step
 from ip2p.records import Candidate, RenderSpec
 
 
@@ -101,10 +101,11 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
             predicted = base.predict(denoiser, rows, timestep, texts, sizes=sizes).float()
             guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = sampler.step(guided, timestep, latents)
-            if words is not None:
-                latents = words.after_step(plan, shared, latents)
-            if config.blend_by_difference and plan.is_blended.any():
-                latents = blend(latents, find_differences(latents, config.blend_threshold), plan)
+            if words is not None and shared.watched is not None:
+                words.places.add(shared.watched)
+            if plan.is_blended.any():
+                places = None if words is None or config.blend_by_difference else words.places
+                latents = blend(latents, plan, places, config.blend_threshold)
     return latents
 
 

@@ -157,15 +157,6 @@ class WordSharing:
         if not self.config.blend_by_difference:
             shared.watched = plan.watched_words(self.token_maps, self.config.blend_max_positions)
 
-    def after_step(self, plan: StepRows, shared: SharedAttention, latents: Tensor) -> Tensor:
-        """Blends (2 N, C, h, w) latents: away from its words, an edited side keeps the original's latents."""
-        if shared.watched is not None:
-            self.places.add(shared.watched)
-        if self.config.blend_by_difference or not plan.is_blended.any():
-            return latents
-        may_differ = self.places.mask((latents.shape[2], latents.shape[3]), self.config.blend_threshold)
-        return blend(latents, may_differ, plan)
-
 
 def uses_words(spec: RenderSpec, config: RenderingConfig) -> bool:
     """Returns True if a pair uses word-level sharing."""
@@ -173,9 +164,14 @@ def uses_words(spec: RenderSpec, config: RenderingConfig) -> bool:
     return spec.cross_p2p > 0 or blends or (spec.reweight != 1 and spec.reweight_steps > 0)
 
 
-def blend(latents: Tensor, may_differ: Tensor, plan: StepRows) -> Tensor:
-    """Gives the edited sides that are blended the original's latents where a pair may not differ, (N, 1, h, w)."""
+def blend(latents: Tensor, plan: StepRows, places: PlacesOfWords | None, threshold: float) -> Tensor:
+    """Blends (2 N, C, h, w) latents: where a pair may not differ, its edited side gets the original's latents.
+
+    A pair may differ at the places of its words or, if they are not looked for, where it differs already.
+    """
     originals, edited = latents.chunk(2)
+    size = (latents.shape[2], latents.shape[3])
+    may_differ = find_differences(latents, threshold) if places is None else places.mask(size, threshold)
     may_differ = may_differ | ~plan.is_blended.view(-1, 1, 1, 1)
     return torch.cat([originals, torch.where(may_differ, edited, originals)])
 

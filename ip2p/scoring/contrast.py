@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ip2p.scoring.score import Batch, Score
+from ip2p.scoring.score import Score, pair_by_pair
 
 
 def contrast(image: Image.Image) -> float:
@@ -13,10 +13,9 @@ def contrast(image: Image.Image) -> float:
     return float(np.asarray(image.convert("L"), dtype=np.float64).std() / 255)
 
 
-def measure(batch: Batch) -> list[float]:
-    """Returns the lesser contrast of the two images of each pair."""
-    pairs = zip(batch.originals, batch.edited, strict=True)
-    return [min(contrast(original), contrast(edited)) for original, edited in pairs]
+def lesser_contrast(original: Image.Image, edited: Image.Image) -> float:
+    """Returns the contrast of the flatter image."""
+    return min(contrast(original), contrast(edited))
 
 
 SCORES = (
@@ -28,7 +27,7 @@ SCORES = (
         unit="standard deviation of the brightness",
         too_low="flat picture",
         is_similarity=False,
-        prepare=lambda _: measure,
+        prepare=lambda _: pair_by_pair(lesser_contrast),
         place=20,
     ),
 )

@@ -55,6 +55,11 @@ Measure = Callable[[Batch], Sequence[float]]
 """Measures a batch: one number per pair, NaN if a pair has none."""
 
 
+def pair_by_pair(compare: Callable[[Image.Image, Image.Image], float]) -> Measure:
+    """Makes a measure of a function of a pair's two images."""
+    return lambda batch: [compare(*images) for images in zip(batch.originals, batch.edited, strict=True)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """A number by which the filter can accept or reject a rendered pair."""

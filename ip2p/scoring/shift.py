@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from ip2p.scoring.score import Batch, Score
+from ip2p.scoring.score import Score, pair_by_pair
 
 CHANGED = 0.25
 """Share of the largest difference of two images above which a place has changed."""
@@ -47,11 +47,6 @@ def _centre(part: Floats) -> Floats:
     return np.array(ndimage.center_of_mass(weight if weight.any() else np.ones_like(weight)))
 
 
-def measure(batch: Batch) -> list[float]:
-    """Returns the shift of each pair."""
-    return [shift(original, edited) for original, edited in zip(batch.originals, batch.edited, strict=True)]
-
-
 SCORES = (
     Score(
         name="shift",
@@ -62,7 +57,6 @@ SCORES = (
         too_high="the changed part moved",
         is_similarity=True,
         setting="shift",
-        prepare=lambda _: measure,
-        place=40,
+        prepare=lambda _: pair_by_pair(shift),
     ),
 )

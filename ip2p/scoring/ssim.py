@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ip2p.scoring.score import Batch, Score
+from ip2p.scoring.score import Score, pair_by_pair
 
 SSIM: dict[str, object] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
 """Settings of scikit-image, as in Wang et al. (2004)."""
@@ -23,11 +23,6 @@ def ssim(original: Image.Image, edited: Image.Image) -> float:
     return float(structural_similarity(*pixels, channel_axis=-1, **SSIM))  # type: ignore[no-untyped-call]
 
 
-def measure(batch: Batch) -> list[float]:
-    """Returns the structural similarity of each pair."""
-    return [ssim(original, edited) for original, edited in zip(batch.originals, batch.edited, strict=True)]
-
-
 SCORES = (
     Score(
         name="ssim",
@@ -39,7 +34,7 @@ SCORES = (
         too_high="structure too alike",
         is_similarity=True,
         setting="ssim",
-        prepare=lambda _: measure,
+        prepare=lambda _: pair_by_pair(ssim),
         place=30,
     ),
 )
