@@ -102,7 +102,7 @@ def _shapes_rendering(model: str) -> RenderingConfig:
 
 
 def shapes_quick() -> PipelineConfig:
-    """Runs the embedded default on an eighth of the captions, for a first look within three minutes."""
+    """Runs the embedded default on an eighth of the captions, for a first look within four minutes."""
     config = shapes()
     return replace(
         config,
