@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
-from ip2p.p2p.attention import CrossSharing, SelfSharing, shared_attention
+from ip2p.p2p.attention import CrossSharing, SelfSharing
+from ip2p.p2p.installing import shared_attention
 from ip2p.p2p.steps import plan_step
 from tests.explicit_attention import ExplicitAttention
 from tests.tiny import specs, tiny_unet

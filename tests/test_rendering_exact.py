@@ -13,7 +13,7 @@ from torch import Tensor
 from ip2p.config import RenderingConfig
 from ip2p.models.architecture import architecture_of
 from ip2p.models.pipelines import load_text_to_image
-from ip2p.p2p.sampler import fits_tokenizers, render_pairs, sample_latents
+from ip2p.p2p.sampler import fits_encoders, render_pairs, sample_latents
 from ip2p.records import Candidate, EditTriplet, RenderSpec
 from tests.explicit_attention import ExplicitPair
 
@@ -138,6 +138,6 @@ def test_a_pair_of_xl_is_rendered_and_a_long_caption_refused(tiny_xl: Path) -> N
     pipeline = load_text_to_image(str(tiny_xl), revision=None, variant=None, dtype="float32", device="cpu")
     (pair,) = render_pairs(pipeline, [candidate(CIRCLE, SQUARE, 3.0, 1, p2p=0.5)], CONFIG)
     assert pair.original.shape == pair.edited.shape == (64, 64, 3)
-    tokenizers = architecture_of(pipeline).text_encoders(pipeline).tokenizers
-    assert fits_tokenizers(tokenizers, candidate(CIRCLE, SQUARE, 3.0, 1))
-    assert not fits_tokenizers(tokenizers, candidate(CIRCLE, "red " * 31, 3.0, 1))
+    encoders = architecture_of(pipeline).text_encoders(pipeline)
+    assert fits_encoders(encoders, candidate(CIRCLE, SQUARE, 3.0, 1))
+    assert not fits_encoders(encoders, candidate(CIRCLE, "red " * 31, 3.0, 1))

@@ -20,7 +20,7 @@ from ip2p.p2p.alignment import map_tokens, stack_maps
 from ip2p.p2p.sampler import (
     check_renderable,
     encode_texts,
-    fits_tokenizers,
+    fits_encoders,
     sample_latents,
 )
 from ip2p.p2p.steps import is_shared, plan_step
@@ -287,10 +287,10 @@ def test_another_kind_of_model_is_refused() -> None:
 
 
 def test_a_caption_is_measured_before_it_is_cut(pipeline: Any) -> None:
-    tokenizers = BASE.text_encoders(pipeline).tokenizers
-    assert fits_tokenizers(tokenizers, candidate(CIRCLE, SQUARE))
-    assert fits_tokenizers(tokenizers, candidate("red " * 30, SQUARE))
-    assert not fits_tokenizers(tokenizers, candidate(SQUARE, "red " * 31))
+    encoders = BASE.text_encoders(pipeline)
+    assert fits_encoders(encoders, candidate(CIRCLE, SQUARE))
+    assert fits_encoders(encoders, candidate("red " * 30, SQUARE))
+    assert not fits_encoders(encoders, candidate(SQUARE, "red " * 31))
 
 
 def test_the_models_processors_are_back_after_rendering_and_after_an_error(pipeline: Any) -> None:

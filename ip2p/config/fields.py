@@ -68,7 +68,7 @@ def check_share(name: str, *values: float | None) -> None:
 
 
 OMIT_IF_EMPTY = {"omit_if_empty": True}
-"""Metadata of a field that came later: while it is empty, saved configs and fingerprints are as they were before it."""
+"""Metadata of a field that came later: while it has its default, saved configs and fingerprints are as before it."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -80,10 +80,19 @@ def _plain(value: Any) -> Any:
     """Turns dataclasses into dicts, however deep they lie."""
     if dataclasses.is_dataclass(value):
         items = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
-        return {field.name: _plain(item) for field, item in items if item or "omit_if_empty" not in field.metadata}
+        return {field.name: _plain(item) for field, item in items if not _is_omitted(field, item)}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_omitted(field: dataclasses.Field[Any], value: Any) -> bool:
+    return "omit_if_empty" in field.metadata and value == default_of(field)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Returns a field's default; MISSING if it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def names_with(kind: type, *marks: Mapping[str, object]) -> frozenset[str]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_positive, check_range, check_unit
+from ip2p.config.fields import (
+    OMIT_IF_EMPTY,
+    RESULT_FREE,
+    check,
+    check_not_negative,
+    check_positive,
+    check_range,
+    check_unit,
+)
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionBackend = Literal["auto", "sdpa", "xformers"]
@@ -68,6 +76,8 @@ class RenderingConfig:
     """Class name of a diffusers scheduler. Default: the model's own."""
     num_inference_steps: int = 50
     """Denoising steps."""
+    max_sequence_length: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Tokens that the T5 text encoder of a model that has one reads. Default: those of its own pipeline."""
     first_look_steps: int | None = None
     """Preview every candidate in this many steps, and render it in full only if the preview passes the filter within
     `filtering.first_look_slack`. Pays off if most candidates are rejected. Default: no preview."""
@@ -132,6 +142,7 @@ class RenderingConfig:
             f"got {self.first_look_steps}. Leave it out to render in full at once.",
         )
         check_positive(self, "blend_max_positions", "p2p_max_positions")
+        check_not_negative(self, "max_sequence_length")
         check_unit("blend_threshold", self.blend_threshold)
         _check_draws(self)
         check(

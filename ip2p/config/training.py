@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, WEIGHTS_FREE, check, check_positive, check_unit
+from ip2p.config.fields import (
+    OMIT_IF_EMPTY,
+    RESULT_FREE,
+    WEIGHTS_FREE,
+    check,
+    check_not_negative,
+    check_positive,
+    check_unit,
+)
+
+WeightingScheme = Literal["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +113,17 @@ class TrainingConfig:
     """Crop column to tell Stable Diffusion XL for all pairs. Default: each pair's own."""
     snr_gamma: float | None = None
     """Gamma of Min-SNR loss weighting; 5.0 is usual. Default: no weighting."""
+    weighting_scheme: WeightingScheme | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Flow matching: noise levels are drawn by `logit_normal` (the default) or `mode`, or drawn evenly and their
+    losses weighted by `sigma_sqrt` or `cosmap`, or neither (`none`). Esser et al., 2024, section 3.1."""
+    logit_mean: float = field(default=0.0, metadata=OMIT_IF_EMPTY)
+    """Mean of `logit_normal`; above 0 draws less noise."""
+    logit_std: float = field(default=1.0, metadata=OMIT_IF_EMPTY)
+    """Standard deviation of `logit_normal`."""
+    mode_scale: float = field(default=1.29, metadata=OMIT_IF_EMPTY)
+    """Scale of `mode`."""
+    max_sequence_length: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Tokens that the T5 text encoder of a base that has one reads. Default: those of its own pipeline."""
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
     """Timesteps to draw more often: the first `portion`, the last `portion`, or those from `begin` to `end`."""
     timestep_bias_multiplier: float = 1.0
@@ -170,6 +191,8 @@ class TrainingConfig:
         check_positive(self, "validation_steps", "validation_epochs")
         check_positive(self, "log_every", "learning_rate_conv_in", "timestep_bias_multiplier")
         check_unit("timestep_bias_portion", self.timestep_bias_portion)
+        check_positive(self, "logit_std")
+        check_not_negative(self, "max_sequence_length")
         begin, end = self.timestep_bias_begin, self.timestep_bias_end
         check(
             0 <= begin < end,

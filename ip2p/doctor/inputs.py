@@ -132,12 +132,12 @@ def denoiser_weights(name: str, revision: str | None = None) -> int:
 
 
 def _architecture_of(folder: Path) -> Architecture:
-    from ip2p.models.architecture import architecture_named  # which imports diffusers
+    from ip2p.models.architecture import architecture_named, class_name  # which imports diffusers
 
-    name = read_json_or_empty(folder / PIPELINE).get("_class_name")
-    if not name:
+    index = read_json_or_empty(folder / PIPELINE)
+    if not index.get("_class_name"):
         raise ValueError(f"{folder / PIPELINE} names no pipeline. Copy or download the model again.")
-    return architecture_named(str(name), what=str(folder))
+    return architecture_named(class_name(index), what=str(folder))
 
 
 def read_weights(folder: Path, variant: str | None) -> Weights:

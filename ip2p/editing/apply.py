@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ip2p.models.architecture import Architecture, architecture_of
+from ip2p.models.architecture import Architecture, architecture_of, size_step
 from ip2p.models.latents import LatentSpace, decode_images
 from ip2p.models.texts import Texts, join_texts
 
@@ -67,17 +67,17 @@ def edit_images(
 
 
 def fitting_size(pipeline: DiffusionPipeline, width: int, height: int) -> tuple[int, int]:
-    """Returns the nearest size that the autoencoder can halve as often as it does."""
-    factor = pipeline.vae_scale_factor
+    """Returns the nearest size that the autoencoder can halve and the denoiser can cut into patches."""
+    factor = size_step(pipeline, architecture_of(pipeline))
     return max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
 
 
 def encode_images(pipeline: DiffusionPipeline, base: Architecture, images: NDArray[np.uint8]) -> Tensor:
-    """Encodes (N, H, W, 3) to the posterior's mode (N, C, h, w), normalised for a model of CosXL's convention alone."""
+    """Encodes (N, H, W, 3) to the posterior's mode (N, C, h, w), normalised for a model that takes it so."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents: Tensor = pipeline.vae.encode(pixels.to(pipeline.vae.device, pipeline.vae.dtype)).latent_dist.mode()
     latents = latents.to(base.denoiser(pipeline).dtype)
-    return LatentSpace.of(pipeline.vae.config).scaled(latents) if getattr(pipeline, "is_cosxl_edit", False) else latents
+    return LatentSpace.of(pipeline.vae.config).scaled(latents) if base.condition_is_scaled(pipeline) else latents
 
 
 def denoise(
@@ -92,8 +92,9 @@ def denoise(
     denoiser = base.denoiser(pipeline)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = base.noise.new_scheduler(pipeline.scheduler, None)
-    sampler = base.noise.sampler(scheduler, num_steps, denoiser.device, generators)
-    noise = torch.stack([torch.randn(conditions.image.shape[1:], generator=generator) for generator in generators])
+    shape = conditions.image.shape[1:]
+    sampler = base.sampler(scheduler, num_steps, shape, denoiser.device, generators)
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     latents = sampler.start(noise.to(denoiser.device))
     for timestep in sampler.timesteps:
 

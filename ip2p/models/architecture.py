@@ -10,19 +10,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from ip2p import models
-from ip2p.config import TrainingConfig
-from ip2p.models.components import latent_shape, model_index, read_index
-from ip2p.models.noise import NoiseProcess
+from ip2p.config import EditTypeRendering, RenderingConfig, TrainingConfig
+from ip2p.models.components import latent_shape, model_index
+from ip2p.models.noise import NoiseProcess, Sampler
 from ip2p.models.texts import TextEncoders, Texts
 
 
@@ -32,8 +32,14 @@ class AttentionLayers:
 
     to_itself: Sequence[Attention]
     """The layers in which an image attends to itself."""
-    to_text: Sequence[Attention]
+    to_text: Sequence[Attention] = ()
     """The layers in which it attends to the text."""
+    joint: Sequence[nn.Module] = ()
+    """The layers in which image and text attend to both, under one softmax."""
+    text_first: bool = False
+    """Whether the text comes before the image in those."""
+    watched: Sequence[nn.Module] = ()
+    """Those of them whose maps say best where a word is drawn."""
 
 
 class Architecture(ABC):
@@ -57,6 +63,12 @@ class Architecture(ABC):
     """The first and last layers."""
     adapted: ClassVar[tuple[str, ...]]
     """The layers that adapters are put on."""
+    unshared: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Settings of the rendering that have no meaning here, with the ranges that leave them out."""
+    patch: ClassVar[int] = 1
+    """The side of the square of latents that is one position of the denoiser."""
+    scales_condition: ClassVar[bool] = False
+    """Whether an editor takes the image condition normalised, as it takes latents."""
 
     @property
     def pipelines(self) -> dict[str, type[DiffusionPipeline]]:
@@ -89,25 +101,45 @@ class Architecture(ABC):
         *,
         condition: Tensor | None = None,
         sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Calls the denoiser on N noised latents.
 
         `condition` are the latents of the images to edit. `sizes` are (N, 6) or (6,) integers for a base that takes
-        them: original height and width, the crop's top and left, target height and width.
+        them: original height and width, the crop's top and left, target height and width. `guidance` are (N,) scales
+        for a base that `is_distilled`.
         """
+
+    def is_distilled(self, denoiser: ModelMixin) -> bool:
+        """Returns True if the denoiser takes the guidance scale as an input, so that it needs no half without text."""
+        return False
+
+    def sampler(
+        self,
+        scheduler: SchedulerMixin,
+        num_steps: int,
+        shape: Sequence[int],
+        device: torch.device,
+        generators: Sequence[Generator],
+    ) -> Sampler:
+        """Starts a fresh scheduler for latents of `shape`, (C, h, w); each row draws from its own generator."""
+        num_positions = (shape[1] // self.patch) * (shape[2] // self.patch)
+        return self.noise.sampler(scheduler, num_steps, device, generators, num_positions)
 
     @abstractmethod
     def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
         """Names the layers whose maps a pair shares."""
 
     @abstractmethod
-    def text_encoders(self, pipeline: DiffusionPipeline) -> TextEncoders:
-        """Returns a loaded pipeline's text encoders."""
+    def text_encoders(self, pipeline: DiffusionPipeline, max_sequence_length: int | None = None) -> TextEncoders:
+        """Returns a loaded pipeline's text encoders; a T5 among them reads `max_sequence_length` tokens."""
 
-    def encode(self, pipeline: DiffusionPipeline, texts: Sequence[str]) -> Texts:
+    def encode(
+        self, pipeline: DiffusionPipeline, texts: Sequence[str], max_sequence_length: int | None = None
+    ) -> Texts:
         """Encodes texts with a loaded pipeline, in its denoiser's precision."""
         dtype = self.denoiser(pipeline).dtype
-        return self.text_encoders(pipeline).encode(texts).map(lambda values: values.to(dtype))
+        return self.text_encoders(pipeline, max_sequence_length).encode(texts).map(lambda values: values.to(dtype))
 
     @abstractmethod
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:
@@ -121,6 +153,14 @@ class Architecture(ABC):
     def build_editor(self, denoiser: ModelMixin, config: TrainingConfig, device: torch.device) -> DiffusionPipeline:
         """Builds an editor's pipeline around a denoiser, the base's other parts in float32."""
 
+    def condition_is_scaled(self, pipeline: DiffusionPipeline) -> bool:
+        """Returns True if an editor takes the image condition normalised."""
+        return self.scales_condition
+
+    def load_options(self, index: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the loader of a text-to-image pipeline with this model_index.json must be told."""
+        return {}
+
     def load_editor(self, source: str, **options: Any) -> DiffusionPipeline:
         """Loads an editor's pipeline."""
         return self.editor.from_pretrained(source, **options)
@@ -128,6 +168,16 @@ class Architecture(ABC):
     def call_options(self, width: int, height: int) -> dict[str, int]:
         """Returns the arguments that tell the editor's pipeline a picture's size."""
         return {}
+
+    def check_rendering(self, config: RenderingConfig) -> None:
+        """Raises ValueError for a setting of the rendering that has no meaning for this base."""
+        settings: list[RenderingConfig | EditTypeRendering] = [config, *config.per_edit_type.values()]
+        given = {name for name, value in self.unshared.items() for each in settings if _is_used(each, name, value)}
+        if given:
+            raise ValueError(
+                f"rendering.{min(given)} cannot be used with {self.title}, whose image and text attend under one "
+                "softmax. Leave it out; p2p, shared_steps and local_blend work."
+            )
 
     def load_widened(self, config: TrainingConfig) -> ModelMixin:
         """Loads the base's denoiser and makes room for the image condition."""
@@ -153,6 +203,19 @@ def architectures() -> list[Architecture]:
     return [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
 
 
+WITHOUT_WORDS = {"cross_p2p": (0.0, 0.0), "reweight": (1.0, 1.0)}
+"""What a base without layers of its own for the text cannot share or weight."""
+
+
+def _is_used(settings: RenderingConfig | EditTypeRendering, name: str, unused: tuple[float, float]) -> bool:
+    return getattr(settings, name) not in (None, unused, list(unused))
+
+
+def size_step(pipeline: DiffusionPipeline, base: Architecture) -> int:
+    """Returns the pixels of which an image's sides are multiples."""
+    return int(pipeline.vae_scale_factor) * base.patch
+
+
 def architecture_named(name: str, *, what: str) -> Architecture:
     """Returns the architecture of a pipeline's class name. ValueError, which lists the known bases, if none has it."""
     present = architectures()
@@ -171,14 +234,20 @@ def architecture_of(pipeline: DiffusionPipeline) -> Architecture:
     return present[known] if known else architecture_named(own[0], what="the model")
 
 
+def class_name(index: Mapping[str, Any]) -> str:
+    """Returns the class of a pipeline by its model_index.json, in which one with code of its own names its file too."""
+    name = index.get("_class_name")
+    return str(name[-1] if isinstance(name, list | tuple) else name)
+
+
 def base_architecture(config: TrainingConfig) -> Architecture:
     """Returns the architecture of the base that a training starts from."""
     what = f"training.pretrained_model_name_or_path {config.pretrained_model_name_or_path}"
-    return architecture_named(str(model_index(config).get("_class_name")), what=what)
+    return architecture_named(class_name(model_index(config)), what=what)
 
 
-def pipeline_kind(source: str, revision: str | None, *, what: str) -> tuple[Architecture, type[DiffusionPipeline]]:
-    """Returns the architecture of a model folder or hub id, and the class of its own pipeline."""
-    name = str(read_index(source, revision).get("_class_name"))
-    architecture = architecture_named(name, what=f"{what} {source}")
+def pipeline_kind(index: Mapping[str, Any], *, what: str) -> tuple[Architecture, type[DiffusionPipeline]]:
+    """Returns the architecture of a pipeline's model_index.json, and the class of the pipeline."""
+    name = class_name(index)
+    architecture = architecture_named(name, what=what)
     return architecture, architecture.pipelines[name]

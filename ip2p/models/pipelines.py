@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ip2p.models.architecture import Architecture, pipeline_kind
-from ip2p.models.components import INDEX
+from ip2p.models.components import INDEX, read_index
 from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype, weights_in
 
 
@@ -22,8 +22,10 @@ def load_text_to_image(
 
     def load() -> DiffusionPipeline:
         source = check_model_source(model, what="rendering.model", marker=INDEX)
-        architecture, kind = pipeline_kind(source, revision, what="rendering.model")
+        index = read_index(source, revision)
+        architecture, kind = pipeline_kind(index, what=f"rendering.model {source}")
         options: dict[str, Any] = {"revision": revision, "torch_dtype": getattr(torch, precision)}
+        options |= architecture.load_options(index)
         pipeline = from_source(kind.from_pretrained, source, **options, **weights_in(Path(source), variant))
         if getattr(pipeline, "safety_checker", None) is not None:
             pipeline.safety_checker = None
@@ -47,7 +49,7 @@ def load_editor(
 
 def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> DiffusionPipeline:
     source = check_model_source(path, what="the editor", marker=INDEX)
-    architecture, _ = pipeline_kind(source, revision, what="the editor")
+    architecture, _ = pipeline_kind(read_index(source, revision), what=f"the editor {source}")
     pipeline = from_source(
         architecture.load_editor,
         source,

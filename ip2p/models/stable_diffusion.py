@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from diffusers import (
@@ -33,6 +33,12 @@ class ClipTexts:
 
     tokenizers: Sequence[CLIPTokenizer]
     encoders: Sequence[CLIPTextModel]
+    offset: int = field(default=0, init=False)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The tokens that each of the tokenizers reads."""
+        return [int(tokenizer.model_max_length) for tokenizer in self.tokenizers]
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Texts:
@@ -79,6 +85,7 @@ class StableDiffusion(Architecture):
         *,
         condition: Tensor | None = None,
         sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         inputs = latents if condition is None else torch.cat([latents, condition], dim=1)
         options = {"added_cond_kwargs": self._added(texts, sizes), "return_dict": False}
@@ -94,7 +101,7 @@ class StableDiffusion(Architecture):
         to_text = [layer for layer in layers if layer.is_cross_attention]
         return AttentionLayers([layer for layer in layers if not layer.is_cross_attention], to_text)
 
-    def text_encoders(self, pipeline: DiffusionPipeline) -> ClipTexts:
+    def text_encoders(self, pipeline: DiffusionPipeline, max_sequence_length: int | None = None) -> ClipTexts:
         return ClipTexts([pipeline.tokenizer], [pipeline.text_encoder])
 
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> ClipTexts:
@@ -126,21 +133,26 @@ class StableDiffusion(Architecture):
 
 def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
     """Widens the first convolution in place: weights and bias kept, new channels zero. A wide UNet is left alone."""
-    old = unet.conv_in
+    unet.conv_in = widened_conv(unet.conv_in, in_channels, "conv_in")
+    unet.register_to_config(in_channels=in_channels)
+    return unet
+
+
+def widened_conv(old: nn.Conv2d, in_channels: int, name: str) -> nn.Conv2d:
+    """Returns a convolution that takes more channels, the new ones with zero weights; one that does is left alone."""
     if old.in_channels == in_channels:
-        return unet
+        return old
     if old.in_channels > in_channels:
-        raise ValueError(f"conv_in takes {old.in_channels} channels, expected at most {in_channels}. Use another UNet.")
-    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+        raise ValueError(f"{name} takes {old.in_channels} channels, expected at most {in_channels}. Use another base.")
+    kernel, stride, padding = (cast("tuple[int, int]", each) for each in (old.kernel_size, old.stride, old.padding))
+    new = nn.Conv2d(in_channels, old.out_channels, kernel, stride, padding, bias=old.bias is not None)
     new = new.to(device=old.weight.device, dtype=old.weight.dtype)
     with torch.no_grad():
         new.weight.zero_()
         new.weight[:, : old.in_channels].copy_(old.weight)
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias)
-    unet.conv_in = new
-    unet.register_to_config(in_channels=in_channels)
-    return unet
+    return new
 
 
 ARCHITECTURE = StableDiffusion()

@@ -60,7 +60,7 @@ class StableDiffusionXL(StableDiffusion):
             return None
         return {"text_embeds": texts.pooled, "time_ids": sizes.expand(len(texts.pooled), -1)}
 
-    def text_encoders(self, pipeline: DiffusionPipeline) -> TwoClips:
+    def text_encoders(self, pipeline: DiffusionPipeline, max_sequence_length: int | None = None) -> TwoClips:
         tokenizers = pipeline.tokenizer, pipeline.tokenizer_2
         encoders = pipeline.text_encoder, pipeline.text_encoder_2
         return TwoClips(tokenizers, encoders, bool(pipeline.config.force_zeros_for_empty_prompt))
@@ -88,6 +88,9 @@ class StableDiffusionXL(StableDiffusion):
         if pipeline.vae.dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
             pipeline.vae.to(torch.float32)  # it overflows in float16, and pictures come out black
         return pipeline
+
+    def condition_is_scaled(self, pipeline: DiffusionPipeline) -> bool:
+        return bool(getattr(pipeline, "is_cosxl_edit", False))
 
     def call_options(self, width: int, height: int) -> dict[str, int]:
         return {"width": width, "height": height}

@@ -53,7 +53,17 @@ class TextEncoders(Protocol):
 
     @property
     def tokenizers(self) -> Sequence[PreTrainedTokenizerBase]:
-        """The tokenizers; word-level sharing uses the first."""
+        """The tokenizers that must read a text whole; word-level sharing uses the first."""
+        ...
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The tokens that each of them reads."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """The place of the first tokenizer's first token among a text's states."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Texts:
@@ -61,9 +71,9 @@ class TextEncoders(Protocol):
         ...
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
-    """Returns token ids and mask, padded and cut to the tokenizer's own length."""
-    length = tokenizer.model_max_length
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None) -> BatchEncoding:
+    """Returns token ids and mask, padded and cut to a length; by default the tokenizer's own."""
+    length = max_length or tokenizer.model_max_length
     with tokenizer_lock:
         tokens: BatchEncoding = tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -76,4 +86,14 @@ def hidden_states(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     tokens = tokenize(tokenizer, texts)
     mask = tokens.attention_mask.to(encoder.device) if getattr(encoder.config, "use_attention_mask", False) else None
     states: Tensor = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)[0]
+    return states
+
+
+def t5_states(
+    encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], num_tokens: int
+) -> Tensor:
+    """Returns a T5's (N, num_tokens, D) states, those of the padding included, as diffusers' pipelines read them."""
+    if not num_tokens:
+        return torch.zeros(len(texts), 0, encoder.config.d_model, device=encoder.device)
+    states: Tensor = encoder(tokenize(tokenizer, texts, num_tokens).input_ids.to(encoder.device))[0]
     return states

@@ -42,31 +42,34 @@ def stack_maps(maps: Sequence[TokenMap], device: torch.device) -> TokenMap:
     return TokenMap(*(torch.stack(column).to(device) for column in columns))
 
 
-def map_tokens(tokenizer: PreTrainedTokenizerBase, original: str, edited: str, way: CrossAlignment) -> TokenMap:
-    """Aligns two captions that fit the tokenizer.
+def map_tokens(
+    tokenizer: PreTrainedTokenizerBase, original: str, edited: str, way: CrossAlignment, length: int | None = None
+) -> TokenMap:
+    """Aligns two captions that fit the tokenizer, which reads `length` tokens, by default its own.
 
     Captions with different numbers of words cannot be matched word by word; they are always refined.
     """
     one, other = split_words(tokenizer, original), split_words(tokenizer, edited)
     equal = match_tokens(one, other)
     matched = match_words(one, other) if way == "replace" and len(one) == len(other) else equal
-    length = tokenizer.model_max_length
+    length = length or tokenizer.model_max_length
+    start = len(tokenizer("").input_ids) - 1  # CLIP puts a token before the words, T5 does not
     matrix = torch.zeros(length, length)
     for i, j, share in matched:
-        matrix[i + 1, j + 1] = share  # the start token is not in the words
-    ends = [1 + sum(len(word) for word in words) for words in (one, other)]
-    matrix[0, 0] = matrix[ends[0], ends[1]] = 1.0
+        matrix[i + start, j + start] = share
+    ends = [start + sum(len(word) for word in words) for words in (one, other)]
+    matrix[:start, :start] = matrix[ends[0], ends[1]] = 1.0
     padding = torch.arange(max(ends) + 1, length)
     matrix[padding, padding] = 1.0
     gone, new = torch.zeros(2, length)
-    gone[1 : ends[0]] = new[1 : ends[1]] = 1.0
+    gone[start : ends[0]] = new[start : ends[1]] = 1.0
     for i, j, _ in equal:
-        gone[i + 1] = new[j + 1] = 0.0
+        gone[i + start] = new[j + start] = 0.0
     return TokenMap(matrix, (matrix.sum(0) == 0).float(), gone, new)
 
 
 def split_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[list[int]]:
-    """Returns the token ids of each word; CLIP's tokenizer first splits at white space."""
+    """Returns the token ids of each word; the tokenizers of CLIP and T5 first split at white space."""
     return [tokenizer(word, add_special_tokens=False).input_ids for word in text.split()]
 
 
@@ -102,10 +105,14 @@ def match_tokens(original: Words, edited: Words) -> list[tuple[int, int, float]]
 
 
 def align_captions(
-    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Candidate], alignment: CrossAlignment, device: torch.device
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Sequence[Candidate],
+    alignment: CrossAlignment,
+    device: torch.device,
+    length: int | None = None,
 ) -> TokenMap:
     """Aligns the captions of each pair."""
     captions = [(candidate.triplet.original_prompt, candidate.triplet.edited_prompt) for candidate in batch]
     with tokenizer_lock:
-        maps = [map_tokens(tokenizer, original, edited, alignment) for original, edited in captions]
+        maps = [map_tokens(tokenizer, original, edited, alignment, length) for original, edited in captions]
     return stack_maps(maps, device)

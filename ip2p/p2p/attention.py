@@ -10,11 +10,10 @@ fused calls. Only local blend computes maps, of a few words at low resolutions. 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from ip2p.config import AttentionBackend
 from ip2p.console import first_line
-from ip2p.models.architecture import AttentionLayers
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +63,6 @@ def _xformers_runs(device: str, dtype: torch.dtype) -> bool:
         logger.warning("xformers cannot attend on %s in %s, torch's kernel is used: %s", device, dtype, reason)
         return False
     return True
-
-
-_processors_lock = threading.RLock()
-"""A denoiser has one set of processors, so threads that render with it take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +142,10 @@ class SharedAttention:
         """None if every row takes its own."""
         self.emphasis: Emphasis | None = None
         self.watched: WatchedWords | None = None
+        self.num_text_tokens = 0
+        """Of a text's states, for layers that take text and image in one sequence."""
+        self.word_offset = 0
+        """The place of the first watched token among them."""
 
     def __call__(
         self,
@@ -190,7 +188,7 @@ class SharedAttention:
             return self.kernel(*_projected(attn, states, states), mask, attn.scale)
         givers = states[shared.distinct]
         query, key = _query(attn, givers)[shared.place], _key(attn, givers)[shared.place]
-        return self.kernel(query, key, _heads(attn, attn.to_v(states)), mask, attn.scale)
+        return self.kernel(query, key, split_heads(attn, attn.to_v(states)), mask, attn.scale)
 
     def attend_to_text(self, attn: Attention, states: Tensor, texts: Tensor, mask: Tensor | None) -> Tensor:
         """Maps (B, N, C) and (B, L, C') to (B, heads, N, D); columns of maps are moved by moving the values."""
@@ -211,20 +209,20 @@ class SharedAttention:
 
 
 def _projected(attn: Attention, states: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _query(attn, states), _key(attn, context), _heads(attn, attn.to_v(context))
+    return _query(attn, states), _key(attn, context), split_heads(attn, attn.to_v(context))
 
 
 def _query(attn: Attention, states: Tensor) -> Tensor:
-    query = _heads(attn, attn.to_q(states))
+    query = split_heads(attn, attn.to_q(states))
     return query if attn.norm_q is None else attn.norm_q(query)
 
 
 def _key(attn: Attention, context: Tensor) -> Tensor:
-    key = _heads(attn, attn.to_k(context))
+    key = split_heads(attn, attn.to_k(context))
     return key if attn.norm_k is None else attn.norm_k(key)
 
 
-def _heads(attn: Attention, states: Tensor) -> Tensor:
+def split_heads(attn: Any, states: Tensor) -> Tensor:
     """Splits (B, N, C) into (B, heads, N, D)."""
     heads: Tensor = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
     return heads
@@ -236,23 +234,3 @@ def _mask_of(attn: Attention, attention_mask: Tensor | None, context: Tensor) ->
     size, length, _ = context.shape
     mask: Tensor = attn.prepare_attention_mask(attention_mask, length, size)
     return mask.view(size, attn.heads, -1, mask.shape[-1])
-
-
-@contextmanager
-def shared_attention(
-    layers: AttentionLayers, *, cross: bool = False, kernel: Kernel = sdpa
-) -> Iterator[SharedAttention]:
-    """Installs a processor on every self-attention, with `cross` on every cross-attention too.
-
-    Restores the old ones at the end, also on error.
-    """
-    shared = SharedAttention(kernel)
-    with _processors_lock:
-        processors = [(layer, layer.processor) for layer in (*layers.to_itself, *(layers.to_text if cross else ()))]
-        try:
-            for layer, _ in processors:
-                layer.set_processor(shared)
-            yield shared
-        finally:
-            for layer, processor in processors:
-                layer.set_processor(processor)

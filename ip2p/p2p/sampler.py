@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ip2p.config import RenderingConfig
 from ip2p.images import Array
-from ip2p.models.architecture import Architecture, architecture_of, architectures
+from ip2p.models.architecture import Architecture, architecture_of, architectures, size_step
 from ip2p.models.latents import decode_images
-from ip2p.models.texts import Texts, tokenizer_lock
-from ip2p.p2p.attention import choose_kernel, sdpa, shared_attention
+from ip2p.models.texts import TextEncoders, Texts, tokenizer_lock
+from ip2p.p2p.attention import choose_kernel, sdpa
+from ip2p.p2p.installing import shared_attention
 from ip2p.p2p.steps import WordSharing, blend, plan_step
 from ip2p.records import Candidate, RenderSpec
 
@@ -53,17 +53,19 @@ def check_renderable(pipeline: DiffusionPipeline, config: RenderingConfig) -> No
         names = " or a ".join(base.text_to_image.__name__ for base in bases)
         titles = ", ".join(base.title for base in bases)
         raise ValueError(f"rendering.model is a {type(pipeline).__name__}, expected a {names}. Give one of: {titles}.")
-    architecture_of(pipeline).noise.new_scheduler(pipeline.scheduler, config.scheduler)
+    base = architecture_of(pipeline)
+    base.check_rendering(config)
+    base.noise.new_scheduler(pipeline.scheduler, config.scheduler)
     latent_shape(pipeline, config)
 
 
 def latent_shape(pipeline: DiffusionPipeline, config: RenderingConfig) -> tuple[int, int, int]:
-    """Returns (C, h, w) of the latents. ValueError for a size that is not a multiple of the autoencoder's factor."""
-    factor = pipeline.vae_scale_factor
-    channels, height, width = architecture_of(pipeline).latent_shape(pipeline)
+    """Returns (C, h, w) of the latents. ValueError for a size that the model cannot divide."""
+    base, factor = architecture_of(pipeline), pipeline.vae_scale_factor
+    channels, height, width = base.latent_shape(pipeline)
     for name, pixels in (("height", config.height), ("width", config.width)):
-        if pixels is not None and pixels % factor:
-            raise ValueError(f"rendering.{name} must be a multiple of {factor} for this model, got {pixels}.")
+        if pixels is not None and pixels % (step := size_step(pipeline, base)):
+            raise ValueError(f"rendering.{name} must be a multiple of {step} for this model, got {pixels}.")
     height = config.height // factor if config.height else height
     width = config.width // factor if config.width else width
     return channels, height, width
@@ -76,21 +78,24 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
     device, dtype = denoiser.device, denoiser.dtype
     specs = [candidate.spec for candidate in batch]
     scale = torch.tensor([max(1.0, spec.guidance_scale) for spec in specs] * 2, device=device).view(-1, 1, 1, 1)
-    num_halves = 2 if any(is_guided(spec) for spec in specs) else 1
-    captions = encode_captions(pipeline, base, batch, num_halves)
+    is_distilled = base.is_distilled(denoiser)
+    num_halves = 2 if not is_distilled and any(is_guided(spec) for spec in specs) else 1
+    captions = encode_captions(pipeline, base, batch, num_halves, config.max_sequence_length)
     shape = latent_shape(pipeline, config)
     height, width = (side * pipeline.vae_scale_factor for side in shape[1:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=device)
     generators = [torch.Generator().manual_seed(candidate.spec.seed) for _ in range(2) for candidate in batch]
     scheduler = base.noise.new_scheduler(pipeline.scheduler, config.scheduler)
-    sampler = base.noise.sampler(scheduler, config.num_inference_steps, device, generators)
+    sampler = base.sampler(scheduler, config.num_inference_steps, shape, device, generators)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     latents = sampler.start(noise.to(device))
     kernel = choose_kernel(config.attention_backend, device, dtype)
-    words = WordSharing.of(base.text_encoders(pipeline).tokenizers[0], batch, config, device)
+    words = WordSharing.of(base.text_encoders(pipeline, config.max_sequence_length), batch, config, device)
     layers = base.attention_layers(denoiser)
     with shared_attention(layers, cross=words is not None or kernel is not sdpa, kernel=kernel) as shared:
         shared.max_positions = config.p2p_max_positions
+        shared.num_text_tokens = captions.hidden.shape[2]
+        shared.word_offset = 0 if words is None else words.offset
         for step, timestep in enumerate(sampler.timesteps):
             plan = plan_step(specs, step, len(sampler.timesteps), num_halves=num_halves).to(device)
             shared.itself = plan.itself
@@ -98,7 +103,8 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
                 words.before_step(plan, shared)
             rows = sampler.inputs(latents, timestep)[plan.computed].repeat(num_halves, 1, 1, 1).to(dtype)
             texts = _texts_of(captions, plan.computed)
-            predicted = base.predict(denoiser, rows, timestep, texts, sizes=sizes).float()
+            guidance = scale[plan.computed].flatten() if is_distilled else None
+            predicted = base.predict(denoiser, rows, timestep, texts, sizes=sizes, guidance=guidance).float()
             guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = sampler.step(guided, timestep, latents)
             if words is not None and shared.watched is not None:
@@ -135,30 +141,36 @@ def decode_latents(pipeline: DiffusionPipeline, latents: Tensor) -> Array:
     return decode_images(vae, latents)
 
 
-def fits_tokenizers(tokenizers: Sequence[PreTrainedTokenizerBase], candidate: Candidate) -> bool:
-    """Returns True if both captions, start and end tokens included, fit each tokenizer's `model_max_length`."""
+def fits_encoders(encoders: TextEncoders, candidate: Candidate) -> bool:
+    """Returns True if both captions, start and end tokens included, are read whole."""
     texts = (candidate.triplet.original_prompt, candidate.triplet.edited_prompt)
     with tokenizer_lock:
         return all(
-            len(tokenizer(text, truncation=False, verbose=False).input_ids) <= tokenizer.model_max_length
-            for tokenizer in tokenizers
+            len(tokenizer(text, truncation=False, verbose=False).input_ids) <= length
+            for tokenizer, length in zip(encoders.tokenizers, encoders.lengths, strict=True)
             for text in texts
         )
 
 
 def encode_captions(
-    pipeline: DiffusionPipeline, base: Architecture, batch: Sequence[Candidate], num_halves: int
+    pipeline: DiffusionPipeline,
+    base: Architecture,
+    batch: Sequence[Candidate],
+    num_halves: int,
+    max_sequence_length: int | None = None,
 ) -> Texts:
     """Encodes the captions of [originals, edited] as (halves, 2 N, …), the half without text first."""
     captions = [candidate.triplet.original_prompt for candidate in batch]
     captions += [candidate.triplet.edited_prompt for candidate in batch]
     unguided = [""] * len(captions) if num_halves == 2 else []
-    texts = encode_texts(pipeline, base, [*unguided, *captions])
+    texts = encode_texts(pipeline, base, [*unguided, *captions], max_sequence_length)
     return texts.map(lambda values: values.view(num_halves, -1, *values.shape[1:]))
 
 
-def encode_texts(pipeline: DiffusionPipeline, base: Architecture, texts: Sequence[str]) -> Texts:
+def encode_texts(
+    pipeline: DiffusionPipeline, base: Architecture, texts: Sequence[str], max_sequence_length: int | None = None
+) -> Texts:
     """Encodes N texts in the denoiser's precision; equal ones are encoded once."""
     unique = list(dict.fromkeys(texts))
     places = [unique.index(text) for text in texts]
-    return base.encode(pipeline, unique).map(lambda values: values[places])
+    return base.encode(pipeline, unique, max_sequence_length).map(lambda values: values[places])

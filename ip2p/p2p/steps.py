@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ip2p.config import RenderingConfig
+from ip2p.models.texts import TextEncoders
 from ip2p.p2p.alignment import TokenMap, align_captions
 from ip2p.p2p.attention import CrossSharing, Emphasis, SelfSharing, SharedAttention, WatchedWords
 from ip2p.records import Candidate, RenderSpec
@@ -133,11 +133,13 @@ class WordSharing:
     """(N,) on the maps of new words."""
     places: PlacesOfWords
     config: RenderingConfig
+    offset: int
+    """The place of the captions' first token among a text's states."""
 
     @classmethod
     def of(
         cls,
-        tokenizer: PreTrainedTokenizerBase,
+        encoders: TextEncoders,
         batch: Sequence[Candidate],
         config: RenderingConfig,
         device: torch.device,
@@ -147,8 +149,9 @@ class WordSharing:
         if not any(uses_words(spec, config) for spec in specs):
             return None
         factors = torch.tensor([spec.reweight for spec in specs], device=device)
-        token_maps = align_captions(tokenizer, batch, config.cross_alignment, device)
-        return cls(token_maps, factors, PlacesOfWords(len(batch)), config)
+        tokenizer, length = encoders.tokenizers[0], encoders.lengths[0]
+        token_maps = align_captions(tokenizer, batch, config.cross_alignment, device, length)
+        return cls(token_maps, factors, PlacesOfWords(len(batch)), config, encoders.offset)
 
     def before_step(self, plan: StepRows, shared: SharedAttention) -> None:
         """Sets what the attention shares in the step."""

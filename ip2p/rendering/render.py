@@ -21,7 +21,7 @@ from ip2p.filtering import OVER_LIMIT, judge_batch, num_accepted_by_triplet, pas
 from ip2p.images import encode_image, open_picture
 from ip2p.models.architecture import architecture_of
 from ip2p.models.pipelines import load_text_to_image
-from ip2p.p2p.sampler import fits_tokenizers, is_guided, render_pairs
+from ip2p.p2p.sampler import fits_encoders, is_guided, render_pairs
 from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, ScoredCandidate
 from ip2p.rendering.candidates import CandidateQueue, Key, draw_candidates, key_of, settings_for
@@ -97,10 +97,10 @@ def _fitting(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[Ca
     if not candidates:
         return []
     pipeline = _load_pipeline(config.rendering)
-    tokenizers = architecture_of(pipeline).text_encoders(pipeline).tokenizers
+    encoders = architecture_of(pipeline).text_encoders(pipeline, config.rendering.max_sequence_length)
     firsts = [candidate for candidate in candidates if candidate.spec.candidate == 0]
-    too_long = dict.fromkeys(first.triplet.id for first in firsts if not fits_tokenizers(tokenizers, first))
-    limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
+    too_long = dict.fromkeys(first.triplet.id for first in firsts if not fits_encoders(encoders, first))
+    limit = min(encoders.lengths)
     for triplet_id in too_long:
         logger.warning("triplet %s is not rendered: a caption is longer than %d tokens", triplet_id, limit)
     return [candidate for candidate in candidates if candidate.triplet.id not in too_long]

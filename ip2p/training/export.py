@@ -23,6 +23,8 @@ from ip2p.training.lora import LORA_FILE, widened_file, without_adapters, write_
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+CODE_FILE = "pipeline.py"
+"""The code of a pipeline that diffusers lacks."""
 
 
 def write_editor(denoiser: ModelMixin, base: Architecture, config: TrainingConfig, folder: Path) -> None:
@@ -66,6 +68,9 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapp
     )
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
     name, kind = job.hub_model_id or folder.name, base.editor.__name__
+    options = ""
+    if (folder / CODE_FILE).exists():
+        kind, options = "DiffusionPipeline", f', custom_pipeline="{name}", trust_remote_code=True'
     text = f"""# {name}
 
 Edits images as an instruction says (InstructPix2Pix, https://arxiv.org/abs/2211.09800). Trained from `{model}` on
@@ -76,7 +81,7 @@ import torch
 from diffusers import {kind}
 from diffusers.utils import load_image
 
-pipeline = {kind}.from_pretrained("{name}").to("cuda")
+pipeline = {kind}.from_pretrained("{name}"{options}).to("cuda")
 image = load_image("photo.png")
 edited = pipeline("make it snowy", image=image, guidance_scale=7.5, image_guidance_scale=1.5).images[0]
 ```
@@ -127,7 +132,7 @@ def upload(job: TrainingJob, base: Architecture, folder: Path) -> str:
             repo_id=repository,
             folder_path=folder,
             commit_message="Upload the trained editor",
-            allow_patterns=["README.md", INDEX, LORA_FILE, widened_file(base), *parts],  # it may hold a training too
+            allow_patterns=["README.md", INDEX, CODE_FILE, LORA_FILE, widened_file(base), *parts],  # not a training
         )
     logger.info("uploaded %s to %s", folder, repository)
     return str(repository)

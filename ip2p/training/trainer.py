@@ -62,15 +62,17 @@ class Trainer:
         return self.noise.loss(prediction, latents, noise, timesteps)
 
     def condition_of(self, batch: Batch) -> Tensor:
-        """Returns the image condition, normalised if the config asks for it."""
-        return self.latents.scaled(batch.condition) if self.config.scale_condition_latents else batch.condition
+        """Returns the image condition, normalised if the base or the config asks for it."""
+        is_scaled = self.base.scales_condition or self.config.scale_condition_latents
+        return self.latents.scaled(batch.condition) if is_scaled else batch.condition
 
     def predict(
         self, network: nn.Module, noised: Tensor, timesteps: Tensor, texts: Texts, condition: Tensor, sizes: Tensor
     ) -> Tensor:
         """Calls a denoiser on noised latents under a batch's conditions."""
         noised, condition = (values.contiguous(memory_format=torch.channels_last) for values in (noised, condition))
-        return self.base.predict(network, noised, timesteps, texts, condition=condition, sizes=sizes)
+        told = self.noise.told(timesteps)
+        return self.base.predict(network, noised, told, texts, condition=condition, sizes=sizes)
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
         """Takes an optimizer step; returns the mean loss of its micro-steps and the gradient's norm, on the device."""

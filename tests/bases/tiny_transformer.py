@@ -47,6 +47,14 @@ class ZeroForNone:
     def tokenizers(self) -> Sequence[Any]:
         return [self.tokenizer]
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        return [self.tokenizer.model_max_length]
+
+    @property
+    def offset(self) -> int:
+        return 0
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Texts:
         encoded = Texts(hidden_states(self.encoder, self.tokenizer, texts))
@@ -92,6 +100,7 @@ class TinyTransformer(Architecture):
         *,
         condition: Tensor | None = None,
         sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         inputs = latents if condition is None else torch.cat([latents, condition], dim=1)
         options = {"timestep": timesteps.expand(len(inputs)), "return_dict": False}
@@ -102,7 +111,7 @@ class TinyTransformer(Architecture):
         blocks = denoiser.transformer_blocks
         return AttentionLayers([block.attn1 for block in blocks], [block.attn2 for block in blocks])
 
-    def text_encoders(self, pipeline: Any) -> TextEncoders:
+    def text_encoders(self, pipeline: Any, max_sequence_length: int | None = None) -> TextEncoders:
         return ZeroForNone(pipeline.tokenizer, pipeline.text_encoder)
 
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:

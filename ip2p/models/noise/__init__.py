@@ -58,12 +58,20 @@ class NoiseProcess(ABC):
         ValueError, which lists the usable ones, for one that cannot render pairs.
         """
 
-    @staticmethod
+    @classmethod
     @abstractmethod
     def sampler(
-        scheduler: SchedulerMixin, num_steps: int, device: torch.device, generators: Sequence[Generator]
+        cls,
+        scheduler: SchedulerMixin,
+        num_steps: int,
+        device: torch.device,
+        generators: Sequence[Generator],
+        num_positions: int,
     ) -> Sampler:
-        """Starts a fresh scheduler; each row of the batch draws from its own generator."""
+        """Starts a fresh scheduler; each row of the batch draws from its own generator.
+
+        `num_positions` are the denoiser's in an image: some processes spread their steps by it.
+        """
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:
@@ -72,6 +80,10 @@ class NoiseProcess(ABC):
     @abstractmethod
     def timestep_chances(self, config: TrainingConfig) -> Tensor:
         """Returns the (T,) chances with which a training draws the timesteps."""
+
+    def told(self, timesteps: Tensor) -> Tensor:
+        """Returns what the denoiser is told of timesteps, as the sampler's are told."""
+        return timesteps
 
     @abstractmethod
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -46,6 +46,11 @@ class DiscreteNoise(NoiseProcess):
 
     @classmethod
     def load(cls, config: TrainingConfig) -> Self:
+        if config.weighting_scheme is not None:
+            raise ValueError(
+                "training.weighting_scheme is for bases that are trained by flow matching. Leave it out; snr_gamma and "
+                "timestep_bias_strategy do the same for this one."
+            )
         return cls.of(load_part(DDPMScheduler, config, "scheduler"), config.snr_gamma, config.prediction_type)
 
     @staticmethod
@@ -68,9 +73,14 @@ class DiscreteNoise(NoiseProcess):
                 _warn_once(f"{name} has no {option}, which this model was trained for ({value})")
         return scheduler_class.from_config(own.config)
 
-    @staticmethod
+    @classmethod
     def sampler(
-        scheduler: SchedulerMixin, num_steps: int, device: torch.device, generators: Sequence[Generator]
+        cls,
+        scheduler: SchedulerMixin,
+        num_steps: int,
+        device: torch.device,
+        generators: Sequence[Generator],
+        num_positions: int,
     ) -> Sampler:
         return DiscreteSampler(scheduler, num_steps, device, generators)
 

@@ -1,0 +1,121 @@
+"""Builds real flow transformers with random weights, small enough for tests, beside the shapes domain's autoencoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from ip2p.shapes.train.text import domain_words, write_tokenizer
+from tests.tiny import tiny_vae
+
+T5_WIDTH = 48
+
+
+def write_t5_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Writes a tokenizer like T5's: pieces marked at the start of words, an end but no start."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in domain_words(400)), *"abcdefghijklmnopqrstuvwxyz"]
+    learned = Tokenizer(models.Unigram([(piece, -float(len(pieces)) / len(piece)) for piece in pieces], unk_id=2))
+    learned.pre_tokenizer = pre_tokenizers.Metaspace()
+    learned.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=learned, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def tiny_t5(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Returns a T5 encoder of two layers."""
+    encoder: Any = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=T5_WIDTH, d_kv=12, d_ff=64, num_layers=2, num_heads=2)
+    )
+    return encoder.eval()
+
+
+def tiny_clip_text(tokenizer: Any, width: int, projection: int) -> Any:
+    """Returns a CLIP text encoder of two layers."""
+    encoder: Any = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=projection,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return encoder.eval()
+
+
+def flow_vae() -> Any:
+    """Returns the tiny autoencoder with a shift, as those of flow models have."""
+    vae = tiny_vae()
+    vae.register_to_config(shift_factor=0.06, use_quant_conv=True)
+    return vae
+
+
+def write_tiny_sd3(folder: Path, *, has_t5: bool = True, is_3_5: bool = True) -> Path:
+    """Writes a folder that `StableDiffusion3Pipeline.from_pretrained` loads, of version 3.5 (second attention) or 3."""
+    torch.manual_seed(5)
+    tokenizer = write_tokenizer(_created(folder / "tokenizer"))
+    t5_tokenizer = write_t5_tokenizer(folder / "tokenizer_3") if has_t5 else None
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=12,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=24,
+        pooled_projection_dim=20 + 28,
+        pos_embed_max_size=12,
+        dual_attention_layers=(0, 1) if is_3_5 else (),
+        qk_norm="rms_norm" if is_3_5 else None,
+    )
+    stir(transformer)
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=flow_vae(),
+        text_encoder=tiny_clip_text(tokenizer, 16, 20),
+        tokenizer=tokenizer,
+        text_encoder_2=tiny_clip_text(tokenizer, 24, 28),
+        tokenizer_2=tokenizer,
+        text_encoder_3=tiny_t5(t5_tokenizer) if t5_tokenizer is not None else None,
+        tokenizer_3=t5_tokenizer,
+    ).save_pretrained(folder, safe_serialization=True)
+    for name in ("tokenizer", "tokenizer_2"):
+        write_tokenizer(folder / name)
+    return folder
+
+
+@torch.no_grad()
+def stir(network: torch.nn.Module) -> None:
+    """Gives a fresh network large enough weights for attention and text to matter."""
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1 and "pos_embed.pos" not in name:
+            parameter.normal_(0, (0.6 if "proj_out" in name else 1.2) / parameter[0].numel() ** 0.5)
+
+
+def _created(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
