@@ -49,7 +49,9 @@ def write_lora(denoiser: ModelMixin, base: Architecture, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
+    adapter = get_peft_model_state_dict(denoiser)
+    if base.part == "unet":  # whose readers know older names
+        adapter = convert_state_dict_to_diffusers(adapter)
     _save({f"{base.part}.{name}": value for name, value in adapter.items()}, folder / LORA_FILE)
     _save(denoiser.get_submodule(base.widened).state_dict(), folder / widened_file(base))
 
