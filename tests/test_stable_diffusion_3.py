@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -365,3 +366,40 @@ def test_a_transformer_keeps_its_output_channels_when_it_is_saved(tiny_sd3: Path
     model = train(tiny_sd3, data, tmp_path / "out")
     network = SD3Transformer2DModel.from_pretrained(model / "transformer")
     assert (network.config.in_channels, network.out_channels) == (8, 4)
+
+
+def test_adapters_on_a_base_in_8_bits_are_exported_on_its_whole_weights(
+    tiny_sd3: Path, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchao")
+    flags = ("--use_lora", "--rank=2", "--learning_rate=0.01", "--checkpointing_steps=2")
+    whole, eighth = (
+        train(tiny_sd3, data, tmp_path / name, *flags, *more)
+        for name, more in (("whole", ()), ("eighth", ("--quantization=torchao_int8",)))
+    )
+    before = load_file(tiny_sd3 / WEIGHTS)
+    one, other = load_file(whole / WEIGHTS), load_file(eighth / WEIGHTS)
+    name = "transformer_blocks.0.ff.net.0.proj.weight"  # which no adapter touches
+    assert torch.equal(other[name], before[name]) and torch.equal(one[name], before[name])
+    name = "transformer_blocks.1.attn.to_q.weight"
+    moved, gap = (one[name] - before[name]).norm(), (one[name] - other[name]).norm()
+    assert 0 < gap < 0.3 * moved  # 8 bits change what is learnt a little
+    assert (
+        len(edit_images(load_editor(str(eighth), "cpu"), [picture()], ["red"], num_inference_steps=2, seeds=[1])) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--quantization=torchao_int8",), "freezes the base, so adapters must be trained. Set training.use_lora"),
+        (("--quantization=bnb_nf4", "--use_lora"), "(needs bitsandbytes, which is not installed|needs an NVIDIA GPU)"),
+    ],
+)
+def test_a_quantiser_that_cannot_run_is_refused_before_anything_is_loaded(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
+) -> None:
+    words = ["--pretrained_model_name_or_path=nowhere/at-all", f"--train_data_dir={data}", f"--output_dir={tmp_path}"]
+    assert main([*words, *flags]) == 2
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("error")]
+    assert re.search(message, line)

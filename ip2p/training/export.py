@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from ip2p.hub import check_token, hub_errors, public_name
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import INDEX
 from ip2p.training.checkpoint import remove_folder
-from ip2p.training.lora import LORA_FILE, widened_file, without_adapters, write_lora
+from ip2p.training.lora import LORA_FILE, add_lora, trained_weights, widened_file, without_adapters, write_lora
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,11 @@ CODE_FILE = "pipeline.py"
 
 def write_editor(denoiser: ModelMixin, base: Architecture, config: TrainingConfig, folder: Path) -> None:
     """Writes the pipeline beside its place and moves it there; its index comes last and vouches for the rest."""
-    plain = without_adapters(denoiser) if config.use_lora else denoiser
+    plain = denoiser
+    if config.quantization is not None:
+        plain = without_adapters(_on_whole_weights(denoiser, base, config), is_fresh=True)
+    elif config.use_lora:
+        plain = without_adapters(denoiser)
     pipeline = base.build_editor(plain.to(CPU, memory_format=torch.contiguous_format), config, CPU)
     temporary = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -42,6 +47,13 @@ def write_editor(denoiser: ModelMixin, base: Architecture, config: TrainingConfi
             if (own / tokenizer.name / name).exists() and not (tokenizer / name).exists():
                 shutil.copyfile(own / tokenizer.name / name, tokenizer / name)
     _move(temporary, folder, stale=(INDEX, LORA_FILE, widened_file(base)))
+
+
+def _on_whole_weights(denoiser: ModelMixin, base: Architecture, config: TrainingConfig) -> ModelMixin:
+    """Returns the base's whole weights with the adapters and the widened layer of a quantised denoiser."""
+    whole = add_lora(base.load_widened(replace(config, quantization=None)), base, config.rank, config.seed)
+    whole.load_state_dict(trained_weights(denoiser, whole), strict=False)
+    return whole
 
 
 def _move(new: Path, place: Path, *, stale: tuple[str, ...]) -> None:
