@@ -79,7 +79,7 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapp
         tags=["instruct-pix2pix", "image-editing", "diffusers", *(["lora"] if job.use_lora else [])],
     )
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
-    name, kind = job.hub_model_id or folder.name, base.editor.__name__
+    name, kind = job.hub_model_id or folder.name, getattr(base.editor, "__name__", "DiffusionPipeline")
     options = ""
     if (folder / CODE_FILE).exists():
         kind, options = "DiffusionPipeline", f', custom_pipeline="{name}", trust_remote_code=True'
