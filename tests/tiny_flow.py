@@ -131,7 +131,8 @@ def _write_flux(folder: Path, kind: type[DiffusionPipeline], *, guidance_embeds:
     torch.manual_seed(7)
     tokenizer = write_tokenizer(_created(folder / "tokenizer"))
     t5_tokenizer = write_t5_tokenizer(folder / "tokenizer_2")
-    clip = tiny_clip_text(tokenizer, 16, 16)
+    clip, vae = tiny_clip_text(tokenizer, 16, 16), flow_vae()
+    stir(vae)
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=2,
@@ -149,7 +150,7 @@ def _write_flux(folder: Path, kind: type[DiffusionPipeline], *, guidance_embeds:
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
         ),
-        vae=flow_vae(),
+        vae=vae,
         text_encoder=CLIPTextModel(clip.config).eval(),  # type: ignore[no-untyped-call]
         tokenizer=tokenizer,
         text_encoder_2=tiny_t5(t5_tokenizer),
