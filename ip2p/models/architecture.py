@@ -179,6 +179,10 @@ class Architecture(ABC):
         """Returns the arguments that tell the editor's pipeline a picture, its size and an instruction."""
         return {"prompt": instruction, "image": picture}
 
+    def name_adapter(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Names the weights of a LoRA adapter, which come as peft names them, as files for this base name them."""
+        return weights
+
     def check_rendering(self, config: RenderingConfig) -> None:
         """Raises ValueError for a setting of the rendering that has no meaning for this base."""
         settings: list[RenderingConfig | EditTypeRendering] = [config, *config.per_edit_type.values()]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -81,13 +80,13 @@ def write_lora(denoiser: ModelMixin, base: Architecture, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
     config = denoiser.peft_config["default"]
-    scale = config.lora_alpha / config.r
-    _save(
-        {f"{base.part}.{name}": value * scale if ".lora_B." in name else value for name, value in adapter.items()},
-        folder / LORA_FILE,
-    )
+    adapter = {
+        name: value * (config.lora_alpha / config.r) if ".lora_B." in name else value
+        for name, value in get_peft_model_state_dict(denoiser).items()
+    }
+    named = base.name_adapter(adapter)
+    _save({f"{base.part}.{name}": value for name, value in named.items()}, folder / LORA_FILE)
     for name in lora_files(base)[1:]:
         _save(denoiser.get_submodule(base.widened).state_dict(), folder / name)
 
