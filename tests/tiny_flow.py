@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 from diffusers import (
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
@@ -17,6 +21,7 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
@@ -112,6 +117,49 @@ def write_tiny_sd3(folder: Path, *, has_t5: bool = True, is_3_5: bool = True) ->
     ).save_pretrained(folder, safe_serialization=True)
     for name in ("tokenizer", "tokenizer_2"):
         write_tokenizer(folder / name)
+    return folder
+
+
+def write_tiny_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
+    """Writes a folder that `FluxPipeline.from_pretrained` loads, like dev, or schnell without guidance."""
+    return _write_flux(folder, FluxPipeline, guidance_embeds=guidance_embeds)
+
+
+def write_tiny_kontext(folder: Path) -> Path:
+    """Writes a folder that `FluxKontextPipeline.from_pretrained` loads."""
+    return _write_flux(folder, FluxKontextPipeline, guidance_embeds=True)
+
+
+def _write_flux(folder: Path, kind: type[DiffusionPipeline], *, guidance_embeds: bool) -> Path:
+    torch.manual_seed(7)
+    tokenizer = write_tokenizer(_created(folder / "tokenizer"))
+    t5_tokenizer = write_t5_tokenizer(folder / "tokenizer_2")
+    clip, vae = tiny_clip_text(tokenizer, 16, 16), flow_vae()
+    stir(vae)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=12,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 4),
+    )
+    stir(transformer)
+    kind(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
+        ),
+        vae=vae,
+        text_encoder=CLIPTextModel(clip.config).eval(),  # type: ignore[no-untyped-call]
+        tokenizer=tokenizer,
+        text_encoder_2=tiny_t5(t5_tokenizer),
+        tokenizer_2=t5_tokenizer,
+    ).save_pretrained(folder, safe_serialization=True)
+    write_tokenizer(folder / "tokenizer")
     return folder
 
 

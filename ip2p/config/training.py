@@ -65,9 +65,15 @@ class TrainingConfig:
     num_train_epochs: int = 100
     """Passes over the data if `max_train_steps` is unset."""
     use_lora: bool = False
-    """Train only LoRA adapters of the attention (peft) and the first convolution."""
+    """Train only LoRA adapters of the attention (peft) and the layer that takes the image."""
     rank: int = 4
     """Rank of the LoRA adapters."""
+    lora_alpha: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Adapters are scaled by this over their rank. Default: the rank. An exported file has the scale in its weights."""
+    lora_dropout: float = field(default=0.0, metadata=OMIT_IF_EMPTY)
+    """Share of an adapter's inputs that are dropped in training."""
+    lora_layers: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Ends of the names of the layers that get adapters, separated by commas. Default: those of the attention."""
     quantization: Literal["torchao_int8", "bnb_int8", "bnb_nf4"] | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Keep the frozen weights under the adapters in 8 or 4 bits (torchao; bitsandbytes on a GPU). Default: float32."""
     optim: Literal["adamw", "muon"] = "adamw"
@@ -126,6 +132,8 @@ class TrainingConfig:
     """Scale of `mode`."""
     max_sequence_length: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Tokens that the T5 text encoder of a base that has one reads. Default: those of its own pipeline."""
+    guidance_scale: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Scale that is told to a base that takes it as an input, such as FLUX.1 dev. Default: 1, no guidance."""
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
     """Timesteps to draw more often: the first `portion`, the last `portion`, or those from `begin` to `end`."""
     timestep_bias_multiplier: float = 1.0
@@ -194,7 +202,12 @@ class TrainingConfig:
         check_positive(self, "log_every", "learning_rate_conv_in", "timestep_bias_multiplier")
         check_unit("timestep_bias_portion", self.timestep_bias_portion)
         check_positive(self, "logit_std")
-        check_not_negative(self, "max_sequence_length")
+        check_not_negative(self, "max_sequence_length", "guidance_scale")
+        check_positive(self, "lora_alpha")
+        check(
+            0 <= self.lora_dropout < 1,
+            f"lora_dropout must lie in [0, 1), got {self.lora_dropout}. Give a fraction.",
+        )
         begin, end = self.timestep_bias_begin, self.timestep_bias_end
         check(
             0 <= begin < end,

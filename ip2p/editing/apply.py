@@ -43,7 +43,8 @@ def edit_images(
         counts = f"{len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds"
         raise ValueError(f"every edit takes an image, an instruction and a seed, got {counts}. Give as many of each.")
     base = architecture_of(pipeline)
-    terms = guidance_terms(guidance_scale, image_guidance_scale)
+    is_distilled = base.is_distilled(base.denoiser(pipeline))
+    terms = guidance_terms(guidance_scale, image_guidance_scale, is_distilled=is_distilled)
     arrays = [_as_array(image) for image in images]
     groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, array in enumerate(arrays):
@@ -58,7 +59,8 @@ def edit_images(
             texts = base.encode(pipeline, ["", *(instructions[index] for index in indices)])
             conditions = stack_conditions(terms, image, texts, fitted.shape[1:3])
             chosen = [seeds[index] for index in indices]
-            latents = denoise(pipeline, base, conditions, num_inference_steps, chosen, on_step)
+            told = guidance_scale if is_distilled else None
+            latents = denoise(pipeline, base, conditions, num_inference_steps, chosen, on_step, guidance_scale=told)
             results = _resize_all(decode_images(pipeline.vae, latents), (batch.shape[2], batch.shape[1]))
             edited.update(zip(indices, results, strict=True))
             if on_batch is not None:
@@ -87,8 +89,13 @@ def denoise(
     num_steps: int,
     seeds: Sequence[int],
     on_step: Callable[[], object] | None = None,
+    *,
+    guidance_scale: float | None = None,
 ) -> Tensor:
-    """Samples float32 latents from noise; each image's chance comes from its own generator on the CPU."""
+    """Samples float32 latents from noise; each image's chance comes from its own generator on the CPU.
+
+    `guidance_scale` is told to a denoiser that takes it as an input.
+    """
     denoiser = base.denoiser(pipeline)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = base.noise.new_scheduler(pipeline.scheduler, None)
@@ -99,8 +106,9 @@ def denoise(
     for timestep in sampler.timesteps:
 
         def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = timestep) -> Tensor:
-            rows = inputs.to(denoiser.dtype)
-            return base.predict(denoiser, rows, at, texts, condition=image, sizes=conditions.sizes).float()
+            rows, sizes = inputs.to(denoiser.dtype), conditions.sizes
+            told = None if guidance_scale is None else torch.full((len(rows),), guidance_scale, device=rows.device)
+            return base.predict(denoiser, rows, at, texts, condition=image, sizes=sizes, guidance=told).float()
 
         prediction = guided(predict, sampler.inputs(latents, timestep), conditions)
         latents = sampler.step(prediction, timestep, latents)
@@ -131,17 +139,23 @@ class Term:
     with_text: bool
 
 
-def guidance_terms(guidance_scale: float, image_guidance_scale: float) -> list[Term]:
+def guidance_terms(guidance_scale: float, image_guidance_scale: float, *, is_distilled: bool = False) -> list[Term]:
     """Returns the one to three evaluations that the scales call for.
 
     The paper's equation 3, e(0,0) + s_I (e(I,0) - e(0,0)) + s_T (e(I,T) - e(I,0)), with its terms collected, so that
-    those of weight zero are not computed. Unlike diffusers' pipeline it holds for every scale, below 1 too.
+    those of weight zero are not computed. Unlike diffusers' pipeline it holds for every scale, below 1 too. A distilled
+    denoiser is told s_T, so that the image's guidance remains: e(0,T) + s_I (e(I,T) - e(0,T)).
     """
     terms = [
         Term(guidance_scale, with_image=True, with_text=True),
         Term(image_guidance_scale - guidance_scale, with_image=True, with_text=False),
         Term(1 - image_guidance_scale, with_image=False, with_text=False),
     ]
+    if is_distilled:
+        terms = [
+            Term(image_guidance_scale, with_image=True, with_text=True),
+            Term(1 - image_guidance_scale, with_image=False, with_text=True),
+        ]
     return [term for term in terms if term.weight != 0]
 
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.models.attention_processor import Attention
+from PIL import Image
 from torch import Generator, Tensor, nn
 
 from ip2p import models
@@ -51,14 +52,17 @@ class Architecture(ABC):
     """Class of the pipeline that pairs are rendered with."""
     editor: ClassVar[type[DiffusionPipeline] | None] = None
     """Class of the pipeline that a training exports; None for a base that renders pairs and is not trained."""
-    relatives: ClassVar[tuple[type[DiffusionPipeline], ...]] = ()
+    relatives: ClassVar[Sequence[type[DiffusionPipeline]]] = ()
     """Classes of other pipelines whose folders hold the same parts."""
     noise: ClassVar[type[NoiseProcess]]
     """How pictures become noise, and back."""
     part: ClassVar[str]
     """What pipelines and folders call the denoiser."""
-    widened: ClassVar[str]
-    """The layer that takes the image condition: new in an editor, and trained whole beside adapters."""
+    widened: ClassVar[str | None]
+    """The layer that takes the image condition: new in an editor, and trained whole beside adapters.
+
+    None if an editor has the base's layers, such as one that takes the image in its sequence.
+    """
     edges: ClassVar[tuple[str, ...]]
     """The first and last layers."""
     adapted: ClassVar[tuple[str, ...]]
@@ -69,6 +73,8 @@ class Architecture(ABC):
     """The side of the square of latents that is one position of the denoiser."""
     scales_condition: ClassVar[bool] = False
     """Whether an editor takes the image condition normalised, as it takes latents."""
+    example: ClassVar[str] = '"make it snowy", image=image, guidance_scale=7.5, image_guidance_scale=1.5'
+    """Arguments with which a model card calls the editor's pipeline."""
 
     @property
     def pipelines(self) -> dict[str, type[DiffusionPipeline]]:
@@ -113,6 +119,10 @@ class Architecture(ABC):
 
     def is_distilled(self, denoiser: ModelMixin) -> bool:
         """Returns True if the denoiser takes the guidance scale as an input, so that it needs no half without text."""
+        return False
+
+    def takes_guidance(self, config: TrainingConfig) -> bool:
+        """Returns True if the base's denoiser `is_distilled`, by its config."""
         return False
 
     def sampler(
@@ -173,9 +183,13 @@ class Architecture(ABC):
             f"{self.title} renders pairs, but no pipeline edits with it. Train another base on the pairs."
         )
 
-    def call_options(self, width: int, height: int) -> dict[str, int]:
-        """Returns the arguments that tell the editor's pipeline a picture's size."""
-        return {}
+    def call_options(self, picture: Image.Image, instruction: str) -> dict[str, Any]:
+        """Returns the arguments that tell the editor's pipeline a picture, its size and an instruction."""
+        return {"prompt": instruction, "image": picture}
+
+    def name_adapter(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Names the weights of a LoRA adapter, which come as peft names them, as files for this base name them."""
+        return weights
 
     def check_rendering(self, config: RenderingConfig) -> None:
         """Raises ValueError for a setting of the rendering that has no meaning for this base."""
@@ -187,16 +201,34 @@ class Architecture(ABC):
                 "softmax. Leave it out; p2p, shared_steps and local_blend work."
             )
 
+    def check_training(self, config: TrainingConfig) -> None:
+        """Raises ValueError for a setting of the training that has no meaning for this base; loads no weights."""
+        if config.learning_rate_conv_in is not None and self.widened is None:
+            raise ValueError(
+                f"training.learning_rate_conv_in is the rate of a widened layer, which {self.title} lacks, got "
+                f"{config.learning_rate_conv_in}. Leave it out; learning_rate holds for all layers."
+            )
+        if config.guidance_scale is not None and not self.takes_guidance(config):
+            raise ValueError(
+                f"training.guidance_scale is told to a base that takes the scale as an input, and this {self.title} "
+                f"takes none, got {config.guidance_scale}. Leave it out."
+            )
+
     def load_widened(self, config: TrainingConfig) -> ModelMixin:
         """Loads the base's denoiser and makes room for the image condition."""
-        return self.widen(self.load_denoiser(config), 2 * latent_shape(config)[0])
+        return self.widen(self.load_denoiser(config), self.channels_of_editor(latent_shape(config)[0]))
+
+    def channels_of_editor(self, latent_channels: int) -> int:
+        """Returns how many channels an editor's denoiser takes: latents, and their like where it is widened."""
+        return latent_channels if self.widened is None else 2 * latent_channels
 
     def check_editor(self, pipeline: DiffusionPipeline, name: str) -> None:
         """Raises ValueError if the denoiser takes no image condition."""
-        channels, latents = self.in_channels(self.denoiser(pipeline)), pipeline.vae.config.latent_channels
-        if channels != 2 * latents:
+        channels = self.in_channels(self.denoiser(pipeline))
+        expected = self.channels_of_editor(pipeline.vae.config.latent_channels)
+        if channels != expected:
             raise ValueError(
-                f"the denoiser of {name} takes {channels} channels, expected {2 * latents}. Train it as an editor."
+                f"the denoiser of {name} takes {channels} channels, expected {expected}. Train it as an editor."
             )
 
     def native_side(self, pipeline: DiffusionPipeline) -> int:

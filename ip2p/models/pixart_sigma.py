@@ -1,4 +1,4 @@
-"""PixArt-Sigma: a diffusion transformer that reads T5 through layers of its own, as a UNet reads CLIP; it renders only."""
+"""PixArt-Sigma: a diffusion transformer that reads T5 in layers of its own, as a UNet reads CLIP; it renders only."""
 
 from __future__ import annotations
 

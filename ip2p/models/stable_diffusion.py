@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import Attention
+from diffusers.utils import convert_state_dict_to_diffusers
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -128,6 +129,10 @@ class StableDiffusion(Architecture):
         for suffix, tokenizer, encoder in zip(("", "_2"), texts.tokenizers, texts.encoders, strict=False):
             parts |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
         return parts
+
+    def name_adapter(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        named: dict[str, Tensor] = convert_state_dict_to_diffusers(weights)
+        return named
 
     def load_editor(self, source: str, **options: Any) -> DiffusionPipeline:
         return super().load_editor(source, safety_checker=None, requires_safety_checker=False, **options)

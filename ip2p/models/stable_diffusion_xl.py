@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
 )
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -92,8 +93,8 @@ class StableDiffusionXL(StableDiffusion):
     def condition_is_scaled(self, pipeline: DiffusionPipeline) -> bool:
         return bool(getattr(pipeline, "is_cosxl_edit", False))
 
-    def call_options(self, width: int, height: int) -> dict[str, int]:
-        return {"width": width, "height": height}
+    def call_options(self, picture: Image.Image, instruction: str) -> dict[str, Any]:
+        return super().call_options(picture, instruction) | {"width": picture.width, "height": picture.height}
 
 
 ARCHITECTURE: Architecture = StableDiffusionXL()

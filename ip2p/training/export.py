@@ -19,7 +19,7 @@ from ip2p.hub import check_token, hub_errors, public_name
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import INDEX
 from ip2p.training.checkpoint import remove_folder
-from ip2p.training.lora import LORA_FILE, add_lora, trained_weights, widened_file, without_adapters, write_lora
+from ip2p.training.lora import add_lora, lora_files, trained_weights, without_adapters, write_lora
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,12 @@ def write_editor(denoiser: ModelMixin, base: Architecture, config: TrainingConfi
         for name in ("vocab.json", "merges.txt"):  # older files, which some loaders read and the tokenizer leaves out
             if (own / tokenizer.name / name).exists() and not (tokenizer / name).exists():
                 shutil.copyfile(own / tokenizer.name / name, tokenizer / name)
-    _move(temporary, folder, stale=(INDEX, LORA_FILE, widened_file(base)))
+    _move(temporary, folder, stale=(INDEX, *lora_files(base)))
 
 
 def _on_whole_weights(denoiser: ModelMixin, base: Architecture, config: TrainingConfig) -> ModelMixin:
     """Returns the base's whole weights with the adapters and the widened layer of a quantised denoiser."""
-    whole = add_lora(base.load_widened(replace(config, quantization=None)), base, config.rank, config.seed)
+    whole = add_lora(base.load_widened(replace(config, quantization=None)), base, config)
     whole.load_state_dict(trained_weights(denoiser, whole), strict=False)
     return whole
 
@@ -95,7 +95,7 @@ from diffusers.utils import load_image
 
 pipeline = {kind}.from_pretrained("{name}"{options}).to("cuda")
 image = load_image("photo.png")
-edited = pipeline("make it snowy", image=image, guidance_scale=7.5, image_guidance_scale=1.5).images[0]
+edited = pipeline({base.example}).images[0]
 ```
 
 | setting | value |
@@ -144,7 +144,7 @@ def upload(job: TrainingJob, base: Architecture, folder: Path) -> str:
             repo_id=repository,
             folder_path=folder,
             commit_message="Upload the trained editor",
-            allow_patterns=["README.md", INDEX, CODE_FILE, LORA_FILE, widened_file(base), *parts],  # not a training
+            allow_patterns=["README.md", INDEX, CODE_FILE, *lora_files(base), *parts],  # not a training
         )
     logger.info("uploaded %s to %s", folder, repository)
     return str(repository)

@@ -47,7 +47,7 @@ def new_optimizer(
     for name, parameter in denoiser.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.startswith(f"{base.widened}.") and config.learning_rate_conv_in is not None:
+        if config.learning_rate_conv_in is not None and base.widened and name.startswith(f"{base.widened}."):
             first.append(parameter)
         elif config.optim == "muon" and parameter.ndim >= 2 and not name.startswith(base.edges):
             matrices.append(parameter)

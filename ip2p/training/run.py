@@ -60,6 +60,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     output.mkdir(parents=True, exist_ok=True)
     check_quantization(job)
     export.check_may_upload(job)
+    base_architecture(job).check_training(job)
     rows, pictures = open_rows(job.data, job), read_pictures(job)
     accelerator = new_accelerator(job)
     with accelerator.main_process_first():
@@ -115,7 +116,7 @@ def new_trainer(
         accelerator.num_processes,
         balanced,
     )
-    denoiser = base.widen(base.load_denoiser(config), 2 * pairs.latent_shape[0])
+    denoiser = base.widen(base.load_denoiser(config), base.channels_of_editor(pairs.latent_shape[0]))
     trained, network = new_trained(denoiser, base, config, accelerator, num_steps)
     noise, latents = noise.to(accelerator.device), load_latent_space(config)
     return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream), num_steps

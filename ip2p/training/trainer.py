@@ -19,6 +19,7 @@ from ip2p.models.architecture import Architecture
 from ip2p.models.latents import LatentSpace
 from ip2p.models.noise import NoiseProcess
 from ip2p.models.texts import Texts
+from ip2p.records import hash_to_seed
 from ip2p.training.attention import choose_attention
 from ip2p.training.checkpoint import Trained
 from ip2p.training.draws import Batch, EncodedPairs, SampleStream, drop_conditions
@@ -27,6 +28,9 @@ from ip2p.training.optimizer import new_optimizer
 from ip2p.training.sharding import FsdpParts, Parts, ZeroParts, is_fsdp, is_zero, whole
 
 logger = logging.getLogger(__name__)
+
+UNGUIDED = 1.0
+"""The guidance scale that a distilled base is told unless the config gives one: as of a model without guidance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Trainer:
     def loss(self, micro_step: int) -> Tensor:
         """Returns the loss of this process's batch number `micro_step`."""
         config, device, draws = self.config, self.accelerator.device, self.stream.draws(micro_step)
+        if config.use_lora and config.lora_dropout:
+            torch.manual_seed(hash_to_seed("lora dropout", config.seed, micro_step, self.stream.process_index))
         batch = self.pairs.load(self.stream, micro_step, draws).to(device)
         posterior, noise, timesteps, dropout, offset = (
             value.to(device, non_blocking=True)
@@ -71,8 +77,11 @@ class Trainer:
     ) -> Tensor:
         """Calls a denoiser on noised latents under a batch's conditions."""
         noised, condition = (values.contiguous(memory_format=torch.channels_last) for values in (noised, condition))
-        told = self.noise.told(timesteps)
-        return self.base.predict(network, noised, told, texts, condition=condition, sizes=sizes)
+        told, guidance = self.noise.told(timesteps), None
+        if self.base.is_distilled(self.trained.denoiser):
+            scale = UNGUIDED if self.config.guidance_scale is None else self.config.guidance_scale
+            guidance = torch.full_like(told, scale, dtype=torch.float32)
+        return self.base.predict(network, noised, told, texts, condition=condition, sizes=sizes, guidance=guidance)
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
         """Takes an optimizer step; returns the mean loss of its micro-steps and the gradient's norm, on the device."""
@@ -122,7 +131,7 @@ def new_trained(
 ) -> tuple[Trained, nn.Module]:
     """Sets up the denoiser on its device, its average, optimizer and schedule; also returns the wrapped denoiser."""
     if config.use_lora:
-        denoiser = add_lora(denoiser, base, config.rank, config.seed)
+        denoiser = add_lora(denoiser, base, config)
     is_whole = not (is_fsdp(accelerator) or is_zero(accelerator))
     skeleton = None if is_whole else copy.deepcopy(denoiser).to("meta")
     if config.quantization is not None:

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from ip2p.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 SETTINGS = {"num_inference_steps": 20, "image_guidance_scale": 1.5, "guidance_scale": 7.0}
-"""The settings of diffusers' scripts."""
+"""The settings of diffusers' scripts; a pipeline gets those that it takes."""
 QUARTERS = 4
 
 
@@ -87,19 +88,15 @@ class Validation:
         place = next(network.parameters()).device
         pipeline = trainer.base.build_editor(network.to(device), config, device)
         pipeline.set_progress_bar_config(disable=True)
+        settings = {name: value for name, value in SETTINGS.items() if name in signature(pipeline.__call__).parameters}
         folder = self.output / "validation_images"
         folder.mkdir(exist_ok=True)
         images = {}
         seeds = range(config.seed, config.seed + config.num_validation_images)
         with trainer.accelerator.autocast():
             for number, (picture, seed) in enumerate(itertools.product(self.pictures, seeds)):
-                edited = pipeline(
-                    picture.edit_prompt,
-                    image=picture.image,
-                    generator=torch.Generator().manual_seed(seed),
-                    **SETTINGS,
-                    **trainer.base.call_options(*picture.image.size),
-                ).images[0]
+                options = trainer.base.call_options(picture.image, picture.edit_prompt) | settings
+                edited = pipeline(**options, generator=torch.Generator().manual_seed(seed)).images[0]
                 images[f"{picture.name}: {picture.edit_prompt} ({seed})"] = edited
                 edited.save(folder / f"step_{step}_val_img_{number}.png")
         show_images(trainer.accelerator, images, step)
