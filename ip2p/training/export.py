@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -68,9 +69,11 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapp
     )
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
     name, kind = job.hub_model_id or folder.name, base.editor.__name__
-    options = ""
+    options, call = base.loading, base.example
     if (folder / CODE_FILE).exists():
         kind, options = "DiffusionPipeline", f', custom_pipeline="{name}", trust_remote_code=True'
+    elif job.max_sequence_length is not None and "max_sequence_length" in signature(base.editor.__call__).parameters:
+        call = f"{call}, max_sequence_length={job.max_sequence_length}"
     text = f"""# {name}
 
 Edits images as an instruction says (InstructPix2Pix, https://arxiv.org/abs/2211.09800). Trained from `{model}` on
@@ -83,7 +86,7 @@ from diffusers.utils import load_image
 
 pipeline = {kind}.from_pretrained("{name}"{options}).to("cuda")
 image = load_image("photo.png")
-edited = pipeline({base.example}).images[0]
+edited = pipeline({call}).images[0]
 ```
 
 | setting | value |
