@@ -18,11 +18,11 @@ from tests.explicit_attention import ExplicitPair
 
 
 class JointMaps:
-    """A processor that makes every map with a softmax, after `edit` has changed queries and keys of [text | image]."""
+    """A processor that makes every map with a softmax, after `share` has changed queries and keys of [text | image]."""
 
     num_texts = 0
 
-    def edit(self, states: Tensor) -> Tensor:
+    def share(self, states: Tensor) -> Tensor:
         """Takes and gives (rows, heads, N, D) queries or keys."""
         return states
 
@@ -38,8 +38,8 @@ class JointMaps:
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
         def project(states: Tensor, layer: Any, norm: Any = None) -> Tensor:
-            heads = layer(states).reshape(*states.shape[:2], attn.heads, -1).permute(0, 2, 1, 3)
-            return heads if norm is None else norm(heads)
+            heads: Tensor = layer(states).reshape(*states.shape[:2], attn.heads, -1).permute(0, 2, 1, 3)
+            return heads if norm is None else torch.as_tensor(norm(heads))
 
         query = project(hidden_states, attn.to_q, attn.norm_q)
         key, value = project(hidden_states, attn.to_k, attn.norm_k), project(hidden_states, attn.to_v)
@@ -49,7 +49,7 @@ class JointMaps:
             key = torch.cat([project(texts, attn.add_k_proj, attn.norm_added_k), key], 2)
             value = torch.cat([project(texts, attn.add_v_proj), value], 2)
         assert image_rotary_emb is not None
-        query, key = (turned(self.edit(states), *image_rotary_emb) for states in (query, key))
+        query, key = (turned(self.share(states), *image_rotary_emb) for states in (query, key))
         maps = torch.softmax((query @ key.transpose(-1, -2)).float() / query.shape[-1] ** 0.5, dim=-1)
         self.look(attn, maps)
         out = (maps.to(value.dtype) @ value).permute(0, 2, 1, 3).reshape(len(value), value.shape[2], -1)
@@ -65,7 +65,7 @@ def turned(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.view_as_real(numbers * angles).flatten(-2).to(states.dtype)
 
 
-class FluxPair(JointMaps, ExplicitPair):
+class FluxPair(JointMaps, ExplicitPair):  # type: ignore[misc]
     """The rows of a step are [original, edited], after those of the half without text where there is guidance."""
 
     def __init__(self, pipeline: Any, candidate: Candidate, config: RenderingConfig, watched: Sequence[Any]) -> None:
@@ -79,7 +79,7 @@ class FluxPair(JointMaps, ExplicitPair):
         self.step, self.num_steps, self.together = 0, config.num_inference_steps, False
         self.places = {"gone": {}, "new": {}}
 
-    def edit(self, states: Tensor) -> Tensor:  # type: ignore[override]
+    def share(self, states: Tensor) -> Tensor:
         """Gives the edited rows the image queries or keys of their originals."""
         num_images, cap = states.shape[2] - self.num_texts, self.config.p2p_max_positions
         if not self.together and self.within(self.spec.p2p) and (cap is None or num_images <= cap):
@@ -101,7 +101,7 @@ class FluxPair(JointMaps, ExplicitPair):
         num, channels, height, width = rows.shape
         hidden, pooled, text_ids = pipeline.encode_prompt(texts, max_sequence_length=self.num_texts)
         scale = torch.full((num,), max(1.0, self.spec.guidance_scale)) if self.is_distilled else None
-        predicted = pipeline.transformer(
+        predicted: Tensor = pipeline.transformer(
             hidden_states=pipeline._pack_latents(rows, num, channels, height, width),
             timestep=timestep.expand(num) / 1000,
             guidance=scale,

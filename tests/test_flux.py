@@ -246,7 +246,7 @@ def test_the_watched_layers_are_the_published_ones_of_flux(folders: dict[str, Pa
         transformer_blocks = [Block(f"double {number}") for number in range(19)]
         single_transformer_blocks = [Block(f"single {number}") for number in range(38)]
 
-    layers: Any = base.attention_layers(Large())  # type: ignore[arg-type]
+    layers: Any = base.attention_layers(Large())
     assert layers.watched == [f"double {number}" for number in (18, 17, 12, 14, 11)]
     assert len(layers.joint) == 19 + 38 and layers.text_first and not layers.to_itself
 

@@ -18,12 +18,14 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from diffusers.training_utils import compute_loss_weighting_for_sd3
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig, fingerprint, to_dict
 from ip2p.editing import edit_images, load_editor
 from ip2p.models.architecture import base_architecture
+from ip2p.models.stable_diffusion_3_instruct_pix2pix import StableDiffusion3InstructPix2PixPipeline
 from ip2p.models.texts import Texts
 from ip2p.training.__main__ import main
 from ip2p.training.cache import load_cache
@@ -32,9 +34,10 @@ from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.lora import LORA_FILE, load_lora, lora_files
 from ip2p.training.run import new_trainer
 from ip2p.training.trainer import Trainer
+from ip2p.training.validation import fit_to_step
 from tests.test_training import pair, png, tiny_training, write_pairs
 from tests.test_training_run import _StopAfter, run, same_weights
-from tests.tiny_flow import write_tiny_flux, write_tiny_kontext
+from tests.tiny_flow import write_tiny_flux, write_tiny_kontext, write_tiny_sd3
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 NUM_TEXTS = 16
@@ -143,7 +146,8 @@ class Reference:
         factor = pipeline.vae_scale_factor
         predicted = pipeline._unpack_latents(predicted, height * factor, width * factor, factor)
         weights = compute_loss_weighting_for_sd3(self.config.weighting_scheme, sigmas)
-        return (weights * (predicted - (draws.noise - latents)) ** 2).mean()
+        loss: Tensor = (weights * (predicted - (draws.noise - latents)) ** 2).mean()
+        return loss
 
 
 @pytest.mark.parametrize("model", ["dev", "schnell", "kontext"])
@@ -185,14 +189,32 @@ def test_a_widened_base_predicts_what_it_did_whatever_the_image(folders: dict[st
     texts = Texts(torch.randn(2, 5, 48, generator=chance), torch.randn(2, 16, generator=chance))
     told = {"guidance": torch.tensor([3.5, 1.0])} if base.is_distilled(plain) else {}
     with torch.no_grad():
-        before = base.predict(plain, latents, torch.tensor(500.0), texts, **told)  # type: ignore[arg-type]
-        after = base.predict(wide, latents, torch.tensor(500.0), texts, condition=image, **told)  # type: ignore[arg-type]
+        before = base.predict(plain, latents, torch.tensor(500.0), texts, **told)
+        after = base.predict(wide, latents, torch.tensor(500.0), texts, condition=image, **told)
     if model == "kontext":
         assert base.in_channels(wide) == 4 and (before - after).abs().max() > 0.01
         return
     torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
     assert (base.in_channels(plain), base.in_channels(wide)) == (4, 8)
     assert torch.equal(wide.x_embedder.bias, plain.x_embedder.bias) and not wide.x_embedder.weight[:, 16:].any()
+
+
+def edit(pipeline: Any, picture: Image.Image) -> Image.Image:
+    """An edit under the settings of a validation."""
+    named = "image" if isinstance(pipeline, FluxKontextPipeline) else "control_image"
+    own = {"max_area": 96 * 64, "_auto_resize": False} if named == "image" else {}
+    found: Image.Image = pipeline(
+        prompt="make it red",
+        width=96,
+        height=64,
+        num_inference_steps=20,
+        guidance_scale=7.0,
+        max_sequence_length=NUM_TEXTS,
+        generator=torch.Generator().manual_seed(0),
+        **{named: picture},
+        **own,
+    ).images[0]
+    return found
 
 
 @pytest.mark.parametrize(("model", "flags"), [("dev", ["--guidance_scale=3.5"]), ("schnell", []), ("kontext", [])])
@@ -207,9 +229,10 @@ def test_a_trained_editor_loads_in_diffusers_own_pipeline(
     kind = EDITORS[model]
     assert json.loads((output / "model_index.json").read_text())["_class_name"] == kind.__name__
     assert f"{kind.__name__}.from_pretrained" in (card := (output / "README.md").read_text())
-    assert "image_guidance_scale=" not in card
-    assert len(list((output / "validation_images").glob("*.png"))) == 1
+    assert "image_guidance_scale=" not in card and f"max_sequence_length={NUM_TEXTS})" in card
     pipeline, editor = kind.from_pretrained(output), load_editor(str(output), "cpu")
+    (shown_image,) = (Image.open(path) for path in (output / "validation_images").glob("*.png"))
+    assert np.abs(np.asarray(shown_image, int) - np.asarray(edit(pipeline, Image.open(png_file)), int)).max() <= 1
     assert pipeline.transformer.config.in_channels == (16 if model == "kontext" else 32)
     before, after = load_file(folders[model] / WEIGHTS), load_file(output / WEIGHTS)
     assert all(not torch.equal(before[name], after[name]) for name in before if name.endswith("to_q.weight"))
@@ -240,6 +263,19 @@ def test_a_trained_editor_loads_in_diffusers_own_pipeline(
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     (edited,) = edit_images(editor, [picture], ["make it red"], num_inference_steps=2, seeds=[1])
     assert edited.shape == (64, 64, 3) and edited.std() > 0
+
+
+@pytest.mark.parametrize("model", ["dev", "kontext"])
+def test_an_editor_trained_in_mixed_precision_edits_in_bfloat16_as_its_card_says(
+    tmp_path: Path, data: Path, folders: dict[str, Path], model: str
+) -> None:
+    output = tmp_path / "out"
+    assert train(folders[model], data, output, "--mixed_precision=bf16", "--gradient_checkpointing") == 0
+    kind = EDITORS[model]
+    assert f'{kind.__name__}.from_pretrained("out", torch_dtype=torch.bfloat16)' in (output / "README.md").read_text()
+    pipeline = kind.from_pretrained(output, dtype=torch.bfloat16)
+    assert pipeline.transformer.dtype == pipeline.text_encoder_2.dtype == torch.bfloat16
+    assert np.asarray(edit(pipeline, Image.new("RGB", (96, 64)))).std() > 0
 
 
 @pytest.mark.parametrize("model", ["dev", "kontext"])
@@ -318,6 +354,25 @@ def test_a_widened_flux_is_adapted_with_its_whole_first_layer(
     (output / "x_embedder.safetensors").unlink()
     with pytest.raises(ValueError, match="holds no x_embedder.safetensors"):
         load_lora(FluxControlPipeline.from_pretrained(folders["dev"]), output)
+
+
+def test_a_stable_diffusion_3s_adapter_has_all_its_layers(tmp_path: Path, data: Path) -> None:
+    base, output = write_tiny_sd3(tmp_path / "sd3"), tmp_path / "out"
+    assert train(base, data, output, *LORA) == 0
+    kind = StableDiffusion3InstructPix2PixPipeline
+    adapted, merged = load_lora(kind.from_pretrained(base), output), kind.from_pretrained(output)
+    adapted.fuse_lora(components=["transformer"])
+    adapted.unload_lora_weights()
+    expected = merged.transformer.state_dict()
+    found = adapted.transformer.state_dict()
+    assert found.keys() == expected.keys()
+    for name, weights in found.items():
+        torch.testing.assert_close(weights, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_picture_is_shown_at_a_size_that_patches_divide() -> None:
+    assert fit_to_step(Image.new("RGB", (264, 40)), 16).size == (256, 32)
+    assert fit_to_step(picture := Image.new("RGB", (64, 32)), 16) is picture
 
 
 @pytest.mark.parametrize(

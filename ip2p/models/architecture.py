@@ -73,6 +73,8 @@ class Architecture(ABC):
     """The side of the square of latents that is one position of the denoiser."""
     scales_condition: ClassVar[bool] = False
     """Whether an editor takes the image condition normalised, as it takes latents."""
+    loading: ClassVar[str] = ""
+    """Further arguments with which a model card loads the editor's pipeline."""
     example: ClassVar[str] = '"make it snowy", image=image, guidance_scale=7.5, image_guidance_scale=1.5'
     """Arguments with which a model card calls the editor's pipeline."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -89,15 +89,21 @@ class Flux(Architecture):
     title = "FLUX.1"
     text_to_image = FluxPipeline
     editor = FluxControlPipeline
-    relatives = (FluxImg2ImgPipeline, FluxInpaintPipeline, FluxControlImg2ImgPipeline, FluxControlInpaintPipeline)
+    relatives: ClassVar[Sequence[type[DiffusionPipeline]]] = (
+        FluxImg2ImgPipeline,
+        FluxInpaintPipeline,
+        FluxControlImg2ImgPipeline,
+        FluxControlInpaintPipeline,
+    )
     noise = FluxNoise
     part = "transformer"
-    widened = "x_embedder"
+    widened: ClassVar[str | None] = "x_embedder"
     edges = ("x_embedder.", "time_text_embed.", "context_embedder.", "norm_out.", "proj_out.")
     adapted = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     unshared = WITHOUT_WORDS
     patch = PATCH
     scales_condition = True
+    loading = ", torch_dtype=torch.bfloat16"
     example = 'prompt="make it snowy", control_image=image, width=image.width, height=image.height, guidance_scale=3.5'
 
     def load_denoiser(self, config: TrainingConfig) -> ModelMixin:

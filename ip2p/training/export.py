@@ -8,10 +8,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 
 from ip2p.config import TrainingConfig, TrainingJob
@@ -79,10 +80,13 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapp
         tags=["instruct-pix2pix", "image-editing", "diffusers", *(["lora"] if job.use_lora else [])],
     )
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
-    name, kind = job.hub_model_id or folder.name, getattr(base.editor, "__name__", "DiffusionPipeline")
-    options = ""
+    editor = base.editor or DiffusionPipeline
+    name, kind = job.hub_model_id or folder.name, editor.__name__
+    options, call = base.loading, base.example
     if (folder / CODE_FILE).exists():
         kind, options = "DiffusionPipeline", f', custom_pipeline="{name}", trust_remote_code=True'
+    elif job.max_sequence_length is not None and "max_sequence_length" in signature(editor.__call__).parameters:
+        call = f"{call}, max_sequence_length={job.max_sequence_length}"
     text = f"""# {name}
 
 Edits images as an instruction says (InstructPix2Pix, https://arxiv.org/abs/2211.09800). Trained from `{model}` on
@@ -95,7 +99,7 @@ from diffusers.utils import load_image
 
 pipeline = {kind}.from_pretrained("{name}"{options}).to("cuda")
 image = load_image("photo.png")
-edited = pipeline({base.example}).images[0]
+edited = pipeline({call}).images[0]
 ```
 
 | setting | value |

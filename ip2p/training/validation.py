@@ -16,13 +16,14 @@ from inspect import signature
 from pathlib import Path
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import load_image
 from PIL import Image
 from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig
 from ip2p.images import check_size, fitted_size, open_picture
+from ip2p.models.architecture import size_step
 from ip2p.sources.edits import read_edits
 from ip2p.training.cache import LatentCache
 from ip2p.training.draws import draw_step
@@ -88,19 +89,34 @@ class Validation:
         place = next(network.parameters()).device
         pipeline = trainer.base.build_editor(network.to(device), config, device)
         pipeline.set_progress_bar_config(disable=True)
-        settings = {name: value for name, value in SETTINGS.items() if name in signature(pipeline.__call__).parameters}
+        settings = settings_for(pipeline, config)
         folder = self.output / "validation_images"
         folder.mkdir(exist_ok=True)
         images = {}
         seeds = range(config.seed, config.seed + config.num_validation_images)
         with trainer.accelerator.autocast():
             for number, (picture, seed) in enumerate(itertools.product(self.pictures, seeds)):
-                options = trainer.base.call_options(picture.image, picture.edit_prompt) | settings
+                image = fit_to_step(picture.image, size_step(pipeline, trainer.base))
+                options = trainer.base.call_options(image, picture.edit_prompt) | settings
                 edited = pipeline(**options, generator=torch.Generator().manual_seed(seed)).images[0]
                 images[f"{picture.name}: {picture.edit_prompt} ({seed})"] = edited
                 edited.save(folder / f"step_{step}_val_img_{number}.png")
         show_images(trainer.accelerator, images, step)
         network.to(place)
+
+
+def settings_for(pipeline: DiffusionPipeline, config: TrainingConfig) -> dict[str, float]:
+    """Returns the settings of an edit that a pipeline takes."""
+    taken, settings = signature(pipeline.__call__).parameters, dict[str, float](SETTINGS)
+    if config.max_sequence_length is not None:
+        settings["max_sequence_length"] = config.max_sequence_length
+    return {name: value for name, value in settings.items() if name in taken}
+
+
+def fit_to_step(image: Image.Image, step: int) -> Image.Image:
+    """Returns an image whose sides are multiples of `step`, as large or a little smaller."""
+    size = (max(step, image.width // step * step), max(step, image.height // step * step))
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def read_pictures(config: TrainingConfig) -> list[Picture]:
