@@ -69,6 +69,8 @@ class Architecture(ABC):
     """The layers that adapters are put on."""
     unshared: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Settings of the rendering that have no meaning here, with the ranges that leave them out."""
+    blocks: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock", "ResnetBlock2D")
+    """Classes of the denoiser's blocks, which a training that splits the weights gathers one at a time."""
     patch: ClassVar[int] = 1
     """The side of the square of latents that is one position of the denoiser."""
     scales_condition: ClassVar[bool] = False

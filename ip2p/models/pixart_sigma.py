@@ -56,6 +56,7 @@ class PixArtSigma(Architecture):
     widened = "pos_embed.proj"
     edges = ("pos_embed.", "adaln_single.", "caption_projection.", "proj_out.")
     adapted = ("to_q", "to_k", "to_v", "to_out.0")
+    blocks = ("BasicTransformerBlock",)
     patch = 2
 
     def predict(

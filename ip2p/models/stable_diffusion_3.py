@@ -101,6 +101,7 @@ class StableDiffusion3(Architecture):
     edges = ("pos_embed.", "time_text_embed.", "context_embedder.", "norm_out.", "proj_out.")
     adapted = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     unshared = WITHOUT_WORDS
+    blocks = ("JointTransformerBlock",)
     patch = 2
     scales_condition = True
 

@@ -30,7 +30,7 @@ class Parts(Protocol):
 
     @property
     def skeleton(self) -> ModelMixin:
-        """The denoiser without memory."""
+        """The denoiser, whose parameters have no memory."""
         ...
 
     def masters(self) -> list[Tensor]:
@@ -64,10 +64,22 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def skeleton_of(denoiser: ModelMixin) -> ModelMixin:
+    """Returns a copy without memory for its parameters; buffers, such as tables of positions, are kept."""
+    skeleton = copy.deepcopy(denoiser).to("meta")
+    for module, own in zip(skeleton.modules(), denoiser.modules(), strict=True):
+        for name, buffer in own.named_buffers(recurse=False):
+            setattr(module, name, buffer.detach().cpu().clone())
+    return skeleton
+
+
 def fill(skeleton: ModelMixin, tensors: Iterable[Tensor], *, is_main: bool) -> ModelMixin | None:
     """Builds the denoiser with these parameters, taken one at a time, in the main process alone."""
     filled = copy.deepcopy(skeleton).to_empty(device="cpu") if is_main else None
     targets = list(filled.parameters()) if filled is not None else None
+    if filled is not None:
+        for buffer, kept in zip(filled.buffers(), skeleton.buffers(), strict=True):
+            buffer.copy_(kept)
     for number, tensor in enumerate(tensors):
         if targets is not None:
             targets[number].data.copy_(tensor)

@@ -25,7 +25,7 @@ from ip2p.training.checkpoint import Trained
 from ip2p.training.draws import Batch, EncodedPairs, SampleStream, drop_conditions
 from ip2p.training.lora import add_lora
 from ip2p.training.optimizer import new_optimizer
-from ip2p.training.sharding import FsdpParts, Parts, ZeroParts, is_fsdp, is_zero, whole
+from ip2p.training.sharding import FsdpParts, Parts, ZeroParts, is_fsdp, is_zero, skeleton_of, whole
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def new_trained(
     if config.use_lora:
         denoiser = add_lora(denoiser, base, config)
     is_whole = not (is_fsdp(accelerator) or is_zero(accelerator))
-    skeleton = None if is_whole else copy.deepcopy(denoiser).to("meta")
+    skeleton = None if is_whole else skeleton_of(denoiser)
     if config.quantization is not None:
         if not config.quantization.startswith("bnb"):  # whose weights are on their device and cannot be moved
             denoiser.to(accelerator.device)
