@@ -140,6 +140,15 @@ class Flux(Architecture):
     def takes_guidance(self, config: TrainingConfig) -> bool:
         return bool(load_config(FluxTransformer2DModel, config, self.part).get("guidance_embeds", False))
 
+    def check_training(self, config: TrainingConfig) -> None:
+        super().check_training(config)
+        length = config.max_sequence_length
+        if length is not None and length > T5_TOKENS:
+            raise ValueError(
+                f"training.max_sequence_length must be at most {T5_TOKENS} for {self.title}, whose pipelines read no "
+                f"more tokens, got {length}. Lower it or leave it out."
+            )
+
     def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
         double, single = denoiser.transformer_blocks, denoiser.single_transformer_blocks
         middle = range(len(double) // 4, max(len(double) // 4 + 1, len(double) // 2))
