@@ -47,6 +47,22 @@ def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Stable Diffusion 3.5."""
+    from tests.tiny_flow import write_tiny_sd3
+
+    return write_tiny_sd3(tmp_path_factory.mktemp("tiny") / "stable-diffusion-3")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_without_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Stable Diffusion 3, without second attention and T5."""
+    from tests.tiny_flow import write_tiny_sd3
+
+    return write_tiny_sd3(tmp_path_factory.mktemp("tiny") / "without-t5", has_t5=False, is_3_5=False)
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random CLIP."""
     from tests.tiny import write_tiny_clip

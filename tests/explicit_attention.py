@@ -40,7 +40,10 @@ class ExplicitAttention:
             return some.reshape(rows, some.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
 
         query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
-        maps = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
+        logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        if attention_mask is not None:
+            logits = logits + attention_mask.view(rows, 1, 1, -1)
+        maps = torch.softmax(logits, dim=-1)
         maps = self.edit(maps, encoder_hidden_states is not None)
         out: Tensor = attn.to_out[0]((maps @ value).permute(0, 2, 1, 3).reshape(rows, length, -1))
         return out
@@ -48,6 +51,8 @@ class ExplicitAttention:
 
 class ExplicitPair(ExplicitAttention):
     """The rows of a step are [original, edited], after those of the half without text where there is guidance."""
+
+    num_tokens: int | None = None
 
     def __init__(
         self, pipeline: Any, candidate: Candidate, config: RenderingConfig, *, always_guided: bool = False
@@ -57,7 +62,7 @@ class ExplicitPair(ExplicitAttention):
         self.pipeline, self.candidate, self.config, self.spec = pipeline, candidate, config, candidate.spec
         triplet = candidate.triplet
         self.words = map_tokens(
-            pipeline.tokenizer, triplet.original_prompt, triplet.edited_prompt, config.cross_alignment
+            pipeline.tokenizer, triplet.original_prompt, triplet.edited_prompt, config.cross_alignment, self.num_tokens
         )
         self.step, self.num_steps, self.together = 0, 0, False
         self.places: dict[str, dict[int, Tensor]] = {"gone": {}, "new": {}}
@@ -128,26 +133,36 @@ class ExplicitPair(ExplicitAttention):
         sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]]).repeat(len(states), 1)
         return {"encoder_hidden_states": states, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
+    @property
+    def network(self) -> Any:
+        """The denoiser."""
+        return self.pipeline.unet
+
+    def predict(self, rows: Tensor, timestep: Tensor, conditions: dict[str, Any]) -> Tensor:
+        """Calls the denoiser."""
+        prediction: Tensor = self.network(rows, timestep, **conditions).sample
+        return prediction
+
     def sample(self) -> tuple[Tensor, Tensor]:
         """Both sides' latents."""
-        pipeline, unet, spec, triplet = self.pipeline, self.pipeline.unet, self.spec, self.candidate.triplet
+        pipeline, network, spec, triplet = self.pipeline, self.network, self.spec, self.candidate.triplet
         scheduler = DiscreteNoise.new_scheduler(pipeline.scheduler, self.config.scheduler)
         scheduler.set_timesteps(self.config.num_inference_steps)
         self.num_steps = len(scheduler.timesteps)
         chance = [torch.Generator().manual_seed(spec.seed) for _ in range(2)]
-        size = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        size = (network.config.in_channels, network.config.sample_size, network.config.sample_size)
         latents = torch.stack([torch.randn(size, generator=each) for each in chance]) * scheduler.init_noise_sigma
         options = {"generator": chance} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        before = dict(unet.attn_processors)
-        unet.set_attn_processor(self)
+        before = dict(network.attn_processors)
+        network.set_attn_processor(self)
         try:
             for self.step, timestep in enumerate(scheduler.timesteps):
                 self.together = self.within(spec.shared_steps)
                 edited = triplet.original_prompt if self.together else triplet.edited_prompt
                 conditions = self.conditions([triplet.original_prompt, edited])
                 rows = scheduler.scale_model_input(latents, timestep)
-                rows = rows.repeat(len(conditions["encoder_hidden_states"]) // 2, 1, 1, 1).to(unet.dtype)
-                predicted = unet(rows, timestep, **conditions).sample.float()
+                rows = rows.repeat(len(conditions["encoder_hidden_states"]) // 2, 1, 1, 1).to(network.dtype)
+                predicted = self.predict(rows, timestep, conditions).float()
                 if self.is_guided:
                     without, predicted = predicted.chunk(2)
                     predicted = without + max(1.0, spec.guidance_scale) * (predicted - without)
@@ -158,5 +173,5 @@ class ExplicitPair(ExplicitAttention):
                     places = self.differs(*latents) if by_difference else self.may_differ(*size[1:])
                     latents[1] = torch.where(places, latents[1], latents[0])
         finally:
-            unet.set_attn_processor(before)
+            network.set_attn_processor(before)
         return latents[0], latents[1]

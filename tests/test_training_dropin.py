@@ -340,9 +340,15 @@ def test_a_folder_of_images_with_metadata_is_read(tmp_path: Path, tiny_sd: Path)
     assert json.loads((output / "finished.json").read_text())["summary"]["samples"] == 3
 
 
-def test_two_processes_train_what_one_does_at_the_same_batch(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "weights"), [("tiny_sd", WEIGHTS), ("tiny_sd3", "transformer/diffusion_pytorch_model.safetensors")]
+)
+def test_two_processes_train_what_one_does_at_the_same_batch(
+    tmp_path: Path, data: Path, request: pytest.FixtureRequest, model: str, weights: str
+) -> None:
     flags = ["--max_train_steps", "4", "--conditioning_dropout_prob", "0.1", "--log_every", "1", "--random_flip"]
-    words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
+    base = request.getfixturevalue(model)
+    words = [f"--pretrained_model_name_or_path={base}", f"--train_data_dir={data}", COLUMNS, "--resolution=64"]
     words += ["--lr_warmup_steps=0", *flags]
     alone = [*words, "--train_batch_size=4", f"--output_dir={tmp_path / '1'}"]
     processes.run(processes.training, alone, tmp_path / "log", os.environ | ON_CPU)
@@ -351,7 +357,7 @@ def test_two_processes_train_what_one_does_at_the_same_batch(tmp_path: Path, dat
     subprocess.run(command, env=os.environ | ON_CPU, check=True, capture_output=True)
     losses = [[e["loss"] for e in RecordFile(tmp_path / name / "loss.jsonl").read()] for name in ("1", "2")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-    one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("1", "2"))
+    one, two = (load_file(tmp_path / name / weights) for name in ("1", "2"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=2e-5, rtol=0)
 

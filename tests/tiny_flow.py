@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from diffusers import (
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
@@ -170,4 +173,31 @@ def stir(network: torch.nn.Module) -> None:
 
 def _created(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_tiny_pixart(folder: Path) -> Path:
+    """Writes a folder that `PixArtSigmaPipeline.from_pretrained` loads; its transformer predicts variances too."""
+    torch.manual_seed(9)
+    tokenizer = write_t5_tokenizer(_created(folder / "tokenizer"))
+    transformer = PixArtTransformer2DModel(
+        sample_size=16,
+        num_layers=2,
+        attention_head_dim=12,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=24,
+        caption_channels=T5_WIDTH,
+        norm_num_groups=1,
+        use_additional_conditions=False,
+    )
+    stir(transformer)
+    PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=tiny_t5(tokenizer),
+        vae=tiny_vae(),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(),
+    ).save_pretrained(folder, safe_serialization=True)
     return folder

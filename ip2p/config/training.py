@@ -74,6 +74,8 @@ class TrainingConfig:
     """Share of an adapter's inputs that are dropped in training."""
     lora_layers: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Ends of the names of the layers that get adapters, separated by commas. Default: those of the attention."""
+    quantization: Literal["torchao_int8", "bnb_int8", "bnb_nf4"] | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Keep the frozen weights under the adapters in 8 or 4 bits (torchao; bitsandbytes on a GPU). Default: float32."""
     optim: Literal["adamw", "muon"] = "adamw"
     """AdamW, or Muon for the inner weight matrices and AdamW for the rest: fewer but slightly slower steps."""
     use_8bit_adam: bool = False

@@ -141,13 +141,12 @@ def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
 
 def load_sdedit(base: TrainingConfig, device: str) -> DiffusionPipeline:
     """Loads the base model as diffusers' own pipeline from picture to picture."""
-    from diffusers import AutoPipelineForImage2Image
-
+    from ip2p.models.architecture import architecture_of
     from ip2p.models.pipelines import load_text_to_image
 
     name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
     text_to_image = load_text_to_image(name, **options, dtype="float32", device=device)
-    pipeline: DiffusionPipeline = AutoPipelineForImage2Image.from_pipe(text_to_image)
+    pipeline = architecture_of(text_to_image).image_to_image(text_to_image)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 from torch import Generator, Tensor, nn
@@ -50,8 +50,8 @@ class Architecture(ABC):
     """The name that errors give it."""
     text_to_image: ClassVar[type[DiffusionPipeline]]
     """Class of the pipeline that pairs are rendered with."""
-    editor: ClassVar[type[DiffusionPipeline]]
-    """Class of the pipeline that a training exports."""
+    editor: ClassVar[type[DiffusionPipeline] | None] = None
+    """Class of the pipeline that a training exports; None for a base that renders pairs and is not trained."""
     relatives: ClassVar[Sequence[type[DiffusionPipeline]]] = ()
     """Classes of other pipelines whose folders hold the same parts."""
     noise: ClassVar[type[NoiseProcess]]
@@ -81,23 +81,24 @@ class Architecture(ABC):
     @property
     def pipelines(self) -> dict[str, type[DiffusionPipeline]]:
         """The pipelines by the class name that model_index.json gives."""
-        return {kind.__name__: kind for kind in (self.text_to_image, self.editor, *self.relatives)}
+        kinds = (self.text_to_image, self.editor, *self.relatives)
+        return {kind.__name__: kind for kind in kinds if kind is not None}
 
     def denoiser(self, pipeline: DiffusionPipeline) -> ModelMixin:
         """Returns a pipeline's denoiser."""
         return getattr(pipeline, self.part)
 
-    @abstractmethod
     def load_denoiser(self, config: TrainingConfig) -> ModelMixin:
         """Loads the base's denoiser in float32. ValueError for a kind that the trainer cannot feed."""
+        raise self._not_trained()
 
-    @abstractmethod
     def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
         """Makes room for the image condition, in place; predictions stay as they were."""
+        raise self._not_trained()
 
-    @abstractmethod
     def in_channels(self, denoiser: ModelMixin) -> int:
         """Returns how many channels the denoiser takes, those of the image condition included."""
+        raise self._not_trained()
 
     @abstractmethod
     def predict(
@@ -153,21 +154,25 @@ class Architecture(ABC):
         dtype = self.denoiser(pipeline).dtype
         return self.text_encoders(pipeline, max_sequence_length).encode(texts).map(lambda values: values.to(dtype))
 
-    @abstractmethod
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> TextEncoders:
         """Loads the base's text encoders, frozen, in float32."""
+        raise self._not_trained()
 
     @abstractmethod
     def latent_shape(self, pipeline: DiffusionPipeline) -> tuple[int, int, int]:
         """Returns (C, h, w) of the latents of an image of the pipeline's own size."""
 
-    @abstractmethod
     def build_editor(self, denoiser: ModelMixin, config: TrainingConfig, device: torch.device) -> DiffusionPipeline:
         """Builds an editor's pipeline around a denoiser, the base's other parts in float32."""
+        raise self._not_trained()
 
     def condition_is_scaled(self, pipeline: DiffusionPipeline) -> bool:
         """Returns True if an editor takes the image condition normalised."""
         return self.scales_condition
+
+    def image_to_image(self, pipeline: DiffusionPipeline) -> DiffusionPipeline:
+        """Returns the pipeline that draws a picture again from a part of the noise, on a text-to-image one's parts."""
+        return AutoPipelineForImage2Image.from_pipe(pipeline)
 
     def load_options(self, index: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what the loader of a text-to-image pipeline with this model_index.json must be told."""
@@ -175,7 +180,14 @@ class Architecture(ABC):
 
     def load_editor(self, source: str, **options: Any) -> DiffusionPipeline:
         """Loads an editor's pipeline."""
+        if self.editor is None:
+            raise self._not_trained()
         return self.editor.from_pretrained(source, **options)
+
+    def _not_trained(self) -> ValueError:
+        return ValueError(
+            f"{self.title} renders pairs, but no pipeline edits with it. Train another base on the pairs."
+        )
 
     def call_options(self, picture: Image.Image, instruction: str) -> dict[str, Any]:
         """Returns the arguments that tell the editor's pipeline a picture, its size and an instruction."""

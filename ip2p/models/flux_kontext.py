@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import FluxKontextInpaintPipeline, FluxKontextPipeline, ModelMixin
+from diffusers import (
+    DiffusionPipeline,
+    FluxImg2ImgPipeline,
+    FluxKontextInpaintPipeline,
+    FluxKontextPipeline,
+    ModelMixin,
+)
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +33,10 @@ class FluxKontext(Flux):
     relatives = (FluxKontextInpaintPipeline,)
     widened = None
     example = 'image=image, prompt="make it snowy", guidance_scale=2.5'
+
+    def image_to_image(self, pipeline: DiffusionPipeline) -> DiffusionPipeline:
+        """Returns FLUX.1's: diffusers' own choice would be the editor."""
+        return FluxImg2ImgPipeline.from_pipe(pipeline)
 
     def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
         """Leaves the denoiser alone."""

@@ -25,6 +25,7 @@ from ip2p.config import TrainingConfig
 from ip2p.models.architecture import Architecture, AttentionLayers
 from ip2p.models.components import freeze, load_model, load_part, load_vae
 from ip2p.models.noise.discrete import DiscreteNoise
+from ip2p.models.quantization import quantization_options
 from ip2p.models.texts import Texts, hidden_states
 
 
@@ -63,7 +64,8 @@ class StableDiffusion(Architecture):
 
     def load_denoiser(self, config: TrainingConfig) -> ModelMixin:
         revision = config.non_ema_revision or config.revision
-        unet = load_model(UNet2DConditionModel, config, self.part, torch_dtype=torch.float32, revision=revision)
+        options = {"revision": revision, **quantization_options(config, self.edges)}
+        unet = load_model(UNet2DConditionModel, config, self.part, torch_dtype=torch.float32, **options)
         if unet.config.addition_embed_type not in self.added_embeddings:
             raise ValueError(
                 f"{config.pretrained_model_name_or_path} takes {unet.config.addition_embed_type} embeddings, which the "

@@ -29,6 +29,7 @@ from ip2p.config import TrainingConfig
 from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
 from ip2p.models.components import freeze, load_config, load_model, load_part, load_vae, model_index
 from ip2p.models.noise.flow import FlowNoise
+from ip2p.models.quantization import quantization_options
 from ip2p.models.stable_diffusion import widened_conv
 from ip2p.models.stable_diffusion_3_instruct_pix2pix import StableDiffusion3InstructPix2PixPipeline
 from ip2p.models.texts import Texts, t5_states, tokenize
@@ -104,7 +105,8 @@ class StableDiffusion3(Architecture):
     scales_condition = True
 
     def load_denoiser(self, config: TrainingConfig) -> ModelMixin:
-        return load_model(SD3Transformer2DModel, config, self.part, torch_dtype=torch.float32)
+        options = quantization_options(config, self.edges)
+        return load_model(SD3Transformer2DModel, config, self.part, torch_dtype=torch.float32, **options)
 
     def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
         out_channels = denoiser.out_channels

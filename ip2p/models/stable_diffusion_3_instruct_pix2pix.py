@@ -131,7 +131,8 @@ class StableDiffusion3InstructPix2PixPipeline(StableDiffusion3Pipeline):  # type
         return StableDiffusion3PipelineOutput(images=images) if return_dict else (images,)
 
     def _pixels(self, image: Any, height: int | None, width: int | None) -> Tensor:
-        own_height, own_width = self.image_processor.get_default_height_width(image, height, width)
+        first = image[0] if isinstance(image, list | tuple) else image
+        own_height, own_width = self.image_processor.get_default_height_width(first, height, width)
         step = self.vae_scale_factor * self.patch_size
         size = own_height // step * step, own_width // step * step
         if not all(size):

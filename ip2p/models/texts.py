@@ -25,17 +25,19 @@ class Texts:
     """(N, L, D) states per token."""
     pooled: Tensor | None = None
     """(N, P) one state per text; None if the denoiser takes none."""
+    mask: Tensor | None = None
+    """(N, L) 1 at the tokens that are attended to, else 0; None if all are."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Texts:
         """Applies a function to every tensor."""
-        return Texts(change(self.hidden), None if self.pooled is None else change(self.pooled))
+        further = (None if value is None else change(value) for value in (self.pooled, self.mask))
+        return Texts(change(self.hidden), *further)
 
     def replaced(self, rows: Tensor, by: Texts) -> Texts:
         """Puts `by`, one text or N, in the place of the rows that `rows`, (N,) bool, marks."""
-        hidden = _replaced(self.hidden, rows, by.hidden)
-        if self.pooled is None or by.pooled is None:
-            return Texts(hidden, self.pooled)
-        return Texts(hidden, _replaced(self.pooled, rows, by.pooled))
+        pairs = (self.pooled, by.pooled), (self.mask, by.mask)
+        further = (own if own is None or new is None else _replaced(own, rows, new) for own, new in pairs)
+        return Texts(_replaced(self.hidden, rows, by.hidden), *further)
 
 
 def _replaced(values: Tensor, rows: Tensor, by: Tensor) -> Tensor:
@@ -45,7 +47,9 @@ def _replaced(values: Tensor, rows: Tensor, by: Tensor) -> Tensor:
 def join_texts(parts: Sequence[Texts]) -> Texts:
     """Concatenates texts along their first dimension."""
     pooled = [part.pooled for part in parts if part.pooled is not None]
-    return Texts(torch.cat([part.hidden for part in parts]), torch.cat(pooled) if pooled else None)
+    masks = [part.mask for part in parts if part.mask is not None]
+    further = (torch.cat(column) if column else None for column in (pooled, masks))
+    return Texts(torch.cat([part.hidden for part in parts]), *further)
 
 
 class TextEncoders(Protocol):

@@ -171,8 +171,17 @@ def _write_texts(folder: Path, rows: Rows, config: TrainingConfig, accelerator: 
     for number in todo:
         first, rest = ([blocks[0][:1]], blocks[0][1:]) if number == 0 else ([], blocks[number])
         texts = join_texts([encoders.encode(batch) for batch in (*first, *_batched(rest, 64))])
+        if number == todo[0]:
+            _log_size(texts, len(prompts), _storage(config))
         pooled = {} if texts.pooled is None else {"pooled": texts.pooled}
         _save(paths[number], {"text": texts.hidden} | pooled, config, {})
+
+
+def _log_size(texts: Texts, num_prompts: int, stored: torch.dtype) -> None:
+    """Says what the texts take on disk: a T5's states are large, since all its tokens are stored."""
+    numbers = texts.hidden[0].numel() + (0 if texts.pooled is None else texts.pooled[0].numel())
+    each = numbers * stored.itemsize / 2**20
+    logger.info("encoding %d instructions, %.2f MiB each, %.1f GiB", num_prompts, each, num_prompts * each / 1024)
 
 
 def _write_rows(folder: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> None:

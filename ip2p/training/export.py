@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ip2p.hub import check_token, hub_errors, public_name
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import INDEX
 from ip2p.training.checkpoint import remove_folder
-from ip2p.training.lora import lora_files, without_adapters, write_lora
+from ip2p.training.lora import add_lora, lora_files, trained_weights, without_adapters, write_lora
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,11 @@ CODE_FILE = "pipeline.py"
 
 def write_editor(denoiser: ModelMixin, base: Architecture, config: TrainingConfig, folder: Path) -> None:
     """Writes the pipeline beside its place and moves it there; its index comes last and vouches for the rest."""
-    plain = without_adapters(denoiser) if config.use_lora else denoiser
+    plain = denoiser
+    if config.quantization is not None:
+        plain = without_adapters(_on_whole_weights(denoiser, base, config), is_fresh=True)
+    elif config.use_lora:
+        plain = without_adapters(denoiser)
     pipeline = base.build_editor(plain.to(CPU, memory_format=torch.contiguous_format), config, CPU)
     temporary = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -43,6 +48,13 @@ def write_editor(denoiser: ModelMixin, base: Architecture, config: TrainingConfi
             if (own / tokenizer.name / name).exists() and not (tokenizer / name).exists():
                 shutil.copyfile(own / tokenizer.name / name, tokenizer / name)
     _move(temporary, folder, stale=(INDEX, *lora_files(base)))
+
+
+def _on_whole_weights(denoiser: ModelMixin, base: Architecture, config: TrainingConfig) -> ModelMixin:
+    """Returns the base's whole weights with the adapters and the widened layer of a quantised denoiser."""
+    whole = add_lora(base.load_widened(replace(config, quantization=None)), base, config)
+    whole.load_state_dict(trained_weights(denoiser, whole), strict=False)
+    return whole
 
 
 def _move(new: Path, place: Path, *, stale: tuple[str, ...]) -> None:
@@ -68,11 +80,11 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapp
         tags=["instruct-pix2pix", "image-editing", "diffusers", *(["lora"] if job.use_lora else [])],
     )
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
-    name, kind = job.hub_model_id or folder.name, base.editor.__name__
+    name, kind = job.hub_model_id or folder.name, getattr(base.editor, "__name__", "DiffusionPipeline")
     options, call = base.loading, base.example
     if (folder / CODE_FILE).exists():
         kind, options = "DiffusionPipeline", f', custom_pipeline="{name}", trust_remote_code=True'
-    elif job.max_sequence_length is not None and "max_sequence_length" in signature(base.editor.__call__).parameters:
+    elif job.max_sequence_length is not None and _reads_given_lengths(base):
         call = f"{call}, max_sequence_length={job.max_sequence_length}"
     text = f"""# {name}
 
@@ -97,6 +109,11 @@ The model takes over what its base and its data show, and their licences bind it
 them.
 """
     (folder / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
+
+
+def _reads_given_lengths(base: Architecture) -> bool:
+    """Returns True if the editor's pipeline is told how many tokens to read."""
+    return base.editor is not None and "max_sequence_length" in signature(base.editor.__call__).parameters
 
 
 SHOWN = (

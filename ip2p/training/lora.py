@@ -114,9 +114,9 @@ def load_lora(pipeline: DiffusionPipeline, folder: Path | str) -> DiffusionPipel
     return pipeline
 
 
-def without_adapters(denoiser: ModelMixin) -> ModelMixin:
-    """Returns a copy whose weights have the adapters merged."""
-    plain = copy.deepcopy(denoiser)
+def without_adapters(denoiser: ModelMixin, *, is_fresh: bool = False) -> ModelMixin:
+    """Returns a copy whose weights have the adapters merged; a fresh denoiser is merged in place."""
+    plain = denoiser if is_fresh else copy.deepcopy(denoiser)
     plain.fuse_lora()
     plain.unload_lora()
     return plain

@@ -21,6 +21,7 @@ from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import load_latent_space
 from ip2p.models.loading import resolve_device, resolve_dtype
+from ip2p.models.quantization import check_quantization
 from ip2p.sources.content import later_contents, note
 from ip2p.store import write_json
 from ip2p.store.journal import RecordFile
@@ -57,6 +58,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     """Caches, trains and exports; returns the figures, which are also in `output_dir/finished.json`."""
     output = Path(job.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    check_quantization(job)
     export.check_may_upload(job)
     base_architecture(job).check_training(job)
     rows, pictures = open_rows(job.data, job), read_pictures(job)

@@ -134,7 +134,10 @@ def new_trained(
         denoiser = add_lora(denoiser, base, config)
     is_whole = not (is_fsdp(accelerator) or is_zero(accelerator))
     skeleton = None if is_whole else copy.deepcopy(denoiser).to("meta")
-    if is_whole:
+    if config.quantization is not None:
+        if not config.quantization.startswith("bnb"):  # whose weights are on their device and cannot be moved
+            denoiser.to(accelerator.device)
+    elif is_whole:
         denoiser.to(accelerator.device, memory_format=torch.channels_last)
     elif is_zero(accelerator):
         denoiser.to(accelerator.device)  # under FSDP each process takes its part alone onto its device
