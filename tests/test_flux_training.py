@@ -356,6 +356,25 @@ def test_a_widened_flux_is_adapted_with_its_whole_first_layer(
         load_lora(FluxControlPipeline.from_pretrained(folders["dev"]), output)
 
 
+@pytest.mark.parametrize("model", ["dev", "kontext"])
+def test_adapters_on_a_base_in_8_bits_are_exported_on_its_whole_weights(
+    tmp_path: Path, data: Path, folders: dict[str, Path], model: str
+) -> None:
+    pytest.importorskip("torchao")
+    config = tiny(folders[model], quantization="torchao_int8", use_lora=True)
+    transformer: Any = base_architecture(config).load_denoiser(config)
+    assert type(transformer.transformer_blocks[0].attn.to_q.weight.data) is not Tensor  # torchao's, of 8 bits
+    assert type(transformer.x_embedder.weight.data) is Tensor
+    output = tmp_path / "out"
+    assert train(folders[model], data, output, *LORA, "--lora_alpha=8", "--quantization=torchao_int8") == 0
+    before, after = load_file(folders[model] / WEIGHTS), load_file(output / WEIGHTS)
+    name = "single_transformer_blocks.0.proj_mlp.weight"  # which no adapter touches
+    assert torch.equal(after[name], before[name])
+    fresh, merged = EDITORS[model].from_pretrained(folders[model]), EDITORS[model].from_pretrained(output)
+    found, expected = predicted(load_lora(fresh, output).transformer), predicted(merged.transformer)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_stable_diffusion_3s_adapter_has_all_its_layers(tmp_path: Path, data: Path) -> None:
     base, output = write_tiny_sd3(tmp_path / "sd3"), tmp_path / "out"
     assert train(base, data, output, *LORA) == 0
