@@ -256,19 +256,17 @@ def flux() -> PipelineConfig:
 
 
 def kontext() -> PipelineConfig:
-    """Trains adapters of FLUX.1 Kontext dev, which takes the picture in its sequence, over 4-bit weights, on one GPU."""
+    """Trains adapters of FLUX.1 Kontext dev, which takes the picture in its sequence, over 4-bit weights."""
     return _flux("kontext", "black-forest-labs/FLUX.1-Kontext-dev", "af58063aa431f4d2bbc11ae46f57451d4416a170")
 
 
 def _flux(name: str, model: str, revision: str) -> PipelineConfig:
-    """Renders in one half, as the model is told the guidance, and shares the image's attention in a fifth of the steps."""
+    """Renders in one half, since the model is told the guidance."""
     config = sd35()
     return replace(
         config,
         out=Path("runs") / name,
-        rendering=replace(
-            config.rendering, model=model, revision=revision, guidance_scale=(2.5, 4.5), p2p=(0.1, 0.3), batch_size=4
-        ),
+        rendering=replace(config.rendering, model=model, revision=revision, guidance_scale=(2.5, 4.5), batch_size=4),
         training=replace(
             config.training,
             pretrained_model_name_or_path=model,

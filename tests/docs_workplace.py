@@ -53,7 +53,11 @@ MORE: Mapping[str, Sequence[str]] = {
 }
 """Flags that a command which contains the key gets too, unless it has them already."""
 
-SNIPPETS = {"(512, 512)": "(64, 64)", "num_inference_steps=20": "num_inference_steps=2"}
+SNIPPETS = {
+    "(512, 512)": "(64, 64)",
+    "num_inference_steps=20": "num_inference_steps=2",
+    "image=picture, guidance_scale=7.0": "image=picture, num_inference_steps=2, guidance_scale=7.0",
+}
 """Replacements in Python snippets."""
 
 
@@ -65,6 +69,13 @@ class Models:
     xl: Path
     clip: Path
     dino: Path
+    flows: Mapping[str, Path]
+    """Flow transformers, by a part of the names of the models that they stand for."""
+
+    def standing_for(self, name: str) -> Path:
+        """Returns the folder of the model that a preset's is replaced by."""
+        named = {**self.flows, "xl": self.xl}
+        return next((folder for part, folder in named.items() if part in name), self.sd)
 
 
 def write_dino(folder: Path) -> Path:
@@ -89,7 +100,7 @@ def tiny_presets(models: Models, captions: Path) -> dict[str, Callable[[], Pipel
 def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineConfig:
     """Makes a preset run in seconds: tiny models, rules for a language model, a filter that accepts everything."""
     sizes = tiny.write_tiny_config(captions.parent / "unused", sd=models.sd, clip=models.clip, lm=models.sd)
-    model = str(models.xl if "xl" in config.rendering.model else models.sd)
+    model = str(models.standing_for(config.rendering.model))
     return replace(
         config,
         prompts=replace(
@@ -111,6 +122,8 @@ def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineCo
             num_candidates=2,
             batch_size=4,
             scheduler=None,
+            height=None,
+            width=None,
         ),
         scoring=sizes.scoring,
         filtering=replace(config.filtering, thresholds=EVERYTHING, per_edit_type={}),
@@ -127,6 +140,7 @@ def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineCo
             max_train_steps=2,
             checkpointing_steps=1,
             lr_warmup_steps=0,
+            quantization=None,
         ),
         evaluation=replace(
             sizes.evaluation,

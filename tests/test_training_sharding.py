@@ -283,3 +283,14 @@ def test_launch_settings_that_the_trainer_cannot_keep_are_refused(
     monkeypatch.setenv(name, value)
     assert main(words(tiny_sd, data, tmp_path)) == 2
     assert message in capsys.readouterr().out
+
+
+def test_a_flow_transformer_trains_split_as_it_does_whole(tmp_path: Path, data: Path, tiny_sd3: Path) -> None:
+    outputs = [tmp_path / name for name in ("split", "whole")]
+    for output, train, size in zip(outputs, (run_split, run_whole), (2, 4), strict=True):
+        output.mkdir()
+        train(words(tiny_sd3, data, output, f"--train_batch_size={size}"), output)
+    losses = [[entry["loss"] for entry in RecordFile(path / "loss.jsonl").read()] for path in outputs]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for name in ("transformer", "checkpoint-3/unet", "checkpoint-6/unet_ema"):
+        assert_close(*(path / name / FILE for path in outputs))

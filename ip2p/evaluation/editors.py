@@ -6,6 +6,7 @@ The copy preserves everything and changes nothing; the untrained model cannot se
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -90,7 +91,7 @@ def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig, notes: Path) ->
     later = note(notes, models_of(replace(base, pretrained_vae_model_name_or_path=None)))
     settings = knobs.sdedit_guidance_scale, _sampling(knobs)
     identity = fingerprint("sdedit", model_fingerprint(base), *settings, *later)
-    return EditorSource(identity, lambda: partial(_draw_again, load_sdedit(base, knobs.device), knobs))
+    return EditorSource(identity, lambda: partial(_draw_again, load_sdedit(base, knobs.device), base, knobs))
 
 
 def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
@@ -153,6 +154,7 @@ def load_sdedit(base: TrainingConfig, device: str) -> DiffusionPipeline:
 
 def _draw_again(
     pipeline: Any,
+    base: TrainingConfig,
     knobs: EvaluationConfig,
     images: Sequence[Pixels],
     cases: Sequence[EditCase],
@@ -167,9 +169,11 @@ def _draw_again(
     scaled = _scaled(pipeline, knobs, images)
     fitted = [_resized(image, fitting_size(pipeline, *image.shape[1::-1])) for image in scaled]
     strength = setting.strength or 1.0
+    accepted = inspect.signature(pipeline.__call__).parameters  # some resize to their own size unless they are told
     edited = list(images)
     for shape in {image.shape for image in fitted}:
         numbers = [number for number, image in enumerate(fitted) if image.shape == shape]
+        further = {"height": shape[0], "width": shape[1], "max_sequence_length": base.max_sequence_length}
         output = pipeline(
             prompt=[cases[number].edited_prompt or cases[number].edit_prompt for number in numbers],
             image=[Image.fromarray(fitted[number]) for number in numbers],
@@ -178,6 +182,7 @@ def _draw_again(
             num_inference_steps=max(knobs.num_inference_steps, math.ceil(1 / strength)),
             guidance_scale=setting.guidance_scale,
             generator=[torch.Generator().manual_seed(seeds[number]) for number in numbers],
+            **{name: value for name, value in further.items() if name in accepted and value is not None},
         )
         for number, image in zip(numbers, output.images, strict=True):
             edited[number] = _resized(np.asarray(image), scaled[number].shape[1::-1])

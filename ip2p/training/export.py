@@ -12,7 +12,7 @@ from inspect import signature
 from pathlib import Path
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 
 from ip2p.config import TrainingConfig, TrainingJob
@@ -80,11 +80,12 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapp
         tags=["instruct-pix2pix", "image-editing", "diffusers", *(["lora"] if job.use_lora else [])],
     )
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
-    name, kind = job.hub_model_id or folder.name, getattr(base.editor, "__name__", "DiffusionPipeline")
+    editor = base.editor or DiffusionPipeline
+    name, kind = job.hub_model_id or folder.name, editor.__name__
     options, call = base.loading, base.example
     if (folder / CODE_FILE).exists():
         kind, options = "DiffusionPipeline", f', custom_pipeline="{name}", trust_remote_code=True'
-    elif job.max_sequence_length is not None and _reads_given_lengths(base):
+    elif job.max_sequence_length is not None and "max_sequence_length" in signature(editor.__call__).parameters:
         call = f"{call}, max_sequence_length={job.max_sequence_length}"
     text = f"""# {name}
 
@@ -109,11 +110,6 @@ The model takes over what its base and its data show, and their licences bind it
 them.
 """
     (folder / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
-
-
-def _reads_given_lengths(base: Architecture) -> bool:
-    """Returns True if the editor's pipeline is told how many tokens to read."""
-    return base.editor is not None and "max_sequence_length" in signature(base.editor.__call__).parameters
 
 
 SHOWN = (
