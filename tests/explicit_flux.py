@@ -94,7 +94,7 @@ class FluxPair(JointMaps, ExplicitPair):  # type: ignore[misc]
             seen = maps[row, :, self.num_texts :, : self.num_texts].mean(0) @ getattr(self.words, name)
             self.places[name][len(seen)] = self.places[name].get(len(seen), 0) + seen
 
-    def predict(self, latents: Tensor, timestep: Tensor, prompts: list[str]) -> Tensor:
+    def velocity(self, latents: Tensor, timestep: Tensor, prompts: list[str]) -> Tensor:
         pipeline = self.pipeline
         texts = [*([""] * 2 if self.is_guided else []), *prompts]
         rows = torch.cat([latents] * (len(texts) // 2)).to(pipeline.transformer.dtype)
@@ -133,7 +133,7 @@ class FluxPair(JointMaps, ExplicitPair):  # type: ignore[misc]
             for self.step, timestep in enumerate(scheduler.timesteps):
                 self.together = self.within(spec.shared_steps)
                 edited = triplet.original_prompt if self.together else triplet.edited_prompt
-                predicted = self.predict(latents, timestep, [triplet.original_prompt, edited])
+                predicted = self.velocity(latents, timestep, [triplet.original_prompt, edited])
                 latents = scheduler.step(predicted, timestep, latents).prev_sample
                 is_late = spec.local_blend > (self.num_steps - 1 - self.step) / max(1, self.num_steps - 1)
                 if is_late and not self.together:

@@ -356,6 +356,25 @@ def test_a_widened_flux_is_adapted_with_its_whole_first_layer(
         load_lora(FluxControlPipeline.from_pretrained(folders["dev"]), output)
 
 
+@pytest.mark.parametrize("model", ["dev", "kontext"])
+def test_adapters_on_a_base_in_8_bits_are_exported_on_its_whole_weights(
+    tmp_path: Path, data: Path, folders: dict[str, Path], model: str
+) -> None:
+    pytest.importorskip("torchao")
+    config = tiny(folders[model], quantization="torchao_int8", use_lora=True)
+    transformer: Any = base_architecture(config).load_denoiser(config)
+    assert type(transformer.transformer_blocks[0].attn.to_q.weight.data) is not Tensor  # torchao's, of 8 bits
+    assert type(transformer.x_embedder.weight.data) is Tensor
+    output = tmp_path / "out"
+    assert train(folders[model], data, output, *LORA, "--lora_alpha=8", "--quantization=torchao_int8") == 0
+    before, after = load_file(folders[model] / WEIGHTS), load_file(output / WEIGHTS)
+    name = "single_transformer_blocks.0.proj_mlp.weight"  # which no adapter touches
+    assert torch.equal(after[name], before[name])
+    fresh, merged = EDITORS[model].from_pretrained(folders[model]), EDITORS[model].from_pretrained(output)
+    found, expected = predicted(load_lora(fresh, output).transformer), predicted(merged.transformer)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_stable_diffusion_3s_adapter_has_all_its_layers(tmp_path: Path, data: Path) -> None:
     base, output = write_tiny_sd3(tmp_path / "sd3"), tmp_path / "out"
     assert train(base, data, output, *LORA) == 0
@@ -387,6 +406,12 @@ def test_a_picture_is_shown_at_a_size_that_patches_divide() -> None:
         ("kontext", ["--use_lora", "--lora_layers=to_x"], "lora_layers must name layers of the base, got to_x"),
         ("dev", ["--use_lora", "--lora_layers=x_embedder"], "got x_embedder, which fits x_embedder, trained whole"),
         ("dev", ["--use_lora", "--lora_layers=,"], "lora_layers must name layers of the base, got ','"),
+        (
+            "dev",
+            ["--resolution=68"],
+            "resolution must be a multiple of 8 for FLUX.1, whose patches are 2 latents wide, got",
+        ),
+        ("kontext", ["--max_sequence_length=513"], "max_sequence_length must be at most 512 for FLUX.1 Kontext"),
         ("dev", ["--snr_gamma=5"], "snr_gamma has no meaning for a base that is trained by flow matching"),
     ],
 )
@@ -402,7 +427,7 @@ def test_a_setting_that_does_not_fit_is_refused_in_one_line(
     assert train(folders[model], data, tmp_path / "out", *flags) == 2
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("error: ") and message in told
-    if "guidance_scale" in message or "learning_rate" in message:
+    if "lora_layers" not in " ".join(flags) and "snr" not in message:
         assert not (tmp_path / "out/cache").exists()  # before the pairs are encoded
 
 

@@ -221,6 +221,17 @@ class Architecture(ABC):
                 f"training.guidance_scale is told to a base that takes the scale as an input, and this {self.title} "
                 f"takes none, got {config.guidance_scale}. Leave it out."
             )
+        if self.patch > 1:
+            self._check_resolution(config)
+
+    def _check_resolution(self, config: TrainingConfig) -> None:
+        resolution = config.resolution
+        step = self.patch * (resolution // latent_shape(config)[1])
+        if resolution % step:
+            raise ValueError(
+                f"training.resolution must be a multiple of {step} for {self.title}, whose patches are {self.patch} "
+                f"latents wide, got {resolution}. Set it to {max(1, round(resolution / step)) * step}."
+            )
 
     def load_widened(self, config: TrainingConfig) -> ModelMixin:
         """Loads the base's denoiser and makes room for the image condition."""

@@ -32,6 +32,7 @@ from ip2p.config import TrainingConfig
 from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
 from ip2p.models.components import freeze, load_config, load_model, load_part, load_vae
 from ip2p.models.noise.flow import FlowNoise
+from ip2p.models.quantization import quantization_options
 from ip2p.models.stable_diffusion_3 import precision_of_t5
 from ip2p.models.texts import Texts, t5_states, tokenize
 
@@ -108,7 +109,8 @@ class Flux(Architecture):
     example = 'prompt="make it snowy", control_image=image, width=image.width, height=image.height, guidance_scale=3.5'
 
     def load_denoiser(self, config: TrainingConfig) -> ModelMixin:
-        return load_model(FluxTransformer2DModel, config, self.part, torch_dtype=torch.float32)
+        options = quantization_options(config, self.edges)
+        return load_model(FluxTransformer2DModel, config, self.part, torch_dtype=torch.float32, **options)
 
     def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
         out_channels, features = denoiser.out_channels, in_channels * PATCH**2
@@ -140,6 +142,15 @@ class Flux(Architecture):
 
     def takes_guidance(self, config: TrainingConfig) -> bool:
         return bool(load_config(FluxTransformer2DModel, config, self.part).get("guidance_embeds", False))
+
+    def check_training(self, config: TrainingConfig) -> None:
+        super().check_training(config)
+        length = config.max_sequence_length
+        if length is not None and length > T5_TOKENS:
+            raise ValueError(
+                f"training.max_sequence_length must be at most {T5_TOKENS} for {self.title}, whose pipelines read no "
+                f"more tokens, got {length}. Lower it or leave it out."
+            )
 
     def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
         double, single = denoiser.transformer_blocks, denoiser.single_transformer_blocks
