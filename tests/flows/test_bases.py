@@ -28,7 +28,8 @@ def test_pairs_are_rendered_an_editor_is_trained_and_all_are_evaluated(
 ) -> None:
     base = getattr(tiny_flow, f"write_tiny_{name}")(tmp_path / name)
     config = write_ready_config(tmp_path / "run", sd=base, clip=tiny_clip, lm=tiny_lm)
-    rendering = dataclasses.replace(config.rendering, p2p=(0.1, 0.6), local_blend=(0.2, 0.5))
+    options = {"p2p": (0.1, 0.6), "local_blend": (0.2, 0.5), "height": 64, "width": 64}
+    rendering = dataclasses.replace(config.rendering, **options)  # type: ignore[arg-type]
     config = dataclasses.replace(config, rendering=rendering)
     pipeline_flow(config)
     folder = RunFolder(config.out)
