@@ -129,16 +129,17 @@ def test_muon_without_matrices_is_adamw() -> None:
         assert torch.equal(one, other)
 
 
-def test_a_saved_and_loaded_muon_goes_on_as_if_never_stopped() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_saved_and_loaded_muon_goes_on_as_if_never_stopped(*, fused: bool) -> None:
     torch.manual_seed(0)
-    whole = tiny_unet()
+    whole = tiny_unet().to(memory_format=torch.channels_last)
     stopped = copy.deepcopy(whole)
     config = TrainingConfig(optim="muon", learning_rate_conv_in=0.01)
-    optimizer = new_optimizer(whole, BASE, config, fused=False)
+    optimizer = new_optimizer(whole, BASE, config, fused=fused)
     train(optimizer, whole, range(4))
-    first = new_optimizer(stopped, BASE, config, fused=False)
+    first = new_optimizer(stopped, BASE, config, fused=fused)
     train(first, stopped, range(2))
-    second = new_optimizer(stopped, BASE, config, fused=False)
+    second = new_optimizer(stopped, BASE, config, fused=fused)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     train(second, stopped, range(2, 4))
     for one, other in zip(whole.parameters(), stopped.parameters(), strict=True):
