@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -83,8 +84,8 @@ def new_transformer(joint_width: int, pooled_width: int) -> SD3Transformer2DMode
 
 
 def new_sampler() -> FlowMatchEulerDiscreteScheduler:
-    """Returns the scheduler that is shipped."""
-    return FlowMatchEulerDiscreteScheduler(shift=1.0)
+    """Returns the scheduler that is shipped: it noises each step's picture anew, so that the next can correct it."""
+    return FlowMatchEulerDiscreteScheduler(shift=2.0, stochastic_sampling=True)
 
 
 def with_projection(encoder: CLIPTextModel) -> CLIPTextModelWithProjection:
@@ -93,7 +94,8 @@ def with_projection(encoder: CLIPTextModel) -> CLIPTextModelWithProjection:
     projecting = CLIPTextModelWithProjection(config)
     projecting.text_model.load_state_dict(_text_model(encoder).state_dict())
     nn.init.eye_(projecting.text_projection.weight)
-    return projecting.requires_grad_(False).eval()
+    nn.Module.train(projecting.requires_grad_(False), False)
+    return projecting
 
 
 def _text_model(encoder: CLIPTextModel) -> nn.Module:
@@ -111,8 +113,10 @@ def train_small_tower(
 
 
 def short_tokenizer(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
-    """Returns a copy that pads and truncates to `MAX_TOKENS`."""
+    """Returns a copy that pads and truncates to `MAX_TOKENS`, without what the tokenizer keeps of its last call."""
     shorter = copy.deepcopy(tokenizer)
+    shorter.backend_tokenizer.no_padding()
+    shorter.backend_tokenizer.no_truncation()
     shorter.model_max_length = MAX_TOKENS
     return shorter
 
@@ -151,7 +155,9 @@ def mix_noise(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
     return (1 - share) * latents + share * noise, 1000 * sigmas, noise - latents
 
 
-def flow_loss(transformer: nn.Module, noisy: Tensor, timesteps: Tensor, target: Tensor, texts: TextStates) -> Tensor:
+def flow_loss(
+    transformer: Callable[..., Any], noisy: Tensor, timesteps: Tensor, target: Tensor, texts: TextStates
+) -> Tensor:
     """Returns the mean squared error of the predicted velocities.
 
     Attention is computed with explicit maps: on a CPU, the fused kernel's gradient is slow in bfloat16.
@@ -214,7 +220,6 @@ def train_stable_diffusion_3(
     first = CLIPTextModel.from_pretrained(base / "text_encoder")
     second = train_small_tower(work, tokenizer, seed=seed, num_steps=SMALL_TEXT_STEPS, device=device)
     encoders = (with_projection(first), with_projection(second))
-    tokenizer = short_tokenizer(tokenizer)
     for model in (vae, *encoders):
         nn.Module.to(model, device)
     transformer = train_transformer(
@@ -232,14 +237,15 @@ def write_stable_diffusion_3(
 ) -> None:
     """Writes the folder that `StableDiffusion3Pipeline.from_pretrained` loads, with all weights in half precision."""
     vae.register_to_config(_name_or_path="", shift_factor=0.0)  # the pipeline adds the shift, so it must be a number
+    shorter = short_tokenizer(tokenizer)
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=new_sampler(),
         vae=vae,
         text_encoder=encoders[0],
-        tokenizer=tokenizer,
+        tokenizer=shorter,
         text_encoder_2=encoders[1],
-        tokenizer_2=tokenizer,
+        tokenizer_2=shorter,
         text_encoder_3=None,
         tokenizer_3=None,
     )
