@@ -21,8 +21,9 @@ from ip2p.shapes.language import draw_caption
 from ip2p.shapes.scene import draw_scene
 from ip2p.shapes.train import clip as clip_recipe
 from ip2p.shapes.train.language_model import train_language_model, write_language_tokenizer
-from ip2p.shapes.train.measure import all_figures
+from ip2p.shapes.train.measure import all_figures, flow_accuracy, load_flow_transformer
 from ip2p.shapes.train.text import train_text_tower, write_tokenizer
+from ip2p.shapes.train.transformer import train_stable_diffusion_3
 from ip2p.shapes.train.unet import distil_guidance, new_sampler, train_unet
 from ip2p.shapes.train.vae import narrow_posterior, train_vae, tune_decoder
 
@@ -53,10 +54,16 @@ class Recipe:
     """Steps of the denoiser's second training, in which it learns its own guidance."""
     decoder_steps: int = 1000
     """Steps of the decoder's second training."""
+    transformer_steps: int = 7700
+    """Steps of the flow transformer; its second text tower takes 500."""
     language_steps: int = 16000
     """Steps of the language model."""
     num_captions: int = 1700
     """Number of captions for the default run."""
+    only_transformer: bool = False
+    """Train a small Stable Diffusion 3 instead, on the autoencoder and the text tower in the folder."""
+    compile: bool = False
+    """Compile the flow transformer for its training: faster, but it needs a C++ compiler and ends in other bits."""
     measure: bool = True
     """Print the figures at the end."""
 
@@ -69,6 +76,28 @@ def main(recipe: Recipe) -> None:
     work.mkdir(parents=True, exist_ok=True)
     recipe.out.mkdir(parents=True, exist_ok=True)
     device = resolve_device(recipe.device)
+    if not recipe.only_transformer:
+        train_models(recipe, device)
+        figures = all_figures(recipe.out, shapes()) if recipe.measure else {}
+    else:
+        folder = recipe.out / "stable-diffusion-3"
+        train_stable_diffusion_3(
+            folder,
+            recipe.out / "stable-diffusion",
+            work / "stable-diffusion-3",
+            seed=seed,
+            num_steps=recipe.transformer_steps,
+            device=device,
+            compiled=recipe.compile,
+        )
+        figures = {"flow_transformer": flow_accuracy(load_flow_transformer(folder))} if recipe.measure else {}
+    if recipe.measure:
+        print(json.dumps(figures, indent=2))
+
+
+def train_models(recipe: Recipe, device: str) -> None:
+    """Trains every model but the flow transformer and draws the captions of the default run."""
+    work, seed = recipe.work, recipe.seed
     train_pictures(recipe, device)
     tokenizer = write_language_tokenizer(recipe.out / "language-model")
     judge_tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
@@ -79,8 +108,6 @@ def main(recipe: Recipe) -> None:
     model = train_language_model(work, tokenizer, seed=seed, num_steps=recipe.language_steps, device=device)
     model.save_pretrained(recipe.out / "language-model")
     write_captions(recipe.out / "captions.txt", seed=seed, num=recipe.num_captions)
-    if recipe.measure:
-        print(json.dumps(all_figures(recipe.out, shapes()), indent=2))
 
 
 def train_pictures(recipe: Recipe, device: str) -> None:

@@ -48,6 +48,8 @@ LAYOUT_WEIGHT = 0.5
 MEAN = STD = (0.5, 0.5, 0.5)
 RESNET = MappingProxyType({"image_size": 64, "layers": [1, 2, 2, 1], "width": 16})
 """The picture tower of the CLIP that filters."""
+TEXT = MappingProxyType({"width": TEXT_WIDTH, "heads": TEXT_HEADS, "layers": TEXT_LAYERS})
+"""The text tower that the denoisers share with the CLIP that filters."""
 VIT = MappingProxyType({"image_size": 64, "patch_size": 8, "layers": 4, "width": 128, "head_width": 32})
 """The picture tower of the CLIP that judges: of another kind, so that it makes other mistakes."""
 
@@ -69,7 +71,7 @@ class ContrastBatch:
     """(GROUPS, 3, 64, 64): the first edit of each original with everything elsewhere."""
 
 
-def model_config(vocab_size: int, vision: Mapping[str, Any] = RESNET) -> dict[str, Any]:
+def model_config(vocab_size: int, vision: Mapping[str, Any] = RESNET, text: Mapping[str, int] = TEXT) -> dict[str, Any]:
     """Describes the architecture in open_clip's terms."""
     return {
         "embed_dim": EMBED_DIM,
@@ -77,19 +79,17 @@ def model_config(vocab_size: int, vision: Mapping[str, Any] = RESNET) -> dict[st
         "text_cfg": {
             "context_length": CONTEXT_LENGTH,
             "vocab_size": vocab_size,
-            "width": TEXT_WIDTH,
-            "heads": TEXT_HEADS,
-            "layers": TEXT_LAYERS,
+            **text,
             "hf_tokenizer_name": ".",
         },
     }
 
 
-def new_clip(vocab_size: int, vision: Mapping[str, Any] = RESNET) -> open_clip.CLIP:
+def new_clip(vocab_size: int, vision: Mapping[str, Any] = RESNET, text: Mapping[str, int] = TEXT) -> open_clip.CLIP:
     """Returns an untrained CLIP."""
-    config = model_config(vocab_size, vision)
-    text = {key: value for key, value in config["text_cfg"].items() if key != "hf_tokenizer_name"}
-    return open_clip.CLIP(embed_dim=EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=text)
+    config = model_config(vocab_size, vision, text)
+    text_config = {key: value for key, value in config["text_cfg"].items() if key != "hf_tokenizer_name"}
+    return open_clip.CLIP(embed_dim=EMBED_DIM, vision_cfg=config["vision_cfg"], text_cfg=text_config)
 
 
 def draw_batch(seed: str) -> ContrastBatch:
@@ -222,12 +222,13 @@ def write_clip(
 
 def text_encoder_of(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Converts CLIP's text tower to the transformers class that diffusers pipelines hold."""
+    tower = clip.transformer
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=TEXT_LAYERS,
-        num_attention_heads=TEXT_HEADS,
+        hidden_size=tower.width,
+        intermediate_size=4 * tower.width,
+        num_hidden_layers=tower.layers,
+        num_attention_heads=tower.resblocks[0].attn.num_heads,
         max_position_embeddings=CONTEXT_LENGTH,
         hidden_act="gelu",
         projection_dim=EMBED_DIM,
@@ -238,7 +239,7 @@ def text_encoder_of(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextM
     encoder = CLIPTextModel(config)
     encoder.requires_grad_(False)
     prefix = "text_model." if any(key.startswith("text_model.") for key in encoder.state_dict()) else ""
-    weights = {prefix + key: value for key, value in _transformers_weights(clip.state_dict()).items()}
+    weights = {prefix + key: value for key, value in _transformers_weights(clip.state_dict(), tower.layers).items()}
     missing, unexpected = encoder.load_state_dict(weights, strict=False)
     if unexpected or any("position_ids" not in key for key in missing):
         raise RuntimeError(
@@ -258,7 +259,7 @@ _LAYER_PARTS = {
 """Parts of a layer, from open_clip's names to transformers'."""
 
 
-def _transformers_weights(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _transformers_weights(source: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """Renames the weights of open_clip's text tower; transformers keeps queries, keys and values apart."""
     target = {
         "embeddings.token_embedding.weight": source["token_embedding.weight"],
@@ -266,7 +267,7 @@ def _transformers_weights(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "final_layer_norm.weight": source["ln_final.weight"],
         "final_layer_norm.bias": source["ln_final.bias"],
     }
-    for layer, kind in itertools.product(range(TEXT_LAYERS), ("weight", "bias")):
+    for layer, kind in itertools.product(range(num_layers), ("weight", "bias")):
         old, new = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
         for name, part in zip("qkv", source[f"{old}.attn.in_proj_{kind}"].chunk(3), strict=True):
             target[f"{new}.self_attn.{name}_proj.{kind}"] = part

@@ -25,6 +25,7 @@ class LoopConfig:
     num_steps: int
     learning_rate: float
     warmup_steps: int = 200
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     max_grad_norm: float = 1.0
@@ -46,7 +47,10 @@ def train(model: nn.Module, loss_at: Callable[[int], Tensor], config: LoopConfig
     """
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_warming_ema(config.ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
     )
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "average": average, "optimizer": optimizer}
     start = _resume(checkpoint, parts)
