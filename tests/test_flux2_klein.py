@@ -207,6 +207,22 @@ def test_a_batch_on_fused_kernels_equals_pairs_with_explicit_maps(folder: Path, 
         assert 0 < same[0] < 1 and 0 < same[3] < 1
 
 
+def test_half_precision_differs_from_explicit_maps_by_its_rounding_alone(folder: Path) -> None:
+    """One step from the same noise, so that rounding has no time to grow."""
+    config, batch = with_operator({"p2p": 1.0})
+    config = replace(config, num_inference_steps=1)
+    low = load_text_to_image(str(folder), revision=None, variant=None, dtype="bfloat16", device="cpu")
+    with torch.inference_mode():
+        found = torch.unflatten(sample_latents(low, batch, config), 0, (2, -1))
+        exact = torch.unflatten(sample_latents(load(folder), batch, config), 0, (2, -1))
+        expected = [KleinPair(low, each, config, ()).sample() for each in batch]
+    for index, pair_of_latents in enumerate(expected):
+        for side in range(2):
+            rounding = distance(pair_of_latents[side], exact[side, index])
+            assert distance(found[side, index], exact[side, index]) < max(2 * rounding, 0.02)
+            assert 0 < rounding < 0.2
+
+
 @pytest.mark.parametrize("kind", ["transformer_blocks", "single_transformer_blocks"])
 def test_both_kinds_of_blocks_share(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, (config, batch) = load(folder), with_operator({"p2p": 1.0})
@@ -442,6 +458,25 @@ def test_a_lora_training_exports_what_diffusers_loads(tmp_path: Path, data: Path
     assert np.abs(ours / 255 - theirs).max() < 0.51 / 255 + 1e-3
 
 
+def test_adapters_on_a_base_in_8_bits_are_exported_on_its_whole_weights(
+    tmp_path: Path, data: Path, folder: Path
+) -> None:
+    pytest.importorskip("torchao")
+    config = tiny(folder, quantization="torchao_int8", use_lora=True)
+    transformer: Any = base_architecture(config).load_denoiser(config)
+    assert type(transformer.single_transformer_blocks[0].attn.to_qkv_mlp_proj.weight.data) is not Tensor
+    assert type(transformer.x_embedder.weight.data) is type(transformer.proj_out.weight.data) is Tensor
+    output = tmp_path / "out"
+    flags = ["--use_lora", "--rank=4", "--learning_rate=1e-2", "--quantization=torchao_int8"]
+    assert train(folder, data, output, *flags) == 0
+    before, after = load_file(folder / WEIGHTS), load_file(output / WEIGHTS)
+    name = "single_transformer_blocks.0.attn.to_out.weight"  # which no adapter touches
+    assert torch.equal(after[name], before[name])
+    fresh, merged = (Flux2KleinPipeline.from_pretrained(place) for place in (folder, output))
+    fresh.load_lora_weights(str(output))
+    torch.testing.assert_close(predicted(fresh.transformer), predicted(merged.transformer), atol=1e-5, rtol=1e-4)
+
+
 def test_all_weights_are_trained_and_validated(tmp_path: Path, data: Path, folder: Path) -> None:
     output, shown = tmp_path / "out", tmp_path / "picture.png"
     picture(96, 64).save(shown)
@@ -469,9 +504,19 @@ def test_a_training_that_is_resumed_ends_in_the_same_bits(tmp_path: Path, data: 
     assert not same_weights(tmp_path / "whole-model" / WEIGHTS, folder / WEIGHTS)
 
 
-def test_a_resolution_that_tokens_do_not_divide_is_refused(
-    tmp_path: Path, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--resolution=68", "resolution must be a multiple of 8 for FLUX.2 klein, whose tokens are as wide, got 68"),
+        ("--max_sequence_length=8", "for FLUX.2 klein, whose chat takes as many tokens by itself, got 8. Raise"),
+        ("--learning_rate_conv_in=0.01", "learning_rate_conv_in is the rate of a widened layer, which FLUX.2 klein"),
+        ("--guidance_scale=3.5", "guidance_scale is told to a base that takes the scale as an input"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, data: Path, folder: Path, capsys: pytest.CaptureFixture[str], flag: str, message: str
 ) -> None:
-    assert train(folder, data, tmp_path / "out", "--resolution=68") == 2
+    assert train(folder, data, tmp_path / "out", flag) == 2
     told = capsys.readouterr().out.splitlines()[-1]
-    assert "resolution must be a multiple of 8 for FLUX.2 klein, whose tokens are as wide, got 68" in told
+    assert told.startswith("error: ") and message in told
+    assert not (tmp_path / "out/cache").exists()  # before the pairs are encoded

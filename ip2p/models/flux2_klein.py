@@ -30,10 +30,12 @@ from ip2p.models.flux import FluxNoise
 from ip2p.models.latents import folding_side
 from ip2p.models.quantization import quantization_options
 from ip2p.models.stable_diffusion_3 import precision_of_t5
-from ip2p.models.texts import Texts, tokenize
+from ip2p.models.texts import Texts, tokenize, tokenizer_lock
 
 QWEN_TOKENS = 512
 """The tokens that Qwen3 reads in diffusers' pipelines unless they are told otherwise."""
+MARK = "\u241f"
+"""Stands for a message while the tokens around it are counted."""
 STATES = (9, 18, 27)
 """The layers whose states, side by side, tell the text."""
 TIME_OF_PICTURE = 10
@@ -49,13 +51,44 @@ class Flux2Noise(FluxNoise):
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """The tokens that a chat's first message may take."""
+
+    num_tokens: int
+    """All that are read."""
+    num_before: int
+    """Those of the chat's template before the message."""
+    num_free: int
+    """Those that the template leaves."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, given: int | None) -> Room:
+        """Counts the tokens of a tokenizer's template. ValueError if it leaves none of those that are `given`."""
+        num_tokens = min(QWEN_TOKENS, tokenizer.model_max_length) if given is None else given
+        parts = message_of(tokenizer, MARK).split(MARK)
+        with tokenizer_lock:
+            before, behind = (len(tokenizer(part).input_ids) for part in parts)
+        if num_tokens <= before + behind:
+            raise ValueError(
+                f"max_sequence_length must be above {before + behind} for {Flux2Klein.title}, whose chat takes as "
+                f"many tokens by itself, got {num_tokens}. Raise it or leave it out."
+            )
+        return cls(num_tokens, before, num_tokens - before - behind)
+
+
+def message_of(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Writes a text as the first message of a chat that is answered without thinking."""
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], **options))
+
+
+@dataclass(frozen=True, slots=True)
 class ChattingQwen:
     """States of some layers of a Qwen3 that reads a text as a chat's first message."""
 
     tokenizer: PreTrainedTokenizerBase
     qwen: Qwen3ForCausalLM
-    num_tokens: int
-    """All that it reads, those of the chat's template included."""
+    room: Room
 
     @property
     def tokenizers(self) -> Sequence[PreTrainedTokenizerBase]:
@@ -64,26 +97,17 @@ class ChattingQwen:
 
     @property
     def lengths(self) -> Sequence[int]:
-        """What the template leaves of the tokens."""
-        return [self.num_tokens - sum(len(self.tokenizer(part).input_ids) for part in self._template())]
+        """What the chat's template leaves of the tokens."""
+        return [self.room.num_free]
 
     @property
     def offset(self) -> int:
         """The tokens of the template before the text."""
-        return len(self.tokenizer(self._template()[0]).input_ids)
-
-    def _template(self) -> tuple[str, str]:
-        """Returns what the template writes before a text and behind it."""
-        before, _, behind = self._message("\u241f").partition("\u241f")
-        return before, behind
-
-    def _message(self, text: str) -> str:
-        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        return str(self.tokenizer.apply_chat_template([{"role": "user", "content": text}], **options))
+        return self.room.num_before
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Texts:
-        tokens = tokenize(self.tokenizer, [self._message(text) for text in texts], self.num_tokens)
+        tokens = tokenize(self.tokenizer, [message_of(self.tokenizer, text) for text in texts], self.room.num_tokens)
         output = self.qwen.base_model(
             input_ids=tokens.input_ids.to(self.qwen.device),
             attention_mask=tokens.attention_mask.to(self.qwen.device),
@@ -192,6 +216,8 @@ class Flux2Klein(Architecture):
 
     def check_training(self, config: TrainingConfig) -> None:
         super().check_training(config)
+        if config.max_sequence_length is not None:
+            Room.of(load_part(AutoTokenizer, config, "tokenizer"), config.max_sequence_length)
         resolution, step = config.resolution, pixels_per_latent(config)
         if resolution % step:
             raise ValueError(
@@ -208,12 +234,12 @@ class Flux2Klein(Architecture):
     def text_encoders(self, pipeline: DiffusionPipeline, max_sequence_length: int | None = None) -> ChattingQwen:
         """An exported editor's tokenizer knows the length that the editor was trained with."""
         tokenizer = pipeline.tokenizer
-        return ChattingQwen(tokenizer, pipeline.text_encoder, length_of(tokenizer, max_sequence_length))
+        return ChattingQwen(tokenizer, pipeline.text_encoder, Room.of(tokenizer, max_sequence_length))
 
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> ChattingQwen:
         qwen = load_model(Qwen3ForCausalLM, config, "text_encoder", dtype=precision_of_t5(config))
         tokenizer = load_part(AutoTokenizer, config, "tokenizer")
-        return ChattingQwen(tokenizer, freeze(qwen, device), length_of(tokenizer, config.max_sequence_length))
+        return ChattingQwen(tokenizer, freeze(qwen, device), Room.of(tokenizer, config.max_sequence_length))
 
     def latent_shape(self, pipeline: DiffusionPipeline) -> tuple[int, int, int]:
         fold = folding_side(pipeline.vae.config)
@@ -222,7 +248,7 @@ class Flux2Klein(Architecture):
 
     def build_editor(self, denoiser: ModelMixin, config: TrainingConfig, device: torch.device) -> DiffusionPipeline:
         texts = self.load_text_encoders(config, device)
-        texts.tokenizer.model_max_length = texts.num_tokens
+        texts.tokenizer.model_max_length = texts.room.num_tokens
         return Flux2KleinPipeline(
             scheduler=self.noise.load_scheduler(config),
             vae=load_vae(config, device),
@@ -240,11 +266,6 @@ class Flux2Klein(Architecture):
         """Keeps the picture's size, which the pipeline would change if it is large."""
         width, height = picture.size
         return {"prompt": instruction, "image": picture, "width": width, "height": height}
-
-
-def length_of(tokenizer: PreTrainedTokenizerBase, given: int | None) -> int:
-    """Returns the tokens that are read: those given, or what the pipeline or the tokenizer reads at most."""
-    return min(QWEN_TOKENS, tokenizer.model_max_length) if given is None else given
 
 
 def tokens_of(latents: Tensor) -> Tensor:
