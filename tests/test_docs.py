@@ -96,7 +96,7 @@ def workplace(
     flows = {
         "diffusion-3.5": write_tiny_sd3(root / "sd3"),
         "Kontext": write_tiny_kontext(root / "kontext"),
-        "klein": write_tiny_klein(root / "klein"),
+        "FLUX.2-klein": write_tiny_klein(root / "klein"),
     }
     models = Models(tiny_sd, tiny_xl, tiny_clip, write_dino(root / "dino"), flows)
     hub = write_hub(root / "hub")
