@@ -282,7 +282,7 @@ def test_a_scheduler_keeps_the_models_noise_schedule(pipeline: Any) -> None:
 
 
 def test_another_kind_of_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match="expected a text-to-image pipeline. Give one of: .*Stable Diffusion XL"):
         check_renderable(object(), CONFIG)
 
 

@@ -43,6 +43,16 @@ def load_config(kind: Any, config: TrainingConfig, part: str) -> dict[str, Any]:
     return dict(from_source(kind.load_config, _source(config), subfolder=part, revision=config.revision))
 
 
+def has_part(config: TrainingConfig, name: str) -> bool:
+    """Returns True if the base has a part that may be left out."""
+    return bool((model_index(config).get(name) or [None])[0])
+
+
+def precision_of_t5(config: TrainingConfig) -> torch.dtype:
+    """Returns bfloat16 for a training in mixed precision: in float32 T5-XXL takes 19 GB, in float16 it overflows."""
+    return torch.float32 if config.mixed_precision in ("no", None) else torch.bfloat16
+
+
 def freeze(network: Network, device: torch.device, dtype: torch.dtype = torch.float32) -> Network:
     """Moves a network to a device, for inference alone; float32 leaves the precision as it is."""
     network = network.to(device) if dtype == torch.float32 else network.to(device, dtype)

@@ -30,10 +30,9 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, PreTrained
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
-from ip2p.models.components import freeze, load_config, load_model, load_part, load_vae
+from ip2p.models.components import freeze, load_config, load_model, load_part, load_vae, precision_of_t5
 from ip2p.models.noise.flow import FlowNoise
 from ip2p.models.quantization import quantization_options
-from ip2p.models.stable_diffusion_3 import precision_of_t5
 from ip2p.models.texts import Texts, t5_states, tokenize
 
 PATCH = 2

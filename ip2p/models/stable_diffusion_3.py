@@ -27,7 +27,7 @@ from transformers import (
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
-from ip2p.models.components import freeze, load_config, load_model, load_part, load_vae, model_index
+from ip2p.models.components import freeze, has_part, load_config, load_model, load_part, load_vae, precision_of_t5
 from ip2p.models.noise.flow import FlowNoise
 from ip2p.models.quantization import quantization_options
 from ip2p.models.stable_diffusion import widened_conv
@@ -190,16 +190,6 @@ class StableDiffusion3(Architecture):
         for suffix, tokenizer, clip in zip(("", "_2"), texts.clip_tokenizers, texts.clips, strict=True):
             parts |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": clip}
         return self.editor(**parts, max_sequence_length=texts.num_t5_tokens)
-
-
-def has_part(config: TrainingConfig, name: str) -> bool:
-    """Returns True if the base has a part that may be left out."""
-    return bool((model_index(config).get(name) or [None])[0])
-
-
-def precision_of_t5(config: TrainingConfig) -> torch.dtype:
-    """Returns bfloat16 for a training in mixed precision: in float32 T5-XXL takes 19 GB, in float16 it overflows."""
-    return torch.float32 if config.mixed_precision in ("no", None) else torch.bfloat16
 
 
 ARCHITECTURE: Architecture = StableDiffusion3()

@@ -50,9 +50,10 @@ def check_renderable(pipeline: DiffusionPipeline, config: RenderingConfig) -> No
     """Raises ValueError for a model, a scheduler or a size that cannot be rendered with."""
     bases = architectures()
     if not any(isinstance(pipeline, base.text_to_image) for base in bases):
-        names = " or a ".join(base.text_to_image.__name__ for base in bases)
         titles = ", ".join(base.title for base in bases)
-        raise ValueError(f"rendering.model is a {type(pipeline).__name__}, expected a {names}. Give one of: {titles}.")
+        raise ValueError(
+            f"rendering.model is a {type(pipeline).__name__}, expected a text-to-image pipeline. Give one of: {titles}."
+        )
     base = architecture_of(pipeline)
     base.check_rendering(config)
     base.noise.new_scheduler(pipeline.scheduler, config.scheduler)
