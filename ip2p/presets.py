@@ -260,6 +260,17 @@ def kontext() -> PipelineConfig:
     return _flux("kontext", "black-forest-labs/FLUX.1-Kontext-dev", "af58063aa431f4d2bbc11ae46f57451d4416a170")
 
 
+def klein() -> PipelineConfig:
+    """Renders with FLUX.2 klein base 4B, guided in two halves, and trains its adapters over 4-bit weights."""
+    revision = "a3b4f4849157f664bdbc776fd7453c2783562f4d"
+    config = _flux("klein", "black-forest-labs/FLUX.2-klein-base-4B", revision)
+    return replace(
+        config,
+        rendering=replace(config.rendering, guidance_scale=(3.0, 5.0), num_inference_steps=50),
+        evaluation=replace(config.evaluation, guidance_scale=4.0, num_inference_steps=50),
+    )
+
+
 def _flux(name: str, model: str, revision: str) -> PipelineConfig:
     """Renders in one half, since the model is told the guidance."""
     config = sd35()
@@ -329,5 +340,6 @@ PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "sd35": sd35,
     "flux": flux,
     "kontext": kontext,
+    "klein": klein,
     "paper": paper,
 }

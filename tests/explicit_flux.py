@@ -94,6 +94,21 @@ class FluxPair(JointMaps, ExplicitPair):  # type: ignore[misc]
             seen = maps[row, :, self.num_texts :, : self.num_texts].mean(0) @ getattr(self.words, name)
             self.places[name][len(seen)] = self.places[name].get(len(seen), 0) + seen
 
+    channels = 4
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        factor = self.pipeline.vae_scale_factor
+        return int(self.config.height or 0) // factor, int(self.config.width or 0) // factor
+
+    def shift(self, num_latents: int) -> float:
+        """How far the steps are shifted."""
+        return float(calculate_shift(num_latents // 4))
+
+    def processors(self) -> Any:
+        """What makes the maps of the layers."""
+        return self
+
     def velocity(self, latents: Tensor, timestep: Tensor, prompts: list[str]) -> Tensor:
         pipeline = self.pipeline
         texts = [*([""] * 2 if self.is_guided else []), *prompts]
@@ -120,15 +135,14 @@ class FluxPair(JointMaps, ExplicitPair):  # type: ignore[misc]
     def sample(self) -> tuple[Tensor, Tensor]:
         """Both sides' latents."""
         pipeline, spec, triplet = self.pipeline, self.spec, self.candidate.triplet
-        factor = pipeline.vae_scale_factor
-        size = int(self.config.height or 0) // factor, int(self.config.width or 0) // factor
+        size = self.size()
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
         sigmas = np.linspace(1, 1 / self.num_steps, self.num_steps)
-        scheduler.set_timesteps(sigmas=sigmas, mu=calculate_shift(size[0] * size[1] // 4))
-        noise = torch.randn((4, *size), generator=torch.Generator().manual_seed(spec.seed))
+        scheduler.set_timesteps(sigmas=sigmas, mu=self.shift(size[0] * size[1]))
+        noise = torch.randn((self.channels, *size), generator=torch.Generator().manual_seed(spec.seed))
         latents = torch.stack([noise, noise])
         before = dict(pipeline.transformer.attn_processors)
-        pipeline.transformer.set_attn_processor(self)
+        pipeline.transformer.set_attn_processor(self.processors())
         try:
             for self.step, timestep in enumerate(scheduler.timesteps):
                 self.together = self.within(spec.shared_steps)

@@ -34,7 +34,7 @@ from tests.docs_files import write_files, write_hub
 from tests.docs_workplace import Models, Workplace, tiny_presets, write_dino
 from tests.pages import PAGES, ROOT, Command
 from tests.test_evaluation_vlm import Judge
-from tests.tiny_flow import write_tiny_kontext, write_tiny_sd3
+from tests.tiny_flow import write_tiny_klein, write_tiny_kontext, write_tiny_sd3
 
 NEEDS_A_HUB = "uploads: tests/test_dataset_push.py and tests/test_training_hub.py do, to a hub of their own"
 NEEDS_A_CLUSTER = "needs other machines: tests/flows/test_ray.py has a cluster on this one"
@@ -93,7 +93,11 @@ def workplace(
 ) -> Iterator[Workplace]:
     """Tiny presets, files and names, and a folder in which `ip2p run shapes` has been through."""
     root = tmp_path_factory.mktemp("docs")
-    flows = {"diffusion-3.5": write_tiny_sd3(root / "sd3"), "Kontext": write_tiny_kontext(root / "kontext")}
+    flows = {
+        "diffusion-3.5": write_tiny_sd3(root / "sd3"),
+        "Kontext": write_tiny_kontext(root / "kontext"),
+        "FLUX.2-klein": write_tiny_klein(root / "klein"),
+    }
     models = Models(tiny_sd, tiny_xl, tiny_clip, write_dino(root / "dino"), flows)
     hub = write_hub(root / "hub")
     finished = root / "finished"

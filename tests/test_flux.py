@@ -330,5 +330,5 @@ def test_a_flux_that_sees_no_image_is_not_an_editor(folders: dict[str, Path]) ->
 
 def test_every_base_either_widens_a_layer_or_takes_the_image_in_its_sequence() -> None:
     widened = {base.title: base.widened for base in architectures()}
-    assert [title for title, name in widened.items() if name is None] == ["FLUX.1 Kontext"]
+    assert [title for title, name in widened.items() if name is None] == ["FLUX.2 klein", "FLUX.1 Kontext"]
     assert widened["FLUX.1"] == "x_embedder"

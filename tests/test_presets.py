@@ -30,7 +30,7 @@ def test_a_preset_trains_the_model_that_it_renders_with(name: str) -> None:
     assert (rendering.model, rendering.revision) == (training.pretrained_model_name_or_path, training.revision)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd35", "flux", "kontext", "paper"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd35", "flux", "kontext", "klein", "paper"])
 def test_hub_models_are_pinned_to_a_commit(name: str) -> None:
     assert re.fullmatch("[0-9a-f]{40}", PRESETS[name]().rendering.revision or "")
 
@@ -41,7 +41,7 @@ def test_the_default_needs_nothing_from_outside_the_shipped_data() -> None:
     assert all(Path(name).is_relative_to(data_folder()) for name in named)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd35", "kontext"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd35", "kontext", "klein"])
 def test_photographs_are_written_about_by_a_chat_model_that_one_flag_changes(name: str) -> None:
     prompts = PRESETS[name]().prompts
     assert (prompts.backend, prompts.revision) == ("chat", None) and "Instruct" in prompts.model

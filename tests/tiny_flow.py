@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLFlux2,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -18,12 +22,15 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
@@ -199,5 +206,94 @@ def write_tiny_pixart(folder: Path) -> Path:
         vae=tiny_vae(),
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(),
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}{{ '\\n' }}{{ message['content'] }}<|im_end|>"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>{{ '\\n\\n' }}</think>{{ '\\n\\n' }}{% endif %}"
+    "{% endif %}"
+)
+"""A template with Qwen3's marks."""
+
+
+def qwen_tokenizer() -> Any:
+    """Returns a tokenizer like Qwen3's: bytes merged to words that keep the space before them, and a chat template."""
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+    words = [*domain_words(400), "user", "assistant"]
+    learned.train_from_iterator([text for word in words for text in (word, f"a {word}")] * 3, trainer)
+    model = json.loads(learned.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=merges, model_max_length=1024)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"], special_tokens=True)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def tiny_qwen(tokenizer: Any) -> Any:
+    """Returns a narrow Qwen3 with one layer above those whose states are read."""
+    encoder: Any = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=28,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=1024,
+        )
+    )
+    stir(encoder)
+    return encoder.eval()
+
+
+def flux2_vae() -> Any:
+    """Returns an autoencoder of 64 x 64 pixels with 16 x 16 x 4 latents, and statistics as if it were trained."""
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
+    stir(vae)
+    chance = torch.Generator().manual_seed(3)
+    vae.bn.running_mean.normal_(0, 0.5, generator=chance)
+    vae.bn.running_var.uniform_(0.5, 2.0, generator=chance)
+    return vae.eval()
+
+
+def write_tiny_klein(folder: Path, *, is_distilled: bool = False) -> Path:
+    """Writes a folder that `Flux2KleinPipeline.from_pretrained` loads."""
+    torch.manual_seed(11)
+    tokenizer = qwen_tokenizer()
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    stir(transformer)
+    Flux2KleinPipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=flux2_vae(),
+        text_encoder=tiny_qwen(tokenizer),
+        tokenizer=tokenizer,
+        is_distilled=is_distilled,
     ).save_pretrained(folder, safe_serialization=True)
     return folder

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ip2p.models.architecture import Architecture, architecture_of, size_step
-from ip2p.models.latents import LatentSpace, decode_images
+from ip2p.models.latents import LatentSpace, decode_images, encode_posterior
 from ip2p.models.texts import Texts, join_texts
 
 Picture = Image.Image | NDArray[np.uint8]
@@ -43,7 +43,7 @@ def edit_images(
         counts = f"{len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds"
         raise ValueError(f"every edit takes an image, an instruction and a seed, got {counts}. Give as many of each.")
     base = architecture_of(pipeline)
-    is_distilled = base.is_distilled(base.denoiser(pipeline))
+    is_distilled = base.has_one_half(pipeline)
     terms = guidance_terms(guidance_scale, image_guidance_scale, is_distilled=is_distilled)
     arrays = [_as_array(image) for image in images]
     groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -77,7 +77,7 @@ def fitting_size(pipeline: DiffusionPipeline, width: int, height: int) -> tuple[
 def encode_images(pipeline: DiffusionPipeline, base: Architecture, images: NDArray[np.uint8]) -> Tensor:
     """Encodes (N, H, W, 3) to the posterior's mode (N, C, h, w), normalised for a model that takes it so."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents: Tensor = pipeline.vae.encode(pixels.to(pipeline.vae.device, pipeline.vae.dtype)).latent_dist.mode()
+    latents, _ = encode_posterior(pipeline.vae, pixels.to(pipeline.vae.device, pipeline.vae.dtype))
     latents = latents.to(base.denoiser(pipeline).dtype)
     return LatentSpace.of(pipeline.vae.config).scaled(latents) if base.condition_is_scaled(pipeline) else latents
 

@@ -22,7 +22,8 @@ from torch import Generator, Tensor, nn
 
 from ip2p import models
 from ip2p.config import EditTypeRendering, RenderingConfig, TrainingConfig
-from ip2p.models.components import latent_shape, model_index
+from ip2p.models.components import latent_shape, model_index, pixels_per_latent
+from ip2p.models.latents import folding_side
 from ip2p.models.noise import NoiseProcess, Sampler
 from ip2p.models.texts import TextEncoders, Texts
 
@@ -125,6 +126,10 @@ class Architecture(ABC):
         """Returns True if the denoiser takes the guidance scale as an input, so that it needs no half without text."""
         return False
 
+    def has_one_half(self, pipeline: DiffusionPipeline) -> bool:
+        """Returns True if a pipeline's denoiser was distilled with guidance, so that it needs no half without text."""
+        return self.is_distilled(self.denoiser(pipeline))
+
     def takes_guidance(self, config: TrainingConfig) -> bool:
         """Returns True if the base's denoiser `is_distilled`, by its config."""
         return False
@@ -226,7 +231,7 @@ class Architecture(ABC):
 
     def _check_resolution(self, config: TrainingConfig) -> None:
         resolution = config.resolution
-        step = self.patch * (resolution // latent_shape(config)[1])
+        step = self.patch * pixels_per_latent(config)
         if resolution % step:
             raise ValueError(
                 f"training.resolution must be a multiple of {step} for {self.title}, whose patches are {self.patch} "
@@ -244,7 +249,8 @@ class Architecture(ABC):
     def check_editor(self, pipeline: DiffusionPipeline, name: str) -> None:
         """Raises ValueError if the denoiser takes no image condition."""
         channels = self.in_channels(self.denoiser(pipeline))
-        expected = self.channels_of_editor(pipeline.vae.config.latent_channels)
+        vae = pipeline.vae.config
+        expected = self.channels_of_editor(vae.latent_channels * folding_side(vae) ** 2)
         if channels != expected:
             raise ValueError(
                 f"the denoiser of {name} takes {channels} channels, expected {expected}. Train it as an editor."
@@ -252,7 +258,7 @@ class Architecture(ABC):
 
     def native_side(self, pipeline: DiffusionPipeline) -> int:
         """Returns the pixels on the short side of an image of the pipeline's own size."""
-        return int(min(self.latent_shape(pipeline)[1:]) * pipeline.vae_scale_factor)
+        return int(min(self.latent_shape(pipeline)[1:]) * latent_step(pipeline))
 
 
 def architectures() -> list[Architecture]:
@@ -270,9 +276,14 @@ def _is_used(settings: RenderingConfig | EditTypeRendering, name: str, unused: t
     return getattr(settings, name) not in (None, unused, list(unused))
 
 
+def latent_step(pipeline: DiffusionPipeline) -> int:
+    """Returns the side in pixels of the square that a place of a pipeline's latents stands for."""
+    return int(pipeline.vae_scale_factor) * folding_side(pipeline.vae.config)
+
+
 def size_step(pipeline: DiffusionPipeline, base: Architecture) -> int:
     """Returns the pixels of which an image's sides are multiples."""
-    return int(pipeline.vae_scale_factor) * base.patch
+    return latent_step(pipeline) * base.patch
 
 
 def architecture_named(name: str, *, what: str) -> Architecture:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, DiffusionPipeline
 from torch import nn
 
 from ip2p.config import TrainingConfig
-from ip2p.models.latents import LatentSpace
+from ip2p.models.latents import LatentSpace, folding_side
 from ip2p.models.loading import check_model_source, from_source, weights_in
 
 INDEX = "model_index.json"
@@ -61,11 +61,12 @@ def freeze(network: Network, device: torch.device, dtype: torch.dtype = torch.fl
 
 def load_vae(config: TrainingConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Loads the autoencoder, frozen."""
+    kind = AutoencoderKLFlux2 if folding_side(_vae_config(config)) > 1 else AutoencoderKL
     if replacement := config.pretrained_vae_model_name_or_path:
         weights = weights_in(Path(replacement).expanduser(), None)
-        vae = from_source(AutoencoderKL.from_pretrained, replacement, torch_dtype=torch.float32, **weights)
+        vae = from_source(kind.from_pretrained, replacement, torch_dtype=torch.float32, **weights)
     else:
-        vae = load_model(AutoencoderKL, config, "vae", torch_dtype=torch.float32)
+        vae = load_model(kind, config, "vae", torch_dtype=torch.float32)
     return freeze(vae, device, dtype)
 
 
@@ -77,8 +78,14 @@ def load_latent_space(config: TrainingConfig) -> LatentSpace:
 def latent_shape(config: TrainingConfig) -> tuple[int, int, int]:
     """Returns (C, H, W) of the latents of an image at the config's resolution."""
     vae = _vae_config(config)
-    size = config.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
-    return int(vae["latent_channels"]), size, size
+    size = config.resolution // pixels_per_latent(config)
+    return int(vae["latent_channels"]) * folding_side(vae) ** 2, size, size
+
+
+def pixels_per_latent(config: TrainingConfig) -> int:
+    """Returns the side in pixels of the square that a place of the latents stands for."""
+    vae = _vae_config(config)
+    return int(2 ** (len(vae["block_out_channels"]) - 1)) * folding_side(vae)
 
 
 def _vae_config(config: TrainingConfig) -> dict[str, Any]:

@@ -53,13 +53,16 @@ def map_tokens(
     equal = match_tokens(one, other)
     matched = match_words(one, other) if way == "replace" and len(one) == len(other) else equal
     length = length or tokenizer.model_max_length
-    start = len(tokenizer("").input_ids) - 1  # CLIP puts a token before the words, T5 does not
+    # CLIP puts a token before the words; T5 does not, and Qwen has none behind them either
+    start = max(0, len(tokenizer("").input_ids) - 1)
     matrix = torch.zeros(length, length)
     for i, j, share in matched:
         matrix[i + start, j + start] = share
     ends = [start + sum(len(word) for word in words) for words in (one, other)]
-    matrix[:start, :start] = matrix[ends[0], ends[1]] = 1.0
-    padding = torch.arange(max(ends) + 1, length)
+    matrix[:start, :start] = 1.0
+    if max(ends) < length:
+        matrix[ends[0], ends[1]] = 1.0
+    padding = torch.arange(min(max(ends) + 1, length), length)
     matrix[padding, padding] = 1.0
     gone, new = torch.zeros(2, length)
     gone[start : ends[0]] = new[start : ends[1]] = 1.0
@@ -69,8 +72,19 @@ def map_tokens(
 
 
 def split_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[list[int]]:
-    """Returns the token ids of each word; the tokenizers of CLIP and T5 first split at white space."""
-    return [tokenizer(word, add_special_tokens=False).input_ids for word in text.split()]
+    """Returns the token ids of each word.
+
+    The tokenizers of CLIP and T5 first split at white space. Others keep the space before a word as a part of it.
+    """
+
+    def read(part: str) -> list[int]:
+        ids: list[int] = tokenizer(part, add_special_tokens=False).input_ids
+        return ids
+
+    words = text.split()
+    alone = [read(word) for word in words]
+    spaced = [*alone[:1], *(read(f" {word}") for word in words[1:])]
+    return spaced if sum(spaced, []) == read(" ".join(words)) else alone
 
 
 def match_words(original: Words, edited: Words) -> list[tuple[int, int, float]]:

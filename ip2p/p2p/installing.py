@@ -9,7 +9,7 @@ from typing import Any
 
 from ip2p.models.architecture import AttentionLayers
 from ip2p.p2p.attention import Kernel, SharedAttention, sdpa
-from ip2p.p2p.joint_attention import JointAttention
+from ip2p.p2p.joint_attention import joint_processor
 
 _processors_lock = threading.RLock()
 """A denoiser has one set of processors, so threads that render with it take turns."""
@@ -27,7 +27,9 @@ def shared_attention(
     processors: list[tuple[Any, Any]] = [(layer, shared) for layer in layers.to_itself]
     processors += [(layer, shared) for layer in layers.to_text if cross]
     watched = set(layers.watched)
-    processors += [(layer, JointAttention(shared, layers.text_first, layer in watched)) for layer in layers.joint]
+    for layer in layers.joint:
+        processor = joint_processor(layer, shared, text_first=layers.text_first, is_watched=layer in watched)
+        processors.append((layer, processor))
     with _processors_lock:
         before = [(layer, layer.processor) for layer, _ in processors]
         try:

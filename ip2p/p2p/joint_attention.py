@@ -16,7 +16,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from ip2p.p2p.attention import SharedAttention, split_heads
+from ip2p.p2p.attention import SelfSharing, SharedAttention, split_heads
 
 Projection = Callable[[Tensor], Tensor]
 
@@ -52,13 +52,8 @@ class JointAttention:
             for name in ("q", "k")
         )
         value = self._joined(_project(images, attn, "v"), _project(texts, attn, "v", added=has_streams))
-        if image_rotary_emb is not None:
-            query, key = (apply_rotary_emb(states, image_rotary_emb, sequence_dim=2) for states in (query, key))
-        scale = float(query.shape[-1]) ** -0.5
-        if self.is_watched:
-            self._watch(query, key, num_texts, scale)
-        attended = self.shared.kernel(query, key, value, attention_mask, scale)
-        states = attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        attended = self._attend(query, key, value, num_texts, attention_mask, image_rotary_emb)
+        states = attended.to(hidden_states.dtype)
         if encoder_hidden_states is None:
             return states
         texts, images = self._split(states, num_texts)
@@ -66,22 +61,44 @@ class JointAttention:
             images = layer(images)
         return images, texts if getattr(attn, "context_pre_only", False) else attn.to_add_out(texts)
 
-    def _split(self, states: Tensor, num_texts: int) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        num_texts: int,
+        mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Maps (B, heads, N, D) queries, keys and values of both to (B, N, heads D), and looks for watched words."""
+        if rotary is not None:
+            query, key = (apply_rotary_emb(states, rotary, sequence_dim=2) for states in (query, key))
+        scale = float(query.shape[-1]) ** -0.5
+        if self.is_watched:
+            self._watch(query, key, num_texts, scale)
+        return self.shared.kernel(query, key, value, mask, scale).transpose(1, 2).flatten(2)
+
+    def _split(self, states: Tensor, num_texts: int, dim: int = 1) -> tuple[Tensor, Tensor]:
         """Cuts a sequence into its texts and its image."""
+        num_images = states.shape[dim] - num_texts
         if self.text_first:
-            return states[:, :num_texts], states[:, num_texts:]
-        num_images = states.shape[1] - num_texts
-        return states[:, num_images:], states[:, :num_images]
+            return states.narrow(dim, 0, num_texts), states.narrow(dim, num_texts, num_images)
+        return states.narrow(dim, num_images, num_texts), states.narrow(dim, 0, num_images)
 
     def _joined(self, images: Tensor, texts: Tensor) -> Tensor:
         return torch.cat([texts, images] if self.text_first else [images, texts], dim=2)
 
     def _shared(self, images: Tensor, attn: Any, name: str) -> Tensor:
         """Projects the image, or takes another row's projection."""
-        itself, most = self.shared.itself, self.shared.max_positions
-        if itself is None or (most is not None and images.shape[1] > most):
+        itself = self._sharing(images.shape[1])
+        if itself is None:
             return _project(images, attn, name)
         return _project(images[itself.distinct], attn, name)[itself.place]
+
+    def _sharing(self, num_images: int) -> SelfSharing | None:
+        """Returns whose image queries and keys the rows take; None for their own."""
+        most = self.shared.max_positions
+        return None if most is not None and num_images > most else self.shared.itself
 
     def _watch(self, query: Tensor, key: Tensor, num_texts: int, scale: float) -> None:
         """Sums up how the image attends to the watched words, by values that are the words' weights."""
@@ -97,6 +114,42 @@ class JointAttention:
         image = query[rows, :, first_image : first_image + num_images]
         seen = self.shared.kernel(image, key[rows], marks, None, scale)[..., 0].float().mean(1)
         watched.seen[num_images] = watched.seen.get(num_images, 0) + seen
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelAttention(JointAttention):
+    """The processor of a joint layer of one stream that projects to its feed-forward part too (Dehghani et al., 2023).
+
+    One projection gives queries, keys, values and what the feed-forward part takes, for all rows.
+    """
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Maps (B, L + N, C) of texts and images to the same shape."""
+        projected, width, num_texts = attn.to_qkv_mlp_proj(hidden_states), attn.inner_dim, self.shared.num_text_tokens
+        query, key, value = (split_heads(attn, part) for part in projected[..., : 3 * width].chunk(3, dim=-1))
+        query, key = (self._taken(states, num_texts) for states in (attn.norm_q(query), attn.norm_k(key)))
+        attended = self._attend(query, key, value, num_texts, attention_mask, image_rotary_emb)
+        fed = attn.mlp_act_fn(projected[..., 3 * width :])
+        states: Tensor = attn.to_out(torch.cat([attended.to(hidden_states.dtype), fed], dim=-1))
+        return states
+
+    def _taken(self, states: Tensor, num_texts: int) -> Tensor:
+        """Gives each row the image part of the row that it takes from, in (B, heads, N, D) queries or keys."""
+        texts, images = self._split(states, num_texts, dim=2)
+        itself = self._sharing(images.shape[2])
+        return states if itself is None else self._joined(images[itself.distinct[itself.place]], texts)
+
+
+def joint_processor(layer: Any, shared: SharedAttention, *, text_first: bool, is_watched: bool) -> JointAttention:
+    """Returns the processor that fits a joint layer."""
+    kind = ParallelAttention if hasattr(layer, "to_qkv_mlp_proj") else JointAttention
+    return kind(shared, text_first, is_watched)
 
 
 def _project(states: Tensor, attn: Any, name: str, *, added: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ip2p.config import RenderingConfig
 from ip2p.images import Array
-from ip2p.models.architecture import Architecture, architecture_of, architectures, size_step
+from ip2p.models.architecture import Architecture, architecture_of, architectures, latent_step, size_step
 from ip2p.models.latents import decode_images
 from ip2p.models.texts import TextEncoders, Texts, tokenizer_lock
 from ip2p.p2p.attention import choose_kernel, sdpa
@@ -62,7 +62,7 @@ def check_renderable(pipeline: DiffusionPipeline, config: RenderingConfig) -> No
 
 def latent_shape(pipeline: DiffusionPipeline, config: RenderingConfig) -> tuple[int, int, int]:
     """Returns (C, h, w) of the latents. ValueError for a size that the model cannot divide."""
-    base, factor = architecture_of(pipeline), pipeline.vae_scale_factor
+    base, factor = architecture_of(pipeline), latent_step(pipeline)
     channels, height, width = base.latent_shape(pipeline)
     for name, pixels in (("height", config.height), ("width", config.width)):
         if pixels is not None and pixels % (step := size_step(pipeline, base)):
@@ -79,11 +79,11 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
     device, dtype = denoiser.device, denoiser.dtype
     specs = [candidate.spec for candidate in batch]
     scale = torch.tensor([max(1.0, spec.guidance_scale) for spec in specs] * 2, device=device).view(-1, 1, 1, 1)
-    is_distilled = base.is_distilled(denoiser)
+    is_distilled = base.has_one_half(pipeline)
     num_halves = 2 if not is_distilled and any(is_guided(spec) for spec in specs) else 1
     captions = encode_captions(pipeline, base, batch, num_halves, config.max_sequence_length)
     shape = latent_shape(pipeline, config)
-    height, width = (side * pipeline.vae_scale_factor for side in shape[1:])
+    height, width = (side * latent_step(pipeline) for side in shape[1:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=device)
     generators = [torch.Generator().manual_seed(candidate.spec.seed) for _ in range(2) for candidate in batch]
     scheduler = base.noise.new_scheduler(pipeline.scheduler, config.scheduler)

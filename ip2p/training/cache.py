@@ -35,6 +35,7 @@ from tqdm import tqdm
 from ip2p.config import TrainingConfig, fingerprint
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import load_vae
+from ip2p.models.latents import encode_posterior
 from ip2p.models.texts import Texts, join_texts
 from ip2p.store import write_json
 from ip2p.training.data import DecodedPair, RawPair, Rows, decode_pair, model_fingerprint
@@ -267,9 +268,8 @@ def load_encoder(config: TrainingConfig, device: torch.device) -> AutoencoderKL:
 def encode_pairs(vae: AutoencoderKL, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Encodes (N, 2, H, W, 3) uint8 to the edited images' mean and deviation and the originals' mode, in float32."""
     pixels = torch.as_tensor(images).to(vae.device, non_blocking=True).permute(1, 0, 4, 2, 3).to(vae.dtype) / 127.5 - 1
-    edited = vae.encode(pixels[1]).latent_dist
-    condition = vae.encode(pixels[0]).latent_dist.mode()
-    return edited.mean.float(), edited.std.float(), condition.float()
+    mean, deviation = encode_posterior(vae, pixels[1])
+    return mean, deviation, encode_posterior(vae, pixels[0])[0]
 
 
 def _save(path: Path, tensors: dict[str, Tensor], config: TrainingConfig, dropped: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ EDITORS = {
     "sd3": "StableDiffusion3InstructPix2PixPipeline",
     "flux": "FluxControlPipeline",
     "kontext": "FluxKontextPipeline",
+    "klein": "Flux2KleinPipeline",
 }
 
 

@@ -80,12 +80,18 @@ class FlowNoise(NoiseProcess):
         generators: Sequence[Generator],
         num_positions: int,
     ) -> Sampler:
-        return FlowSampler(scheduler, num_steps, device, generators, num_positions, cls.start_sigmas(num_steps))
+        mu = cls.shift(scheduler, num_positions, num_steps) if scheduler.config.use_dynamic_shifting else None
+        return FlowSampler(scheduler, num_steps, device, generators, mu, cls.start_sigmas(num_steps))
 
     @staticmethod
     def start_sigmas(num_steps: int) -> list[float] | None:
         """Returns the steps' sigmas before they are shifted; None for those that the scheduler spreads itself."""
         return None
+
+    @staticmethod
+    def shift(scheduler: SchedulerMixin, num_positions: int, num_steps: int) -> float:
+        """Returns mu, which shifts the steps of a scheduler that does so by the positions of an image."""
+        return shift_of_resolution(scheduler, num_positions)
 
     @property
     def num_timesteps(self) -> int:
@@ -148,10 +154,9 @@ class FlowSampler:
         num_steps: int,
         device: torch.device,
         generators: Sequence[Generator],
-        num_positions: int,
+        mu: float | None,
         sigmas: list[float] | None,
     ) -> None:
-        mu = shift_of_resolution(scheduler, num_positions) if scheduler.config.use_dynamic_shifting else None
         scheduler.set_timesteps(num_steps, device=device, sigmas=sigmas, mu=mu)
         self.scheduler, self.generators = scheduler, list(generators)
         self.timesteps: Tensor = scheduler.timesteps
