@@ -54,7 +54,7 @@ NAMING_BASES = ("ip2p.models", "ip2p.shapes.train", "ip2p.config")
 """What may name a base's classes, layers and parts; the config does in the help of its flags."""
 BASE_WORDS = re.compile(r"(?i)\b\w*(?:unet|conv_in|text_encoder_2|tokenizer_2|StableDiffusion(?!Safety)|is_xl)\w*")
 ON_PURPOSE = {
-    "learning_rate_conv_in": ("ip2p.presets", "ip2p.training.optimizer"),
+    "learning_rate_conv_in": ("ip2p.presets.embedded", "ip2p.training.optimizer"),
     "unet": ("ip2p.training.checkpoint",),
     "unet_ema": ("ip2p.training.checkpoint",),
 }
