@@ -25,11 +25,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalL
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
-from ip2p.models.components import freeze, load_model, load_part, load_vae, model_index, pixels_per_latent
+from ip2p.models.components import (
+    freeze,
+    load_model,
+    load_part,
+    load_vae,
+    model_index,
+    pixels_per_latent,
+    precision_of_t5,
+)
 from ip2p.models.flux import FluxNoise
 from ip2p.models.latents import folding_side
 from ip2p.models.quantization import quantization_options
-from ip2p.models.stable_diffusion_3 import precision_of_t5
 from ip2p.models.texts import Texts, tokenize, tokenizer_lock
 
 QWEN_TOKENS = 512
