@@ -48,7 +48,7 @@ def has_part(config: TrainingConfig, name: str) -> bool:
     return bool((model_index(config).get(name) or [None])[0])
 
 
-def precision_of_t5(config: TrainingConfig) -> torch.dtype:
+def encoder_dtype(config: TrainingConfig) -> torch.dtype:
     """Returns bfloat16 for a training in mixed precision: in float32 T5-XXL takes 19 GB, in float16 it overflows."""
     return torch.float32 if config.mixed_precision in ("no", None) else torch.bfloat16
 

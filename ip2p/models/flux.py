@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, PreTrained
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
-from ip2p.models.components import freeze, load_config, load_model, load_part, load_vae, precision_of_t5
+from ip2p.models.components import encoder_dtype, freeze, load_config, load_model, load_part, load_vae
 from ip2p.models.noise.flow import FlowNoise
 from ip2p.models.quantization import quantization_options
 from ip2p.models.texts import Texts, t5_states, tokenize
@@ -166,7 +166,7 @@ class Flux(Architecture):
 
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> ClipAndT5:
         clip = freeze(load_model(CLIPTextModel, config, "text_encoder", dtype=torch.float32), device)
-        t5 = freeze(load_model(T5EncoderModel, config, "text_encoder_2", dtype=precision_of_t5(config)), device)
+        t5 = freeze(load_model(T5EncoderModel, config, "text_encoder_2", dtype=encoder_dtype(config)), device)
         tokenizer, t5_tokenizer = (
             load_part(CLIPTokenizer, config, "tokenizer"),
             load_part(AutoTokenizer, config, "tokenizer_2"),

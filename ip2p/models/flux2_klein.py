@@ -26,13 +26,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalL
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
 from ip2p.models.components import (
+    encoder_dtype,
     freeze,
     load_model,
     load_part,
     load_vae,
     model_index,
     pixels_per_latent,
-    precision_of_t5,
 )
 from ip2p.models.flux import FluxNoise
 from ip2p.models.latents import folding_side
@@ -244,7 +244,7 @@ class Flux2Klein(Architecture):
         return ChattingQwen(tokenizer, pipeline.text_encoder, Room.of(tokenizer, max_sequence_length))
 
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> ChattingQwen:
-        qwen = load_model(Qwen3ForCausalLM, config, "text_encoder", dtype=precision_of_t5(config))
+        qwen = load_model(Qwen3ForCausalLM, config, "text_encoder", dtype=encoder_dtype(config))
         tokenizer = load_part(AutoTokenizer, config, "tokenizer")
         return ChattingQwen(tokenizer, freeze(qwen, device), Room.of(tokenizer, config.max_sequence_length))
 

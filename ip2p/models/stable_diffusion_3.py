@@ -27,7 +27,7 @@ from transformers import (
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
-from ip2p.models.components import freeze, has_part, load_config, load_model, load_part, load_vae, precision_of_t5
+from ip2p.models.components import encoder_dtype, freeze, has_part, load_config, load_model, load_part, load_vae
 from ip2p.models.noise.flow import FlowNoise
 from ip2p.models.quantization import quantization_options
 from ip2p.models.stable_diffusion import widened_conv
@@ -169,7 +169,7 @@ class StableDiffusion3(Architecture):
         t5_tokenizer = t5 = None
         if has_part(config, "text_encoder_3"):
             t5_tokenizer = load_part(AutoTokenizer, config, "tokenizer_3")
-            t5 = freeze(load_model(T5EncoderModel, config, "text_encoder_3", dtype=precision_of_t5(config)), device)
+            t5 = freeze(load_model(T5EncoderModel, config, "text_encoder_3", dtype=encoder_dtype(config)), device)
         length = T5_TOKENS if config.max_sequence_length is None else config.max_sequence_length
         width = int(load_config(SD3Transformer2DModel, config, self.part)["joint_attention_dim"])
         return ClipsAndT5(tokenizers, [freeze(clip, device) for clip in clips], t5_tokenizer, t5, length, width)
