@@ -468,7 +468,7 @@ def test_only_a_widened_base_has_a_second_file_of_adapters(folders: dict[str, Pa
 def test_the_index_of_a_wrong_class_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxFillPipeline"}))
     with pytest.raises(
-        ValueError, match=r"is a FluxFillPipeline, which is not supported. Give one of: FLUX.1, FLUX.1 K"
+        ValueError, match=r"is a FluxFillPipeline, which is not supported. Give one of: FLUX.1, .*FLUX.1 K"
     ):
         base_architecture(tiny(tmp_path))
     assert isinstance(
