@@ -50,6 +50,11 @@ from ip2p.training.validation import Validation, read_pictures
 
 logger = logging.getLogger("ip2p.training")
 
+_kept: list[object] = []
+"""The networks of trainings on several processes, which hold torch's process group.
+
+Freed right after the last exchange, the group may wait for its thread while that waits for the interpreter's lock.
+"""
 PROBE_ROWS = 256
 """The number of rows whose shapes decide whether random crops have a choice."""
 
@@ -67,6 +72,8 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
         note(output, sources_of_training(job, job.data))
     pairs = open_pairs(rows, job, accelerator, output)
     trainer, num_steps = new_trainer(pairs, job, accelerator, _balanced(rows, pairs, job))
+    if accelerator.num_processes > 1:
+        _kept.append(trainer.network)
     start_trackers(accelerator, job)
     fresh = Progress(fingerprint=resume_fingerprint(job, job.data, output), num_processes=accelerator.num_processes)
     with accelerator.main_process_first():  # which removes the checkpoints of other settings
