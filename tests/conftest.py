@@ -5,6 +5,7 @@ The libraries are imported where they are used: the process that hands tests out
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,8 +105,10 @@ def tiny_config(tmp_path: Path, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) -
 
 @pytest.fixture
 def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its precision per process."""
+    """Accelerate keeps its precision per process, and a training's log goes on to the output of its test."""
     from accelerate.state import AcceleratorState
 
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+    for handler in [each for each in logging.root.handlers if type(each) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)
