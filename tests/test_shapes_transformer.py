@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from transformers import CLIPTokenizer
 
 from ip2p.shapes.train import transformer as recipe
 from ip2p.shapes.train.clip import new_clip, text_encoder_of
-from ip2p.shapes.train.measure import flow_accuracy, load_flow_transformer
+from ip2p.shapes.train.measure import text_to_image_accuracy
 from ip2p.shapes.train.text import write_tokenizer
 from tests.tiny import tiny_vae
 
@@ -126,6 +127,7 @@ def test_the_states_are_those_of_the_stock_pipeline_without_t5(
     )
     expected = pipeline.encode_prompt(TEXTS, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
     states = recipe.encode_texts(encoders, tokenizer, TEXTS)
+    assert states.pooled is not None
     assert states.hidden.shape == (3, recipe.MAX_TOKENS, pipeline.transformer.config.joint_attention_dim)
     assert torch.equal(states.hidden, expected[0]) and torch.equal(states.pooled, expected[2])
     no_text = pipeline.encode_prompt(TEXTS, None, None, do_classifier_free_guidance=True, max_sequence_length=0)
@@ -154,5 +156,5 @@ def test_a_written_folder_holds_half_precision_and_loads_in_single(
     assert all(torch.equal(value.half().float(), saved[name]) for name, value in transformer.state_dict().items())
     image = pipeline(TEXTS[0], num_inference_steps=1, max_sequence_length=0).images[0]
     assert image.size == (64, 64)
-    figures = flow_accuracy(load_flow_transformer(tmp_path), num=4, num_inference_steps=1)
+    figures = text_to_image_accuracy(tmp_path, replace(recipe.FLOW_RENDERING, num_inference_steps=1), num=4)
     assert figures["n"] == 4 and figures["scenes"] == 0  # an untrained one draws no scene

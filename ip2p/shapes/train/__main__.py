@@ -21,9 +21,9 @@ from ip2p.shapes.language import draw_caption
 from ip2p.shapes.scene import draw_scene
 from ip2p.shapes.train import clip as clip_recipe
 from ip2p.shapes.train.language_model import train_language_model, write_language_tokenizer
-from ip2p.shapes.train.measure import all_figures, flow_accuracy, load_flow_transformer
+from ip2p.shapes.train.measure import all_figures, text_to_image_accuracy
 from ip2p.shapes.train.text import train_text_tower, write_tokenizer
-from ip2p.shapes.train.transformer import train_stable_diffusion_3
+from ip2p.shapes.train.transformer import FLOW_RENDERING, train_stable_diffusion_3
 from ip2p.shapes.train.unet import distil_guidance, new_sampler, train_unet
 from ip2p.shapes.train.vae import narrow_posterior, train_vae, tune_decoder
 
@@ -90,7 +90,7 @@ def main(recipe: Recipe) -> None:
             device=device,
             compiled=recipe.compile,
         )
-        figures = {"flow_transformer": flow_accuracy(load_flow_transformer(folder))} if recipe.measure else {}
+        figures = {"text_to_image": text_to_image_accuracy(folder, FLOW_RENDERING)} if recipe.measure else {}
     if recipe.measure:
         print(json.dumps(figures, indent=2))
 

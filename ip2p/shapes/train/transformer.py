@@ -10,7 +10,6 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ip2p.config import RenderingConfig
+from ip2p.models.stable_diffusion_3 import ClipsAndT5
+from ip2p.models.texts import Texts, join_texts
 from ip2p.shapes.train.clip import VIT, new_clip, text_encoder_of
 from ip2p.shapes.train.loop import LoopConfig, train
 from ip2p.shapes.train.text import train_text_tower
@@ -40,25 +42,12 @@ objects are, and a picture this small has lost its shapes at a sigma of 0.7."""
 SMALL_TEXT = MappingProxyType({"width": 64, "heads": 2, "layers": 2})
 """The second text tower. It needs two layers, because Stable Diffusion 3 reads the states before the last one."""
 SMALL_TEXT_STEPS = 500
+FLOW_RENDERING = RenderingConfig(
+    num_inference_steps=12, guidance_scale=(2.0, 2.0), max_sequence_length=0, batch_size=25
+)
+"""How the transformer draws, without T5."""
 
 TextEncoders = tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]
-
-
-@dataclass(frozen=True, slots=True)
-class TextStates:
-    """Texts as the transformer reads them."""
-
-    hidden: Tensor
-    """(N, MAX_TOKENS, joint width): both towers' last states but one, side by side."""
-    pooled: Tensor
-    """(N, pooled width): both towers' projections, side by side."""
-
-    def __getitem__(self, index: Tensor) -> TextStates:
-        return TextStates(self.hidden[index], self.pooled[index])
-
-    def to(self, device: str) -> TextStates:
-        """Returns a copy in single precision on the device."""
-        return TextStates(*(states.to(device, torch.float32) for states in (self.hidden, self.pooled)))
 
 
 def new_transformer(joint_width: int, pooled_width: int) -> SD3Transformer2DModel:
@@ -121,22 +110,16 @@ def short_tokenizer(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
     return shorter
 
 
-@torch.no_grad()
-def encode_texts(encoders: TextEncoders, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> TextStates:
-    """Returns the states of the texts, those without T5 that `StableDiffusion3Pipeline` makes."""
-    tokens = tokenizer(
-        list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
-    outputs = [encoder(tokens.to(encoder.device), output_hidden_states=True) for encoder in encoders]
-    hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)
-    return TextStates(hidden, torch.cat([output.text_embeds for output in outputs], -1))
+def encode_texts(encoders: TextEncoders, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Texts:
+    """Returns both towers' states of the texts, side by side, as `StableDiffusion3Pipeline` makes them without T5."""
+    width = sum(int(encoder.config.hidden_size) for encoder in encoders)
+    return ClipsAndT5((tokenizer, tokenizer), encoders, None, None, num_t5_tokens=0, width=width).encode(texts)
 
 
-def encode_pool(encoders: TextEncoders, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> TextStates:
+def encode_pool(encoders: TextEncoders, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Texts:
     """Returns the states of many texts in half precision, on the CPU."""
-    parts = [encode_texts(encoders, tokenizer, texts[start : start + 256]) for start in range(0, len(texts), 256)]
-    hidden, pooled = (torch.cat([getattr(part, name).half().cpu() for part in parts]) for name in ("hidden", "pooled"))
-    return TextStates(hidden, pooled)
+    parts = (encode_texts(encoders, tokenizer, texts[start : start + 256]) for start in range(0, len(texts), 256))
+    return join_texts([part.map(lambda states: states.half().cpu()) for part in parts])
 
 
 def draw_sigmas(num: int, generator: torch.Generator) -> Tensor:
@@ -156,7 +139,7 @@ def mix_noise(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
 
 
 def flow_loss(
-    transformer: Callable[..., Any], noisy: Tensor, timesteps: Tensor, target: Tensor, texts: TextStates
+    transformer: Callable[..., Any], noisy: Tensor, timesteps: Tensor, target: Tensor, texts: Texts
 ) -> Tensor:
     """Returns the mean squared error of the predicted velocities.
 
@@ -170,7 +153,7 @@ def flow_loss(
     return loss
 
 
-def text_pool(encoders: TextEncoders, tokenizer: CLIPTokenizer, scenes: LatentPool, edits: LatentPool) -> TextStates:
+def text_pool(encoders: TextEncoders, tokenizer: CLIPTokenizer, scenes: LatentPool, edits: LatentPool) -> Texts:
     """Encodes the texts of both pools, one after the other, and no text at the end."""
     return encode_pool(encoders, tokenizer, [*scenes.texts, *edits.texts, ""])
 
@@ -194,7 +177,8 @@ def train_transformer(
     latents = torch.cat([scenes.latents, edits.latents])
     texts = text_pool(encoders, tokenizer, scenes, edits)
     torch.manual_seed(seed)
-    transformer = new_transformer(texts.hidden.shape[-1], texts.pooled.shape[-1]).to(device)
+    pooled_width = sum(int(encoder.config.projection_dim or 0) for encoder in encoders)
+    transformer = new_transformer(texts.hidden.shape[-1], pooled_width).to(device)
     called = torch.compile(transformer) if compiled else transformer
 
     def loss_at(step: int) -> Tensor:
@@ -203,7 +187,8 @@ def train_transformer(
         instructed = torch.randint(num_edits, (NUM_INSTRUCTED,), generator=generator)
         chosen = torch.cat([captioned, num_scenes + instructed])
         dropped = torch.rand(BATCH_SIZE, generator=generator) < TEXT_DROPOUT
-        read = texts[chosen.masked_fill(dropped, len(latents))].to(device)
+        rows = chosen.masked_fill(dropped, len(latents))
+        read = texts.map(lambda states: states[rows].to(device, torch.float32))
         return flow_loss(called, *mix_noise(latents[chosen].float().to(device), generator), read)
 
     config = LoopConfig(num_steps=num_steps, learning_rate=3e-3, warmup_steps=300, betas=(0.9, 0.99), ema_decay=0.999)
