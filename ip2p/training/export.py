@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from ip2p.hub import check_token, hub_errors, public_name
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import INDEX
 from ip2p.training.checkpoint import remove_folder
-from ip2p.training.lora import add_lora, lora_files, trained_weights, without_adapters, write_lora
+from ip2p.training.lora import add_lora, lora_files, merge_adapters, trained_weights, write_lora
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,9 @@ CODE_FILE = "pipeline.py"
 def write_editor(denoiser: ModelMixin, base: Architecture, config: TrainingConfig, folder: Path) -> None:
     """Writes the pipeline beside its place and moves it there; its index comes last and vouches for the rest."""
     plain = denoiser
-    if config.quantization is not None:
-        plain = without_adapters(_on_whole_weights(denoiser, base, config), is_fresh=True)
-    elif config.use_lora:
-        plain = without_adapters(denoiser)
+    if config.use_lora:
+        is_whole = config.quantization is None
+        plain = merge_adapters(copy.deepcopy(denoiser) if is_whole else _on_whole_weights(denoiser, base, config))
     pipeline = base.build_editor(plain.to(CPU, memory_format=torch.contiguous_format), config, CPU)
     temporary = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,6 @@ alone, which its pipeline loads by itself.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
@@ -114,9 +113,8 @@ def load_lora(pipeline: DiffusionPipeline, folder: Path | str) -> DiffusionPipel
     return pipeline
 
 
-def without_adapters(denoiser: ModelMixin, *, is_fresh: bool = False) -> ModelMixin:
-    """Returns a copy whose weights have the adapters merged; a fresh denoiser is merged in place."""
-    plain = denoiser if is_fresh else copy.deepcopy(denoiser)
-    plain.fuse_lora()
-    plain.unload_lora()
-    return plain
+def merge_adapters(denoiser: ModelMixin) -> ModelMixin:
+    """Merges the adapters into the weights, in place."""
+    denoiser.fuse_lora()
+    denoiser.unload_lora()
+    return denoiser
