@@ -32,7 +32,7 @@ from ip2p.models.texts import TextEncoders, Texts
 class AttentionLayers:
     """A denoiser's attention layers that paired rendering works on."""
 
-    to_itself: Sequence[Attention]
+    to_itself: Sequence[Attention] = ()
     """The layers in which an image attends to itself."""
     to_text: Sequence[Attention] = ()
     """The layers in which it attends to the text."""
@@ -42,6 +42,19 @@ class AttentionLayers:
     """Whether the text comes before the image in those."""
     watched: Sequence[nn.Module] = ()
     """Those of them whose maps say best where a word is drawn."""
+
+
+def joint_layers(
+    double: Sequence[Any], single: Sequence[Any] = (), *, best: Sequence[int] | None = None, **options: Any
+) -> AttentionLayers:
+    """Names the joint layers of blocks with two streams and with one.
+
+    Words are watched in the blocks numbered `best` of those with two streams; if that is not known, in middle ones.
+    """
+    quarter = len(double) // 4
+    chosen = range(quarter, max(quarter + 1, len(double) // 2)) if best is None else best
+    watched = [double[number].attn for number in chosen]
+    return AttentionLayers(joint=[block.attn for block in (*double, *single)], watched=watched, **options)
 
 
 class Architecture(ABC):
@@ -96,7 +109,9 @@ class Architecture(ABC):
         raise self._not_trained()
 
     def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
-        """Makes room for the image condition, in place; predictions stay as they were."""
+        """Makes room for the image condition, in place, if a layer is `widened`; predictions stay as they were."""
+        if self.widened is None:
+            return denoiser
         raise self._not_trained()
 
     def in_channels(self, denoiser: ModelMixin) -> int:
@@ -227,15 +242,15 @@ class Architecture(ABC):
                 f"takes none, got {config.guidance_scale}. Leave it out."
             )
         if self.patch > 1:
-            self._check_resolution(config)
+            self._check_resolution(config, f"whose patches are {self.patch} latents wide")
 
-    def _check_resolution(self, config: TrainingConfig) -> None:
-        resolution = config.resolution
-        step = self.patch * pixels_per_latent(config)
+    def _check_resolution(self, config: TrainingConfig, why: str) -> None:
+        """Raises ValueError, which says why, unless the resolution is a number of whole positions."""
+        resolution, step = config.resolution, self.patch * pixels_per_latent(config)
         if resolution % step:
             raise ValueError(
-                f"training.resolution must be a multiple of {step} for {self.title}, whose patches are {self.patch} "
-                f"latents wide, got {resolution}. Set it to {max(1, round(resolution / step)) * step}."
+                f"training.resolution must be a multiple of {step} for {self.title}, {why}, got {resolution}. "
+                f"Set it to {max(1, round(resolution / step)) * step}."
             )
 
     def load_widened(self, config: TrainingConfig) -> ModelMixin:

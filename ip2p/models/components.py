@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,9 +44,9 @@ def load_config(kind: Any, config: TrainingConfig, part: str) -> dict[str, Any]:
     return dict(from_source(kind.load_config, _source(config), subfolder=part, revision=config.revision))
 
 
-def has_part(config: TrainingConfig, name: str) -> bool:
-    """Returns True if the base has a part that may be left out."""
-    return bool((model_index(config).get(name) or [None])[0])
+def has_part(index: Mapping[str, Any], name: str) -> bool:
+    """Returns True if a pipeline with this model_index.json has a part that may be left out."""
+    return bool((index.get(name) or [None])[0])
 
 
 def encoder_dtype(config: TrainingConfig) -> torch.dtype:
@@ -78,13 +79,16 @@ def load_latent_space(config: TrainingConfig) -> LatentSpace:
 def latent_shape(config: TrainingConfig) -> tuple[int, int, int]:
     """Returns (C, H, W) of the latents of an image at the config's resolution."""
     vae = _vae_config(config)
-    size = config.resolution // pixels_per_latent(config)
+    size = config.resolution // _pixels_per_latent(vae)
     return int(vae["latent_channels"]) * folding_side(vae) ** 2, size, size
 
 
 def pixels_per_latent(config: TrainingConfig) -> int:
     """Returns the side in pixels of the square that a place of the latents stands for."""
-    vae = _vae_config(config)
+    return _pixels_per_latent(_vae_config(config))
+
+
+def _pixels_per_latent(vae: Mapping[str, Any]) -> int:
     return int(2 ** (len(vae["block_out_channels"]) - 1)) * folding_side(vae)
 
 

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from ip2p.config import TrainingConfig
-from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
+from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers, joint_layers
 from ip2p.models.components import encoder_dtype, freeze, load_config, load_model, load_part, load_vae
 from ip2p.models.noise.flow import FlowNoise
 from ip2p.models.quantization import quantization_options
-from ip2p.models.texts import Texts, t5_states, tokenize
+from ip2p.models.texts import Texts, t5_states, tokenize, tokens_read
 
 PATCH = 2
 T5_TOKENS = 512
@@ -153,16 +153,12 @@ class Flux(Architecture):
 
     def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
         double, single = denoiser.transformer_blocks, denoiser.single_transformer_blocks
-        middle = range(len(double) // 4, max(len(double) // 4 + 1, len(double) // 2))
-        watched = [double[number].attn for number in BEST_BLOCKS.get(len(double), middle)]
-        return AttentionLayers((), joint=[block.attn for block in (*double, *single)], text_first=True, watched=watched)
+        return joint_layers(double, single, best=BEST_BLOCKS.get(len(double)), text_first=True)
 
     def text_encoders(self, pipeline: DiffusionPipeline, max_sequence_length: int | None = None) -> ClipAndT5:
         """An exported editor's T5 tokenizer knows the length that the editor was trained with."""
-        if max_sequence_length is None:
-            max_sequence_length = min(T5_TOKENS, pipeline.tokenizer_2.model_max_length)
         parts = pipeline.tokenizer, pipeline.text_encoder, pipeline.tokenizer_2, pipeline.text_encoder_2
-        return ClipAndT5(*parts, max_sequence_length)
+        return ClipAndT5(*parts, tokens_read(pipeline.tokenizer_2, max_sequence_length, T5_TOKENS))
 
     def load_text_encoders(self, config: TrainingConfig, device: torch.device) -> ClipAndT5:
         clip = freeze(load_model(CLIPTextModel, config, "text_encoder", dtype=torch.float32), device)
@@ -171,10 +167,8 @@ class Flux(Architecture):
             load_part(CLIPTokenizer, config, "tokenizer"),
             load_part(AutoTokenizer, config, "tokenizer_2"),
         )
-        length = config.max_sequence_length
-        if length is None:
-            length = min(T5_TOKENS, t5_tokenizer.model_max_length)
-        return ClipAndT5(tokenizer, clip, t5_tokenizer, t5, length)
+        num_t5_tokens = tokens_read(t5_tokenizer, config.max_sequence_length, T5_TOKENS)
+        return ClipAndT5(tokenizer, clip, t5_tokenizer, t5, num_t5_tokens)
 
     def latent_shape(self, pipeline: DiffusionPipeline) -> tuple[int, int, int]:
         side = int(pipeline.default_sample_size)

@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from ip2p.config import TrainingConfig
-from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
+from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers, joint_layers
 from ip2p.models.components import (
     encoder_dtype,
     freeze,
@@ -32,12 +32,11 @@ from ip2p.models.components import (
     load_part,
     load_vae,
     model_index,
-    pixels_per_latent,
 )
 from ip2p.models.flux import FluxNoise
 from ip2p.models.latents import folding_side
 from ip2p.models.quantization import quantization_options
-from ip2p.models.texts import Texts, tokenize, tokenizer_lock
+from ip2p.models.texts import Texts, tokenize, tokenizer_lock, tokens_read
 
 QWEN_TOKENS = 512
 """The tokens that Qwen3 reads in diffusers' pipelines unless they are told otherwise."""
@@ -71,7 +70,7 @@ class Room:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, given: int | None) -> Room:
         """Counts the tokens of a tokenizer's template. ValueError if it leaves none of those that are `given`."""
-        num_tokens = min(QWEN_TOKENS, tokenizer.model_max_length) if given is None else given
+        num_tokens = tokens_read(tokenizer, given, QWEN_TOKENS)
         parts = message_of(tokenizer, MARK).split(MARK)
         with tokenizer_lock:
             before, behind = (len(tokenizer(part).input_ids) for part in parts)
@@ -127,7 +126,7 @@ class ChattingQwen:
 class RedrawingPipeline(Flux2KleinInpaintPipeline):  # type: ignore[misc]
     """Draws whole pictures again. diffusers has a pipeline for parts of them alone: here the part is all."""
 
-    def __call__(  # type: ignore[no-untyped-def]
+    def __call__(
         self,
         prompt: Sequence[str],
         image: Sequence[Image.Image],
@@ -139,7 +138,7 @@ class RedrawingPipeline(Flux2KleinInpaintPipeline):  # type: ignore[misc]
         height: int,
         width: int,
         max_sequence_length: int = QWEN_TOKENS,
-    ):
+    ) -> Any:
         """Takes as many pictures of one size as texts, from which noise of a strength is taken again."""
         return super().__call__(
             prompt=list(prompt),
@@ -184,10 +183,6 @@ class Flux2Klein(Architecture):
         options = quantization_options(config, self.edges)
         return load_model(Flux2Transformer2DModel, config, self.part, torch_dtype=torch.float32, **options)
 
-    def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
-        """Leaves the denoiser alone."""
-        return denoiser
-
     def in_channels(self, denoiser: ModelMixin) -> int:
         return int(denoiser.config.in_channels)
 
@@ -225,18 +220,10 @@ class Flux2Klein(Architecture):
         super().check_training(config)
         if config.max_sequence_length is not None:
             Room.of(load_part(AutoTokenizer, config, "tokenizer"), config.max_sequence_length)
-        resolution, step = config.resolution, pixels_per_latent(config)
-        if resolution % step:
-            raise ValueError(
-                f"training.resolution must be a multiple of {step} for {self.title}, whose tokens are as wide, got "
-                f"{resolution}. Set it to {max(1, round(resolution / step)) * step}."
-            )
+        self._check_resolution(config, "whose tokens are as wide")
 
     def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
-        double, single = denoiser.transformer_blocks, denoiser.single_transformer_blocks
-        middle = range(len(double) // 4, max(len(double) // 4 + 1, len(double) // 2))
-        watched = [double[number].attn for number in middle]
-        return AttentionLayers((), joint=[block.attn for block in (*double, *single)], text_first=True, watched=watched)
+        return joint_layers(denoiser.transformer_blocks, denoiser.single_transformer_blocks, text_first=True)
 
     def text_encoders(self, pipeline: DiffusionPipeline, max_sequence_length: int | None = None) -> ChattingQwen:
         """An exported editor's tokenizer knows the length that the editor was trained with."""

@@ -38,10 +38,6 @@ class FluxKontext(Flux):
         """Returns FLUX.1's: diffusers' own choice would be the editor."""
         return FluxImg2ImgPipeline.from_pipe(pipeline)
 
-    def widen(self, denoiser: ModelMixin, in_channels: int) -> ModelMixin:
-        """Leaves the denoiser alone."""
-        return denoiser
-
     def predict(
         self,
         denoiser: ModelMixin,

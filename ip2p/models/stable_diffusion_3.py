@@ -26,8 +26,17 @@ from transformers import (
 )
 
 from ip2p.config import TrainingConfig
-from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers
-from ip2p.models.components import encoder_dtype, freeze, has_part, load_config, load_model, load_part, load_vae
+from ip2p.models.architecture import WITHOUT_WORDS, Architecture, AttentionLayers, joint_layers
+from ip2p.models.components import (
+    encoder_dtype,
+    freeze,
+    has_part,
+    load_config,
+    load_model,
+    load_part,
+    load_vae,
+    model_index,
+)
 from ip2p.models.noise.flow import FlowNoise
 from ip2p.models.quantization import quantization_options
 from ip2p.models.stable_diffusion import widened_conv
@@ -141,14 +150,12 @@ class StableDiffusion3(Architecture):
 
     def load_options(self, index: Mapping[str, Any]) -> dict[str, Any]:
         """Leaves T5 out where the folder does: diffusers takes a pipeline without it only if it is told so."""
-        return {name: None for name in ("text_encoder_3", "tokenizer_3") if not (index.get(name) or [None])[0]}
+        return {name: None for name in ("text_encoder_3", "tokenizer_3") if not has_part(index, name)}
 
     def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
         blocks = denoiser.transformer_blocks
-        middle = range(len(blocks) // 4, max(len(blocks) // 4 + 1, len(blocks) // 2))
-        watched = [blocks[number].attn for number in BEST_BLOCKS.get(len(blocks), middle)]
         second = [block.attn2 for block in blocks if block.attn2 is not None]
-        return AttentionLayers(second, joint=[block.attn for block in blocks], watched=watched)
+        return joint_layers(blocks, best=BEST_BLOCKS.get(len(blocks)), to_itself=second)
 
     def text_encoders(self, pipeline: DiffusionPipeline, max_sequence_length: int | None = None) -> ClipsAndT5:
         if max_sequence_length is None:
@@ -167,7 +174,7 @@ class StableDiffusion3(Architecture):
         clips = [load_model(CLIPTextModelWithProjection, config, name, dtype=torch.float32) for name in names]
         tokenizers = [load_part(CLIPTokenizer, config, name) for name in ("tokenizer", "tokenizer_2")]
         t5_tokenizer = t5 = None
-        if has_part(config, "text_encoder_3"):
+        if has_part(model_index(config), "text_encoder_3"):
             t5_tokenizer = load_part(AutoTokenizer, config, "tokenizer_3")
             t5 = freeze(load_model(T5EncoderModel, config, "text_encoder_3", dtype=encoder_dtype(config)), device)
         length = T5_TOKENS if config.max_sequence_length is None else config.max_sequence_length

@@ -85,6 +85,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
     return tokens
 
 
+def tokens_read(tokenizer: PreTrainedTokenizerBase, given: int | None, most: int) -> int:
+    """Returns how many tokens are read: those that are given, else as many as the tokenizer takes, up to `most`."""
+    return min(most, tokenizer.model_max_length) if given is None else given
+
+
 def hidden_states(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
     """Returns a CLIP tower's (N, L, D) last hidden states."""
     tokens = tokenize(tokenizer, texts)

@@ -8,7 +8,6 @@ rows are normalised together with the image's. Where words are drawn is read by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from ip2p.p2p.attention import SelfSharing, SharedAttention, split_heads
-
-Projection = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)

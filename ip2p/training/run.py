@@ -224,7 +224,7 @@ def check_launch(config: TrainingConfig, accelerator: Accelerator) -> None:
 
 
 def _set_up_fsdp(config: TrainingConfig, accelerator: Accelerator) -> None:
-    """Names the base's blocks, which are gathered one at a time. ValueError for untested settings."""
+    """Has the base's blocks gathered one at a time if the launch names none. ValueError for untested settings."""
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError(f"FSDP must be of version 2, got {plugin.fsdp_version}. Set fsdp_version: 2 in its config.")
@@ -235,7 +235,8 @@ def _set_up_fsdp(config: TrainingConfig, accelerator: Accelerator) -> None:
         )
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError("FSDP must leave weights on the device. Set fsdp_offload_params: false; see --offload_ema.")
-    plugin.transformer_cls_names_to_wrap = list(base_architecture(config).blocks)
+    if not plugin.transformer_cls_names_to_wrap:
+        plugin.transformer_cls_names_to_wrap = list(base_architecture(config).blocks)
 
 
 def _set_up_zero(config: TrainingConfig, accelerator: Accelerator) -> None:

@@ -90,8 +90,13 @@ class FlowNoise(NoiseProcess):
 
     @staticmethod
     def shift(scheduler: SchedulerMixin, num_positions: int, num_steps: int) -> float:
-        """Returns mu, which shifts the steps of a scheduler that does so by the positions of an image."""
-        return shift_of_resolution(scheduler, num_positions)
+        """Returns mu, which shifts the steps of a scheduler that does so by the positions of an image.
+
+        It grows in proportion to them, as the scheduler's config says.
+        """
+        config = scheduler.config
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        return float(config.base_shift + slope * (num_positions - config.base_image_seq_len))
 
     @property
     def num_timesteps(self) -> int:
@@ -171,10 +176,3 @@ class FlowSampler:
         options = {"generator": self.generators, "return_dict": False}
         stepped: Tensor = self.scheduler.step(prediction, timestep, latents, **options)[0]
         return stepped
-
-
-def shift_of_resolution(scheduler: SchedulerMixin, num_positions: int) -> float:
-    """Returns mu, which grows in proportion to the positions of an image, as the scheduler's config says."""
-    config = scheduler.config
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    return float(config.base_shift + slope * (num_positions - config.base_image_seq_len))
