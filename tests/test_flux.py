@@ -21,15 +21,10 @@ from ip2p.models.pipelines import load_text_to_image
 from ip2p.p2p.attention import WatchedWords
 from ip2p.p2p.installing import shared_attention
 from ip2p.p2p.sampler import check_renderable, fits_encoders, sample_latents
-from ip2p.records import Candidate, EditTriplet, RenderSpec
 from tests.explicit_flux import FluxPair, JointMaps
+from tests.test_rendering_exact import BOTH, CIRCLE, SQUARE, candidate, distance, with_operator
 from tests.tiny_flow import write_tiny_flux, write_tiny_kontext
 
-CIRCLE, SQUARE, BOTH = (
-    "a small red circle on a white background",
-    "a small blue square on a white background",
-    "a small red circle and a large green star on a white background",
-)
 NUM_TEXTS = 40
 CONFIG = RenderingConfig(num_inference_steps=5, height=64, width=64, max_sequence_length=NUM_TEXTS)
 TOLERANCE = 2e-5
@@ -56,32 +51,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def load(folder: Path, dtype: str = "float32") -> Any:
     return load_text_to_image(str(folder), revision=None, variant=None, dtype=dtype, device="cpu")
-
-
-def candidate(original: str, edited: str, guidance_scale: float, seed: int, **shares: float) -> Candidate:
-    triplet = EditTriplet(original_prompt=original, edit_prompt="-", edited_prompt=edited)
-    spec = RenderSpec(
-        triplet_id=triplet.id, candidate=0, seed=seed, guidance_scale=guidance_scale, **{"p2p": 0.0, **shares}
-    )
-    return Candidate(triplet=triplet, spec=spec)
-
-
-def with_operator(operator: dict[str, Any]) -> tuple[RenderingConfig, list[Candidate]]:
-    """Four pairs with an operator, and one without any in their midst."""
-    settings = {name: value for name, value in operator.items() if not hasattr(RenderSpec, name)}
-    shares = {name: value for name, value in operator.items() if hasattr(RenderSpec, name)}
-    batch = [
-        candidate(CIRCLE, SQUARE, 4.0, 1, **shares),
-        candidate(CIRCLE, BOTH, 1.0, 2, **shares),
-        candidate(SQUARE, BOTH, 6.0, 3),
-        candidate(BOTH, CIRCLE, 3.0, 4, **shares),
-        candidate(SQUARE, SQUARE, 2.0, 5, **shares),
-    ]
-    return replace(CONFIG, **settings), batch
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max() / other.abs().max())
 
 
 def watched_of(pipeline: Any) -> list[Any]:
@@ -154,8 +123,8 @@ def test_a_batch_on_fused_kernels_equals_pairs_with_explicit_maps(
     folders: dict[str, Path], model: str, name: str
 ) -> None:
     pipeline = load(folders[model])
-    config, batch = with_operator(OPERATORS[name])
-    plain = with_operator({})[1]
+    config, batch = with_operator(OPERATORS[name], CONFIG)
+    plain = with_operator({}, CONFIG)[1]
     with torch.inference_mode():
         found = torch.unflatten(sample_latents(pipeline, batch, config), 0, (2, -1))
         without = torch.unflatten(sample_latents(pipeline, plain, config), 0, (2, -1))
@@ -178,7 +147,7 @@ def test_half_precision_differs_from_explicit_maps_by_its_rounding_alone(folders
 
     The denoiser is told a thousand times the scale, of which 8 bits leave little: these scales are exact.
     """
-    config, batch = with_operator({"p2p": 1.0})
+    config, batch = with_operator({"p2p": 1.0}, CONFIG)
     config, scales = replace(config, num_inference_steps=1), (4.096, 1.024, 8.192, 2.048, 4.096)
     specs = [replace(each.spec, guidance_scale=scale) for each, scale in zip(batch, scales, strict=True)]
     batch = [replace(each, spec=spec) for each, spec in zip(batch, specs, strict=True)]
@@ -196,7 +165,7 @@ def test_half_precision_differs_from_explicit_maps_by_its_rounding_alone(folders
 
 def test_a_batch_equals_its_pairs_alone(folders: dict[str, Path]) -> None:
     pipeline = load(folders["kontext"])
-    config, batch = with_operator({"p2p": 0.5, "shared_steps": 0.3, "local_blend": 0.5, "blend_threshold": 0.9})
+    config, batch = with_operator({"p2p": 0.5, "shared_steps": 0.3, "local_blend": 0.5, "blend_threshold": 0.9}, CONFIG)
     with torch.inference_mode():
         together = torch.unflatten(sample_latents(pipeline, batch, config), 0, (2, -1))
         alone = torch.stack([sample_latents(pipeline, [each], config) for each in batch], 1)

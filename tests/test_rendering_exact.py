@@ -61,7 +61,9 @@ def candidate(original: str, edited: str, guidance_scale: float, seed: int, **sh
     return Candidate(triplet=triplet, spec=spec)
 
 
-def with_operator(operator: dict[str, Any]) -> tuple[RenderingConfig, list[Candidate]]:
+def with_operator(
+    operator: dict[str, Any], config: RenderingConfig = CONFIG
+) -> tuple[RenderingConfig, list[Candidate]]:
     """Four pairs with an operator, and one without any in their midst."""
     settings = {name: value for name, value in operator.items() if not hasattr(RenderSpec, name)}
     shares = {name: value for name, value in operator.items() if hasattr(RenderSpec, name)}
@@ -72,7 +74,7 @@ def with_operator(operator: dict[str, Any]) -> tuple[RenderingConfig, list[Candi
         candidate(BOTH, CIRCLE, 3.0, 4, **shares),
         candidate(SQUARE, SQUARE, 2.0, 5, **shares),
     ]
-    return replace(CONFIG, **settings), batch
+    return replace(config, **settings), batch
 
 
 def distance(one: Tensor, other: Tensor) -> float:
