@@ -149,7 +149,7 @@ class Offer:
 def offer_deployments(offer: Offer, ready: Callable[[str], object]) -> None:
     """Registers the deployments and works until it is interrupted; then their schedules pause and its runs end.
 
-    `ready` is called with the address of Prefect's page once they are registered.
+    `ready` is called with the address of Prefect's page once they are registered and an interrupt is heeded.
 
     ValueError for a schedule that is not valid.
     """
@@ -169,16 +169,19 @@ def offer_deployments(offer: Offer, ready: Callable[[str], object]) -> None:
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
             runner.add_deployment(deployment)
-        ready(PREFECT_UI_URL.value() or "")
-        asyncio.run(_work_until_interrupted(runner))
+        asyncio.run(_work_until_interrupted(runner, lambda: ready(PREFECT_UI_URL.value() or "")))
 
 
-async def _work_until_interrupted(runner: Runner) -> None:
-    """Ends on Ctrl-C and on SIGTERM by cancelling, so that the runner puts everything in order on its way out."""
+async def _work_until_interrupted(runner: Runner, ready: Callable[[], object]) -> None:
+    """Ends on Ctrl-C and on SIGTERM by cancelling, so that the runner puts everything in order on its way out.
+
+    `ready` is called once that holds: `asyncio.run` loses a Ctrl-C that arrives while it starts.
+    """
     working, loop = asyncio.ensure_future(runner.start()), asyncio.get_running_loop()
     await asyncio.sleep(0)  # the runner sets a handler of its own as it starts, which raises in the middle of anything
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, working.cancel)
+    ready()
     with contextlib.suppress(asyncio.CancelledError):
         await working
 
