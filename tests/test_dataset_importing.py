@@ -228,7 +228,8 @@ def test_scored_pairs_are_filtered_and_judged_again_like_our_own(
 
 
 def test_an_import_can_be_trained_on(tmp_path: Path, tiny_config: PipelineConfig) -> None:
-    from ip2p.training.data import decode_pair, open_rows
+    from ip2p.training.data import open_rows
+    from ip2p.training.decoding import decode_pair
 
     source, out = write_original(tmp_path / "original"), tmp_path / "imported"
     assert main(["dataset", "import", str(source), str(out), "--dataset.test-fraction", "0"]) == 0
@@ -250,7 +251,8 @@ def test_unscored_pairs_cannot_be_judged_by_thresholds(tmp_path: Path) -> None:
 def test_images_that_differ_by_a_few_pixels_are_cropped_as_the_trainer_does(
     tmp_path: Path, tiny_config: PipelineConfig
 ) -> None:
-    from ip2p.training.data import decode_pair, open_rows
+    from ip2p.training.data import open_rows
+    from ip2p.training.decoding import decode_pair
 
     rng = np.random.default_rng(0)
     rough = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((138, 102))

@@ -39,7 +39,8 @@ from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.prompts.captions import read_captions
 from ip2p.sources.location import SPLITS
 from ip2p.sources.pairs import read_source
-from ip2p.training.data import decode_pair, open_rows
+from ip2p.training.data import open_rows
+from ip2p.training.decoding import decode_pair
 from ip2p.training.validation import read_pictures
 from tests.input_kinds import (
     NAMES,

@@ -26,7 +26,8 @@ from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.models.texts import Texts, hidden_states
 from ip2p.store.journal import RecordFile
 from ip2p.training.cache import load_cache
-from ip2p.training.data import check_local_data, decode_pair, open_rows, open_table, training_fingerprint
+from ip2p.training.data import check_local_data, open_rows, open_table, training_fingerprint
+from ip2p.training.decoding import decode_pair
 from ip2p.training.draws import BalancedOrder, draw_samples, draw_step, drop_conditions
 from ip2p.training.loop import LossLog, mean_of_last
 from tests.tiny import tiny_unet

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig
 from ip2p.training.cache import load_cache
-from ip2p.training.data import DecodedPair, decode_pair, open_rows, open_table
+from ip2p.training.data import open_rows, open_table
+from ip2p.training.decoding import DecodedPair, decode_pair
 from ip2p.training.online import OnlinePairs
 from ip2p.training.run import new_trainer
 from ip2p.training.trainer import Trainer
@@ -75,12 +76,17 @@ class Reference:
         target = draws.noise
         if self.scheduler.config.prediction_type == "v_prediction":
             target = self.scheduler.get_velocity(latents, draws.noise, draws.timesteps)
-        loss = (prediction - target).square().mean()
+        turned = [turn and self.config.random_flip for turn in draws.mirrored.tolist()]
+        loss = self.weighed((prediction - target).square(), pairs, numbers, turned).mean()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         self.optimizer.step()
         return float(loss.item())
+
+    def weighed(self, squares: Tensor, pairs: list[DecodedPair], numbers: list[int], turned: list[bool]) -> Tensor:
+        """All positions count alike."""
+        return squares
 
     def _pixels(self, pairs: list[DecodedPair], side: int) -> Tensor:
         return torch.from_numpy(np.stack([each.pixels[side] for each in pairs])).permute(0, 3, 1, 2) / 127.5 - 1

@@ -12,6 +12,7 @@ from ip2p.config.fields import (
     check,
     check_not_negative,
     check_positive,
+    check_share,
     check_unit,
 )
 
@@ -54,6 +55,13 @@ class TrainingConfig:
     """Size of the training images: the short side is resized to it, then the image is cropped square."""
     center_crop: bool = True
     """Crop at the centre. Otherwise crop at random, which rules out the cache for images that are not square."""
+    aspect_ratio_buckets: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Crop each pair to the nearest of diffusers' aspect ratios instead of square; a batch holds pairs of one size.
+
+    A pair is cropped at the centre. `resolution` is then the root of the area.
+    """
+    bucket_resolutions: tuple[int, ...] = field(default=(), metadata=OMIT_IF_EMPTY)
+    """Resolutions of the buckets; a pair takes the largest for which it need not be enlarged. Default: `resolution`."""
     random_flip: bool = False
     """Mirror both images of half of the samples. Not for instructions that mention left or right."""
     train_batch_size: int = 16
@@ -121,6 +129,18 @@ class TrainingConfig:
     """Crop column to tell Stable Diffusion XL for all pairs. Default: each pair's own."""
     snr_gamma: float | None = None
     """Gamma of Min-SNR loss weighting; 5.0 is usual. Default: no weighting."""
+    region_weight: float | Literal["log2"] | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Weight of changed positions in the loss, against 1 for the rest; a sample's weights are scaled to a mean of 1.
+
+    `log2` is 1 + log2(area / changed area), so that small changes count more. Default: all positions count alike.
+    """
+    mask_column: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Column, such as mask_image, of pictures that are white, or transparent, where `region_weight` holds.
+
+    Default: where the two images of a pair differ.
+    """
+    region_threshold: float = field(default=0.1, metadata=OMIT_IF_EMPTY)
+    """Difference of a colour, from 0 to 1, above which a pixel has changed, if there is no mask."""
     weighting_scheme: WeightingScheme | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Flow matching: noise levels are drawn by `logit_normal` (the default) or `mode`, or drawn evenly and their
     losses weighted by `sigma_sqrt` or `cosmap`, or neither (`none`). Esser et al., 2024, section 3.1."""
@@ -204,6 +224,8 @@ class TrainingConfig:
         check_positive(self, "logit_std")
         check_not_negative(self, "max_sequence_length", "guidance_scale")
         check_positive(self, "lora_alpha")
+        self._check_regions()
+        self._check_buckets()
         check(
             0 <= self.lora_dropout < 1,
             f"lora_dropout must lie in [0, 1), got {self.lora_dropout}. Give a fraction.",
@@ -217,6 +239,30 @@ class TrainingConfig:
         check(
             0 <= p <= 1 / 3,
             f"conditioning_dropout_prob counts three times, so it must lie in [0, 1/3], got {p}. The paper's is 0.05.",
+        )
+
+    def _check_regions(self) -> None:
+        if self.region_weight != "log2":
+            check_positive(self, "region_weight")
+        check_share("region_threshold", self.region_threshold)
+        check(
+            self.mask_column is None or self.region_weight is not None,
+            f"mask_column says where region_weight holds, got {self.mask_column} alone. Set region_weight too.",
+        )
+
+    def _check_buckets(self) -> None:
+        check(
+            self.cache or not self.aspect_ratio_buckets,
+            "aspect_ratio_buckets needs the sizes of all pairs before the first step. Leave the cache on.",
+        )
+        check(
+            self.aspect_ratio_buckets or not self.bucket_resolutions,
+            f"bucket_resolutions are those of aspect_ratio_buckets, got {self.bucket_resolutions} without it. "
+            "Set aspect_ratio_buckets too.",
+        )
+        check(
+            all(each > 0 for each in self.bucket_resolutions),
+            f"bucket_resolutions must be positive, got {self.bucket_resolutions}. Give sides in pixels.",
         )
 
 

@@ -25,7 +25,8 @@ from ip2p.sources.files import read_footer
 from ip2p.sources.location import Location, data_files, dataset_in, locate, split_of
 from ip2p.sources.rows import ParquetTable, open_table, stream_rows
 from ip2p.store import read_json_or_empty
-from ip2p.training.data import RawPair, Rows, TableRows, check_columns, decode_pair, find_files, open_rows
+from ip2p.training.data import RawPair, Rows, TableRows, check_columns, find_files, open_rows
+from ip2p.training.decoding import decode_pair
 
 if TYPE_CHECKING:
     from ip2p.models.architecture import Architecture

@@ -8,6 +8,7 @@ class, its layers or its parts; they ask here.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -252,6 +253,10 @@ class Architecture(ABC):
                 f"training.resolution must be a multiple of {step} for {self.title}, {why}, got {resolution}. "
                 f"Set it to {max(1, round(resolution / step)) * step}."
             )
+
+    def bucket_step(self, config: TrainingConfig) -> int:
+        """Returns the pixels of which the sides of a bucket are multiples: diffusers' 16, and whole positions."""
+        return math.lcm(16, self.patch * pixels_per_latent(config))
 
     def load_widened(self, config: TrainingConfig) -> ModelMixin:
         """Loads the base's denoiser and makes room for the image condition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -23,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import Architecture, AttentionLayers
-from ip2p.models.components import freeze, load_model, load_part, load_vae
+from ip2p.models.components import freeze, load_config, load_model, load_part, load_vae, pixels_per_latent
 from ip2p.models.noise.discrete import DiscreteNoise
 from ip2p.models.quantization import quantization_options
 from ip2p.models.texts import Texts, hidden_states
@@ -98,6 +99,11 @@ class StableDiffusion(Architecture):
     def _added(self, texts: Texts, sizes: Tensor | None) -> dict[str, Tensor] | None:
         """Returns what the UNet takes beside the text."""
         return None
+
+    def bucket_step(self, config: TrainingConfig) -> int:
+        """Returns multiples that the UNet can halve as often as it does."""
+        halvings = len(load_config(UNet2DConditionModel, config, self.part)["block_out_channels"]) - 1
+        return math.lcm(16, 2**halvings * pixels_per_latent(config))
 
     def attention_layers(self, denoiser: ModelMixin) -> AttentionLayers:
         layers = [layer for layer in denoiser.modules() if isinstance(layer, Attention)]

@@ -1,10 +1,11 @@
 """Keeps the frozen encoders' outputs for every pair on disk, computed once.
 
 Each row has the mean and deviation of the edited image's posterior (so that each step samples anew), the mode of the
-original image's, *not* scaled (as the original's weights and diffusers' pipeline expect), and its sizes and crop; with
-`random_flip` also those of its mirror image. Each instruction has its encoded text; number 0 is no instruction. Parts
-are safetensors, memory-mapped, each written atomically: a killed build resumes at its last part. The key is a hash of
-model, data, resolution and mirroring.
+original image's, *not* scaled (as the original's weights and diffusers' pipeline expect), its sizes and crop and, for a
+loss weighted by regions, where it changes; with `random_flip` also those of its mirror image. Each instruction has its
+encoded text; number 0 is no instruction. Parts are safetensors, memory-mapped, each written atomically: a killed build
+resumes at its last part. A part has the rows of each size of the crop side by side. The key is a hash of model, data,
+sizes, regions and mirroring.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import os
 import re
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +29,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,8 +41,11 @@ from ip2p.models.components import load_vae
 from ip2p.models.latents import encode_posterior
 from ip2p.models.texts import Texts, join_texts
 from ip2p.store import write_json
-from ip2p.training.data import DecodedPair, RawPair, Rows, decode_pair, model_fingerprint
+from ip2p.training.buckets import buckets_of, framing_of
+from ip2p.training.data import RawPair, Rows, model_fingerprint
+from ip2p.training.decoding import DecodedPair, Framing, Size, decode_pair
 from ip2p.training.draws import Batch, SampleStream, StepDraws
+from ip2p.training.regions import regions_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +55,17 @@ LAYOUT = 2
 LOGGED_ERRORS = 5
 ROW_COLUMNS = ("mean", "deviation", "condition", "time_ids")
 """The columns of a part on disk; the last are the sizes of `Batch`."""
+CHANGED = "changed"
+"""The column of a cache for a loss that is weighted by regions."""
 T = TypeVar("T")
 
 
 class LatentCache:
-    """The parts of a finished cache, mapped into memory."""
+    """The parts of a finished cache, mapped into memory. Rows of one size follow each other within a part."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
-        self.rows = [part for part in map(load_file, sorted(folder.glob("rows-*.safetensors"))) if len(part["prompt"])]
+        loaded = (part for path in sorted(folder.glob("rows-*.safetensors")) for part in _by_size(load_file(path)))
+        self.rows = [part for part in loaded if len(part["prompt"])]
         self.texts = [load_file(path) for path in sorted(folder.glob("text-*.safetensors"))]
         self.starts = np.cumsum([0, *(len(part["prompt"]) for part in self.rows)])
         self.dropped = _dropped(folder)
@@ -79,26 +88,37 @@ class LatentCache:
 
     @property
     def latent_shape(self) -> torch.Size:
-        """(C, H, W)."""
+        """(C, H, W); of the first pair if they have several."""
         return self.rows[0]["mean"].shape[2:]
+
+    @property
+    def shapes(self) -> tuple[list[torch.Size], NDArray[np.int64]]:
+        """Returns the shapes of the latents, and the number among them of each pair's."""
+        of_parts = [part["mean"].shape[2:] for part in self.rows]
+        shapes = sorted(set(of_parts))
+        return shapes, np.repeat([shapes.index(shape) for shape in of_parts], np.diff(self.starts))
 
     def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:
         """Returns the batch of a micro-step, given its draws."""
         return self.take(stream.samples(micro_step), draws.mirrored.tolist())
 
     def take(self, samples: list[int], mirrored: list[bool]) -> Batch:
-        """Returns the samples of these numbers; `mirrored` ones are mirrored if the cache was built for it."""
+        """Returns the samples of these numbers, which are of one size.
+
+        `mirrored` ones are mirrored if the cache was built for it.
+        """
         parts = np.searchsorted(self.starts, samples, side="right") - 1
         offsets = np.asarray(samples) - self.starts[parts]
         places = [(self.rows[part], int(offset)) for part, offset in zip(parts, offsets, strict=True)]
         prompts = [int(part["prompt"][place]) for part, place in places]
-        mean, deviation, condition, sizes = (
-            torch.stack(
-                [part[name][at][-1 if mirror else 0] for (part, at), mirror in zip(places, mirrored, strict=True)]
-            )
-            for name in ROW_COLUMNS
-        )
-        return Batch(mean, deviation, condition, self._texts(prompts), sizes)
+
+        def column(name: str) -> Tensor:
+            both = zip(places, mirrored, strict=True)
+            return torch.stack([part[name][at][-1 if mirror else 0] for (part, at), mirror in both])
+
+        mean, deviation, condition, sizes = map(column, ROW_COLUMNS)
+        changed = column(CHANGED) if CHANGED in self.rows[0] else None
+        return Batch(mean, deviation, condition, self._texts(prompts), sizes, changed)
 
     def _texts(self, prompts: list[int]) -> Texts:
         rows = [(self.texts[prompt // ROWS_PER_PART], prompt % ROWS_PER_PART) for prompt in prompts]
@@ -107,12 +127,25 @@ class LatentCache:
         return Texts(hidden, pooled)
 
 
+def _by_size(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Splits a part whose columns are named `HEIGHTxWIDTH/column` by size, in order of the sizes."""
+    sizes: dict[tuple[int, ...], dict[str, Tensor]] = {}
+    for name, values in tensors.items():
+        size, _, column = name.rpartition("/")
+        sizes.setdefault(tuple(map(int, size.split("x"))) if size else (), {})[column] = values
+    return [sizes[size] for size in sorted(sizes)]
+
+
 def cache_key(rows: Rows, config: TrainingConfig, later: Sequence[str] = ()) -> str:
     """Hashes what decides the cache's content; `later` has the contents of what is known by name, if they changed."""
     views: tuple[object, ...] = (config.resolution, config.random_flip, str(_storage(config)), LAYOUT)
     vae = config.pretrained_vae_model_name_or_path, config.vae_precision
     if config.balance_column:
         views = *views, "row numbers"  # which caches of earlier versions lack
+    if config.aspect_ratio_buckets:
+        views = *views, "buckets", sorted(buckets_of(config).by_resolution.items())
+    if regions := regions_of(config):
+        views = *views, "regions", asdict(regions), config.mask_column
     return fingerprint(rows.fingerprint, model_fingerprint(config), *vae, *views, *later)
 
 
@@ -139,17 +172,23 @@ def load_cache(
             _write_rows(folder, rows, config, accelerator)
         accelerator.wait_for_everyone()
         clear_device_cache(garbage_collection=True)  # the accelerator's own would forget what it has prepared
-        dropped = _dropped(folder)
-        logger.info("encoded %d of %d pairs", len(rows) - dropped.total(), len(rows))
-        if dropped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-            logger.warning("dropped %d rows: %s", dropped.total(), reasons)
+        _log_result(folder, len(rows))
     else:
         logger.info("using the latent cache in %s", folder)
     seconds = time.monotonic() - started
     if accelerator.is_main_process:
         write_json(folder / "finished.json", {"rows": len(rows)})
     return LatentCache(folder, round(seconds, 2))
+
+
+def _log_result(folder: Path, num_rows: int) -> None:
+    dropped = _dropped(folder)
+    logger.info("encoded %d of %d pairs", num_rows - dropped.total(), num_rows)
+    if dropped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        logger.warning("dropped %d rows: %s", dropped.total(), reasons)
+    if lacking := _counts(folder, "without_mask").total():
+        logger.warning("%d pairs have no usable mask; all of their positions count alike", lacking)
 
 
 def unique_prompts(prompts: list[str | None]) -> list[str]:
@@ -175,7 +214,7 @@ def _write_texts(folder: Path, rows: Rows, config: TrainingConfig, accelerator: 
         if number == todo[0]:
             _log_size(texts, len(prompts), _storage(config))
         pooled = {} if texts.pooled is None else {"pooled": texts.pooled}
-        _save(paths[number], {"text": texts.hidden} | pooled, config, {})
+        _save(paths[number], {"text": texts.hidden} | pooled, config, {"dropped": Counter()})
 
 
 def _log_size(texts: Texts, num_prompts: int, stored: torch.dtype) -> None:
@@ -188,14 +227,15 @@ def _log_size(texts: Texts, num_prompts: int, stored: torch.dtype) -> None:
 def _write_rows(folder: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator) -> None:
     numbers = {prompt: number for number, prompt in enumerate(unique_prompts(rows.prompts()))}
     vae: AutoencoderKL | None = None
+    framing = framing_of(config)
     bar = tqdm(total=len(rows), desc="encode pairs", unit="pair", disable=None if accelerator.is_main_process else True)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, block in enumerate(_batched(rows.read(), ROWS_PER_PART)):
             path = folder / f"rows-{number:05d}.safetensors"
             if _mine(path, number, accelerator):
                 vae = vae or load_encoder(config, accelerator.device)
-                tensors, dropped = _encode_block(vae, block, numbers, config, pool, number * ROWS_PER_PART)
-                _save(path, tensors, config, dropped)
+                tensors, counts = _encode_block(vae, block, numbers, config, framing, pool, number * ROWS_PER_PART)
+                _save(path, tensors, config, counts)
             bar.update(len(block))
 
 
@@ -205,58 +245,77 @@ def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
         yield batch
 
 
+Counts = dict[str, Counter[str]]
+"""How many rows were dropped, and how many have no usable mask, by reason."""
+
+
 def _encode_block(
     vae: AutoencoderKL,
     block: tuple[RawPair, ...],
     numbers: dict[str, int],
     config: TrainingConfig,
+    framing: Framing,
     pool: ThreadPoolExecutor,
     first: int,
-) -> tuple[dict[str, Tensor], Counter[str]]:
-    """Encodes the rows that decode; counts the others by reason."""
-    batch_size = max(1, min(64, 64 * 256**2 // config.resolution**2 // 2))
-    kept: list[tuple[int, int]] = []
-    encoded: list[tuple[Tensor, ...]] = []
-    dropped: Counter[str] = Counter()
+) -> tuple[dict[str, Tensor], Counts]:
+    """Encodes the rows that decode, those of each size together; counts the others by reason."""
+    side = max(config.bucket_resolutions, default=config.resolution)
+    batch_size = max(1, min(64, 64 * 256**2 // side**2 // 2))
+    encoded: defaultdict[Size, list[dict[str, Tensor]]] = defaultdict(list)
+    counts: Counts = {"dropped": Counter(), "without_mask": Counter()}
     for batch in _batched(block, batch_size):
-        usable = []
-        for pair, decoded in zip(batch, pool.map(lambda pair: _decoded(pair, config.resolution), batch), strict=True):
+        usable: defaultdict[Size, list[tuple[DecodedPair, int, int]]] = defaultdict(list)
+        for pair, decoded in zip(batch, pool.map(lambda pair: _decoded(pair, framing), batch), strict=True):
             if isinstance(decoded, ValueError):
-                dropped[str(decoded).partition(":")[0].partition(",")[0]] += 1
-                if dropped.total() <= LOGGED_ERRORS:
+                counts["dropped"][str(decoded).partition(":")[0].partition(",")[0]] += 1
+                if counts["dropped"].total() <= LOGGED_ERRORS:
                     logger.warning("dropped row %d: %s", first, decoded)
             else:
-                usable.append(decoded)
-                kept.append((numbers[str(pair.edit_prompt)], first))
+                counts["without_mask"]["no usable mask"] += decoded.lacks_mask
+                usable[decoded.crop].append((decoded, numbers[str(pair.edit_prompt)], first))
             first += 1
-        if usable:
-            encoded.append(_encode_views(vae, usable, config))
-    columns = [torch.cat(parts) for parts in zip(*encoded, strict=True)] or [torch.zeros(0)] * 4
-    tensors = dict(zip(ROW_COLUMNS, columns, strict=True))
-    prompts, rows = torch.tensor(kept, dtype=torch.long).view(-1, 2).unbind(1)
-    return tensors | {"prompt": prompts, "row": rows}, dropped
+        for size, members in usable.items():
+            pairs, prompts, rows = zip(*members, strict=True)
+            places = {"prompt": torch.tensor(prompts), "row": torch.tensor(rows)}
+            encoded[size].append(_encode_views(vae, pairs, config) | places)
+    tensors: dict[str, Tensor] = {}
+    for (height, width), parts in encoded.items():
+        prefix = f"{height}x{width}/" if config.aspect_ratio_buckets else ""
+        tensors |= {f"{prefix}{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return tensors or {"prompt": torch.zeros(0, dtype=torch.long)}, counts
 
 
-def _decoded(pair: RawPair, resolution: int) -> DecodedPair | ValueError:
+def _decoded(pair: RawPair, framing: Framing) -> DecodedPair | ValueError:
     try:
-        return decode_pair(pair, resolution)
+        return decode_pair(pair, framing)
     except ValueError as error:
         return error
 
 
-def _encode_views(vae: AutoencoderKL, pairs: Sequence[DecodedPair], config: TrainingConfig) -> tuple[Tensor, ...]:
-    """Encodes pairs as they are and, for `random_flip`, mirrored; each result is (N, views, …)."""
-    views = [pairs, [pair.mirrored() for pair in pairs]] if config.random_flip else [pairs]
-    encoded = [(*encode_pairs(vae, np.stack([pair.pixels for pair in view])), sizes_of(view, config)) for view in views]
-    return tuple(torch.stack(view, 1).cpu() for view in zip(*encoded, strict=True))
+def _encode_views(vae: AutoencoderKL, pairs: Sequence[DecodedPair], config: TrainingConfig) -> dict[str, Tensor]:
+    """Encodes pairs as they are and, for `random_flip`, mirrored; each column is (N, views, …)."""
+    columns: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for view in [pairs, [pair.mirrored() for pair in pairs]] if config.random_flip else [pairs]:
+        values = (*encode_pairs(vae, np.stack([pair.pixels for pair in view])), sizes_of(view, config))
+        for name, value in zip(ROW_COLUMNS, values, strict=True):
+            columns[name].append(value)
+        if (changed := changed_of(view)) is not None:
+            columns[CHANGED].append(changed)
+    return {name: torch.stack(views, 1).cpu() for name, views in columns.items()}
+
+
+def changed_of(pairs: Sequence[DecodedPair]) -> Tensor | None:
+    """Returns (N, 1, h, w) shares of the pairs' changed pixels; None if they were not asked for."""
+    maps = [pair.changed for pair in pairs if pair.changed is not None]
+    return torch.from_numpy(np.stack(maps))[:, None] if maps else None
 
 
 def sizes_of(pairs: Sequence[DecodedPair], config: TrainingConfig) -> Tensor:
     """Returns (N, 6) sizes and crops: each pair's own, or those that the config gives all."""
-    top, left, size = config.crops_coords_top_left_h, config.crops_coords_top_left_w, config.resolution
+    top, left = config.crops_coords_top_left_h, config.crops_coords_top_left_w
     if top is None and left is None:
         return torch.tensor([pair.time_ids() for pair in pairs])
-    return torch.tensor([(size, size, top or 0, left or 0, size, size)] * len(pairs))
+    return torch.tensor([(*pair.crop, top or 0, left or 0, *pair.crop) for pair in pairs])
 
 
 def load_encoder(config: TrainingConfig, device: torch.device) -> AutoencoderKL:
@@ -272,19 +331,24 @@ def encode_pairs(vae: AutoencoderKL, images: np.ndarray | Tensor) -> tuple[Tenso
     return mean, deviation, encode_posterior(vae, pixels[0])[0]
 
 
-def _save(path: Path, tensors: dict[str, Tensor], config: TrainingConfig, dropped: dict[str, int]) -> None:
+def _save(path: Path, tensors: dict[str, Tensor], config: TrainingConfig, counts: Counts) -> None:
     stored = {
         name: (value.to(_storage(config)) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in tensors.items()
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    save_file(stored, temporary, metadata={"dropped": json.dumps(dropped)})
+    save_file(stored, temporary, metadata={name: json.dumps(each) for name, each in counts.items()})
     os.replace(temporary, path)
 
 
 def _dropped(folder: Path) -> Counter[str]:
+    return _counts(folder, "dropped")
+
+
+def _counts(folder: Path, name: str) -> Counter[str]:
+    """Adds up what the parts of a cache counted; those of earlier versions count less."""
     total: Counter[str] = Counter()
     for path in sorted(folder.glob("rows-*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            total.update(json.loads(file.metadata()["dropped"]))
+            total.update(json.loads(file.metadata().get(name, "{}")))
     return total

@@ -12,12 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ip2p.config import TrainingConfig, fingerprint, to_dict
 from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
-from ip2p.images import check_shapes, fit_picture, fitted_size, open_picture, read_size
 from ip2p.sources.content import Source, digest_of, later_contents, loaded_files
 from ip2p.sources.location import WAY_OUT, Location, held_out_files, locate, split_files
 from ip2p.sources.rows import (
@@ -43,11 +39,12 @@ HASHED_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class RawPair:
-    """A row as it is stored: two picture files, as content or path, and the instruction."""
+    """A row as it is stored: picture files, as content or path, and the instruction."""
 
     original: bytes | Path | None
     edited: bytes | Path | None
     edit_prompt: str | None
+    mask: bytes | Path | None = None
 
 
 class Rows(Protocol):
@@ -96,9 +93,8 @@ def open_table(data: str, config: TrainingConfig) -> TableRows:
     if location.is_local and not files:
         return _listed_rows(location, config)
     if files:
-        original, edited, prompt = _columns_of(config)
-        pictures = list(dict.fromkeys((original, edited)))
-        dataset = lay_out(_parquet(files, config), pictures, [prompt], _cache_dir(config))
+        columns = Columns.of(config)
+        dataset = lay_out(_parquet(files, config), columns.pictures, [columns.prompt], _cache_dir(config))
     else:
         dataset = _load_remote(location, config)
     return _dataset_rows(dataset, config, data)
@@ -131,10 +127,11 @@ def _located(data: str) -> Location:
 def _listed_rows(location: Location, config: TrainingConfig) -> TableRows:
     """Opens the rows of an image folder or of a table that names picture files."""
     table = open_source(location)
-    columns = _columns_of(config)
-    pictures = [row.picture(name) for row in table.read(columns) for name in columns[:2]]
+    columns = Columns.of(config)
+    named = [name for name in columns.names if name != columns.prompt]
+    pictures = [row.picture(name) for row in table.read(columns.names) for name in named]
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in pictures if isinstance(path, Path)]
-    prompts = [row.text(columns[2]) for row in table.read(columns[2:])]
+    prompts = [row.text(columns.prompt) for row in table.read([columns.prompt])]
     return TableRows(table, config, location.word, fingerprint("listed", stamps, prompts))
 
 
@@ -149,10 +146,11 @@ def _cache_dir(config: TrainingConfig) -> str | None:
 
 
 def _dataset_rows(dataset: Any, config: TrainingConfig, name: str) -> TableRows:
-    columns = _columns_of(config)
+    columns = Columns.of(config).names
     check_columns(config, dataset.column_names, name)
     num_rows = min(len(dataset), config.max_train_samples or len(dataset))
-    table = HubTable(dataset.select_columns(list(dict.fromkeys(columns))).select(range(num_rows)), name)
+    kept = dict.fromkeys([*columns, *filter(None, [config.balance_column])])
+    table = HubTable(dataset.select_columns(list(kept)).select(range(num_rows)), name)
     return TableRows(table, config, name, table.dataset._fingerprint)
 
 
@@ -160,7 +158,7 @@ class TableRows:
     """Rows of a table, by number or in order."""
 
     def __init__(self, table: Table, config: TrainingConfig, name: str, identity: object) -> None:
-        self.columns = _columns_of(config)
+        self.columns = Columns.of(config)
         check_columns(config, table.names, name)
         if not len(table):
             raise ValueError(f"{name} has no rows. Give a dataset with at least one pair.")
@@ -172,12 +170,12 @@ class TableRows:
         return self.num_rows
 
     def __getitem__(self, number: int) -> RawPair:
-        return _as_pair(self.table.row(number, self.columns), self.columns)
+        return self.columns.pair(self.table.row(number, self.columns.names))
 
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows."""
-        rows = itertools.islice(self.table.read(self.columns[2:]), self.num_rows)
-        return [row.wording(self.columns[2]) for row in rows]
+        rows = itertools.islice(self.table.read([self.columns.prompt]), self.num_rows)
+        return [row.wording(self.columns.prompt) for row in rows]
 
     def values(self, column: str) -> list[object]:
         """Reads a column of all rows."""
@@ -185,8 +183,8 @@ class TableRows:
 
     def read(self) -> Iterator[RawPair]:
         """Yields all rows; memory holds one batch."""
-        rows = itertools.islice(self.table.read(self.columns), self.num_rows)
-        return (_as_pair(row, self.columns) for row in rows)
+        rows = itertools.islice(self.table.read(self.columns.names), self.num_rows)
+        return (self.columns.pair(row) for row in rows)
 
 
 class ParquetRows(TableRows):
@@ -194,7 +192,7 @@ class ParquetRows(TableRows):
 
     def __init__(self, files: list[Path], config: TrainingConfig) -> None:
         super().__init__(_parquet(files, config), config, str(files[0].parent), None)
-        self.fingerprint = fingerprint(fingerprint_files(files), self.columns, self.num_rows)
+        self.fingerprint = fingerprint(fingerprint_files(files), self.columns.names, self.num_rows)
 
 
 def _parquet(files: list[Path], config: TrainingConfig) -> ParquetTable:
@@ -209,11 +207,11 @@ class StreamedRows:
     """Rows of a hub dataset, read one after another; nothing is downloaded before."""
 
     def __init__(self, dataset: IterableDataset, config: TrainingConfig, name: str) -> None:
-        self.columns = _columns_of(config)
+        self.columns = Columns.of(config)
         columns = dataset.column_names or list(next(iter(dataset)))
         check_columns(config, columns, name)
         self.all_columns = dataset
-        self.dataset = without_decoding(dataset.select_columns(list(dict.fromkeys(self.columns))))
+        self.dataset = without_decoding(dataset.select_columns(list(dict.fromkeys(self.columns.names))))
         self.limit, self.name = config.max_train_samples, name
         self._prompts: list[str | None] | None = None
         self.fingerprint = fingerprint(name, columns, self.limit, "streaming")
@@ -224,8 +222,8 @@ class StreamedRows:
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows in a separate pass."""
         if self._prompts is None:
-            rows = itertools.islice(self.dataset.select_columns(self.columns[2:]), self.limit)
-            self._prompts = [Row(row, self.name).wording(self.columns[2]) for row in rows]
+            rows = itertools.islice(self.dataset.select_columns([self.columns.prompt]), self.limit)
+            self._prompts = [Row(row, self.name).wording(self.columns.prompt) for row in rows]
         return self._prompts
 
     def values(self, column: str) -> list[object]:
@@ -235,26 +233,50 @@ class StreamedRows:
 
     def read(self) -> Iterator[RawPair]:
         """Yields all rows."""
-        return (_as_pair(Row(row, self.name), self.columns) for row in itertools.islice(self.dataset, self.limit))
+        return (self.columns.pair(Row(row, self.name)) for row in itertools.islice(self.dataset, self.limit))
 
 
 def check_columns(config: TrainingConfig, columns: Sequence[str], where: str) -> None:
     """Raises a ValueError, which lists the columns, if one of the config is missing."""
-    balance = ["balance_column"] if config.balance_column else []
-    for knob in ("original_image_column", "edited_image_column", "edit_prompt_column", *balance):
+    further = [knob for knob in ("balance_column", "mask_column") if getattr(config, knob)]
+    for knob in ("original_image_column", "edited_image_column", "edit_prompt_column", *further):
         name = getattr(config, knob)
         if name not in columns:
             present = ", ".join(columns) or "none"
             raise ValueError(f"{where} has no column {name!r}; its columns are: {present}. Set training.{knob}.")
 
 
-def _columns_of(config: TrainingConfig) -> list[str]:
-    return [config.original_image_column, config.edited_image_column, config.edit_prompt_column]
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The names of the columns that a training reads."""
 
+    original: str
+    edited: str
+    prompt: str
+    mask: str | None = None
 
-def _as_pair(row: Row, columns: Sequence[str]) -> RawPair:
-    original, edited, prompt = columns
-    return RawPair(row.picture(original), row.picture(edited), row.wording(prompt))
+    @classmethod
+    def of(cls, config: TrainingConfig) -> Columns:
+        """Reads them off a config."""
+        names = config.original_image_column, config.edited_image_column, config.edit_prompt_column
+        return cls(*names, config.mask_column)
+
+    @property
+    def pictures(self) -> list[str]:
+        """The columns of picture files, each once."""
+        masks = [] if self.mask is None else [self.mask]
+        return list(dict.fromkeys([self.original, self.edited, *masks]))
+
+    @property
+    def names(self) -> list[str]:
+        """All columns: the two images, the instruction and, if there is one, the mask."""
+        masks = [] if self.mask is None else [self.mask]
+        return [self.original, self.edited, self.prompt, *masks]
+
+    def pair(self, row: Row) -> RawPair:
+        """Takes a pair from a row."""
+        mask = None if self.mask is None else row.picture(self.mask)
+        return RawPair(row.picture(self.original), row.picture(self.edited), row.wording(self.prompt), mask)
 
 
 def fingerprint_files(paths: list[Path]) -> str:
@@ -305,55 +327,3 @@ def resume_fingerprint(training: TrainingConfig, data: str, output: Path | None 
     files = find_files(data)
     later = later_contents(output, sources_of_training(training, data)) if output else []
     return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data, *later)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedPair:
-    """Two images under one geometry."""
-
-    pixels: NDArray[np.uint8]
-    """(2, resolution, resolution, 3): original and edited."""
-    size: tuple[int, int]
-    """(height, width) before."""
-    top_left: tuple[int, int]
-    """Where the crop begins in the resized image."""
-
-    def mirrored(self) -> DecodedPair:
-        """Mirrors the pair; the crop is counted from the mirrored image's left."""
-        resolution = self.pixels.shape[1]
-        rest = fitted_size(self.size, resolution)[1] - resolution
-        top, left = self.top_left
-        return DecodedPair(self.pixels[..., ::-1, :].copy(), self.size, (top, rest - left))
-
-    def time_ids(self) -> tuple[int, ...]:
-        """Returns what Stable Diffusion XL is conditioned on: original size, crop and target size."""
-        resolution = self.pixels.shape[1]
-        return (*self.size, *self.top_left, resolution, resolution)
-
-
-def decode_pair(pair: RawPair, resolution: int, crop: tuple[float, float] = (0.5, 0.5)) -> DecodedPair:
-    """Resizes the short side and crops square, at shares `crop` of the rest from top and left.
-
-    ValueError if the row cannot be used.
-    """
-    if pair.edit_prompt is None:
-        raise ValueError("no instruction")
-    if not pair.original or not pair.edited:
-        raise ValueError("no image")
-    original, edited = open_picture(pair.original), open_picture(pair.edited)
-    check_shapes(original.size, edited.size)
-    size = original.height, original.width
-    sides = fitted_size(size, resolution)
-    top, left = (round((side - resolution) * share) for side, share in zip(sides, crop, strict=True))
-    fitted = (fit_picture(image, (resolution, resolution), (crop[1], crop[0])) for image in (original, edited))
-    pixels = np.stack([np.asarray(image, dtype=np.uint8) for image in fitted])
-    return DecodedPair(pixels, size, (top, left))
-
-
-def is_square(picture: bytes | Path | None) -> bool:
-    """Reads the header alone; an unreadable picture counts as square, since it is dropped later."""
-    try:
-        width, height = read_size(picture or b"")
-    except ValueError:
-        return True
-    return width == height

@@ -111,6 +111,8 @@ class Batch:
     """The N instructions."""
     sizes: Tensor
     """(N, 6) integers: original size, top left of the crop, target size."""
+    changed: Tensor | None = None
+    """(N, 1, H, W) shares of each position's pixels that change, if the loss is weighted by them."""
 
     def to(self, device: torch.device) -> Batch:
         """Moves it to another device, all but the sizes in float32."""
@@ -119,7 +121,20 @@ class Batch:
             return values.to(device, torch.float32, non_blocking=True)
 
         sizes = self.sizes.to(device, non_blocking=True)
-        return Batch(move(self.mean), move(self.deviation), move(self.condition), self.texts.map(move), sizes)
+        changed = None if self.changed is None else move(self.changed)
+        return Batch(move(self.mean), move(self.deviation), move(self.condition), self.texts.map(move), sizes, changed)
+
+
+class Order(Protocol):
+    """Batches of samples of one size each, in given proportions."""
+
+    def shape(self, micro_step: int) -> torch.Size:
+        """Returns (C, H, W) of a batch's latents."""
+        ...
+
+    def samples(self, micro_step: int, first: int, count: int) -> list[int]:
+        """Draws samples number `first` to `first + count` of a batch."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +148,16 @@ class SampleStream:
     process_index: int = 0
     num_processes: int = 1
     balanced: BalancedOrder | None = None
+    mixed: Order | None = None
 
     def samples(self, micro_step: int) -> list[int]:
         """Returns the numbers of this process's samples; the stream shows each once per epoch, to one process.
 
-        A balanced stream shows each group equally often instead.
+        A balanced stream shows each group equally often instead, a mixed one in given shares.
         """
         size = self.config.train_batch_size
+        if self.mixed is not None:
+            return self.mixed.samples(micro_step, self.process_index * size, size)
         first = (micro_step * self.num_processes + self.process_index) * size
         if self.balanced is not None:
             return self.balanced.samples(first, size)
@@ -148,7 +166,8 @@ class SampleStream:
     def draws(self, micro_step: int) -> StepDraws:
         """Draws a micro-step's random numbers: this process's part of what one process would draw for all."""
         size = self.config.train_batch_size
-        shape = torch.Size((size * self.num_processes, *self.latent_shape))
+        latent_shape = self.latent_shape if self.mixed is None else self.mixed.shape(micro_step)
+        shape = torch.Size((size * self.num_processes, *latent_shape))
         draws = draw_step(shape, self.timestep_chances, self.config.seed, micro_step, 0)
         return draws.part(size * self.process_index, size)
 

@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import latent_shape
-from ip2p.training.cache import encode_pairs, load_encoder, sizes_of
-from ip2p.training.data import DecodedPair, TableRows, decode_pair
+from ip2p.training.buckets import framing_of
+from ip2p.training.cache import changed_of, encode_pairs, load_encoder, sizes_of
+from ip2p.training.data import TableRows
+from ip2p.training.decoding import CENTRE, DecodedPair, decode_pair
 from ip2p.training.draws import Batch, SampleKey, SampleStream, StepDraws
 
 logger = logging.getLogger(__name__)
 
-CENTRE = 0.5, 0.5
 MAX_UNUSABLE = 20
 
 
@@ -36,17 +37,19 @@ class Decoded:
     """(N, 2, H, W, 3) uint8."""
     sizes: Tensor
     prompts: list[str]
+    changed: Tensor | None
 
     def pin_memory(self) -> Decoded:
         """Pins the batch; the loader calls it if it feeds a GPU."""
-        return Decoded(self.pixels.pin_memory(), self.sizes.pin_memory(), self.prompts)
+        changed = None if self.changed is None else self.changed.pin_memory()
+        return Decoded(self.pixels.pin_memory(), self.sizes.pin_memory(), self.prompts, changed)
 
 
 class DecodedRows(Dataset[tuple[DecodedPair, str]]):
     """The rows of a table, decoded, by sample key."""
 
     def __init__(self, rows: TableRows, config: TrainingConfig) -> None:
-        self.rows, self.config = rows, config
+        self.rows, self.config, self.framing = rows, config, framing_of(config)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,10 +60,12 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
             pair = self.rows[number % len(self.rows)]
             try:
                 crop = CENTRE if self.config.center_crop else key.crop
-                decoded = decode_pair(pair, self.config.resolution, crop)
+                decoded = decode_pair(pair, self.framing, crop)
             except ValueError as error:
                 logger.warning("row %d cannot be used, the next is taken: %s", number % len(self.rows), error)
                 continue
+            if decoded.lacks_mask:
+                logger.warning("row %d has no usable mask; all of its positions count alike", number % len(self.rows))
             mirrored = key.mirrored and self.config.random_flip
             return decoded.mirrored() if mirrored else decoded, str(pair.edit_prompt)
         raise ValueError(
@@ -71,7 +76,7 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
         """Makes a batch of rows."""
         pairs, prompts = [pair for pair, _ in items], [prompt for _, prompt in items]
         pixels = np.stack([pair.pixels for pair in pairs])
-        return Decoded(torch.from_numpy(pixels), sizes_of(pairs, self.config), prompts)
+        return Decoded(torch.from_numpy(pixels), sizes_of(pairs, self.config), prompts, changed_of(pairs))
 
 
 class OnlinePairs:
@@ -109,4 +114,5 @@ class OnlinePairs:
         self._next = micro_step + 1
         decoded = next(self._batches)
         mean, deviation, condition = encode_pairs(self.vae, decoded.pixels)
-        return Batch(mean, deviation, condition, self.encoders.encode(decoded.prompts), decoded.sizes)
+        texts = self.encoders.encode(decoded.prompts)
+        return Batch(mean, deviation, condition, texts, decoded.sizes, decoded.changed)

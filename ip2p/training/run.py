@@ -12,9 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration, str_to_bool
+from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from ip2p.config import TrainingConfig, TrainingJob
@@ -32,16 +34,17 @@ from ip2p.training.data import (
     ParquetRows,
     Rows,
     find_test_files,
-    is_square,
     open_rows,
     open_table,
     resume_fingerprint,
     sources_of_training,
     training_fingerprint,
 )
+from ip2p.training.decoding import is_square
 from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream
 from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train
+from ip2p.training.mixing import MixedOrder
 from ip2p.training.online import OnlinePairs
 from ip2p.training.sharding import is_fsdp, is_zero
 from ip2p.training.trackers import check_trackers, start_trackers
@@ -55,6 +58,14 @@ _kept: list[object] = []
 
 Freed right after the last exchange, the group may wait for its thread while that waits for the interpreter's lock.
 """
+PLAIN: dict[str, Any] = {
+    "balance_column": None,
+    "mask_column": None,
+    "region_weight": None,
+    "aspect_ratio_buckets": False,
+    "bucket_resolutions": (),
+}
+"""Settings that a held-out loss is measured without, so that it compares between trainings."""
 PROBE_ROWS = 256
 """The number of rows whose shapes decide whether random crops have a choice."""
 
@@ -71,7 +82,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     with accelerator.main_process_first():
         note(output, sources_of_training(job, job.data))
     pairs = open_pairs(rows, job, accelerator, output)
-    trainer, num_steps = new_trainer(pairs, job, accelerator, _balanced(rows, pairs, job))
+    trainer, num_steps = new_trainer(pairs, job, accelerator, rows)
     if accelerator.num_processes > 1:
         _kept.append(trainer.network)
     start_trackers(accelerator, job)
@@ -106,43 +117,51 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
 
 
 def new_trainer(
-    pairs: EncodedPairs, config: TrainingConfig, accelerator: Accelerator, balanced: BalancedOrder | None = None
+    pairs: EncodedPairs, config: TrainingConfig, accelerator: Accelerator, rows: Rows | None = None
 ) -> tuple[Trainer, int]:
-    """Sets up all that a step needs; also returns how many steps there are."""
+    """Sets up all that a step needs; also returns how many steps there are.
+
+    `rows` are those of the pairs, if a column of them decides which are shown how often.
+    """
     base = base_architecture(config)
     num_steps = config.max_train_steps
     if num_steps is None:
         num_steps = config.num_train_epochs * math.ceil(len(pairs) / pairs_per_step(config, accelerator.num_processes))
     noise = base.noise.load(config)
-    stream = SampleStream(
-        config,
-        len(pairs),
-        pairs.latent_shape,
-        noise.timestep_chances(config),
-        accelerator.process_index,
-        accelerator.num_processes,
-        balanced,
-    )
+    stream = new_stream(pairs, config, noise.timestep_chances(config), accelerator, rows)
     denoiser = base.widen(base.load_denoiser(config), base.channels_of_editor(pairs.latent_shape[0]))
     trained, network = new_trained(denoiser, base, config, accelerator, num_steps)
     noise, latents = noise.to(accelerator.device), load_latent_space(config)
     return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream), num_steps
 
 
-def _balanced(rows: Rows, pairs: EncodedPairs, config: TrainingConfig) -> BalancedOrder | None:
-    if not config.balance_column:
-        return None
-    values = rows.values(config.balance_column)
-    balanced = BalancedOrder([values[number] for number in pairs.row_numbers], config.seed)
-    logger.info("showing the %d values of %s equally often", len(balanced.members), config.balance_column)
-    return balanced
+def new_stream(
+    pairs: EncodedPairs, config: TrainingConfig, timestep_chances: Tensor, accelerator: Accelerator, rows: Rows | None
+) -> SampleStream:
+    """Sets up the order of the samples: each once an epoch, balanced by a column, or of one size per batch."""
+    groups: list[str] = []
+    if config.balance_column and rows is not None:
+        values = rows.values(config.balance_column)
+        groups = [str(values[number]) for number in pairs.row_numbers]
+        logger.info("showing the %d values of %s equally often", len(set(groups)), config.balance_column)
+    further = (pairs.latent_shape, timestep_chances, accelerator.process_index, accelerator.num_processes)
+    if not config.aspect_ratio_buckets or not isinstance(pairs, LatentCache):
+        balanced = BalancedOrder(groups, config.seed) if groups else None
+        return SampleStream(config, len(pairs), *further, balanced)
+    shapes, sizes = pairs.shapes
+    names, numbers = np.unique(groups or [""] * len(pairs), return_inverse=True)
+    batch_size = config.train_batch_size * accelerator.num_processes
+    mixed = MixedOrder(config.seed, batch_size, shapes, sizes, numbers, [1.0] * len(names))
+    counts = zip(shapes, np.bincount(sizes), strict=True)
+    logger.info("latents of %s", ", ".join(f"{high} x {wide}: {count} pairs" for (_, high, wide), count in counts))
+    return SampleStream(config, len(pairs), *further, mixed=mixed)
 
 
 def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
     """Opens the pairs through a latent cache, or encoded at every step."""
     if job.cache:
         first_rows = itertools.islice(rows.read(), PROBE_ROWS)
-        if job.center_crop or all(is_square(pair.original) for pair in first_rows):
+        if job.center_crop or job.aspect_ratio_buckets or all(is_square(pair.original) for pair in first_rows):
             return load_cache(output / "cache", rows, job, accelerator, _later_contents(job, output))
         logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
     if job.streaming:
@@ -164,7 +183,7 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
     files = find_test_files(job.data)
     if not files or not job.num_validation_pairs:
         return None
-    config = replace(job, max_train_samples=job.num_validation_pairs, random_flip=False, balance_column=None)
+    config = replace(job, max_train_samples=job.num_validation_pairs, random_flip=False, **PLAIN)
     try:
         rows, later = ParquetRows(files, config), _later_contents(job, output)
         return load_cache(output / "cache" / "held-out", rows, config, accelerator, later)

@@ -25,6 +25,7 @@ from ip2p.training.checkpoint import Trained
 from ip2p.training.draws import Batch, EncodedPairs, SampleStream, drop_conditions
 from ip2p.training.lora import add_lora
 from ip2p.training.optimizer import new_optimizer
+from ip2p.training.regions import position_weights
 from ip2p.training.sharding import FsdpParts, Parts, ZeroParts, is_fsdp, is_zero, skeleton_of, whole
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,10 @@ class Trainer:
         condition, texts = drop_conditions(self.condition_of(batch), batch.texts, none, dropout, share)
         noised = self.noise.noised(latents, noise, timesteps)
         prediction = self.predict(self.network, noised, timesteps, texts, condition, batch.sizes)
-        return self.noise.loss(prediction, latents, noise, timesteps)
+        regions = None
+        if batch.changed is not None and config.region_weight is not None:
+            regions = position_weights(batch.changed, config.region_weight)
+        return self.noise.loss(prediction, latents, noise, timesteps, regions)
 
     def condition_of(self, batch: Batch) -> Tensor:
         """Returns the image condition, normalised if the base or the config asks for it."""

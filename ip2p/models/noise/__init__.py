@@ -97,11 +97,17 @@ class NoiseProcess(ABC):
     def weights(self, timesteps: Tensor) -> Tensor | None:
         """Returns the (N,) weights of the losses; None if all count alike."""
 
-    def errors(self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Returns the (N,) mean squared errors."""
-        return (prediction.float() - self.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
+    def errors(
+        self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, regions: Tensor | None = None
+    ) -> Tensor:
+        """Returns the (N,) mean squared errors; `regions` are (N, 1, h, w) weights of the positions."""
+        squares = (prediction.float() - self.target(latents, noise, timesteps)).square()
+        return (squares if regions is None else squares * regions).mean(dim=(1, 2, 3))
 
-    def loss(self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def loss(
+        self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, regions: Tensor | None = None
+    ) -> Tensor:
         """Returns the weighted mean of the errors."""
-        errors, weights = self.errors(prediction, latents, noise, timesteps), self.weights(timesteps)
+        errors = self.errors(prediction, latents, noise, timesteps, regions)
+        weights = self.weights(timesteps)
         return (errors if weights is None else errors * weights).mean()

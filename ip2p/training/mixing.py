@@ -1,0 +1,114 @@
+"""Draws samples in given proportions, and a batch's samples of one size, as functions of seed and step.
+
+Sizes take turns by batch, groups by sample, each in rounds: what comes in a round is fixed by the rates, so that the
+proportions hold at the end of every round up to half an entry, and its order is shuffled. Each group of a size shows
+every sample before it repeats one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ip2p.training.draws import draw_order
+
+
+class Rounds:
+    """An endless sequence of groups, of which each comes at its own rate per round."""
+
+    def __init__(self, rates: Sequence[float], *key: object) -> None:
+        """Takes the mean number of entries of each group per round. ValueError unless one is above zero."""
+        self.rates, self.key = np.asarray(rates, dtype=np.float64), key
+        if not self.rates.sum() > 0:
+            raise ValueError(f"one rate must be above zero, got {list(rates)}. Give a weight to what is to be shown.")
+        self._round: tuple[int, NDArray[np.int64]] = -1, np.zeros(0, dtype=np.int64)
+
+    def at(self, number: int) -> tuple[int, int]:
+        """Returns which group has the entry of this number, and how often it came before."""
+        turn = self._turn_of(number)
+        if self._round[0] != turn:
+            counts = self._before(turn + 1) - self._before(turn)
+            entries = np.repeat(np.arange(len(counts)), counts)
+            self._round = turn, entries[draw_order(len(entries), "round", *self.key, turn).numpy()]
+        before, entries = self._before(turn), self._round[1]
+        place = number - int(before.sum())
+        group = int(entries[place])
+        return group, int(before[group]) + int(np.count_nonzero(entries[:place] == group))
+
+    def _before(self, turn: int) -> NDArray[np.int64]:
+        """Counts the entries of each group before a round."""
+        return np.floor(turn * self.rates + 0.5).astype(np.int64)
+
+    def _turn_of(self, number: int) -> int:
+        low, high = 0, 1
+        while self._before(high).sum() <= number:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._before(middle).sum() <= number else (low, middle)
+        return low
+
+
+class MixedOrder:
+    """An endless stream of batches, each of samples of one size, with groups in given shares.
+
+    A sample's chance is its group's share over the group's samples, whatever its size; a size comes as often as the
+    chances of its samples add up to. Over as many samples as there are, an epoch, each comes once on average if the
+    shares are the groups' sizes.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        batch_size: int,
+        shapes: Sequence[torch.Size],
+        sizes: Sequence[int] | NDArray[np.int64],
+        groups: Sequence[int] | NDArray[np.int64],
+        shares: Sequence[float],
+    ) -> None:
+        """Takes how many samples a batch has, all processes together, and the shapes of the latents.
+
+        Of each sample it takes the numbers of its shape and of its group, and of each group its share; they need not
+        add up to 1. ValueError if no group with samples has a share.
+        """
+        self.seed, self.batch_size, self.shapes = seed, batch_size, shapes
+        size_of, group_of = np.asarray(sizes), np.asarray(groups)
+        num_sizes, num_groups = len(shapes), len(shares)
+        members = np.bincount(group_of, minlength=num_groups)
+        weights = np.where(members > 0, shares, 0.0)
+        chances = weights / max(weights.sum(), np.finfo(float).tiny) / np.maximum(members, 1)
+        by_size = np.zeros((num_sizes, num_groups))
+        np.add.at(by_size, (size_of, group_of), chances[group_of])
+        self.turns = Rounds(by_size.sum(1) * len(size_of) / batch_size, "sizes", seed)
+        self.mixes = {
+            size: Rounds(row / row.sum() * np.count_nonzero(row), "groups", seed, size)
+            for size, row in enumerate(by_size)
+            if row.sum() > 0
+        }
+        pairs = itertools.product(range(num_sizes), range(num_groups))
+        self.members = {pair: np.flatnonzero((size_of == pair[0]) & (group_of == pair[1])) for pair in pairs}
+        self._orders: dict[tuple[int, int], tuple[int, Tensor]] = {}
+
+    def shape(self, micro_step: int) -> torch.Size:
+        """Returns (C, H, W) of the latents that all processes take at a step."""
+        return self.shapes[self.turns.at(micro_step)[0]]
+
+    def samples(self, micro_step: int, first: int, count: int) -> list[int]:
+        """Draws samples number `first` to `first + count` of a step's batch."""
+        size, turn = self.turns.at(micro_step)
+        start = turn * self.batch_size + first
+        return [self._sample(size, number) for number in range(start, start + count)]
+
+    def _sample(self, size: int, number: int) -> int:
+        group, shown = self.mixes[size].at(number)
+        members = self.members[size, group]
+        cycle, position = divmod(shown, len(members))
+        if self._orders.get((size, group), (-1,))[0] != cycle:
+            order = draw_order(len(members), "members", self.seed, size, group, cycle)
+            self._orders[size, group] = cycle, order
+        return int(members[self._orders[size, group][1][position]])
