@@ -137,14 +137,22 @@ def disk_for_training(config: TrainingConfig, num_weights: int) -> int:
     num_checkpoints = math.ceil(num_steps / config.checkpointing_steps)
     if config.checkpoints_total_limit:
         num_checkpoints = min(num_checkpoints, config.checkpoints_total_limit)
-    copies = 3 + config.use_ema  # the weights, two moments, the average
+    averages = config.use_ema or config.optim == "schedule_free"
+    copies = 3 + averages + _further_states(config)  # the weights, two moments, the average
     return BYTES_PER_WEIGHT * num_weights * (copies * (num_checkpoints + 1) + 1)
 
 
 def memory_for_training(config: TrainingConfig, num_weights: int) -> int:
     """Returns the bytes that a training of `num_weights` takes on its device before it sees any picture."""
-    copies = 1 if config.use_lora else 4 + (config.use_ema and not config.offload_ema)  # gradients too
-    return BYTES_PER_WEIGHT * num_weights * copies
+    if config.use_lora:
+        return BYTES_PER_WEIGHT * num_weights
+    averages = config.use_ema and not config.offload_ema and config.optim != "schedule_free"
+    return BYTES_PER_WEIGHT * num_weights * (4 + averages + _further_states(config))  # gradients too
+
+
+def _further_states(config: TrainingConfig) -> int:
+    """Returns how many numbers a weight's state has beside two: Prodigy keeps the first weights and a sum too."""
+    return 2 if config.optim == "prodigy" else 0
 
 
 def describe(sample: Sample, costs: Forecast, config: PipelineConfig, devices: int) -> str:

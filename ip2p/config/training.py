@@ -84,8 +84,12 @@ class TrainingConfig:
     """Ends of the names of the layers that get adapters, separated by commas. Default: those of the attention."""
     quantization: Literal["torchao_int8", "bnb_int8", "bnb_nf4"] | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Keep the frozen weights under the adapters in 8 or 4 bits (torchao; bitsandbytes on a GPU). Default: float32."""
-    optim: Literal["adamw", "muon"] = "adamw"
-    """AdamW, or Muon for the inner weight matrices and AdamW for the rest: fewer but slightly slower steps."""
+    optim: Literal["adamw", "muon", "prodigy", "schedule_free"] = "adamw"
+    """AdamW, or Muon for the inner weight matrices and AdamW for the rest: fewer but slightly slower steps.
+
+    `prodigy` finds the learning rate itself, of which `learning_rate` is a multiple: set it to 1. `schedule_free` is
+    AdamW with an average of its own in the place of EMA and of a decaying learning rate.
+    """
     use_8bit_adam: bool = False
     """8-bit AdamW (bitsandbytes). Falls back to AdamW with a warning if that is not installed."""
     learning_rate: float = 1e-4
@@ -226,6 +230,7 @@ class TrainingConfig:
         check_positive(self, "lora_alpha")
         self._check_regions()
         self._check_buckets()
+        self._check_optimizer()
         check(
             0 <= self.lora_dropout < 1,
             f"lora_dropout must lie in [0, 1), got {self.lora_dropout}. Give a fraction.",
@@ -248,6 +253,22 @@ class TrainingConfig:
         check(
             self.mask_column is None or self.region_weight is not None,
             f"mask_column says where region_weight holds, got {self.mask_column} alone. Set region_weight too.",
+        )
+
+    def _check_optimizer(self) -> None:
+        check(
+            self.optim in ("adamw", "muon") or not self.use_8bit_adam,
+            f"use_8bit_adam is AdamW, got optim {self.optim}. Leave one of them out.",
+        )
+        check(
+            self.optim != "prodigy" or self.learning_rate_conv_in is None,
+            f"prodigy finds one rate for all layers, got learning_rate_conv_in {self.learning_rate_conv_in}. "
+            "Leave it out.",
+        )
+        check(
+            self.optim != "schedule_free" or self.lr_scheduler in ("constant", "constant_with_warmup"),
+            f"schedule_free replaces a schedule, got lr_scheduler {self.lr_scheduler}. "
+            "Set it to constant or constant_with_warmup.",
         )
 
     def _check_buckets(self) -> None:

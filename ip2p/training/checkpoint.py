@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch.amp.grad_scaler import GradScaler
 from ip2p.models.architecture import Architecture
 from ip2p.models.loading import from_source
 from ip2p.training.lora import trained_weights, write_lora
+from ip2p.training.optimizer import KINDS
 from ip2p.training.sharding import Parts, states_like
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ class Trained:
     """Adapters and the widened layer are trained; the rest is the base's and is not saved."""
     parts: Parts | None = None
     """How the weights are split over the processes; the average then is a list of parts."""
+    averages_itself: bool = False
+    """Whether the optimizer keeps an average of its own, which is exported."""
 
     def parts_of(self, network: nn.Module) -> list[Tensor]:
         """Returns this process's parts of the denoiser or of its average."""
@@ -71,8 +75,32 @@ class Trained:
             return self.parts.masters()
         return list(network.parameters())
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the average that the optimizer keeps itself, if it does, into the denoiser for a while.
+
+        Afterwards the weights are the same to the bit; the optimizer's own way back would round them.
+        """
+        if not self.averages_itself:
+            yield
+            return
+        optimizer: Any = self.optimizer
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        kept = [weight.detach().clone() for weight in weights]
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            optimizer.train()
+            with torch.no_grad():
+                for weight, value in zip(weights, kept, strict=True):
+                    weight.copy_(value)
+
     def editor(self, *, is_main: bool) -> ModelMixin | None:
-        """Returns what is exported, the average if there is one, in the main process; all take part."""
+        """Returns what is exported in the main process, within `averaged`; all take part.
+
+        It is the average if there is one.
+        """
         return self.whole(self.average or self.denoiser, is_main=is_main)
 
     def whole(self, network: nn.Module, *, is_main: bool) -> ModelMixin | None:
@@ -116,6 +144,9 @@ def write_checkpoint(
     _save_network(trained.denoiser, trained, temporary / DENOISER, is_main)
     if trained.average is not None:
         _save_network(trained.average, trained, temporary / AVERAGE, is_main)
+    elif trained.averages_itself:
+        with trained.averaged():
+            _save_network(trained.denoiser, trained, temporary / AVERAGE, is_main)
     states = trained.states(is_main=is_main)
     if not is_main:
         return path
@@ -203,6 +234,7 @@ def load_checkpoint(checkpoint: Checkpoint, trained: Trained) -> None:
         _load_network(trained.denoiser, trained, checkpoint, checkpoint.weights)
         if trained.average is not None:
             _load_network(trained.average, trained, checkpoint, average or checkpoint.weights)
+        _check_optimizer(checkpoint, trained.optimizer)
         if trained.parts is None:
             trained.optimizer.load_state_dict(states_like(checkpoint.optimizer, trained.optimizer))
         else:
@@ -214,6 +246,15 @@ def load_checkpoint(checkpoint: Checkpoint, trained: Trained) -> None:
         reason = " ".join(str(error).split()[:40])
         way_out = "Resume with the settings that it was made with, or start in another folder."
         raise ValueError(f"{path} does not fit what is trained: {reason}. {way_out}") from error
+
+
+def _check_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError if a checkpoint's states are of another optimizer."""
+    saved, own = (
+        set(KINDS) & groups[0].keys() for groups in (checkpoint.optimizer["param_groups"], optimizer.param_groups)
+    )
+    if saved != own:
+        raise ValueError(f"{checkpoint.path} was made by another optimizer. Give the --optim that it was trained with.")
 
 
 def _load_network(network: nn.Module, trained: Trained, checkpoint: Checkpoint, weights: dict[str, Tensor]) -> None:

@@ -1,13 +1,17 @@
-"""Assigns optimizers to parameters: AdamW for all, or Muon for the inner weight matrices and AdamW for the rest.
+"""Assigns optimizers to parameters: AdamW, Prodigy or schedule-free AdamW for all, or Muon for the inner matrices.
 
 Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with all singular values alike, so that the
 many small directions of a gradient count as much as its few large ones. A convolution is a matrix of out x (in kh kw).
 Steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2), so that one
-learning rate serves both. torch's own Muon takes linear layers only.
+learning rate serves both. torch's own Muon takes linear layers only. Prodigy (Mishchenko and Defazio, 2023) and
+schedule-free AdamW (Defazio et al., 2024) are their authors' own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import logging
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import Architecture
@@ -36,6 +40,24 @@ ELONGATED = 2
 """Ratio of the sides above which the rounds cost less on the Gram matrix."""
 
 
+KINDS = ("orthogonal", "d", "train_mode")
+"""Settings of a group that tell Muon, Prodigy and schedule-free AdamW from AdamW in a checkpoint."""
+PACKAGES = {"prodigy": "prodigyopt", "schedule_free": "schedulefree"}
+LEAST_FACTOR = 0.1
+"""Below it, a `learning_rate` was probably meant for another optimizer than Prodigy."""
+
+
+def check_optimizer(config: TrainingConfig) -> None:
+    """Raises ValueError, before the training starts, if the config's optimizer is not installed."""
+    package = PACKAGES.get(config.optim)
+    if package and importlib.util.find_spec(package) is None:
+        raise ValueError(f"optim {config.optim} needs {package}, which is missing. Run: pip install 'ip2p[optimizers]'")
+    if config.optim == "prodigy" and config.learning_rate < LEAST_FACTOR:
+        logger.warning(
+            "prodigy multiplies the rate that it finds by learning_rate, which is %g; 1 is usual", config.learning_rate
+        )
+
+
 def new_optimizer(
     denoiser: nn.Module,
     base: Architecture,
@@ -43,7 +65,7 @@ def new_optimizer(
     *,
     fused: bool,
     matmul: torch.dtype = torch.float32,
-) -> AdamW:
+) -> Optimizer:
     """Builds the config's optimizer, its matrix products in `matmul`; the widened layer may have its own rate.
 
     First and last layers stay with AdamW, as Muon's authors advise.
@@ -74,6 +96,19 @@ def new_optimizer(
     filled = [group for group in groups if group["params"]]
     if config.optim == "muon":
         return Muon(filled, matmul=matmul, fused=fused, **options)
+    if config.optim == "prodigy":
+        from prodigyopt import Prodigy
+
+        with contextlib.redirect_stdout(io.StringIO()):  # it says that its weight decay is decoupled
+            prodigy: Optimizer = Prodigy(filled, use_bias_correction=True, safeguard_warmup=True, **options)
+        return prodigy
+    if config.optim == "schedule_free":
+        from schedulefree import AdamWScheduleFree
+
+        warmup = config.lr_warmup_steps if config.lr_scheduler == "constant_with_warmup" else 0
+        schedule_free = AdamWScheduleFree(filled, warmup_steps=warmup, **options)
+        schedule_free.train()
+        return schedule_free  # type: ignore[no-any-return]
     if config.use_8bit_adam:
         try:
             from bitsandbytes.optim import AdamW8bit

@@ -46,6 +46,7 @@ from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train
 from ip2p.training.mixing import MixedOrder
 from ip2p.training.online import OnlinePairs
+from ip2p.training.optimizer import check_optimizer
 from ip2p.training.sharding import is_fsdp, is_zero
 from ip2p.training.trackers import check_trackers, start_trackers
 from ip2p.training.trainer import Trainer, new_trained, pairs_per_step
@@ -75,6 +76,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     output = Path(job.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     check_quantization(job)
+    check_optimizer(job)
     export.check_may_upload(job)
     base_architecture(job).check_training(job)
     rows, pictures = open_rows(job.data, job), read_pictures(job)
@@ -103,10 +105,12 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
         "samples": len(pairs),
         "dropped": len(rows) - len(pairs),
     }
-    base, editor = trainer.base, trainer.trained.editor(is_main=accelerator.is_main_process)
+    base, folder = trainer.base, Path(job.export_dir or job.output_dir)
+    with trainer.trained.averaged():
+        editor = trainer.trained.editor(is_main=accelerator.is_main_process)
+        if editor is not None:
+            export.write_editor(editor, base, job, folder)
     if editor is not None:
-        folder = Path(job.export_dir or job.output_dir)
-        export.write_editor(editor, base, job, folder)
         export.write_card(job, base, folder, summary)
         write_json(output / FINISHED, {"fingerprint": training_fingerprint(job, job.data, output), "summary": summary})
         logger.info("wrote %s", folder)
@@ -232,8 +236,8 @@ def check_launch(config: TrainingConfig, accelerator: Accelerator) -> None:
             f"the trainer supports whole weights, FSDP and DeepSpeed, got {accelerator.distributed_type.value}. "
             "Launch with --multi_gpu, or split the weights with ip2p/training/launch_configs/fsdp.yaml."
         )
-    if config.optim == "muon":
-        raise ValueError("muon needs whole matrices, and this launch splits them. Train with optim adamw.")
+    if config.optim != "adamw":
+        raise ValueError(f"{config.optim} needs whole matrices, and this launch splits them. Train with optim adamw.")
     if config.use_8bit_adam:
         raise ValueError("AdamW of 8 bits cannot step split weights. Leave use_8bit_adam out.")
     if is_fsdp(accelerator):

@@ -146,14 +146,16 @@ def new_trained(
     elif is_zero(accelerator):
         denoiser.to(accelerator.device)  # under FSDP each process takes its part alone onto its device
     place = torch.device("cpu") if config.offload_ema else accelerator.device
-    average = copy.deepcopy(denoiser).to(place) if config.use_ema and is_whole else None
+    averages_itself = config.optim == "schedule_free"
+    use_ema = config.use_ema and not averages_itself
+    average = copy.deepcopy(denoiser).to(place) if use_ema and is_whole else None
     _speed_up(denoiser.train(), config, accelerator)
     matmul = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     scale = pairs_per_step(config, accelerator.num_processes) if config.scale_lr else 1
     settings = replace(config, learning_rate=config.learning_rate * scale)
     optimizer = new_optimizer(denoiser, base, settings, fused=accelerator.device.type in ("cpu", "cuda"), matmul=matmul)
     schedule = get_scheduler(
-        config.lr_scheduler,
+        "constant" if averages_itself else config.lr_scheduler,  # it warms up itself
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=num_steps,
@@ -167,12 +169,13 @@ def new_trained(
         parts = FsdpParts(skeleton, denoiser, prepared)
     elif is_zero(accelerator):
         parts = ZeroParts(skeleton, denoiser, prepared.optimizer, groups)
-    if config.use_ema and parts is not None:
+    if use_ema and parts is not None:
         copies = (nn.Parameter(part.clone(), requires_grad=False) for part in parts.masters())
         average = nn.ParameterList(copies).to(place)
     if average is not None:
         average.eval().requires_grad_(False)
-    return Trained(base, denoiser, average, prepared, schedule, accelerator.scaler, config.use_lora, parts), network
+    options = {"is_lora": config.use_lora, "parts": parts, "averages_itself": averages_itself}
+    return Trained(base, denoiser, average, prepared, schedule, accelerator.scaler, **options), network
 
 
 def pairs_per_step(config: TrainingConfig, num_processes: int) -> int:

@@ -62,6 +62,11 @@ class Validation:
         due = step == self.num_steps or step % self.every == 0
         if not due or not (self.pictures or self.held_out is not None):
             return
+        with trainer.trained.averaged():
+            self._validate(trainer, step)
+        trainer.accelerator.wait_for_everyone()
+
+    def _validate(self, trainer: Trainer, step: int) -> None:
         accelerator, trained = trainer.accelerator, trainer.trained
         network = trained.editor(is_main=accelerator.is_main_process)
         if network is not None:
@@ -75,7 +80,6 @@ class Validation:
                 if self.pictures:
                     self._show(trainer, network, step)
             network.train(was_training)
-        accelerator.wait_for_everyone()
 
     def _measure(self, trainer: Trainer, network: nn.Module, held_out: LatentCache, step: int) -> None:
         losses = held_out_losses(trainer, network, held_out)
