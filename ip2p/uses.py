@@ -23,7 +23,7 @@ from ip2p.filtering import check_thresholds
 from ip2p.records import content_hash
 from ip2p.scoring import check_settings
 from ip2p.sources.content import MODELS, NOTE, Source, commit_of, models_of, note
-from ip2p.training.data import check_local_data
+from ip2p.training.joining import check_sources
 from ip2p.training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _check_model(config: PipelineConfig, setting: str, marker: str) -> None:
 
 def check_data(config: PipelineConfig, arguments: Arguments) -> None:
     """Requires the columns of a pair, if the data is on this machine."""
-    check_local_data(arguments["data"], config.training)
+    check_sources(arguments["data"], config.training)
 
 
 def check_report_to(config: PipelineConfig, arguments: Arguments) -> None:

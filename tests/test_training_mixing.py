@@ -1,15 +1,31 @@
-"""Proportions of what is shown: exact by round, the same from any step on, every sample before one is repeated."""
+"""Proportions of what is shown: exact by round, the same from any step on; several sources against each alone."""
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
+from ip2p.config import TrainingConfig, TrainingJob
+from ip2p.training.data import training_fingerprint
+from ip2p.training.draws import EncodedPairs, SampleKey, SampleStream
+from ip2p.training.flags import job_of, parse
+from ip2p.training.joining import check_sources, open_all_rows
+from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.mixing import MixedOrder, Rounds
+from ip2p.training.run import new_stream, open_pairs
+from tests.test_training import pair, png, tiny_training, write_pairs
+from tests.test_training_run import WEIGHTS, _StopAfter, run, same_weights
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 SHAPES = [torch.Size((4, 8, 8)), torch.Size((4, 6, 10)), torch.Size((4, 10, 6))]
 
 
@@ -63,3 +79,127 @@ def test_groups_come_in_their_shares_whatever_the_size_of_their_samples() -> Non
     shown = np.bincount([sample for step in range(steps) for sample in order.samples(step, 0, 6)], minlength=60)
     chances = shares[groups] / np.bincount(groups)[groups]
     np.testing.assert_allclose(shown, steps * 6 * chances / chances.sum(), atol=8)
+
+
+def settings(model: Path, **changes: Any) -> TrainingConfig:
+    return tiny_training(model, **({"max_train_steps": 5, "use_ema": False, "train_batch_size": 2} | changes))
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> tuple[Path, Path]:
+    """Five pairs in our columns, and three in those of MagicBrush."""
+    ours = write_pairs(tmp_path / "ours", [pair(n, edit_type=("add", "remove")[n % 2]) for n in range(5)])
+    names = {"original_image": "source_img", "edit_prompt": "instruction", "edited_image": "target_img"}
+    rows = [{names[name]: value for name, value in pair(n).items()} | {"edit_type": "add"} for n in range(10, 13)]
+    return ours, write_pairs(tmp_path / "theirs", rows)
+
+
+def job(config: TrainingConfig, data: Path, output: Path) -> TrainingJob:
+    return job_of(config, str(data), output=output, export=output / "model")
+
+
+def opened(config: TrainingConfig, data: Path, output: Path) -> tuple[EncodedPairs, SampleStream]:
+    each, accelerator = job(config, data, output), Accelerator(cpu=True)
+    rows = open_all_rows(each)
+    pairs = open_pairs(rows, each, accelerator, output)
+    return pairs, new_stream(pairs, each, torch.ones(1000), accelerator, rows)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_sources_of_other_columns_are_joined_each_with_the_cache_that_it_has_alone(
+    tmp_path: Path, sources: tuple[Path, Path], tiny_sd: Path, cached: bool
+) -> None:
+    first, second = sources
+    config = settings(tiny_sd, cache=cached, train_batch_size=1)
+    theirs = {"original_image_column": "source_img", "edited_image_column": "target_img"}
+    second_alone = replace(config, **theirs, edit_prompt_column="instruction")
+    alone = [opened(each, data, tmp_path / data.name) for each, data in ((config, first), (second_alone, second))]
+    if cached:
+        opened(config, first, tmp_path / "both")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "both").rglob("*.safetensors")}
+    pairs, stream = opened(replace(config, more_data=(str(second),)), first, tmp_path / "both")
+    assert len(pairs) == 8 and pairs.source_numbers.tolist() == [0] * 5 + [1] * 3
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "both").rglob("*.safetensors")}
+    assert before.items() <= after.items() and len(after) == 2 * len(before)
+    seen = []
+    for step in range(8):
+        batch, (sample,) = pairs.load(stream, step, stream.draws(step)), stream.samples(step)
+        seen.append(sample)
+        source, own = alone[sample >= 5][0], sample - 5 * (sample >= 5)
+        only = SimpleNamespace(samples=lambda step, own=own: [own], keys=lambda step, own=own: iter([[key(own)]]))
+        expected = source.load(only, 10 * step, stream.draws(step))  # type: ignore[arg-type]
+        assert torch.equal(batch.mean, expected.mean) and torch.equal(batch.condition, expected.condition)
+        assert torch.equal(batch.texts.hidden, expected.texts.hidden)
+    assert sorted(seen) == list(range(8))
+
+
+def key(number: int) -> SampleKey:
+    return SampleKey(number, False, (0.5, 0.5))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_sources_and_values_come_in_the_shares_that_they_are_given(
+    tmp_path: Path, sources: tuple[Path, Path], tiny_sd: Path, cached: bool
+) -> None:
+    options = {"more_data": (str(sources[1]),), "data_weights": (1.0, 3.0), "cache": cached}
+    weights = {"balance_column": "edit_type", "balance_weights": ("remove=2",)}
+    pairs, stream = opened(settings(tiny_sd, **options, **weights), sources[0], tmp_path / "out")
+    shown = np.bincount([sample for step in range(1200) for sample in stream.samples(step)], minlength=8)
+    removed, added = 2 / 3 / 2, 1 / 3 / 3  # of a source with two to remove and three to add
+    expected = np.array([added, removed, added, removed, added, 3 / 3, 3 / 3, 3 / 3]) / 4
+    np.testing.assert_allclose(shown, 2400 * expected, atol=3)
+
+
+def test_a_value_that_no_row_has_and_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, sources: tuple[Path, Path], tiny_sd: Path
+) -> None:
+    config = settings(tiny_sd, balance_column="edit_type", balance_weights=("ad=2",))
+    with pytest.raises(ValueError, match="balance_weights names ad, but the values of edit_type are add, remove"):
+        opened(config, sources[0], tmp_path / "out")
+    with pytest.raises(ValueError, match="data_weights must be 2, of the data and of each of more_data, got 1"):
+        settings(tiny_sd, more_data=("x",), data_weights=(1.0,))
+    for wrong in ("add", "add=", "add=-1", "add=much", "add=nan"):
+        with pytest.raises(ValueError, match="balance_weights are VALUE=WEIGHT"):
+            settings(tiny_sd, balance_column="edit_type", balance_weights=(wrong,))
+    with pytest.raises(ValueError, match="Set balance_column too"):
+        settings(tiny_sd, balance_weights=("add=2",))
+    (tmp_path / "bad").mkdir()
+    bad = write_pairs(tmp_path / "bad", [{"picture": png()}])
+    with pytest.raises(ValueError, match=r"bad.*has no column 'original_image'; its columns are: picture"):
+        check_sources(str(sources[0]), settings(tiny_sd, more_data=(str(bad),)))
+
+
+def test_the_fingerprint_follows_the_content_of_every_source_and_the_weights(
+    tmp_path: Path, sources: tuple[Path, Path], tiny_sd: Path
+) -> None:
+    config, first = settings(tiny_sd), str(sources[0])
+    both = replace(config, more_data=(str(sources[1]),))
+    copied = shutil.copytree(sources[1], tmp_path / "copy")
+    found = [
+        training_fingerprint(each, first)
+        for each in (config, both, replace(both, more_data=(str(copied),)), replace(both, data_weights=(1.0, 2.0)))
+    ]
+    assert found[1] == found[2] and len(set(found)) == 3
+    write_pairs(sources[1], [pair(30)])
+    assert training_fingerprint(both, first) != found[1]
+
+
+@pytest.mark.slow
+def test_a_mixture_that_is_stopped_ends_in_the_same_weights(
+    tmp_path: Path, sources: tuple[Path, Path], tiny_sd: Path
+) -> None:
+    options = {"more_data": (str(sources[1]),), "data_weights": (2.0, 1.0), "checkpointing_steps": 2}
+    config = settings(tiny_sd, **options, aspect_ratio_buckets=True, balance_column="edit_type")
+    summary = run(config, str(sources[0]), tmp_path / "whole", tmp_path / "whole-model", Stop())
+    assert (summary["samples"], summary["dropped"]) == (8, 0)
+    with pytest.raises(Interrupted):
+        run(config, str(sources[0]), tmp_path / "cut", tmp_path / "cut-model", _StopAfter(3))
+    run(config, str(sources[0]), tmp_path / "cut", tmp_path / "cut-model", Stop())
+    assert same_weights(tmp_path / "whole-model" / WEIGHTS, tmp_path / "cut-model" / WEIGHTS)
+
+
+def test_the_flags_of_a_mixture_are_taken_by_the_drop_in() -> None:
+    words = "--train_data_dir x --balance_column edit_type --balance_weights add=2 remove=0.5"
+    parsed = parse([*words.split(), "--more_data", "a", "b", "--data_weights", "1", "2", "0.5"])
+    assert (parsed.more_data, parsed.data_weights) == (("a", "b"), (1.0, 2.0, 0.5))
+    assert parsed.weights_by_value == {"add": 2.0, "remove": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,8 +44,17 @@ class TrainingConfig:
     """Column of the instruction."""
     balance_column: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Column, such as edit_type, whose values are shown equally often. Default: every row once per epoch."""
+    balance_weights: tuple[str, ...] = field(default=(), metadata=OMIT_IF_EMPTY)
+    """How often values of `balance_column` are shown against the others, such as add=2 remove=0.5. Default: 1 each."""
+    more_data: tuple[str, ...] = field(default=(), metadata={**OMIT_IF_EMPTY, **WEIGHTS_FREE})
+    """Further data to train on, each a folder, a file, a pattern or a hub id.
+
+    Their columns have the same names, or those of a known dataset. Each is cached by itself.
+    """
+    data_weights: tuple[float, ...] = field(default=(), metadata=OMIT_IF_EMPTY)
+    """Shares of the samples that the data and each of `more_data` give. Default: as many as they have pairs."""
     max_train_samples: int | None = None
-    """Number of rows to train on, from the first. Default: all."""
+    """Number of rows of each source to train on, from the first. Default: all."""
     streaming: bool = field(default=False, metadata=WEIGHTS_FREE)
     """Stream a hub dataset row by row instead of downloading it first."""
     cache: bool = True
@@ -231,6 +241,7 @@ class TrainingConfig:
         self._check_regions()
         self._check_buckets()
         self._check_optimizer()
+        self._check_mixture()
         check(
             0 <= self.lora_dropout < 1,
             f"lora_dropout must lie in [0, 1), got {self.lora_dropout}. Give a fraction.",
@@ -253,6 +264,37 @@ class TrainingConfig:
         check(
             self.mask_column is None or self.region_weight is not None,
             f"mask_column says where region_weight holds, got {self.mask_column} alone. Set region_weight too.",
+        )
+
+    @property
+    def weights_by_value(self) -> dict[str, float]:
+        """Returns `balance_weights` by value. ValueError for one that is not of the form VALUE=WEIGHT."""
+        weights = {}
+        for word in self.balance_weights:
+            value, equals, weight = word.rpartition("=")
+            try:
+                weights[value] = float(weight)
+            except ValueError:
+                equals = ""
+            check(
+                bool(equals) and 0 <= weights[value] < math.inf,
+                f"balance_weights are VALUE=WEIGHT with a weight of 0 or more, got {word}. Give such as add=2.",
+            )
+        return weights
+
+    def _check_mixture(self) -> None:
+        weights, needed = self.data_weights, 1 + len(self.more_data)
+        check(
+            not weights or len(weights) == needed,
+            f"data_weights must be {needed}, of the data and of each of more_data, got {len(weights)}. Give one each.",
+        )
+        check(
+            not weights or (min(weights) >= 0 and sum(weights) > 0),
+            f"data_weights must be 0 or more and not all 0, got {weights}. Give shares.",
+        )
+        check(
+            not self.weights_by_value or self.balance_column is not None,
+            f"balance_weights are those of a column's values, got {self.balance_weights}. Set balance_column too.",
         )
 
     def _check_optimizer(self) -> None:

@@ -10,6 +10,7 @@ sizes, regions and mirroring.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -18,7 +19,7 @@ import re
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +69,8 @@ class LatentCache:
         self.rows = [part for part in loaded if len(part["prompt"])]
         self.texts = [load_file(path) for path in sorted(folder.glob("text-*.safetensors"))]
         self.starts = np.cumsum([0, *(len(part["prompt"]) for part in self.rows)])
+        self.source_numbers: NDArray[np.int64] = np.zeros(len(self), dtype=np.int64)
+        """The source of the data that each pair comes from."""
         self.dropped = _dropped(folder)
         self.seconds = seconds
         if not len(self):
@@ -127,6 +130,25 @@ class LatentCache:
         return Texts(hidden, pooled)
 
 
+def join_caches(caches: Sequence[LatentCache], nums_rows: Sequence[int]) -> LatentCache:
+    """Returns the caches of sources with so many rows as one, whose row numbers count on from source to source."""
+    joined = copy.copy(caches[0])
+    joined.rows, joined.texts, joined.dropped = [], [], Counter()
+    first_row = 0
+    for cache, num_rows in zip(caches, nums_rows, strict=True):
+        first_prompt = len(joined.texts) * ROWS_PER_PART
+        for part in cache.rows:
+            row = {"row": part["row"] + first_row} if "row" in part else {}
+            joined.rows.append(part | row | {"prompt": part["prompt"] + first_prompt})
+        joined.texts += cache.texts
+        joined.dropped += cache.dropped
+        first_row += num_rows
+    joined.starts = np.cumsum([0, *(len(part["prompt"]) for part in joined.rows)])
+    joined.source_numbers = np.repeat(np.arange(len(caches)), [len(cache) for cache in caches])
+    joined.seconds = round(sum(cache.seconds for cache in caches), 2)
+    return joined
+
+
 def _by_size(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Splits a part whose columns are named `HEIGHTxWIDTH/column` by size, in order of the sizes."""
     sizes: dict[tuple[int, ...], dict[str, Tensor]] = {}
@@ -154,14 +176,22 @@ def _storage(config: TrainingConfig) -> torch.dtype:
 
 
 def load_cache(
-    root: Path, rows: Rows, config: TrainingConfig, accelerator: Accelerator, later: Sequence[str] = ()
+    root: Path,
+    rows: Rows,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    later: Sequence[str] = (),
+    beside: Collection[str] = (),
 ) -> LatentCache:
-    """Loads the cache of these rows, by `cache_key`; missing parts are computed, shared out over the processes."""
+    """Loads the cache of these rows, by `cache_key`; missing parts are computed, shared out over the processes.
+
+    Caches under other keys than those `beside` it are removed.
+    """
     folder = root / cache_key(rows, config, later)
     started = time.monotonic()
     if accelerator.is_main_process:
         for other in root.glob("*"):
-            if re.fullmatch(r"[0-9a-f]{16}", other.name) and other != folder:
+            if re.fullmatch(r"[0-9a-f]{16}", other.name) and other != folder and other.name not in beside:
                 logger.info("removing the latent cache of other data or another model: %s", other)
                 shutil.rmtree(other)
         folder.mkdir(parents=True, exist_ok=True)

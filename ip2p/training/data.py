@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,7 +88,11 @@ def check_local_data(data: str, config: TrainingConfig) -> None:
 
 
 def open_table(data: str, config: TrainingConfig) -> TableRows:
-    """Opens the training rows by number; parquet files are laid out for that on disk, once."""
+    """Opens the training rows by number; parquet files are laid out for that on disk, once.
+
+    The column to balance by is not among them; the rows in order have it.
+    """
+    config = replace(config, balance_column=None, balance_weights=())
     location, files = _located(data), find_files(data)
     if location.is_local and not files:
         return _listed_rows(location, config)
@@ -306,7 +310,9 @@ def models_of(config: TrainingConfig) -> list[Source]:
 
 def sources_of_training(config: TrainingConfig, data: str) -> list[Source]:
     """Returns the models and the data that `training_fingerprint` knows by name."""
-    return models_of(config) + ([] if find_files(data) else [Source("data", data, is_data=True)])
+    further = [("training.more_data", each) for each in config.more_data]
+    named = [(setting, each) for setting, each in (("data", data), *further) if not find_files(each)]
+    return models_of(config) + [Source(setting, each, is_data=True) for setting, each in named]
 
 
 def training_fingerprint(training: TrainingConfig, data: str, output: Path | None = None) -> str:
@@ -324,6 +330,8 @@ def resume_fingerprint(training: TrainingConfig, data: str, output: Path | None 
         free |= {"max_train_steps"}
     names = {field.name for field in fields(TrainingConfig)} - free
     knobs = {name: value for name, value in to_dict(training).items() if name in names}
-    files = find_files(data)
+    contents = [
+        fingerprint_files(files) if (files := find_files(each)) else each for each in (data, *training.more_data)
+    ]
     later = later_contents(output, sources_of_training(training, data)) if output else []
-    return fingerprint(knobs, model_fingerprint(training), fingerprint_files(files) if files else data, *later)
+    return fingerprint(knobs, model_fingerprint(training), *contents, *later)

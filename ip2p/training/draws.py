@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ip2p.config import TrainingConfig
@@ -205,6 +206,11 @@ class EncodedPairs(Protocol):
     @property
     def row_numbers(self) -> Sequence[int]:
         """The row of the data that each pair comes from."""
+        ...
+
+    @property
+    def source_numbers(self) -> NDArray[np.int64]:
+        """The source of the data, if there are several, that each pair comes from."""
         ...
 
     def __len__(self) -> int: ...

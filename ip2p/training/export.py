@@ -79,6 +79,7 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapp
         pipeline_tag="image-to-image",
         tags=["instruct-pix2pix", "image-editing", "diffusers", *(["lora"] if job.use_lora else [])],
     )
+    sources = ", ".join(f"`{public_name(each)}`" for each in (job.data, *job.more_data))
     settings = "\n".join(f"| `{name}` | {getattr(job, name)} |" for name in SHOWN)
     editor = base.editor or DiffusionPipeline
     name, kind = job.hub_model_id or folder.name, editor.__name__
@@ -90,7 +91,7 @@ def write_card(job: TrainingJob, base: Architecture, folder: Path, summary: Mapp
     text = f"""# {name}
 
 Edits images as an instruction says (InstructPix2Pix, https://arxiv.org/abs/2211.09800). Trained from `{model}` on
-{summary["samples"]} pairs of `{public_name(job.data)}` for {summary["steps"]} steps with ip2p.
+{summary["samples"]} pairs of {sources} for {summary["steps"]} steps with ip2p.
 
 ```python
 import torch

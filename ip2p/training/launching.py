@@ -13,13 +13,15 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ip2p.config import PipelineConfig, to_dict
+from ip2p.config import PipelineConfig, TrainingConfig, to_dict
 from ip2p.store import RunFolder, State, read_json, read_json_or_empty, summarised, write_json
-from ip2p.training.data import check_local_data, resume_fingerprint, training_fingerprint
+from ip2p.training.data import resume_fingerprint, training_fingerprint
 from ip2p.training.flags import job_of
+from ip2p.training.joining import check_sources
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,9 @@ def launch(config: PipelineConfig, data: str) -> dict[str, Any]:
     if done is not None:
         logger.info("the training is finished already: %s", folder.model)
         return done
-    check_local_data(data, config.training)  # a missing column stops it at once, not after the child's start
-    job = job_of(config.training, _resolved(data), output=folder.training.resolve(), export=folder.model.resolve())
+    training = _with_resolved_data(config.training)
+    check_sources(data, training)  # a missing column stops it at once, not after the child's start
+    job = job_of(training, _resolved(data), output=folder.training.resolve(), export=folder.model.resolve())
     settings = folder.training / "config.json"
     write_json(settings, to_dict(job))
     command = launch_command(settings, with_shipped_configs(shlex.split(config.training.launch_args)))
@@ -61,7 +64,7 @@ def finished_training(config: PipelineConfig, data: str) -> dict[str, Any] | Non
     if not marker.exists() or not (folder.model / "model_index.json").exists():
         return None
     finished: dict[str, Any] = read_json(marker)
-    expected = training_fingerprint(config.training, _resolved(data), folder.training)
+    expected = training_fingerprint(_with_resolved_data(config.training), _resolved(data), folder.training)
     return finished["summary"] if finished["fingerprint"] == expected else None
 
 
@@ -74,7 +77,7 @@ def training_state(config: PipelineConfig, data: str) -> State:
     try:
         if finished_training(config, data) is not None:
             return "done"
-        expected = resume_fingerprint(config.training, _resolved(data), folder)
+        expected = resume_fingerprint(_with_resolved_data(config.training), _resolved(data), folder)
     except ValueError:  # the data are gone
         return "outdated"
     made = [read_json_or_empty(path).get("fingerprint") for path in checkpoints]
@@ -84,6 +87,10 @@ def training_state(config: PipelineConfig, data: str) -> State:
 def _resolved(data: str) -> str:
     path = Path(data).expanduser()
     return str(path.resolve()) if path.exists() else data
+
+
+def _with_resolved_data(training: TrainingConfig) -> TrainingConfig:
+    return replace(training, more_data=tuple(_resolved(each) for each in training.more_data))
 
 
 def launch_command(settings: Path, launch_args: Sequence[str] = ()) -> list[str]:

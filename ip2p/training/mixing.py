@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ip2p.config import TrainingConfig
 from ip2p.training.draws import draw_order
 
 
@@ -112,3 +113,28 @@ class MixedOrder:
             order = draw_order(len(members), "members", self.seed, size, group, cycle)
             self._orders[size, group] = cycle, order
         return int(members[self._orders[size, group][1][position]])
+
+
+def shares_of(
+    sources: NDArray[np.int64], values: Sequence[str], config: TrainingConfig
+) -> tuple[NDArray[np.int64], list[float]]:
+    """Returns the number of each sample's group, a source's samples of one value, and the groups' shares.
+
+    A source has the share that `data_weights` gives it, and divides it among its values by `balance_weights`; without
+    `data_weights` the sources count as one. Without values they are shown as often as they have samples. ValueError
+    for a weight of a value that no sample has.
+    """
+    present = sorted(set(values))
+    if unknown := sorted(config.weights_by_value.keys() - set(present)):
+        raise ValueError(
+            f"balance_weights names {unknown[0]}, but the values of {config.balance_column} are "
+            f"{', '.join(present[:20]) or 'none'}. Give one of them."
+        )
+    pools = sources if config.data_weights else np.zeros_like(sources)
+    numbers = np.unique(values, return_inverse=True)[1] if values else np.zeros_like(sources)
+    pairs, groups = np.unique(np.stack([pools, numbers]), axis=1, return_inverse=True)
+    weights = [config.weights_by_value.get(present[value], 1.0) if present else 1.0 for value in pairs[1]]
+    totals = np.bincount(pairs[0], weights)
+    shares = [config.data_weights[pool] if config.data_weights else 1.0 for pool in pairs[0]]
+    parts = zip(shares, weights, totals[pairs[0]], strict=True)
+    return groups.reshape(-1), [share * weight / total if total else 0.0 for share, weight, total in parts]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,6 +24,7 @@ from ip2p.training.cache import changed_of, encode_pairs, load_encoder, sizes_of
 from ip2p.training.data import TableRows
 from ip2p.training.decoding import CENTRE, DecodedPair, decode_pair
 from ip2p.training.draws import Batch, SampleKey, SampleStream, StepDraws
+from ip2p.training.joining import JoinedRows
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Decoded:
 class DecodedRows(Dataset[tuple[DecodedPair, str]]):
     """The rows of a table, decoded, by sample key."""
 
-    def __init__(self, rows: TableRows, config: TrainingConfig) -> None:
+    def __init__(self, rows: TableRows | JoinedRows, config: TrainingConfig) -> None:
         self.rows, self.config, self.framing = rows, config, framing_of(config)
 
     def __len__(self) -> int:
@@ -82,7 +84,7 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
 class OnlinePairs:
     """Pairs whose encoders stay in memory."""
 
-    def __init__(self, rows: TableRows, config: TrainingConfig, device: torch.device) -> None:
+    def __init__(self, rows: TableRows | JoinedRows, config: TrainingConfig, device: torch.device) -> None:
         self.dataset, self.config, self.device = DecodedRows(rows, config), config, device
         self.vae = load_encoder(config, device)
         self.encoders = base_architecture(config).load_text_encoders(config, device)
@@ -98,6 +100,12 @@ class OnlinePairs:
     def row_numbers(self) -> Sequence[int]:
         """The row of the data that each pair comes from."""
         return range(len(self))
+
+    @property
+    def source_numbers(self) -> NDArray[np.int64]:
+        """The source of the data that each pair comes from."""
+        rows = self.dataset.rows
+        return rows.source_numbers if isinstance(rows, JoinedRows) else np.zeros(len(rows), dtype=np.int64)
 
     @torch.no_grad()
     def load(self, stream: SampleStream, micro_step: int, draws: StepDraws) -> Batch:

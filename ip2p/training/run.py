@@ -28,23 +28,22 @@ from ip2p.sources.content import later_contents, note
 from ip2p.store import write_json
 from ip2p.store.journal import RecordFile
 from ip2p.training import export
-from ip2p.training.cache import LatentCache, load_cache
+from ip2p.training.cache import LatentCache, cache_key, join_caches, load_cache
 from ip2p.training.checkpoint import Progress, resume
 from ip2p.training.data import (
     ParquetRows,
     Rows,
     find_test_files,
-    open_rows,
-    open_table,
     resume_fingerprint,
     sources_of_training,
     training_fingerprint,
 )
 from ip2p.training.decoding import is_square
 from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream
+from ip2p.training.joining import JoinedRows, open_all_rows, open_all_tables
 from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train
-from ip2p.training.mixing import MixedOrder
+from ip2p.training.mixing import MixedOrder, shares_of
 from ip2p.training.online import OnlinePairs
 from ip2p.training.optimizer import check_optimizer
 from ip2p.training.sharding import is_fsdp, is_zero
@@ -61,6 +60,7 @@ Freed right after the last exchange, the group may wait for its thread while tha
 """
 PLAIN: dict[str, Any] = {
     "balance_column": None,
+    "balance_weights": (),
     "mask_column": None,
     "region_weight": None,
     "aspect_ratio_buckets": False,
@@ -79,7 +79,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     check_optimizer(job)
     export.check_may_upload(job)
     base_architecture(job).check_training(job)
-    rows, pictures = open_rows(job.data, job), read_pictures(job)
+    rows, pictures = open_all_rows(job), read_pictures(job)
     accelerator = new_accelerator(job)
     with accelerator.main_process_first():
         note(output, sources_of_training(job, job.data))
@@ -143,21 +143,24 @@ def new_stream(
     pairs: EncodedPairs, config: TrainingConfig, timestep_chances: Tensor, accelerator: Accelerator, rows: Rows | None
 ) -> SampleStream:
     """Sets up the order of the samples: each once an epoch, balanced by a column, or of one size per batch."""
-    groups: list[str] = []
+    values: list[str] = []
     if config.balance_column and rows is not None:
-        values = rows.values(config.balance_column)
-        groups = [str(values[number]) for number in pairs.row_numbers]
-        logger.info("showing the %d values of %s equally often", len(set(groups)), config.balance_column)
+        of_rows = rows.values(config.balance_column)
+        values = [str(of_rows[number]) for number in pairs.row_numbers]
+        how = "by weight" if config.balance_weights else "equally often"
+        logger.info("showing the %d values of %s %s", len(set(values)), config.balance_column, how)
     further = (pairs.latent_shape, timestep_chances, accelerator.process_index, accelerator.num_processes)
-    if not config.aspect_ratio_buckets or not isinstance(pairs, LatentCache):
-        balanced = BalancedOrder(groups, config.seed) if groups else None
+    if not (config.aspect_ratio_buckets or config.data_weights or config.balance_weights):
+        balanced = BalancedOrder(values, config.seed) if values else None
         return SampleStream(config, len(pairs), *further, balanced)
-    shapes, sizes = pairs.shapes
-    names, numbers = np.unique(groups or [""] * len(pairs), return_inverse=True)
+    shapes, sizes = [pairs.latent_shape], np.zeros(len(pairs), dtype=np.int64)
+    if config.aspect_ratio_buckets and isinstance(pairs, LatentCache):
+        shapes, sizes = pairs.shapes
+        counts = zip(shapes, np.bincount(sizes), strict=True)
+        logger.info("latents of %s", ", ".join(f"{high} x {wide}: {count} pairs" for (_, high, wide), count in counts))
+    groups, shares = shares_of(pairs.source_numbers, values, config)
     batch_size = config.train_batch_size * accelerator.num_processes
-    mixed = MixedOrder(config.seed, batch_size, shapes, sizes, numbers, [1.0] * len(names))
-    counts = zip(shapes, np.bincount(sizes), strict=True)
-    logger.info("latents of %s", ", ".join(f"{high} x {wide}: {count} pairs" for (_, high, wide), count in counts))
+    mixed = MixedOrder(config.seed, batch_size, shapes, sizes, groups, shares)
     return SampleStream(config, len(pairs), *further, mixed=mixed)
 
 
@@ -166,20 +169,33 @@ def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: P
     if job.cache:
         first_rows = itertools.islice(rows.read(), PROBE_ROWS)
         if job.center_crop or job.aspect_ratio_buckets or all(is_square(pair.original) for pair in first_rows):
-            return load_cache(output / "cache", rows, job, accelerator, _later_contents(job, output))
+            return _load_caches(rows, job, accelerator, output)
         logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
     if job.streaming:
         raise ValueError(
             "streamed rows can be read in order only, for a cache. Leave --streaming out, or add --center_crop."
         )
     with accelerator.main_process_first():
-        table = open_table(job.data, job)
+        table = open_all_tables(job)
     return OnlinePairs(table, job, accelerator.device)
 
 
-def _later_contents(job: TrainingJob, output: Path) -> list[str]:
-    """Returns the contents of what the cache knows by name, if they have changed."""
-    return later_contents(output, sources_of_training(job, job.data))
+def _load_caches(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache:
+    """Loads the cache of each source, which is the one that it has alone."""
+    if not isinstance(rows, JoinedRows):
+        return load_cache(output / "cache", rows, job, accelerator, _later_contents(job, job.data, output))
+    sources = [
+        (part, source.config, _later_contents(source.config, source.data, output))
+        for part, source in zip(rows.parts, rows.sources, strict=True)
+    ]
+    keys = {cache_key(*source) for source in sources}
+    caches = [load_cache(output / "cache", *source[:2], accelerator, source[2], keys) for source in sources]
+    return join_caches(caches, [len(part) for part in rows.parts])
+
+
+def _later_contents(config: TrainingConfig, data: str, output: Path) -> list[str]:
+    """Returns the contents of what the cache of some data knows by name, if they have changed."""
+    return later_contents(output, sources_of_training(config, data))
 
 
 def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache | None:
@@ -189,7 +205,8 @@ def _held_out(job: TrainingJob, accelerator: Accelerator, output: Path) -> Laten
         return None
     config = replace(job, max_train_samples=job.num_validation_pairs, random_flip=False, **PLAIN)
     try:
-        rows, later = ParquetRows(files, config), _later_contents(job, output)
+        alone = replace(job, more_data=(), data_weights=())
+        rows, later = ParquetRows(files, config), _later_contents(alone, job.data, output)
         return load_cache(output / "cache" / "held-out", rows, config, accelerator, later)
     except ValueError as error:
         logger.warning("the test split is not used for a held-out loss: %s", error)
