@@ -28,7 +28,14 @@ from ip2p.store.journal import RecordFile
 from ip2p.training.cache import load_cache
 from ip2p.training.data import check_local_data, open_rows, open_table, training_fingerprint
 from ip2p.training.decoding import decode_pair
-from ip2p.training.draws import BalancedOrder, draw_samples, draw_step, drop_conditions
+from ip2p.training.draws import (
+    BalancedOrder,
+    SampleStream,
+    draw_samples,
+    draw_step,
+    draw_strata,
+    drop_conditions,
+)
 from ip2p.training.loop import LossLog, mean_of_last
 from tests.tiny import tiny_unet
 
@@ -171,6 +178,41 @@ def test_draws_depend_on_seed_step_and_process_alone() -> None:
     assert torch.equal(draws[0].dropout, draws[1].dropout)
     assert not any(torch.equal(draws[0].noise, other.noise) for other in draws[2:])
     assert not torch.equal(draws[0].noise, draws[0].posterior)
+
+
+def test_stratified_timesteps_take_one_from_each_part_of_the_density_and_keep_its_chances() -> None:
+    chances = torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chances[7:12] = 0
+    below = np.concatenate([[0.0], np.cumsum(chances.numpy()) / float(chances.sum())])
+    means: dict[str, list[float]] = {"strata": [], "alone": []}
+    counts = np.zeros(40)
+    for step in range(2000):
+        drawn = draw_strata(8, chances, 3, step)
+        for part, timestep in enumerate(drawn.sort().values.tolist()):  # its interval meets the part
+            assert below[timestep] < (part + 1) / 8 and below[timestep + 1] > part / 8
+        counts += np.bincount(drawn, minlength=40)
+        means["strata"].append(float(drawn.double().mean()))
+        alone = draw_step(torch.Size((8, 1)), chances, 3, step).timesteps
+        means["alone"].append(float(alone.double().mean()))
+    np.testing.assert_allclose(counts / counts.sum(), np.diff(below), atol=0.003)
+    assert np.var(means["strata"]) < np.var(means["alone"]) / 10
+    assert torch.equal(draw_strata(8, chances, 3, 5), draw_strata(8, chances, 3, 5))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_strata_span_the_processes_and_micro_steps_of_a_step(accumulation: int) -> None:
+    config = TrainingConfig(stratified_timesteps=True, train_batch_size=2, gradient_accumulation_steps=accumulation)
+    shape, chances = torch.Size((1, 2, 2)), torch.ones(1000)
+    two = [SampleStream(config, 9, shape, chances, rank, 2) for rank in (0, 1)]
+    alone = SampleStream(replace(config, train_batch_size=4), 9, shape, chances)
+    plain = SampleStream(replace(config, stratified_timesteps=False), 9, shape, chances, 0, 2)
+    for step in (0, 6):
+        micro = range(step * accumulation, (step + 1) * accumulation)
+        drawn = [each.draws(number).timesteps for number in micro for each in two]
+        assert torch.equal(torch.cat(drawn), torch.cat([alone.draws(number).timesteps for number in micro]))
+        width = 1000 / (4 * accumulation)
+        assert sorted(int(each // width) for each in torch.cat(drawn)) == list(range(4 * accumulation))
+        assert torch.equal(two[0].draws(micro[0]).noise, plain.draws(micro[0]).noise)
 
 
 @pytest.mark.parametrize(

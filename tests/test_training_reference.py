@@ -55,7 +55,7 @@ class Reference:
             assert wide.bias is not None
             wide.bias.copy_(base.bias)
         self.pipeline.unet.conv_in = wide
-        self.optimizer = torch.optim.AdamW(self.pipeline.unet.parameters(), lr=config.learning_rate)
+        self.optimizer: Any = torch.optim.AdamW(self.pipeline.unet.parameters(), lr=config.learning_rate)
 
     def step(self, trainer: Trainer, step: int) -> float:
         """One step under the trainer's own draws; returns the loss."""
@@ -77,7 +77,8 @@ class Reference:
         if self.scheduler.config.prediction_type == "v_prediction":
             target = self.scheduler.get_velocity(latents, draws.noise, draws.timesteps)
         turned = [turn and self.config.random_flip for turn in draws.mirrored.tolist()]
-        loss = self.weighed((prediction - target).square(), pairs, numbers, turned).mean()
+        squares: Tensor = (prediction - target).square()
+        loss: Any = self.weighed(squares, pairs, numbers, turned).mean()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

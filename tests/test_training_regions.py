@@ -75,7 +75,8 @@ def plain_weights(share: np.ndarray, weight: float | str) -> np.ndarray:
     if weight == "log2":
         weight = math.log2(1 / share.mean()) + 1 if share.any() else 1.0
     weights = np.array([[1 - m + m * float(weight) for m in row] for row in share])
-    return weights / weights.mean()
+    scaled: np.ndarray = weights / weights.mean()
+    return scaled
 
 
 def changed_shares(original: Image.Image, edited: Image.Image, side: int) -> np.ndarray:
@@ -96,9 +97,11 @@ class WeightedReference(Reference):
     def weighed(self, squares: Tensor, pairs: list[DecodedPair], numbers: list[int], turned: list[bool]) -> Tensor:
         weights = []
         for each, number, turn in zip(pairs, numbers, turned, strict=True):
-            share = changed_shares(*map(Image.fromarray, each.pixels), 4)
+            share = changed_shares(Image.fromarray(each.pixels[0]), Image.fromarray(each.pixels[1]), 4)
             if self.config.mask_column:
-                levels = np.asarray(Image.open(io.BytesIO(bytes(self.rows[number].mask or b""))), dtype=float) / 255
+                picture = self.rows[number].mask
+                assert isinstance(picture, bytes)
+                levels = np.asarray(Image.open(io.BytesIO(picture))).astype(float) / 255
                 share = levels.reshape(16, 4, 16, 4).mean((1, 3))[:, :: -1 if turn else 1]
             weights.append(plain_weights(share, self.config.region_weight or 1.0))
         return squares * torch.from_numpy(np.stack(weights)).float()[:, None]
@@ -110,15 +113,13 @@ def test_the_shares_and_weights_of_a_pair_are_those_of_a_loop_over_its_squares(
     weight: float | Literal["log2"], mask: str | None
 ) -> None:
     cells = with_box(3)
-    raw = RawPair(
-        *(cells[name]["bytes"] for name in ("original_image", "edited_image")), "x", cells["mask_image"]["bytes"]
-    )
+    pictures = [cells[name]["bytes"] for name in ("original_image", "edited_image", "mask_image")]
+    raw = RawPair(pictures[0], pictures[1], "x", pictures[2])
     found = decode_pair(raw, Framing(Square(64), Regions(4, 0.1, mask is not None))).changed
     assert found is not None
-    original, edited = (open_picture(each) for each in (raw.original, raw.edited) if each)
-    expected = changed_shares(original, edited, 4)
+    expected = changed_shares(open_picture(pictures[0]), open_picture(pictures[1]), 4)
     if mask:
-        levels = np.asarray(Image.open(io.BytesIO(raw.mask or b"")), dtype=float) / 255
+        levels = np.asarray(Image.open(io.BytesIO(pictures[2]))).astype(float) / 255
         expected = levels.reshape(16, 4, 16, 4).mean((1, 3))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     weights = position_weights(torch.from_numpy(found)[None, None], weight)[0, 0].numpy()
@@ -150,8 +151,8 @@ def test_the_weighted_losses_are_those_of_a_plain_loop(
         source = load_cache(tmp_path / "cache", open_rows(str(boxes), config), config, accelerator)
     trainer, _ = new_trainer(source, config, accelerator)
     reference = WeightedReference(config, boxes)
-    losses = [(trainer.step(step)[0].item(), reference.step(trainer, step)) for step in range(3)]
-    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=2e-4)
+    losses = np.array([(trainer.step(step)[0].item(), reference.step(trainer, step)) for step in range(3)])
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=2e-4)
 
 
 def trainer_on(data: Path, cache: Path, config: TrainingConfig) -> Trainer:

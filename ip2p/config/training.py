@@ -168,6 +168,8 @@ class TrainingConfig:
     """Tokens that the T5 text encoder of a base that has one reads. Default: those of its own pipeline."""
     guidance_scale: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Scale that is told to a base that takes it as an input, such as FLUX.1 dev. Default: 1, no guidance."""
+    stratified_timesteps: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Spread the noise levels of an optimizer step evenly over their density: a steadier loss."""
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
     """Timesteps to draw more often: the first `portion`, the last `portion`, or those from `begin` to `end`."""
     timestep_bias_multiplier: float = 1.0

@@ -25,7 +25,8 @@ class Buckets:
         smallest = min(self.by_resolution)
         resolution = max((each for each in self.by_resolution if each**2 <= area), default=smallest)
         buckets = self.by_resolution[resolution]
-        return buckets[find_nearest_bucket(*size, buckets)]
+        nearest: int = find_nearest_bucket(*size, buckets)
+        return buckets[nearest]
 
 
 def buckets_of(config: TrainingConfig) -> Buckets:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ip2p.images import check_shapes, fit_picture, open_picture, open_upright, read_size
 from ip2p.training.data import RawPair
@@ -114,7 +114,7 @@ def decode_pair(pair: RawPair, framing: Framing | int, crop: tuple[float, float]
     except ValueError:
         nowhere = np.zeros((height, width), dtype=np.float32)
         return replace(decoded, changed=share_by_position(nowhere, framing.regions.side), lacks_mask=True)
-    levels = np.asarray(fitted(mask), dtype=np.float32) / 255
+    levels = np.asarray(fitted(mask), dtype=np.float32) / np.float32(255)
     return replace(decoded, changed=share_by_position(levels, framing.regions.side))
 
 
@@ -150,8 +150,8 @@ def open_mask(picture: bytes | Path | None, size: tuple[int, int]) -> Image.Imag
     check_shapes(size, image.size)
     if image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema()[0] < 255:
-            return alpha.point(lambda level: 255 - level)
+        if np.asarray(alpha).min() < 255:
+            return ImageOps.invert(alpha)
     return image.convert("L")
 
 

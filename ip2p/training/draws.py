@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -53,6 +53,20 @@ def draw_step(shape: torch.Size, timestep_chances: Tensor, *key: object) -> Step
         offset=torch.randn((*shape[:2], 1, 1), generator=generator),
         crop=torch.rand((shape[0], 2), generator=generator),
     )
+
+
+def draw_strata(num: int, timestep_chances: Tensor, *key: object) -> Tensor:
+    """Draws (N,) timesteps of which each comes from another N-th of the chances, in a shuffled order.
+
+    The places within the N-ths are one and the same, so a mean over them varies less than over independent draws, while
+    each timestep has its own chance as ever.
+    """
+    generator = torch.Generator().manual_seed(hash_to_seed("strata", *key))
+    offset = torch.rand(1, generator=generator, dtype=torch.float64)
+    places = (torch.randperm(num, generator=generator) + offset) / num
+    below = timestep_chances.double().cumsum(0)
+    timesteps = torch.searchsorted(below / below[-1], places, right=True)
+    return timesteps.clamp(max=len(below) - 1)
 
 
 @lru_cache(maxsize=2)
@@ -170,6 +184,11 @@ class SampleStream:
         latent_shape = self.latent_shape if self.mixed is None else self.mixed.shape(micro_step)
         shape = torch.Size((size * self.num_processes, *latent_shape))
         draws = draw_step(shape, self.timestep_chances, self.config.seed, micro_step, 0)
+        if self.config.stratified_timesteps:
+            step, number = divmod(micro_step, self.config.gradient_accumulation_steps)
+            num_strata = shape[0] * self.config.gradient_accumulation_steps
+            strata = draw_strata(num_strata, self.timestep_chances, self.config.seed, step)
+            draws = replace(draws, timesteps=strata[number * shape[0] : (number + 1) * shape[0]])
         return draws.part(size * self.process_index, size)
 
     def keys(self, micro_step: int) -> Iterator[list[SampleKey]]:

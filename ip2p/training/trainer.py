@@ -174,8 +174,8 @@ def new_trained(
         average = nn.ParameterList(copies).to(place)
     if average is not None:
         average.eval().requires_grad_(False)
-    options = {"is_lora": config.use_lora, "parts": parts, "averages_itself": averages_itself}
-    return Trained(base, denoiser, average, prepared, schedule, accelerator.scaler, **options), network
+    states = prepared, schedule, accelerator.scaler
+    return Trained(base, denoiser, average, *states, config.use_lora, parts, averages_itself), network
 
 
 def pairs_per_step(config: TrainingConfig, num_processes: int) -> int:
