@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from ip2p.config import TrainingConfig, TrainingJob
+from ip2p.store.journal import RecordFile
 from ip2p.training.data import training_fingerprint
 from ip2p.training.draws import EncodedPairs, SampleKey, SampleStream
 from ip2p.training.flags import job_of, parse
@@ -22,6 +25,7 @@ from ip2p.training.joining import check_sources, open_all_rows
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.mixing import MixedOrder, Rounds
 from ip2p.training.run import new_stream, open_pairs
+from tests import processes
 from tests.test_training import pair, png, tiny_training, write_pairs
 from tests.test_training_run import WEIGHTS, _StopAfter, run, same_weights
 
@@ -203,3 +207,24 @@ def test_the_flags_of_a_mixture_are_taken_by_the_drop_in() -> None:
     parsed = parse([*words.split(), "--more_data", "a", "b", "--data_weights", "1", "2", "0.5"])
     assert (parsed.more_data, parsed.data_weights) == (("a", "b"), (1.0, 2.0, 0.5))
     assert parsed.weights_by_value == {"add": 2.0, "remove": 0.5}
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_on_a_mixture_of_shapes(
+    tmp_path: Path, sources: tuple[Path, Path], tiny_sd: Path
+) -> None:
+    wide = {name: png((128, 64), seed=seed) for seed, name in enumerate(("original_image", "edited_image"))}
+    write_pairs(sources[0], [pair(n, **(wide if n % 2 else {})) for n in range(5)])
+    words = [f"--pretrained_model_name_or_path={tiny_sd}", f"--train_data_dir={sources[0]}"]
+    words += ["--original_image_column=original_image", "--resolution=64", "--aspect_ratio_buckets"]
+    words += [f"--more_data={sources[1]}", "--data_weights", "2", "1", "--region_weight=log2", "--stratified_timesteps"]
+    words += ["--optim=schedule_free", "--learning_rate=1e-3", "--max_train_steps=5", "--log_every=1"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    alone, both = ([*words, f"--output_dir={tmp_path / name}"] for name in ("1", "2"))
+    processes.run(processes.training, [*alone, "--train_batch_size=4"], tmp_path / "log", environment)
+    processes.run_ranks(processes.training, [*both, "--train_batch_size=2"], tmp_path / "log", environment)
+    losses = [[entry["loss"] for entry in RecordFile(tmp_path / name / "loss.jsonl").read()] for name in ("1", "2")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("1", "2"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=5e-5, rtol=0)
