@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from ip2p.training.trainer import Trainer
 from tests.test_training import pair, png, tiny_training, write_pairs
 from tests.test_training_reference import Reference
 from tests.test_training_run import WEIGHTS, _StopAfter, run, same_weights
+from tests.tiny_flow import write_tiny_flux, write_tiny_klein, write_tiny_kontext
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 SIZES = ((64, 64), (128, 64), (64, 128), (96, 64), (200, 100), (64, 64), (150, 75))
@@ -291,6 +293,22 @@ def test_processes_take_parts_of_one_batch_of_one_size(tmp_path: Path, shapes: P
             both = torch.cat([getattr(each, name) for each in halves])
             assert torch.equal(both, getattr(alone.draws(step), name))
     assert len(seen) == len(cache.shapes[0]) == 4
+
+
+@pytest.mark.parametrize("write", [write_tiny_flux, write_tiny_kontext, write_tiny_klein])
+@torch.no_grad()
+def test_every_flow_base_takes_pairs_of_every_shape(
+    tmp_path: Path, shapes: Path, write: Callable[[Path], Path]
+) -> None:
+    options = {"aspect_ratio_buckets": True, "region_weight": 3.0, "use_ema": False, "max_sequence_length": 16}
+    config = tiny_training(write(tmp_path / "base"), train_batch_size=2, **options)
+    trainer = trainer_on(shapes, tmp_path / "cache", config)
+    sizes = {trainer.stream.draws(step).noise.shape: step for step in range(20)}
+    assert len(sizes) == 4
+    for step in sizes.values():
+        changed = trainer.pairs.load(trainer.stream, step, trainer.stream.draws(step)).changed
+        assert changed is not None and changed.shape[2:] == trainer.stream.draws(step).noise.shape[2:]
+        assert torch.isfinite(trainer.loss(step))
 
 
 @pytest.mark.parametrize("model", ["tiny_sd", "tiny_sd3_without_t5"])
