@@ -96,9 +96,6 @@ class EvaluationConfig:
         check_share("sdedit_strengths", *self.sdedit_strengths)
 
 
-Protocol = Literal["auto", "magicbrush", "emu_edit", "curve", "pictures"]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkConfig:
     """Compares editors on the same edits, seeds and settings."""
@@ -110,9 +107,9 @@ class BenchmarkConfig:
     """Editors: runs, model folders or hub ids. The others are tested against the first."""
     out: Path = field(default=Path("benchmarks/default"), metadata=RESULT_FREE)
     """Folder of the pictures, the figures and the page."""
-    protocol: Protocol = "auto"
-    """Measures: MagicBrush's or Emu Edit's, the paper's curve over the image guidance, or whatever the pictures have a
-    ground truth for. `auto` decides by the source's columns."""
+    protocol: str = "auto"
+    """Whose measures are taken, by the name of a benchmark, such as magicbrush, gedit or curve. `auto` decides by the
+    source."""
     split: str = "test"
     """Split of a dataset. The two hub repositories of Emu Edit name their splits the other way round."""
     revision: str | None = None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ip2p import store
-from ip2p.config import BenchmarkConfig, EvaluationConfig, ScoringConfig, TrainingConfig, to_dict
-from ip2p.evaluation.benchmark_cases import Layout, read_benchmark
-from ip2p.evaluation.cases import EditCase
-from ip2p.evaluation.editors import Setting, copy_source, editor_source, sdedit_source
+from ip2p.config import BenchmarkConfig, ScoringConfig, TrainingConfig, to_dict
+from ip2p.evaluation.benchmark_cases import read_benchmark
+from ip2p.evaluation.benchmarks import benchmarks
+from ip2p.evaluation.editors import copy_source, editor_source, sdedit_source
 from ip2p.evaluation.measures import Column, Setup, columns, set_up_measures
 from ip2p.evaluation.metrics import Figures, Record, curve, differences, select, summarise
-from ip2p.evaluation.parts import Part, Plan, edit_and_measure, sdedit_slices, session_slices, slices, sweep_slices
+from ip2p.evaluation.parts import Plan, edit_and_measure, sdedit_slices
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,11 @@ logger = logging.getLogger(__name__)
 def benchmark(config: BenchmarkConfig) -> Figures:
     """Edits and measures what is missing in `config.out`, writes the figures to its figures.json and returns them.
 
-    ValueError if the source or a model cannot be found.
+    ValueError if the source, a model or the protocol cannot be found.
     """
+    if config.protocol not in ("auto", *benchmarks()):
+        names = ", ".join(("auto", *benchmarks()))
+        raise ValueError(f"protocol is {config.protocol!r}, which is not known. Choose from: {names}.")
     source = read_benchmark(
         config.source, split=config.split, revision=config.revision, num=config.num, captions=config.captions
     )
@@ -44,7 +47,10 @@ def benchmark(config: BenchmarkConfig) -> Figures:
         knobs=knobs,
         cases=source.cases,
         editors=editors,
-        parts=plan_benchmark(knobs, protocol, list(names), source.cases),
+        parts=[
+            *benchmarks()[protocol].plan(knobs, list(names), source.cases),
+            *sdedit_slices(knobs, range(len(source.cases))),
+        ],
         # the same for every protocol: figures leave out cases without the ground truth
         measures=set_up_measures(setup),
     )
@@ -78,22 +84,6 @@ def _model_in(model: str) -> str:
     return str(inside) if (inside / "model_index.json").is_file() else model
 
 
-def plan_benchmark(
-    knobs: EvaluationConfig, protocol: str, names: Sequence[str], cases: Sequence[EditCase]
-) -> list[Part]:
-    """Plans every editor on every case, sessions as chains for MagicBrush, and the sweeps for the curve."""
-    all_cases = list(range(len(cases)))
-    usual = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=knobs.image_guidance_scale)
-    parts: list[Part] = []
-    for name in (*names, "copy"):
-        parts += slices(name, "edit", usual, all_cases)
-        if protocol == "magicbrush":
-            parts += session_slices(name, usual, cases)
-    for name in names if protocol == "curve" else ():
-        parts += sweep_slices(name, knobs, all_cases)
-    return [*parts, *sdedit_slices(knobs, all_cases)]
-
-
 def describe_benchmark(
     records: Sequence[Record], protocol: str, names: Sequence[str], strengths: Sequence[float]
 ) -> Figures:
@@ -118,53 +108,13 @@ def describe_benchmark(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """A published way of comparing editors, or ours."""
-
-    layout: Layout
-    """Layout of the data for which it is the default."""
-    words: str
-    published: Mapping[str, str]
-    """Columns that it reports, in its order, with its own short titles; "" for the measure's title."""
-
-
-PROTOCOLS = {
-    "magicbrush": Protocol(
-        "magicbrush",
-        "MagicBrush's protocol: against the target, edit by edit, and at the end of each session",
-        {"l1": "L1", "l2": "L2", "clip_target": "CLIP-I", "dino_target": "DINO", "clip_edited": "CLIP-T"},
-    ),
-    "emu_edit": Protocol(
-        "emu_edit",
-        "Emu Edit's protocol: against the input and the captions, which rewards doing nothing",
-        {
-            "clip_direction": "CLIP dir",
-            "clip_image": "CLIP im",
-            "clip_edited": "CLIP out",
-            "l1_input": "L1",
-            "dino_input": "DINO",
-        },
-    ),
-    "curve": Protocol(
-        "pairs",
-        "the paper's curve over the image guidance: how much is preserved against how much is changed",
-        {"clip_direction": "", "clip_image": "", "clip_edited": ""},
-    ),
-    "pictures": Protocol(
-        "pictures",
-        "pictures with instructions: every measure that their ground truth allows",
-        {"clip_direction": "", "clip_image": "", "clip_edited": "", "l1": ""},
-    ),
-}
-
-
 def protocol_columns(protocol: str) -> list[Column]:
     """Returns the columns that a protocol reports, then those that every table shows."""
-    published = PROTOCOLS[protocol].published
-    own = [replace(columns()[name], title=title or columns()[name].title) for name, title in published.items()]
-    beside = [column for column in columns().values() if column.shown == "everywhere" and column.name not in published]
-    return own + beside
+    benchmark = benchmarks()[protocol]
+    known = columns() | {column.name: column for column in benchmark.columns}
+    own = [replace(known[name], title=title or known[name].title) for name, title in benchmark.published.items()]
+    shown = [column for column in known.values() if column.shown == "everywhere"]
+    return own + [column for column in shown if column.name not in benchmark.published]
 
 
 def known_columns(protocol: str, editors: Mapping[str, Mapping[str, Figures]]) -> list[Column]:
@@ -176,12 +126,10 @@ def known_columns(protocol: str, editors: Mapping[str, Mapping[str, Figures]]) -
     ]
 
 
-def protocol_of(config: BenchmarkConfig, layout: Layout) -> str:
-    """Returns the protocol that is set, or the layout's. ValueError if the data lack the targets that it needs."""
-    if config.protocol == "auto":
-        return next(name for name, protocol in PROTOCOLS.items() if protocol.layout == layout)
-    if config.protocol == "magicbrush" and layout not in ("magicbrush", "pairs"):
-        raise ValueError(
-            f"the protocol magicbrush compares with target images, which {config.source} lacks. Leave --protocol out."
-        )
-    return config.protocol
+def protocol_of(config: BenchmarkConfig, layout: str) -> str:
+    """Returns the protocol that is set, or the layout's. ValueError if the data lack what it needs."""
+    name = layout if config.protocol == "auto" else config.protocol
+    benchmark = benchmarks()[name]
+    if benchmark.takes is not None and layout not in (name, *benchmark.takes):
+        raise ValueError(f"the protocol {name} {benchmark.needs}, which {config.source} lacks. Leave --protocol out.")
+    return name

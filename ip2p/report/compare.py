@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.evaluation.benchmark import PROTOCOLS, known_columns
+from ip2p.evaluation.benchmark import known_columns
+from ip2p.evaluation.benchmarks import benchmarks
 from ip2p.evaluation.metrics import paired
 from ip2p.report.charts import by_type_chart, tradeoff_chart
 from ip2p.report.data import rates_of
@@ -265,7 +266,7 @@ def describe_page(folder: Path) -> Benchmark:
     curves, settings = read_curves(raw.get("curves")), mapping(raw.get("settings"))
     return Benchmark(
         name=folder.resolve().name,
-        protocol=PROTOCOLS[protocol].words,
+        protocol=benchmarks()[protocol].words,
         source=str(settings.get("source", "")),
         n=count_of(raw.get("n")),
         models=models,
