@@ -7,16 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from ip2p import store
-from ip2p.config import BenchmarkConfig, ScoringConfig, TrainingConfig, to_dict
+from ip2p.config import BenchmarkConfig, ImageFormat, ScoringConfig, TrainingConfig, VlmConfig, to_dict
 from ip2p.evaluation.benchmark_cases import read_benchmark
-from ip2p.evaluation.benchmarks import benchmarks
+from ip2p.evaluation.benchmarks import Benchmark, benchmarks
 from ip2p.evaluation.editors import copy_source, editor_source, sdedit_source
+from ip2p.evaluation.judged import aggregate, describe_answers, describe_judge, set_up_judge
 from ip2p.evaluation.measures import Column, Setup, columns, set_up_measures
 from ip2p.evaluation.metrics import Figures, Record, curve, differences, select, summarise
 from ip2p.evaluation.parts import Plan, edit_and_measure, sdedit_slices
+from ip2p.images import encode_image, open_pixels
 
 logger = logging.getLogger(__name__)
+
+EXPORT_QUALITY = 95
+"""Quality of the outputs that a benchmark's own script reads as JPEG."""
 
 
 def benchmark(config: BenchmarkConfig) -> Figures:
@@ -41,20 +48,25 @@ def benchmark(config: BenchmarkConfig) -> Figures:
     else:
         knobs = replace(knobs, sdedit_strengths=())
     clip = ScoringConfig(clip_model=config.clip_model, clip_pretrained=config.clip_pretrained, device=knobs.device)
-    setup = Setup(knobs=knobs, clip=clip, folder=config.out, notes=config.out, dino_model=config.dino_model)
+    chosen = benchmarks()[protocol]
+    judge = set_up_judge(chosen, knobs.vlm, source.cases, config.repeats, config.out)
+    general = replace(knobs, vlm=VlmConfig()) if chosen.questions else knobs  # no judge is asked twice
+    setup = Setup(knobs=general, clip=clip, folder=config.out, notes=config.out, dino_model=config.dino_model)
     plan = Plan(
         folder=config.out,
         knobs=knobs,
         cases=source.cases,
         editors=editors,
         parts=[
-            *benchmarks()[protocol].plan(knobs, list(names), source.cases),
+            *chosen.plan(knobs, list(names), source.cases),
             *sdedit_slices(knobs, range(len(source.cases))),
         ],
         # the same for every protocol: figures leave out cases without the ground truth
-        measures=set_up_measures(setup),
+        measures=[*set_up_measures(setup), *([judge] if judge else [])],
     )
     records, seconds = edit_and_measure(plan)
+    if config.export:
+        export_outputs(plan, chosen, list(names))
     figures = {
         "protocol": protocol,
         "models": names,
@@ -63,8 +75,28 @@ def benchmark(config: BenchmarkConfig) -> Figures:
         "n": len(source.cases),
         "seconds": seconds,
     }
+    if judge:
+        figures["judge"] = describe_judge(judge)
+        for name in (*names, "copy"):
+            edits = select(records, model=name, kind="edit")
+            published = aggregate(chosen, edits, source.cases, config.repeats)
+            figures["editors"][name] |= {"published": published, "answers": describe_answers(edits)}
     store.write_json(config.out / "figures.json", figures)
     return figures
+
+
+def export_outputs(plan: Plan, chosen: Benchmark, names: Sequence[str]) -> None:
+    """Writes the editors' pictures to `outputs/EDITOR/`, under the names that the benchmark's own script looks for."""
+    for part in plan.parts:
+        if part.kind != "edit" or part.model not in names:
+            continue
+        folder = plan.folder / "outputs" / part.model
+        for batch in pq.ParquetFile(plan.edits(part)).iter_batches(batch_size=plan.knobs.batch_size):
+            for row in batch.to_pylist():
+                case, edited = plan.cases[row["case"]], open_pixels(row["edited_image"]["bytes"])
+                for name, pixels in chosen.outputs(case, edited).items():
+                    image_format: ImageFormat = "jpeg" if name.endswith(".jpg") else "png"
+                    store.write_bytes(folder / name, encode_image(pixels, image_format, EXPORT_QUALITY))
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
@@ -98,9 +130,13 @@ def describe_benchmark(
     curves = {name: curve(select(records, model=name, kind="sweep")) for name in names}
     curves["sdedit"] = curve(sdedit, "strength")
     compared, (first, *others) = [column.name for column in protocol_columns(protocol)], names
+    own = benchmarks()[protocol].columns
     return {
         "editors": {
-            name: {"single": summarise(edits), "final": summarise(final[name]) if final.get(name) else None}
+            name: {
+                "single": summarise(edits, further=own),
+                "final": summarise(final[name]) if final.get(name) else None,
+            }
             for name, edits in single.items()
         },
         "curves": {name: points for name, points in curves.items() if points},

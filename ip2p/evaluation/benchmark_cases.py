@@ -17,6 +17,7 @@ import numpy as np
 from ip2p.evaluation.benchmarks import TEXTS, Asked, Facts, SourceEdit, benchmarks
 from ip2p.evaluation.cases import EditCase, Mask, Pixels
 from ip2p.images import Picture, open_pixels, open_upright
+from ip2p.sources.files import parse_json
 from ip2p.sources.location import locate
 from ip2p.sources.rows import HubTable, ParquetTable, Row, Table, lay_out, open_table
 
@@ -124,6 +125,20 @@ def _read_picture(picture: Picture, field: str, where: str) -> Pixels | Mask:
 def file_loaders(files: Mapping[str, bytes | Path | None]) -> dict[str, Callable[[], Pixels | Mask]]:
     """Returns how the picture of each field is loaded, without those that are None."""
     return {field: partial(_read_picture, file, field, str(file)) for field, file in files.items() if file}
+
+
+def read_listing(path: Path) -> list[tuple[str, Row]]:
+    """Reads a JSON object of edits by key. ValueError if the file holds anything else."""
+    try:
+        edits = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(edits, dict):
+        raise ValueError(f"{path} must hold a JSON object of edits by key, got {type(edits).__name__}.")
+    return [
+        (str(key), Row(row if isinstance(row, dict) else {}, f"{path} {key}", path.parent))
+        for key, row in edits.items()
+    ]
 
 
 def read_mask(source: Picture) -> Mask:

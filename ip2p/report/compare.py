@@ -38,9 +38,21 @@ from ip2p.report.facts import (
     mapping,
     read_curves,
     read_figures,
+    sequence,
     take_turns,
 )
-from ip2p.report.format import Cell, Line, Table, count, difference_cell, duration, editor_name, percent, percents
+from ip2p.report.format import (
+    Cell,
+    Line,
+    Table,
+    count,
+    difference_cell,
+    duration,
+    editor_name,
+    percent,
+    percents,
+    score,
+)
 from ip2p.report.pictures import ROWS_AT_ONCE
 from ip2p.report.reading import RunFacts, read_part, read_run
 from ip2p.report.sheets import MOST_EDITORS, NUM_SIDE_BY_SIDE, Sheet, side_by_side
@@ -239,6 +251,10 @@ class Benchmark:
     single: Table | None
     final: Table | None
     """Figures of the last edits of sessions."""
+    published: Table | None
+    """Figures by the benchmark's own rules."""
+    judge: str
+    """Who gave the scores; empty if nobody was asked."""
     against: Table | None
     by_type: list[tuple[str, Table]]
     curves: Chart | None
@@ -252,9 +268,9 @@ def describe_page(folder: Path) -> Benchmark:
     try:
         raw = mapping(store.read_json(folder / "figures.json"))
         protocol = str(raw["protocol"])
+        raw_editors = {name: mapping(parts) for name, parts in mapping(raw["editors"]).items()}
         editors = {
-            name: {part: mapping(figures) for part, figures in mapping(parts).items()}
-            for name, parts in mapping(raw["editors"]).items()
+            name: {part: mapping(figures) for part, figures in parts.items()} for name, parts in raw_editors.items()
         }
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no finished benchmark. Run `ip2p benchmark` with --out {folder}.") from error
@@ -272,6 +288,8 @@ def describe_page(folder: Path) -> Benchmark:
         models=models,
         single=_editors_table(single, headings),
         final=_editors_table(final, headings),
+        published=_published_table({name: sequence(part.get("published")) for name, part in raw_editors.items()}),
+        judge=_judge_words(mapping(raw.get("judge"))),
         against=_differences_table(mapping(raw.get("against_first")), headings),
         by_type=[(name, figures_table(kinds, headings)) for name, kinds in by_type.items()],
         curves=tradeoff_chart(curves),
@@ -286,6 +304,33 @@ def describe_page(folder: Path) -> Benchmark:
 def _editors_table(figures: Mapping[str, Figures], headings: Mapping[str, str]) -> Table | None:
     measured = {editor_name(name): some for name, some in figures.items() if some.n}
     return figures_table(measured, headings) if measured else None
+
+
+def _published_table(raw: Mapping[str, Sequence[object]]) -> Table | None:
+    """Lists a benchmark's own figures, an editor per column; after ± the standard deviation over the repeats."""
+    by_editor = {editor_name(name): [mapping(figure) for figure in some] for name, some in raw.items() if some}
+    lines = [
+        Line(str(same[0].get("label")), count_of(same[0].get("n")), [_repeated_cell(figure) for figure in same])
+        for same in zip(*by_editor.values(), strict=False)
+        if same[0].get("is_headline")
+    ]
+    return Table(list(by_editor), lines) if lines else None
+
+
+def _repeated_cell(figure: Json) -> Cell | None:
+    value, deviation = figure.get("mean"), figure.get("sd")
+    if not is_number(value):
+        return None
+    return Cell(score(value), f"± {score(deviation)}" if is_number(deviation) else "")
+
+
+def _judge_words(judge: Json) -> str:
+    """Names the judge, what the server called it and the questions; empty if there was none."""
+    if not judge:
+        return ""
+    served = ", ".join(mapping(judge.get("served_as")))
+    words = f"{judge.get('model')}{f', served as {served}' if served else ''}"
+    return f"{words}; questions {str(judge.get('questions'))[:12]}, each asked {count_of(judge.get('repeats'))} times"
 
 
 def _differences_table(raw: Json, headings: Mapping[str, str]) -> Table | None:

@@ -10,7 +10,7 @@ from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -37,6 +37,11 @@ class Facts:
     texts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     """Further pictures."""
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.output)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"the output {self.output} would lie outside its folder. Rename the edit.")
 
     @property
     def identity(self) -> str:
