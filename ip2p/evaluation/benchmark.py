@@ -32,8 +32,8 @@ def benchmark(config: BenchmarkConfig) -> Figures:
     ValueError if the source, a model or the protocol cannot be found.
     """
     if config.protocol not in ("auto", *benchmarks()):
-        names = ", ".join(("auto", *benchmarks()))
-        raise ValueError(f"protocol is {config.protocol!r}, which is not known. Choose from: {names}.")
+        known = ", ".join(("auto", *benchmarks()))
+        raise ValueError(f"protocol is {config.protocol!r}, which is not known. Choose from: {known}.")
     source = read_benchmark(
         config.source, split=config.split, revision=config.revision, num=config.num, captions=config.captions
     )

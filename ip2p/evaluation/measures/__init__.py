@@ -110,7 +110,8 @@ def classes_in(package: str, path: Iterable[str], kind: type[T]) -> list[type[T]
 @cache
 def measure_classes() -> tuple[type[Measure], ...]:
     """Returns the measure of every module of this package, in order."""
-    return tuple(sorted(classes_in(__name__, __path__, Measure), key=lambda measure: measure.order))
+    classes = classes_in(__name__, __path__, Measure)  # type: ignore[type-abstract]
+    return tuple(sorted(classes, key=lambda measure: measure.order))
 
 
 @cache
