@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ import pytest
 from PIL import Image
 
 from ip2p.cli import main
-from ip2p.config import BenchmarkConfig, PipelineConfig
+from ip2p.cli.benchmark import describe
+from ip2p.config import BenchmarkConfig, PipelineConfig, VlmConfig
+from ip2p.evaluation import benchmarks as package
 from ip2p.evaluation.benchmark import benchmark
 from ip2p.evaluation.benchmark_cases import read_benchmark
 from ip2p.evaluation.benchmarks import Facts, benchmarks, facts_of
 from ip2p.evaluation.benchmarks.gedit import judged_size
 from ip2p.evaluation.cases import EditCase, Pixels
+from ip2p.evaluation.judged import JudgeMeasure, describe_judge, set_up_judge
 from ip2p.report import write_benchmark
+from ip2p.sources.content import Source, content_of
 from tests.test_evaluation import trained  # noqa: F401
 from tests.test_evaluation_benchmark import cell, edits_of, picture, write_table
-from tests.test_evaluation_vlm import Judge, judge, whole_score  # noqa: F401
+from tests.test_evaluation_vlm import Judge, judge, tiny_vlm, whole_score  # noqa: F401
 
 SIZE = (64, 64)
 
@@ -290,6 +294,111 @@ def test_a_refused_question_and_an_answer_without_scores_are_left_out_and_counte
     asked = len(judge.questions)
     benchmark(replace(config, protocol="imgedit"))
     assert len(judge.questions) == asked
+
+
+def judged_by(config: VlmConfig, source: Path, folder: Path) -> JudgeMeasure:
+    """The measure of a source's benchmark."""
+    read = read_benchmark(str(source))
+    measure = set_up_judge(benchmarks()[read.layout], config, read.cases, 1, folder)
+    assert measure is not None
+    return measure
+
+
+def test_a_judge_that_refuses_everything_is_an_error_and_is_asked_again_when_it_is_put_right(
+    imgedit: Path,
+    judge: Judge,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    judge.fault = lambda question: "400"
+    cases = read_benchmark(str(imgedit)).cases
+    pictures = [case.original_image for case in cases]
+    measure = judged_by(judge.config, imgedit, tmp_path)
+    with pytest.raises(ValueError, match="refused every question"):
+        measure(cases, pictures, pictures)
+    judge.fault = lambda question: ""
+    rows = measure(cases, pictures, pictures)
+    assert [row["judge_refused"] for row in rows] == [0] * 5 and None not in [row["imgedit"] for row in rows]
+
+
+def test_a_local_judge_is_named_by_its_content_and_its_nonsense_is_counted(
+    tiny_vlm: Path,  # noqa: F811
+    imgedit: Path,
+    tmp_path: Path,
+) -> None:
+    config = VlmConfig(model=str(tiny_vlm), backend="local", device="cpu", dtype="float32", max_new_tokens=4)
+    cases = read_benchmark(str(imgedit)).cases[:2]
+    pictures = [case.original_image for case in cases]
+    measure = judged_by(config, imgedit, tmp_path)
+    rows = measure(cases, pictures, pictures)
+    assert [(row["judge_without_scores"], row["imgedit"]) for row in rows] == [(1, None)] * 2
+    described = describe_judge(measure)
+    assert described["content"] == content_of(Source("evaluation.vlm.model", str(tiny_vlm)))
+    assert described["content"] and described["served_as"] == {}
+    assert described["questions"] != describe_judge(replace(measure, benchmark=benchmarks()["kris"]))["questions"]
+
+
+INVENTED = """
+from ip2p.evaluation.benchmark_cases import file_loaders
+from ip2p.evaluation.benchmarks import Aggregate, Benchmark, Facts, Question, SourceEdit
+from ip2p.evaluation.measures import Column
+
+
+class Invented(Benchmark):
+    name = "invented"
+    order = 1
+    words = "an invented protocol"
+    columns = (Column("invented_fun", "Fun", "higher", "mean"),)
+    published = {"invented_fun": "Fun"}
+    takes = ()
+    needs = "needs fun"
+    questions = ("How much fun is it?",)
+
+    def read(self, asked):
+        if not (asked.path / "fun.png").is_file():
+            return None
+        facts = Facts(output="fun-edited.png")
+        loaders = file_loaders({"original_image": asked.path / "fun.png"})
+        return [SourceEdit({"edit_prompt": "make it fun"}, loaders, facts)]
+
+    def ask(self, case, before, after):
+        return [Question(pictures=[], text=self.questions[0] + ' {"fun": 1}', scores=("fun",), low=1, high=5)]
+
+    def values(self, case, answers):
+        return {"invented_fun": answers[0] and answers[0][0]}
+
+    def aggregate(self, edits):
+        return [Aggregate(label="most fun", value=max(values["invented_fun"] for _, values in edits), n=len(edits))]
+"""
+
+
+@pytest.fixture
+def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Data of a benchmark whose only trace is a file in the folder of benchmarks."""
+    (tmp_path / "plug-in").mkdir()
+    (tmp_path / "plug-in" / "invented.py").write_text(INVENTED)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "plug-in")])
+    benchmarks.cache_clear()
+    (tmp_path / "fun").mkdir()
+    Image.fromarray(picture(1, SIZE)).save(tmp_path / "fun" / "fun.png")
+    yield tmp_path / "fun"
+    benchmarks.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_file_in_the_folder_adds_a_benchmark_to_the_command_the_figures_the_page_and_the_outputs(
+    invented: Path,
+    config: BenchmarkConfig,
+    judge: Judge,  # noqa: F811
+) -> None:
+    judge.scores = lambda question, levels: {"fun": 4}  # type: ignore[method-assign]
+    found = benchmark(replace(config, source=str(invented), export=True))
+    name = Path(config.models[0]).name
+    assert found["protocol"] == "invented" and published(found, name)["most fun"]["mean"] == 4
+    assert found["editors"][name]["single"]["invented_fun"] == 4
+    assert "most fun" in "\n".join(describe(found)) and "Fun ↑" in "\n".join(describe(found))
+    page = write_benchmark(config.out).read_text()
+    assert "an invented protocol" in page and "most fun" in page
+    assert (config.out / "outputs" / name / "fun-edited.png").is_file()
 
 
 @pytest.mark.slow

@@ -59,9 +59,25 @@ class JudgeMeasure(Measure):
         return fingerprint(self.judge, self.benchmark.name, self.benchmark.questions, self.repeats, self.facts)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
-        """Returns None for values that the judge did not give. RuntimeError if the server does not answer."""
-        score = partial(self._score, Journal(self.journal))
-        return judge_edits(self.config, list(zip(cases, before, after, strict=True)), score)
+        """Returns None for values that the judge did not give.
+
+        RuntimeError if the server does not answer, ValueError if it has refused all that it was ever asked.
+        """
+        journal = Journal(self.journal)
+        rows = judge_edits(self.config, list(zip(cases, before, after, strict=True)), partial(self._score, journal))
+        self._check_refusals(journal)
+        return rows
+
+    def _check_refusals(self, journal: Journal) -> None:
+        """Raises a ValueError, and forgets the refusals, if there is nothing else: then the settings are wrong."""
+        records = journal.read()
+        own = [record for record in records if record.get("judge") == self.judge]
+        if len(own) > 1 and all("refused" in record for record in own):
+            journal.rewrite([record for record in records if record.get("judge") != self.judge])
+            raise ValueError(
+                f"{self.config.server.base_url} refused every question: {own[0]['refused']}. Check that "
+                f"{self.config.model} sees pictures, and evaluation.vlm.max_new_tokens."
+            )
 
     def _score(self, journal: Journal, ask: Ask, edit: Edit) -> Values:
         questions, counts, rows = self.benchmark.ask(*edit), Counter[str](), list[Values]()
