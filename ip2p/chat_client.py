@@ -79,8 +79,11 @@ class ChatClient:
                 raise next(error for error in errors if error is not None and not isinstance(error, Stopped))
         return [future.result() for future in futures]
 
-    def ask(self, request: Mapping[str, Any]) -> Reply:
-        """Returns `{"text": …}` or `{"refused": …}`. RuntimeError if no answer comes, ValueError for a wrong key."""
+    def ask(self, request: Mapping[str, Any], *, names_model: bool = False) -> Reply:
+        """Returns `{"text": …}` or `{"refused": …}`. RuntimeError if no answer comes, ValueError for a wrong key.
+
+        With `names_model`, a text comes with the `model` that the server says has written it.
+        """
         server = self.server
         for attempt in range(server.max_retries + 1):
             with self._slots:
@@ -88,7 +91,7 @@ class ChatClient:
                     raise Stopped
                 reply = _send(self._client, request, server)
             if isinstance(reply, dict):
-                return reply
+                return {name: value for name, value in reply.items() if names_model or name != "model"}
             logger.info("retrying %s: %s", server.base_url, reply)
             if attempt < server.max_retries:
                 self.stopped.wait(_delay(server, attempt, reply.after))
@@ -124,7 +127,7 @@ def _send(client: OpenAI, request: Mapping[str, Any], server: ServerConfig) -> R
     text = getattr(getattr(choice, "message", None), "content", None)
     finish_reason = getattr(choice, "finish_reason", None)
     if isinstance(text, str):
-        return {"text": text, "finish_reason": finish_reason}
+        return {"text": text, "finish_reason": finish_reason, "model": getattr(reply, "model", None)}
     if finish_reason == "content_filter":
         return {"refused": "the server's filter"}
     return Fault("an answer without a text")

@@ -35,6 +35,8 @@ def write_files(place: Path) -> None:
     _write_originals(place / "clip-filtered-dataset")
     _write_image_folder(place / "my-image-folder")
     _write_magicbrush(place / "MagicBrush" / "test")
+    _write_imgedit(place / "ImgEdit" / "Basic")
+    _write_kris(place / "KRIS_Bench")
     (place / "local_descriptions.json").write_text("{}")
     (place / "data" / "prompts").mkdir(parents=True)
     some = (data_folder() / "prompts" / "photo.jsonl").read_text().splitlines()[:10]
@@ -99,6 +101,23 @@ def _write_magicbrush(folder: Path) -> None:
     (folder / "edit_sessions.json").write_text(json.dumps(sessions))
 
 
+def _write_imgedit(folder: Path) -> None:
+    (folder / "animal").mkdir(parents=True)
+    kinds = {"1082": "adjust", "673": "style"}
+    listing = {key: {"id": f"animal/{key}.png", "prompt": "make it red", "edit_type": kinds[key]} for key in kinds}
+    for number, row in enumerate(listing.values()):
+        _picture(number).save(folder / row["id"])
+    (folder / "basic_edit.json").write_text(json.dumps(listing))
+
+
+def _write_kris(folder: Path) -> None:
+    for number, category in enumerate(("count_change", "biology")):
+        (folder / category).mkdir(parents=True)
+        row = {"ori_img": "1.png", "gt_img": "", "ins_en": "make it red", "explain_en": "it turns red"}
+        (folder / category / "annotation.json").write_text(json.dumps({"1": row}))
+        _picture(number).save(folder / category / "1.png")
+
+
 def write_hub(folder: Path) -> dict[str, Path]:
     """Datasets that pages name by hub id, as parquet folders with the columns of each."""
     texts = {"original_prompt": list(CAPTIONS), "edited_prompt": [f"{caption} at night" for caption in CAPTIONS]}
@@ -107,11 +126,14 @@ def write_hub(folder: Path) -> dict[str, Path]:
     turns = {"instruction": ["make it dark"] * 8, "img_id": [str(number) for number in range(8)], "turn_index": [1] * 8}
     emu = {"input_caption": texts["original_prompt"], "output_caption": texts["edited_prompt"]}
     emu |= {"instruction": ["make it dark"] * 8, "task": ["style"] * 8}
+    gedit = {"key": turns["img_id"], "instruction_language": ["en", "cn"] * 4, "Intersection_exist": [True] * 8}
+    gedit |= {"instruction": ["make it dark"] * 8, "task_type": ["tone_transfer"] * 8}
     columns: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "timbrooks/instructpix2pix-clip-filtered": (ours | texts, {"original_image": before, "edited_image": after}),
         "fusing/instructpix2pix-1000-samples": (ours, {"input_image": before, "edited_image": after}),
         "osunlp/MagicBrush": (turns, {"source_img": before, "target_img": after}),
         "facebook/emu_edit_test_set": (emu, {"image": before}),
+        "stepfun-ai/GEdit-Bench": (gedit, {"input_image": before}),
         "my-parquet-folder": ({"text": ours["edit_prompt"]}, {"before": before, "after": after}),
     }
     return {name: _write_table(folder / name.replace("/", "--"), *told) for name, told in columns.items()}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lpips
 import numpy as np
@@ -16,9 +16,9 @@ import torchvision
 from skimage.metrics import structural_similarity
 
 from ip2p.cli.benchmark import describe
-from ip2p.config.evaluation import Protocol
 from ip2p.evaluation import measures, metrics
-from ip2p.evaluation.benchmark import PROTOCOLS, known_columns, protocol_columns
+from ip2p.evaluation.benchmark import known_columns, protocol_columns
+from ip2p.evaluation.benchmarks import benchmarks
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures.change import ChangeMeasure
 from ip2p.evaluation.measures.lpips import LpipsMeasure
@@ -155,10 +155,13 @@ def test_the_docs_have_a_row_for_every_column_and_for_nothing_else() -> None:
 
 
 def test_every_protocol_reports_columns_that_a_measure_declares_and_each_once() -> None:
-    assert set(PROTOCOLS) == set(get_args(Protocol)) - {"auto"}
-    for protocol in PROTOCOLS:
+    modules = {path.stem for path in (ROOT / "ip2p" / "evaluation" / "benchmarks").glob("*.py")} - {"__init__"}
+    assert len(modules) == len(benchmarks()) == len({benchmark.order for benchmark in benchmarks().values()})
+    for protocol, benchmark in benchmarks().items():
         names = [column.name for column in protocol_columns(protocol)]
-        assert len(names) == len(set(names)) and set(names) <= set(measures.columns())
+        own = [column.name for column in benchmark.columns]
+        assert len(names) == len(set(names)) and set(names) <= {*measures.columns(), *own}
+        assert set(own).isdisjoint(measures.columns()) and bool(own) == bool(benchmark.questions)
 
 
 @pytest.fixture
@@ -192,7 +195,7 @@ def test_a_file_in_the_folder_adds_a_metric_to_scores_figures_report_comparison_
     cells = {title: cell and cell.value for title, cell in zip(table.columns, table.lines[0].cells, strict=True)}
     assert (cells["Invention ↓"], cells["Odd ↑"]) == ("0.250", "50\u00a0%")
     editors: dict[str, dict[str, Any]] = {"model": {"single": figures, "final": None}}
-    for protocol in PROTOCOLS:
+    for protocol in benchmarks():
         assert {"invented", "odd"} <= {column.name for column in known_columns(protocol, editors)}
     _, heading, line = describe({"protocol": "curve", "editors": editors, "n": 4})
     assert "Invention ↓" in heading and len(heading) == len(line)

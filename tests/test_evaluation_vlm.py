@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,12 +46,37 @@ class Judge(ThreadingHTTPServer):
         self.questions: list[str] = []
         self.garbled = False
         self.broken = 0
+        self.fault: Callable[[str], str] = lambda question: ""
+        """What happens to a question: a status, or `nonsense`."""
+        self.answers_left: int | None = None
+        """Answers after which the server fails."""
+        self.drifts = False
+        """True for a judge that changes its mind each time that it is asked the same."""
+        self.served = "judge"
+        self.answered: Counter[str] = Counter()
         self.lock = threading.Lock()
+
+    def scores(self, question: str, levels: Sequence[float]) -> dict[str, float]:
+        """Returns the scores that the question's example names."""
+        names = re.findall(r'"(\w+)": \d', question[question.rindex("{") :])
+        if names == ["followed", "kept"]:
+            return dict(zip(names, levels, strict=True))
+        if names == ["natural", "clean"]:
+            return dict(zip(names, (levels[0], 10 - levels[0]), strict=True))
+        asked = f"{question} {levels}"
+        times = self.answered[asked] if self.drifts else 0
+        self.answered[asked] += 1
+        return {name: whole_score(name, levels[-1], times) for name in names}
 
     @property
     def config(self) -> VlmConfig:
         url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         return VlmConfig(model="judge", server=ServerConfig(base_url=url, first_delay=0.01, max_retries=2))
+
+
+def whole_score(name: str, level: float, times: int = 0) -> int:
+    """The judge's rule for scores from 1 to 5, by the level of the last picture."""
+    return 1 + (int(10 * level) + len(name) + times) % 5
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -61,17 +88,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         *pictures, question = body["messages"][0]["content"]
-        with self.server.lock:
-            self.server.questions.append(question["text"])
-            broken, self.server.broken = self.server.broken > 0, self.server.broken - 1
         levels = [_level(picture["image_url"]["url"]) for picture in pictures]
-        names = ("followed", "kept") if len(levels) == 2 else ("natural", "clean")
-        scores = dict(zip(names, [*levels, 10 - levels[0]], strict=False))
-        text = "I would rather not say." if self.server.garbled else f"Well: {json.dumps({'why': 'x', **scores})} Done."
-        reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "judge"}
+        server, fault = self.server, self.server.fault(question["text"])
+        with server.lock:
+            server.questions.append(question["text"])
+            broken, server.broken = server.broken > 0, server.broken - 1
+            if server.answers_left is not None:
+                broken, server.answers_left = server.answers_left <= 0, server.answers_left - 1
+            scores = {} if broken or fault else server.scores(question["text"], levels)
+        garbled = server.garbled or fault == "nonsense"
+        text = "I would rather not say." if garbled else f"Well: {json.dumps({'why': 'x', **scores})} Done."
+        reply = {"id": "x", "object": "chat.completion", "created": 0, "model": server.served}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         content = json.dumps({**reply, "choices": [choice]}).encode()
-        self.send_response(503 if broken else 200)
+        self.send_response(503 if broken else int(fault) if fault.isdigit() else 200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()

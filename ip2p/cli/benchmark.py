@@ -1,9 +1,9 @@
-"""`ip2p benchmark`: compares editors on MagicBrush, Emu Edit's test set, a dataset or your own pictures."""
+"""`ip2p benchmark`: compares editors on a published benchmark, a dataset or your own pictures."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -62,6 +62,31 @@ def describe(figures: Figures) -> Iterator[str]:
             if parts[part]:
                 values = [parts[part].get(column.name) for column in columns]
                 yield _line(name + words, ["–" if value is None else f"{value:.4f}" for value in values], widths)
+    if "judge" in figures:
+        yield from describe_judged(figures["judge"], figures["editors"])
+
+
+def describe_judged(judge: Figures, editors: Mapping[str, Figures]) -> Iterator[str]:
+    """Yields who judged, and the benchmark's own figures: a line per figure, a column per editor."""
+    served = ", ".join(judge["served_as"]) or "–"
+    yield f"judged by {judge['model']}, served as {served}"
+    yield f"by the questions {judge['questions'][:12]}, each asked {judge['repeats']} times"
+    judged = {name: parts for name, parts in editors.items() if parts.get("published")}
+    widths = [max(16, len(name)) for name in judged]
+    yield _line("", list(judged), widths)
+    for same in zip(*(parts["published"] for parts in judged.values()), strict=True):
+        if same[0]["is_headline"]:
+            yield _line(same[0]["label"], [_spread(figure) for figure in same], widths)
+    counts = [parts["answers"] for parts in judged.values()]
+    for name in counts[0] if counts else ():
+        yield _line(f"questions {name.replace('_', ' ')}", [str(count[name]) for count in counts], widths)
+
+
+def _spread(figure: Figures) -> str:
+    """Writes a figure and its standard deviation over the repeats."""
+    if figure["mean"] is None:
+        return "–"
+    return f"{figure['mean']:.3f}" + (f" ± {figure['sd']:.3f}" if figure["sd"] is not None else "")
 
 
 def _line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:

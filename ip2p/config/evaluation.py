@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_positive, check_share
+from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_not_negative, check_positive, check_share
 from ip2p.config.prompts import ServerConfig
 from ip2p.config.rendering import Precision
 
@@ -29,9 +29,16 @@ class VlmConfig:
     """Precision of a local model."""
     max_new_tokens: int = 300
     """Longest answer in tokens."""
+    temperature: float = field(default=0.0, metadata=OMIT_IF_EMPTY)
+    """Temperature of a server's answers; a local model always gives its likeliest."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_new_tokens")
+        check_not_negative(self, "temperature")
+        check(
+            self.backend == "server" or self.temperature == 0,
+            f"evaluation.vlm.temperature is a server's, got {self.temperature} for a local model. Leave it out.",
+        )
         asks_server = self.model is not None and self.backend == "server"
         check(
             not asks_server or bool(self.server.base_url),
@@ -96,23 +103,20 @@ class EvaluationConfig:
         check_share("sdedit_strengths", *self.sdedit_strengths)
 
 
-Protocol = Literal["auto", "magicbrush", "emu_edit", "curve", "pictures"]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkConfig:
     """Compares editors on the same edits, seeds and settings."""
 
     source: str
-    """Test set of MagicBrush or Emu Edit (folder or hub id), a dataset like ours, a folder or .jsonl of pictures, or
-    `photographs`, two that scikit-learn ships."""
+    """A benchmark's test set (folder or hub id), a dataset like ours, a folder or .jsonl of pictures, or `photographs`,
+    two that scikit-learn ships."""
     models: tuple[str, ...] = ()
     """Editors: runs, model folders or hub ids. The others are tested against the first."""
     out: Path = field(default=Path("benchmarks/default"), metadata=RESULT_FREE)
     """Folder of the pictures, the figures and the page."""
-    protocol: Protocol = "auto"
-    """Measures: MagicBrush's or Emu Edit's, the paper's curve over the image guidance, or whatever the pictures have a
-    ground truth for. `auto` decides by the source's columns."""
+    protocol: str = "auto"
+    """Whose measures are taken, by the name of a benchmark, such as magicbrush, gedit or curve. `auto` decides by the
+    source."""
     split: str = "test"
     """Split of a dataset. The two hub repositories of Emu Edit name their splits the other way round."""
     revision: str | None = None
@@ -129,9 +133,17 @@ class BenchmarkConfig:
     """open_clip's name of its weights; unused for a folder."""
     dino_model: str | None = "facebook/dino-vits16"
     """DINO of both protocols."""
+    repeats: int = field(default=1, metadata=OMIT_IF_EMPTY)
+    """How often a benchmark's judge is asked each question; the figures then have a standard deviation."""
+    export: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also writes the edited pictures under the names that the benchmark's own script looks for, in `outputs/`."""
     evaluation: EvaluationConfig = EvaluationConfig(resolution=0)
-    """How edits are made and how many are swept."""
+    """How edits are made, how many are swept, and the judge."""
 
     def __post_init__(self) -> None:
         check(bool(self.models), "models names no editor. Write: ip2p benchmark SOURCE --models RUN/model")
-        check_positive(self, "num")
+        check_positive(self, "num", "repeats")
+        check(
+            self.repeats == 1 or self.evaluation.vlm.backend == "server",
+            f"repeats is {self.repeats}, but a local judge gives the same answer each time. Leave it out.",
+        )

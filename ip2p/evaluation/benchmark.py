@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from ip2p import store
-from ip2p.config import BenchmarkConfig, EvaluationConfig, ScoringConfig, TrainingConfig, to_dict
-from ip2p.evaluation.benchmark_cases import Layout, read_benchmark
-from ip2p.evaluation.cases import EditCase
-from ip2p.evaluation.editors import Setting, copy_source, editor_source, sdedit_source
+from ip2p.config import BenchmarkConfig, ImageFormat, ScoringConfig, TrainingConfig, VlmConfig, to_dict
+from ip2p.evaluation.benchmark_cases import read_benchmark
+from ip2p.evaluation.benchmarks import Benchmark, benchmarks
+from ip2p.evaluation.editors import copy_source, editor_source, sdedit_source
+from ip2p.evaluation.judged import aggregate, describe_answers, describe_judge, set_up_judge
 from ip2p.evaluation.measures import Column, Setup, columns, set_up_measures
 from ip2p.evaluation.metrics import Figures, Record, curve, differences, select, summarise
-from ip2p.evaluation.parts import Part, Plan, edit_and_measure, sdedit_slices, session_slices, slices, sweep_slices
+from ip2p.evaluation.parts import Plan, edit_and_measure, sdedit_slices
+from ip2p.images import encode_image, open_pixels
 
 logger = logging.getLogger(__name__)
+
+EXPORT_QUALITY = 95
+"""Quality of the outputs that a benchmark's own script reads as JPEG."""
 
 
 def benchmark(config: BenchmarkConfig) -> Figures:
     """Edits and measures what is missing in `config.out`, writes the figures to its figures.json and returns them.
 
-    ValueError if the source or a model cannot be found.
+    ValueError if the source, a model or the protocol cannot be found.
     """
+    if config.protocol not in ("auto", *benchmarks()):
+        known = ", ".join(("auto", *benchmarks()))
+        raise ValueError(f"protocol is {config.protocol!r}, which is not known. Choose from: {known}.")
     source = read_benchmark(
         config.source, split=config.split, revision=config.revision, num=config.num, captions=config.captions
     )
@@ -38,17 +48,25 @@ def benchmark(config: BenchmarkConfig) -> Figures:
     else:
         knobs = replace(knobs, sdedit_strengths=())
     clip = ScoringConfig(clip_model=config.clip_model, clip_pretrained=config.clip_pretrained, device=knobs.device)
-    setup = Setup(knobs=knobs, clip=clip, folder=config.out, notes=config.out, dino_model=config.dino_model)
+    chosen = benchmarks()[protocol]
+    judge = set_up_judge(chosen, knobs.vlm, source.cases, config.repeats, config.out)
+    general = replace(knobs, vlm=VlmConfig()) if chosen.questions else knobs  # no judge is asked twice
+    setup = Setup(knobs=general, clip=clip, folder=config.out, notes=config.out, dino_model=config.dino_model)
     plan = Plan(
         folder=config.out,
         knobs=knobs,
         cases=source.cases,
         editors=editors,
-        parts=plan_benchmark(knobs, protocol, list(names), source.cases),
+        parts=[
+            *chosen.plan(knobs, list(names), source.cases),
+            *sdedit_slices(knobs, range(len(source.cases))),
+        ],
         # the same for every protocol: figures leave out cases without the ground truth
-        measures=set_up_measures(setup),
+        measures=[*set_up_measures(setup), *([judge] if judge else [])],
     )
     records, seconds = edit_and_measure(plan)
+    if config.export:
+        export_outputs(plan, chosen, list(names))
     figures = {
         "protocol": protocol,
         "models": names,
@@ -57,8 +75,28 @@ def benchmark(config: BenchmarkConfig) -> Figures:
         "n": len(source.cases),
         "seconds": seconds,
     }
+    if judge:
+        figures["judge"] = describe_judge(judge)
+        for name in (*names, "copy"):
+            edits = select(records, model=name, kind="edit")
+            published = aggregate(chosen, edits, source.cases, config.repeats)
+            figures["editors"][name] |= {"published": published, "answers": describe_answers(edits)}
     store.write_json(config.out / "figures.json", figures)
     return figures
+
+
+def export_outputs(plan: Plan, chosen: Benchmark, names: Sequence[str]) -> None:
+    """Writes the editors' pictures to `outputs/EDITOR/`, under the names that the benchmark's own script looks for."""
+    for part in plan.parts:
+        if part.kind != "edit" or part.model not in names:
+            continue
+        folder = plan.folder / "outputs" / part.model
+        for batch in pq.ParquetFile(plan.edits(part)).iter_batches(batch_size=plan.knobs.batch_size):
+            for row in batch.to_pylist():
+                case, edited = plan.cases[row["case"]], open_pixels(row["edited_image"]["bytes"])
+                for name, pixels in chosen.outputs(case, edited).items():
+                    image_format: ImageFormat = "jpeg" if name.endswith(".jpg") else "png"
+                    store.write_bytes(folder / name, encode_image(pixels, image_format, EXPORT_QUALITY))
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
@@ -78,22 +116,6 @@ def _model_in(model: str) -> str:
     return str(inside) if (inside / "model_index.json").is_file() else model
 
 
-def plan_benchmark(
-    knobs: EvaluationConfig, protocol: str, names: Sequence[str], cases: Sequence[EditCase]
-) -> list[Part]:
-    """Plans every editor on every case, sessions as chains for MagicBrush, and the sweeps for the curve."""
-    all_cases = list(range(len(cases)))
-    usual = Setting(guidance_scale=knobs.guidance_scale, image_guidance_scale=knobs.image_guidance_scale)
-    parts: list[Part] = []
-    for name in (*names, "copy"):
-        parts += slices(name, "edit", usual, all_cases)
-        if protocol == "magicbrush":
-            parts += session_slices(name, usual, cases)
-    for name in names if protocol == "curve" else ():
-        parts += sweep_slices(name, knobs, all_cases)
-    return [*parts, *sdedit_slices(knobs, all_cases)]
-
-
 def describe_benchmark(
     records: Sequence[Record], protocol: str, names: Sequence[str], strengths: Sequence[float]
 ) -> Figures:
@@ -108,9 +130,13 @@ def describe_benchmark(
     curves = {name: curve(select(records, model=name, kind="sweep")) for name in names}
     curves["sdedit"] = curve(sdedit, "strength")
     compared, (first, *others) = [column.name for column in protocol_columns(protocol)], names
+    own = benchmarks()[protocol].columns
     return {
         "editors": {
-            name: {"single": summarise(edits), "final": summarise(final[name]) if final.get(name) else None}
+            name: {
+                "single": summarise(edits, further=own),
+                "final": summarise(final[name]) if final.get(name) else None,
+            }
             for name, edits in single.items()
         },
         "curves": {name: points for name, points in curves.items() if points},
@@ -118,53 +144,13 @@ def describe_benchmark(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """A published way of comparing editors, or ours."""
-
-    layout: Layout
-    """Layout of the data for which it is the default."""
-    words: str
-    published: Mapping[str, str]
-    """Columns that it reports, in its order, with its own short titles; "" for the measure's title."""
-
-
-PROTOCOLS = {
-    "magicbrush": Protocol(
-        "magicbrush",
-        "MagicBrush's protocol: against the target, edit by edit, and at the end of each session",
-        {"l1": "L1", "l2": "L2", "clip_target": "CLIP-I", "dino_target": "DINO", "clip_edited": "CLIP-T"},
-    ),
-    "emu_edit": Protocol(
-        "emu_edit",
-        "Emu Edit's protocol: against the input and the captions, which rewards doing nothing",
-        {
-            "clip_direction": "CLIP dir",
-            "clip_image": "CLIP im",
-            "clip_edited": "CLIP out",
-            "l1_input": "L1",
-            "dino_input": "DINO",
-        },
-    ),
-    "curve": Protocol(
-        "pairs",
-        "the paper's curve over the image guidance: how much is preserved against how much is changed",
-        {"clip_direction": "", "clip_image": "", "clip_edited": ""},
-    ),
-    "pictures": Protocol(
-        "pictures",
-        "pictures with instructions: every measure that their ground truth allows",
-        {"clip_direction": "", "clip_image": "", "clip_edited": "", "l1": ""},
-    ),
-}
-
-
 def protocol_columns(protocol: str) -> list[Column]:
     """Returns the columns that a protocol reports, then those that every table shows."""
-    published = PROTOCOLS[protocol].published
-    own = [replace(columns()[name], title=title or columns()[name].title) for name, title in published.items()]
-    beside = [column for column in columns().values() if column.shown == "everywhere" and column.name not in published]
-    return own + beside
+    benchmark = benchmarks()[protocol]
+    known = columns() | {column.name: column for column in benchmark.columns}
+    own = [replace(known[name], title=title or known[name].title) for name, title in benchmark.published.items()]
+    shown = [column for column in known.values() if column.shown == "everywhere"]
+    return own + [column for column in shown if column.name not in benchmark.published]
 
 
 def known_columns(protocol: str, editors: Mapping[str, Mapping[str, Figures]]) -> list[Column]:
@@ -176,12 +162,10 @@ def known_columns(protocol: str, editors: Mapping[str, Mapping[str, Figures]]) -
     ]
 
 
-def protocol_of(config: BenchmarkConfig, layout: Layout) -> str:
-    """Returns the protocol that is set, or the layout's. ValueError if the data lack the targets that it needs."""
-    if config.protocol == "auto":
-        return next(name for name, protocol in PROTOCOLS.items() if protocol.layout == layout)
-    if config.protocol == "magicbrush" and layout not in ("magicbrush", "pairs"):
-        raise ValueError(
-            f"the protocol magicbrush compares with target images, which {config.source} lacks. Leave --protocol out."
-        )
-    return config.protocol
+def protocol_of(config: BenchmarkConfig, layout: str) -> str:
+    """Returns the protocol that is set, or the layout's. ValueError if the data lack what it needs."""
+    name = layout if config.protocol == "auto" else config.protocol
+    benchmark = benchmarks()[name]
+    if benchmark.takes is not None and layout not in (name, *benchmark.takes):
+        raise ValueError(f"the protocol {name} {benchmark.needs}, which {config.source} lacks. Leave --protocol out.")
+    return name

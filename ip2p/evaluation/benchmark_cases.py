@@ -1,62 +1,39 @@
-"""Reads held-out edits from elsewhere: MagicBrush, Emu Edit's test set, datasets like ours, and pictures of any kind.
+"""Reads held-out edits from elsewhere: asks each benchmark whether the source is its own, and chooses among the edits.
 
 Pictures stay encoded until they are needed, so that a benchmark's thousands fit into memory.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
+from ip2p.evaluation.benchmarks import TEXTS, Asked, Facts, SourceEdit, benchmarks
 from ip2p.evaluation.cases import EditCase, Mask, Pixels
 from ip2p.images import Picture, open_pixels, open_upright
-from ip2p.presets import data_folder
-from ip2p.sources.columns import EMU_EDIT, KNOWN_SCHEMAS, MAGICBRUSH_TURNS, guess_columns
-from ip2p.sources.edits import read_edits
-from ip2p.sources.files import read_json_file
+from ip2p.sources.files import parse_json
 from ip2p.sources.location import locate
 from ip2p.sources.rows import HubTable, ParquetTable, Row, Table, lay_out, open_table
 
 logger = logging.getLogger(__name__)
 
-Layout = Literal["magicbrush", "emu_edit", "pairs", "pictures"]
-TEXTS = ("edit_prompt", "original_prompt", "edited_prompt", "edit_type", "session")
 PICTURES = {"original_image": "original_image", "edited_image": "target_image", "mask": "mask"}
 """Columns of pictures to fields of a case."""
 WHITE = 250
 """Darkest value of a white pixel in a mask without transparency."""
-MAGICBRUSH = KNOWN_SCHEMAS["osunlp/MagicBrush"] | MAGICBRUSH_TURNS
-Captions = Mapping[str, Row]
-"""A row for each of MagicBrush's sessions: file names of outputs to their captions."""
 
 
 @dataclass(frozen=True, slots=True)
-class SourceEdit:
-    """An edit as it lies in a source: its texts, and how each picture is loaded."""
+class BenchmarkCases:
+    """Cases, and the name of the benchmark whose layout their source has."""
 
-    texts: Mapping[str, str]
-    pictures: Mapping[str, Callable[[], Any]]
-
-    def as_case(self, previous: int | None, is_last: bool) -> EditCase:
-        """Makes the case, at its place in a session."""
-        fields: dict[str, Any] = {**dict.fromkeys(TEXTS, ""), **self.texts, **self.pictures}
-        fields["edit_type"] = fields["edit_type"] or "other"
-        return EditCase(**fields, previous=previous, is_last=is_last)
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """Cases, and the layout of the source that holds them."""
-
-    layout: Layout
+    layout: str
     cases: list[EditCase]
 
 
@@ -67,25 +44,20 @@ def read_benchmark(
     revision: str | None = None,
     num: int | None = None,
     captions: Path | None = None,
-) -> Benchmark:
+) -> BenchmarkCases:
     """Reads the cases of a folder, a .jsonl, parquet files or a hub id: whole sessions up to `num`, types in turn.
 
     `captions` is MagicBrush's file of local descriptions. ValueError if the source is of no known form.
     """
-    path = Path(source).expanduser()
-    listing = path if path.suffix == ".jsonl" else path / "edits.jsonl"
-    layout: Layout = "pictures"
-    if source == "photographs":
-        edits = _read_photographs()
-    elif (path / "edit_sessions.json").is_file():
-        layout, edits = "magicbrush", _read_magicbrush(path, captions)
-    elif listing.is_file():
-        edits = _read_listing(listing)
-    else:
-        table = open_table(locate(source), split=split, revision=revision, any_split=True)
-        layout, columns = _layout_of(table.names, source)
-        edits = _read_table(table, columns, _read_captions(captions))
-    return Benchmark(layout, _choose(edits, num))
+    asked = Asked(source=source, captions=captions)
+    for benchmark in benchmarks().values():
+        if (edits := benchmark.read(asked)) is not None:
+            return BenchmarkCases(benchmark.name, _choose(edits, num))
+    table = open_table(locate(source), split=split, revision=revision, any_split=True)
+    for benchmark in benchmarks().values():
+        if (edits := benchmark.read_table(table, asked)) is not None:
+            return BenchmarkCases(benchmark.name, _choose(edits, num))
+    raise ValueError(f"{source} is not a known benchmark. Its columns are: {', '.join(table.names)}.")
 
 
 def _choose(edits: Sequence[SourceEdit], num: int | None) -> list[EditCase]:
@@ -109,26 +81,17 @@ def _choose(edits: Sequence[SourceEdit], num: int | None) -> list[EditCase]:
     return cases
 
 
-def _layout_of(names: Sequence[str], source: str) -> tuple[Layout, dict[str, str]]:
-    """Recognises a dataset by its columns; maps our names, `session` and `turn` included, to the columns."""
-    benchmarks: dict[Layout, dict[str, str]] = {"magicbrush": MAGICBRUSH, "emu_edit": EMU_EDIT}
-    for layout, columns in benchmarks.items():
-        if all(theirs in names for ours, theirs in columns.items() if ours not in MAGICBRUSH_TURNS):
-            present = {ours: theirs for ours, theirs in columns.items() if theirs in names}
-            return layout, present | ({"session": present["group"]} if layout == "magicbrush" else {})
-    try:
-        columns = guess_columns(names)
-    except ValueError as error:
-        raise ValueError(f"{source} is not a known benchmark: {error}") from error
-    return "pairs", columns | {
-        name: name for name in ("original_prompt", "edited_prompt", "edit_type") if name in names
-    }
+Adapt = Callable[[Row, dict[str, str]], Facts | None]
+"""Takes a row and the texts of its case, which it may change; returns what only the benchmark knows of the edit."""
 
 
-def _read_table(table: Table, columns: Mapping[str, str], captions: Captions) -> list[SourceEdit]:
+def table_edits(
+    table: Table, columns: Mapping[str, str], adapt: Adapt = lambda row, texts: None, further: Sequence[str] = ()
+) -> list[SourceEdit]:
+    """Reads the edits of a table, our names to its columns; `further` are the columns that `adapt` looks at."""
     pictures = {field: columns[name] for name, field in PICTURES.items() if name in columns}
-    names = {name: theirs for name, theirs in columns.items() if name in (*TEXTS, "turn")}
-    rows = list(table.read(list(names.values())))
+    names = {name: theirs for name, theirs in columns.items() if name in TEXTS}
+    rows = list(table.read([*names.values(), *further]))
     if isinstance(table, ParquetTable):
         table = HubTable(lay_out(table, list(dict.fromkeys(pictures.values())), []), "the benchmark")
     edits = []
@@ -137,12 +100,11 @@ def _read_table(table: Table, columns: Mapping[str, str], captions: Captions) ->
             logger.warning("left out %s: no instruction", row.where)
             continue
         texts = {name: row.text(theirs) for name, theirs in names.items()}
-        if (turn := texts.pop("turn", "")) and captions:
-            texts["edited_prompt"] = _caption(captions, texts["session"], f"{texts['session']}-output{turn}.png")
         loaders = {
             field: partial(_read_cell, table, number, theirs, field, row.where) for field, theirs in pictures.items()
         }
-        edits.append(SourceEdit(texts, loaders))
+        facts = adapt(row, texts)
+        edits.append(SourceEdit(texts, loaders, facts))
     return edits
 
 
@@ -160,64 +122,23 @@ def _read_picture(picture: Picture, field: str, where: str) -> Pixels | Mask:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _read_captions(path: Path | None) -> Captions:
-    if path is None:
-        return {}
-    try:
-        captions = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"cannot read the captions {path}: {error}. Give MagicBrush's local_descriptions.json."
-        ) from error
-    sessions = captions.items() if isinstance(captions, dict) else ()
-    return {session: Row(values, str(path)) for session, values in sessions if isinstance(values, dict)}
-
-
-def _caption(captions: Captions, session: str, name: str) -> str:
-    return captions[session].text(name) if session in captions else ""
-
-
-def _read_magicbrush(folder: Path, captions_file: Path | None) -> list[SourceEdit]:
-    """Reads the unpacked test split: `edit_sessions.json` beside `images/<session>/<file>`."""
-    names = ("local_descriptions.json", "local_captions.json")
-    beside = next((folder / name for name in names if (folder / name).is_file()), None)
-    captions, edits = _read_captions(captions_file or beside), list[SourceEdit]()
-    for session, turns in json.loads((folder / "edit_sessions.json").read_text(encoding="utf-8")).items():
-        for turn in turns:
-            pictures = {"original_image": turn["input"], "target_image": turn["output"], "mask": turn.get("mask")}
-            caption = _caption(captions, session, turn["output"])
-            texts = {"session": session, "edit_prompt": turn["instruction"], "edited_prompt": caption}
-            files = {field: folder / "images" / session / name for field, name in pictures.items() if name}
-            edits.append(SourceEdit(texts, _loaders(files)))
-    return edits
-
-
-def _read_listing(path: Path) -> list[SourceEdit]:
-    """Reads lines of `image, edit_prompt` and perhaps `target, mask, original_prompt, edited_prompt, edit_type`."""
-    columns = {"original_image": "image", "target_image": "target", "mask": "mask"}
-    return [
-        SourceEdit(
-            {name: row.text(name) for name in TEXTS},
-            _loaders({field: row.picture(column) for field, column in columns.items()}),
-        )
-        for row in read_edits(path, *columns.values())
-    ]
-
-
-def _loaders(files: Mapping[str, bytes | Path | None]) -> dict[str, Callable[[], Pixels | Mask]]:
+def file_loaders(files: Mapping[str, bytes | Path | None]) -> dict[str, Callable[[], Pixels | Mask]]:
+    """Returns how the picture of each field is loaded, without those that are None."""
     return {field: partial(_read_picture, file, field, str(file)) for field, file in files.items() if file}
 
 
-def _read_photographs() -> list[SourceEdit]:
-    """Reads our edits of the two photographs that scikit-learn ships."""
+def read_listing(path: Path) -> list[tuple[str, Row]]:
+    """Reads a JSON object of edits by key. ValueError if the file holds anything else."""
     try:
-        from sklearn.datasets import load_sample_images
-    except ImportError as error:
-        command = "pip install 'ip2p[photographs]'"
-        raise ValueError(f"the photographs come with scikit-learn. Install it with: {command}") from error
-    images = dict(zip(("china.jpg", "flower.jpg"), load_sample_images().images, strict=True))
-    rows = [dict(row) for _, row in read_json_file(data_folder() / "photographs.jsonl")]
-    return [SourceEdit(row, {"original_image": partial(np.asarray, images[row.pop("image")])}) for row in rows]
+        edits = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(edits, dict):
+        raise ValueError(f"{path} must hold a JSON object of edits by key, got {type(edits).__name__}.")
+    return [
+        (str(key), Row(row if isinstance(row, dict) else {}, f"{path} {key}", path.parent))
+        for key, row in edits.items()
+    ]
 
 
 def read_mask(source: Picture) -> Mask:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ip2p.evaluation.measures import columns
+from ip2p.evaluation.measures import Column, columns
 
 Record = Mapping[str, Any]
 """A row of scores.parquet."""
@@ -22,16 +22,19 @@ def select(records: Iterable[Record], **values: object) -> list[Record]:
     return [record for record in records if all(record[name] == value for name, value in values.items())]
 
 
-def summarise(records: Sequence[Record], edit_types: Sequence[str] = ()) -> Figures:
-    """Computes the figures over all records, and under `by_type` those of each edit type."""
-    by_type = {kind: _figures(select(records, edit_type=kind)) for kind in types_of(records, edit_types)}
-    return {**_figures(records), "by_type": by_type}
+def summarise(records: Sequence[Record], edit_types: Sequence[str] = (), further: Sequence[Column] = ()) -> Figures:
+    """Computes the figures over all records, and under `by_type` those of each edit type.
+
+    `further` are columns that no measure of the package declares.
+    """
+    by_type = {kind: _figures(select(records, edit_type=kind), further) for kind in types_of(records, edit_types)}
+    return {**_figures(records, further), "by_type": by_type}
 
 
-def _figures(records: Sequence[Record]) -> Figures:
+def _figures(records: Sequence[Record], further: Sequence[Column] = ()) -> Figures:
     """Computes a figure for every measured column, shares first; None for those that keep their place unmeasured."""
     figures: Figures = {"n": len(records)}
-    for column in sorted(columns().values(), key=lambda column: column.kind == "mean"):
+    for column in sorted((*columns().values(), *further), key=lambda column: column.kind == "mean"):
         values = [record[column.name] for record in records if record.get(column.name) is not None]
         if values or column.always:
             figures |= _share(column.name, values) if column.kind == "share" else _mean(column.name, values)
@@ -59,6 +62,12 @@ def _mean(name: str, values: Iterable[float]) -> Figures:
         name: sum(finite) / len(finite) if finite else None,
         f"{name}_interval": list(bootstrap_interval(finite)) if finite else None,
     }
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Averages the values that there are; None if there are none."""
+    present = [value for value in values if value is not None]
+    return math.fsum(present) / len(present) if present else None
 
 
 def curve(records: Sequence[Record], by: str = "image_guidance_scale") -> list[Figures]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.report import charts, compare, data, editor, format, pictures, sheets
+from ip2p.report import benchmark, charts, compare, data, editor, format, pictures, sheets
 from ip2p.report.reading import RunFacts, read_run
 from ip2p.store import RunFolder, write_bytes
 
@@ -43,7 +43,7 @@ def write_comparison(configs: Sequence[PipelineConfig], path: Path | None = None
 
 def write_benchmark(folder: Path) -> Path:
     """Writes a finished benchmark as one page and returns its path."""
-    return _write(folder / "index.html", "benchmark.html.jinja", vars(compare.describe_page(folder)))
+    return _write(folder / "index.html", "benchmark.html.jinja", vars(benchmark.describe_page(folder)))
 
 
 def describe_run(facts: RunFacts) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Several editors on one page: runs compared with each other, and the editors of a benchmark."""
+"""Several runs on one page, compared with each other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from ip2p import store
 from ip2p.config import PipelineConfig, to_dict
-from ip2p.evaluation.benchmark import PROTOCOLS, known_columns
 from ip2p.evaluation.metrics import paired
 from ip2p.report.charts import by_type_chart, tradeoff_chart
 from ip2p.report.data import rates_of
@@ -29,27 +27,28 @@ from ip2p.report.editor import (
 )
 from ip2p.report.facts import (
     UNREADABLE,
-    Figures,
     HeldOutEdit,
     Json,
-    count_of,
     is_number,
-    mapping,
-    read_curves,
     read_figures,
     take_turns,
 )
-from ip2p.report.format import Cell, Line, Table, count, difference_cell, duration, editor_name, percent, percents
+from ip2p.report.format import (
+    Cell,
+    Table,
+    count,
+    duration,
+    percent,
+    percents,
+)
 from ip2p.report.pictures import ROWS_AT_ONCE
-from ip2p.report.reading import RunFacts, read_part, read_run
+from ip2p.report.reading import RunFacts, read_run
 from ip2p.report.sheets import MOST_EDITORS, NUM_SIDE_BY_SIDE, Sheet, side_by_side
 from ip2p.report.svg import Chart
 from ip2p.store import RunFolder
 
 logger = logging.getLogger(__name__)
 
-NUM_OF_BENCHMARK = 120
-"""Edits that a benchmark's page shows."""
 CaseHashes = Callable[[Path], Sequence[str]]
 """Reads a hash of every held-out picture from a file of cases."""
 Key = tuple[str, str]
@@ -224,98 +223,3 @@ def _verdict(edits: Mapping[str, Mapping[Key, HeldOutEdit]], key: Key) -> str:
 def default_page(configs: Sequence[PipelineConfig]) -> Path:
     """Returns the page's default place: beside the first run."""
     return configs[0].out.parent / ("comparison-" + "-".join(config.out.name for config in configs) + ".html")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """What the page of a benchmark lays out."""
-
-    name: str
-    protocol: str
-    source: str
-    n: int
-    models: list[str]
-    single: Table | None
-    final: Table | None
-    """Figures of the last edits of sessions."""
-    against: Table | None
-    by_type: list[tuple[str, Table]]
-    curves: Chart | None
-    points: Table
-    pictures: Sheet | None
-    settings: list[tuple[str, str]]
-
-
-def describe_page(folder: Path) -> Benchmark:
-    """Reads a benchmark. ValueError if the folder holds no finished one."""
-    try:
-        raw = mapping(store.read_json(folder / "figures.json"))
-        protocol = str(raw["protocol"])
-        editors = {
-            name: {part: mapping(figures) for part, figures in mapping(parts).items()}
-            for name, parts in mapping(raw["editors"]).items()
-        }
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} holds no finished benchmark. Run `ip2p benchmark` with --out {folder}.") from error
-    columns, models = known_columns(protocol, editors), list(mapping(raw.get("models")))
-    headings = {column.name: column.heading for column in columns}
-    single = {name: read_figures(part.get("single")) for name, part in editors.items()}
-    final = {name: read_figures(part.get("final")) for name, part in editors.items()}
-    by_type = {name: single[name].by_type for name in models if len(single[name].by_type) > 1}
-    curves, settings = read_curves(raw.get("curves")), mapping(raw.get("settings"))
-    return Benchmark(
-        name=folder.resolve().name,
-        protocol=PROTOCOLS[protocol].words,
-        source=str(settings.get("source", "")),
-        n=count_of(raw.get("n")),
-        models=models,
-        single=_editors_table(single, headings),
-        final=_editors_table(final, headings),
-        against=_differences_table(mapping(raw.get("against_first")), headings),
-        by_type=[(name, figures_table(kinds, headings)) for name, kinds in by_type.items()],
-        curves=tradeoff_chart(curves),
-        points=points_table(curves),
-        pictures=_pictures(
-            folder, [*models, *_middle_strength(list(editors))], {column.name: column.title for column in columns[:2]}
-        ),
-        settings=setting_rows(settings.items()),
-    )
-
-
-def _editors_table(figures: Mapping[str, Figures], headings: Mapping[str, str]) -> Table | None:
-    measured = {editor_name(name): some for name, some in figures.items() if some.n}
-    return figures_table(measured, headings) if measured else None
-
-
-def _differences_table(raw: Json, headings: Mapping[str, str]) -> Table | None:
-    """Lists the others' mean gains over the first, on the same edits, with their intervals."""
-    gains = {name: read_figures(part) for name, part in raw.items()}
-    lines = [
-        Line(name, figures.n, [difference_cell(figures.get(column)) for column in headings])
-        for name, figures in gains.items()
-    ]
-    return Table(list(headings.values()), lines) if lines else None
-
-
-def _middle_strength(editors: Sequence[str]) -> list[str]:
-    """Returns SDEdit at the middle of its strengths, to be shown beside the models."""
-    names = [name for name in editors if name.startswith("sdedit ")]
-    return names[len(names) // 2 : len(names) // 2 + 1]
-
-
-def _pictures(folder: Path, names: Sequence[str], titles: Mapping[str, str]) -> Sheet | None:
-    """Shows inputs and outputs side by side, in turns from every edit type."""
-    edits = {editor_name(name): _edits_of(folder, name) for name in names[:MOST_EDITORS]}
-    first = next(iter(edits.values()), {})
-    shared = [edit for case, edit in sorted(first.items()) if all(case in other for other in edits.values())]
-    chosen = take_turns(shared, lambda edit: edit.edit_type, NUM_OF_BENCHMARK)
-    same = {name: [by_case[edit.case] for edit in chosen] for name, by_case in edits.items()}
-    return side_by_side(same, folder / "cases.parquet", titles, len(shared)) if chosen else None
-
-
-def _edits_of(folder: Path, name: str) -> dict[int, HeldOutEdit]:
-    """Reads an editor's edits by case."""
-    model, _, strength = name.partition(" ")
-    kind = "sweep" if strength else "edit"
-    files = sorted((folder / "parts").glob(f"{model}-{kind}-{f's{strength}' if strength else ''}*.parquet"))
-    return {edit.case: edit for file in files for edit in read_part(folder, file.stem) if edit.model == model}

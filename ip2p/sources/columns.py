@@ -64,6 +64,15 @@ def guess_columns(names: Collection[str]) -> dict[str, str]:
     )
 
 
+def fitting(
+    columns: Mapping[str, str], names: Collection[str], optional: Mapping[str, str] | None = None
+) -> dict[str, str] | None:
+    """Returns our names to a benchmark's columns if a table has all of them; with the optional ones that it has."""
+    if not all(theirs in names for theirs in columns.values()):
+        return None
+    return dict(columns) | {ours: theirs for ours, theirs in (optional or {}).items() if theirs in names}
+
+
 def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, where: str) -> dict[str, str]:
     """Maps our names to a table's: by the user's mapping or a known schema, and further columns that have our names.
 

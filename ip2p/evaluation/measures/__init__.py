@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,8 @@ from PIL import Image
 
 from ip2p.config import EvaluationConfig, ScoringConfig
 from ip2p.evaluation.cases import Domain, EditCase, Pixels
+
+T = TypeVar("T")
 
 Values = dict[str, float | bool | None]
 """One edit's value in each column; None if the case lacks the ground truth."""
@@ -94,16 +96,21 @@ class Measure(ABC):
         """Returns one row per edit; the picture after may differ in size from the one before."""
 
 
-@cache
-def measure_classes() -> tuple[type[Measure], ...]:
-    """Returns the measure of every module of this package, in order."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    classes = [
+def classes_in(package: str, path: Iterable[str], kind: type[T]) -> list[type[T]]:
+    """Returns the subclasses of a kind that the modules of a package define."""
+    modules = [importlib.import_module(f"{package}.{info.name}") for info in pkgutil.iter_modules(path)]
+    return [
         value
         for module in modules
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Measure) and value.__module__ == module.__name__
+        if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module.__name__
     ]
+
+
+@cache
+def measure_classes() -> tuple[type[Measure], ...]:
+    """Returns the measure of every module of this package, in order."""
+    classes = classes_in(__name__, __path__, Measure)  # type: ignore[type-abstract]
     return tuple(sorted(classes, key=lambda measure: measure.order))
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from ip2p.chat_client import ChatClient
+from ip2p.chat_client import ChatClient, Reply
 from ip2p.config import VlmConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, fit_to
@@ -42,8 +42,10 @@ ALONE = """You see a picture that a machine made. Give two scores from 0 to 10, 
 Answer with JSON alone, such as {"why": "a short reason", "natural": 6, "clean": 7}."""
 QUESTIONS = (BOTH, ALONE)
 
-Ask = Callable[[Sequence[Image.Image], str], str]
-"""Takes pictures and a question; returns the answer, "" if it was refused."""
+Edit = tuple[EditCase, Pixels, Pixels]
+"""A case, and the pictures before and after."""
+Ask = Callable[[Sequence[Image.Image], str], Reply]
+"""Takes pictures and a question; returns the answer or the refusal, and the model that the server names."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,15 @@ class VlmMeasure(Measure):
     @property
     def identity(self) -> str:
         """Returns a hash of the model and the questions."""
-        model = self.config.model, self.config.revision
-        return fingerprint("vlm", *model, self.config.max_new_tokens, QUESTIONS, *self.later)
+        return fingerprint("vlm", *judge_settings(self.config), QUESTIONS, *self.later)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for scores that an answer does not hold. RuntimeError if the server does not answer."""
-        journal, edits = Journal(self.journal), list(zip(cases, before, after, strict=True))
-        if self.config.backend == "local":
-            ask = local_judge(self.config)
-            return [self._score(ask, journal, *edit) for edit in edits]
-        with closing(ChatClient(self.config.server)) as client:
-            ask = partial(_ask_server, client, self.config)
-            return client.ask_together(edits, lambda edit: self._score(ask, journal, *edit))
+        score = partial(self._score, Journal(self.journal))
+        return judge_edits(self.config, list(zip(cases, before, after, strict=True)), score)
 
-    def _score(self, ask: Ask, journal: Journal, case: EditCase, before: Pixels, after: Pixels) -> Values:
+    def _score(self, journal: Journal, ask: Ask, edit: Edit) -> Values:
+        case, before, after = edit
         pictures = as_images([before, fit_to(after, before)])
         question = BOTH.format(instruction=case.edit_prompt)
         both = read_scores(self._answer(ask, journal, pictures, question), ("followed", "kept"))
@@ -104,36 +101,54 @@ class VlmMeasure(Measure):
         key = content_hash(self.identity, question, *(hash_pixels(np.asarray(picture)) for picture in pictures))
         entry = journal.get(key)
         if entry is None:
-            entry = {"question": question, "text": ask(pictures, question)}
+            entry = {"question": question, "text": str(ask(pictures, question).get("text", ""))}
             journal.add(key, entry)
         return str(entry["text"])
 
 
-def read_scores(answer: str, names: tuple[str, str]) -> tuple[float, float] | None:
-    """Reads two scores in 0..10 from the last JSON object of an answer; None if there are none."""
+def judge_settings(config: VlmConfig) -> tuple[object, ...]:
+    """Returns what of the settings decides a judge's answers."""
+    sampling = [config.temperature] if config.temperature else []
+    return config.model, config.revision, config.max_new_tokens, *sampling
+
+
+def judge_edits(config: VlmConfig, edits: Sequence[Edit], score: Callable[[Ask, Edit], Values]) -> list[Values]:
+    """Scores edits with the judge that is set: together by a server, one after the other by a model in this process.
+
+    RuntimeError if the server does not answer.
+    """
+    if config.backend == "local":
+        answer = local_judge(config)
+        return [score(lambda pictures, question: {"text": answer(pictures, question)}, edit) for edit in edits]
+    with closing(ChatClient(config.server)) as client:
+        return client.ask_together(edits, partial(score, partial(_ask_server, client, config)))
+
+
+def read_scores(answer: str, names: Sequence[str], low: float = 0, high: float = 10) -> tuple[float, ...] | None:
+    """Reads scores in low..high from the last JSON object of an answer that has them all; None if there is none."""
     for text in reversed(re.findall(r"\{[^{}]*\}", answer)):
         try:
             values = json.loads(text)
-            scores = float(values[names[0]]), float(values[names[1]])
+            scores = tuple(float(values[name]) for name in names)
         except (ValueError, TypeError, KeyError):
             continue
-        return scores if all(0 <= score <= 10 for score in scores) else None
+        return scores if all(low <= score <= high for score in scores) else None
     return None
 
 
-def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.Image], question: str) -> str:
+def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.Image], question: str) -> Reply:
     encoded = [base64.b64encode(encode_png(np.asarray(picture))).decode() for picture in pictures]
     images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}} for content in encoded]
     request = {
         "model": config.model,
         "messages": [{"role": "user", "content": [*images, {"type": "text", "text": question}]}],
-        "temperature": 0.0,
+        "temperature": config.temperature,
         "max_tokens": config.max_new_tokens,
     }
-    return str(client.ask(request).get("text", ""))
+    return client.ask(request, names_model=True)
 
 
-def local_judge(config: VlmConfig) -> Ask:
+def local_judge(config: VlmConfig) -> Callable[[Sequence[Image.Image], str], str]:
     """Loads a transformers model, once per process, and returns how to ask it."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
