@@ -16,7 +16,6 @@ from ip2p.config.prompts import (
     FinetuneConfig,
     PromptsConfig,
     ScreeningConfig,
-    ServerConfig,
 )
 from ip2p.config.rendering import (
     AttentionBackend,
@@ -26,6 +25,7 @@ from ip2p.config.rendering import (
     Precision,
     RenderingConfig,
 )
+from ip2p.config.server import EndpointConfig, ImagesApiConfig, ServerConfig
 from ip2p.config.training import DIFFUSERS_DEFAULTS, TrainingConfig, TrainingJob
 
 __all__ = [
@@ -38,10 +38,12 @@ __all__ = [
     "DIFFUSERS_DEFAULTS",
     "DatasetConfig",
     "EditTypeRendering",
+    "EndpointConfig",
     "EvaluationConfig",
     "FilteringConfig",
     "FinetuneConfig",
     "ImageFormat",
+    "ImagesApiConfig",
     "PipelineConfig",
     "Precision",
     "PromptsConfig",

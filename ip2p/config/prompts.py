@@ -16,6 +16,7 @@ from ip2p.config.fields import (
     check_share,
 )
 from ip2p.config.rendering import Precision
+from ip2p.config.server import ServerConfig
 
 Backend = Literal["causal_lm", "chat", "server", "template"]
 """What writes triplets about a caption."""
@@ -98,36 +99,6 @@ class ScreeningConfig:
         check(
             not self.moderation or self.moderation.count(":") == 1,
             f"moderation is written module:function, got {self.moderation!r}. Name a function that takes a text.",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """Reaches an OpenAI-compatible endpoint. Every setting but `response_format` may change during a run."""
-
-    base_url: str = ""
-    """Base URL, such as http://127.0.0.1:8000/v1: vLLM, llama.cpp, Ollama, `transformers serve` or a hosted service."""
-    api_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the API key. A local server needs none."""
-    concurrency: int = 8
-    """Concurrent requests per shard."""
-    timeout: float = 60.0
-    """Seconds to wait for an answer."""
-    max_retries: int = 8
-    """Retries after a transient error, with exponential backoff."""
-    first_delay: float = 1.0
-    """Upper bound in seconds of the first backoff delay, which is drawn from its upper half; doubles every retry."""
-    max_delay: float = 60.0
-    """Longest backoff delay in seconds."""
-    response_format: Literal["json_object", "json_schema", "none"] = "none"
-    """Response format to request. Not every server supports each."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "concurrency", "timeout", "first_delay", "max_delay")
-        check_not_negative(self, "max_retries")
-        check(
-            not self.base_url or self.base_url.startswith(("http://", "https://")),
-            f"base_url must start with http:// or https://, got {self.base_url!r}. Give the part before /chat.",
         )
 
 
