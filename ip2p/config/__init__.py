@@ -19,11 +19,14 @@ from ip2p.config.prompts import (
     ServerConfig,
 )
 from ip2p.config.rendering import (
+    MADE_BY_SERVER,
+    OPTIONAL_RANGES,
     AttentionBackend,
     CrossAlignment,
     EditTypeRendering,
     ImageFormat,
     Precision,
+    RenderingBackend,
     RenderingConfig,
 )
 from ip2p.config.training import DIFFUSERS_DEFAULTS, TrainingConfig, TrainingJob
@@ -42,10 +45,13 @@ __all__ = [
     "FilteringConfig",
     "FinetuneConfig",
     "ImageFormat",
+    "MADE_BY_SERVER",
+    "OPTIONAL_RANGES",
     "PipelineConfig",
     "Precision",
     "PromptsConfig",
     "RESULT_FREE",
+    "RenderingBackend",
     "RenderingConfig",
     "RunnerConfig",
     "ScoringConfig",
