@@ -18,11 +18,14 @@ from ip2p.config.prompts import (
     ScreeningConfig,
 )
 from ip2p.config.rendering import (
+    MADE_BY_SERVER,
+    OPTIONAL_RANGES,
     AttentionBackend,
     CrossAlignment,
     EditTypeRendering,
     ImageFormat,
     Precision,
+    RenderingBackend,
     RenderingConfig,
 )
 from ip2p.config.server import EndpointConfig, ImagesApiConfig, ServerConfig
@@ -44,10 +47,13 @@ __all__ = [
     "FinetuneConfig",
     "ImageFormat",
     "ImagesApiConfig",
+    "MADE_BY_SERVER",
+    "OPTIONAL_RANGES",
     "PipelineConfig",
     "Precision",
     "PromptsConfig",
     "RESULT_FREE",
+    "RenderingBackend",
     "RenderingConfig",
     "RunnerConfig",
     "ScoringConfig",

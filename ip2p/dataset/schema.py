@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ip2p.images import IMAGE_TYPE
-from ip2p.records import DRAWN_COLUMNS
+from ip2p.records import DRAWN_COLUMNS, LATER_COLUMNS
 from ip2p.scoring import SCORE_COLUMNS
 from ip2p.sources.columns import SIDES
 
@@ -28,7 +28,8 @@ _TYPES: dict[str, pa.DataType] = {
     "source": pa.string(),
     "candidate": pa.int64(),
     "seed": pa.int64(),
-    **dict.fromkeys((*DRAWN_COLUMNS, *SCORE_COLUMNS), pa.float64()),
+    **dict.fromkeys((name for name in DRAWN_COLUMNS if name not in LATER_COLUMNS), pa.float64()),
+    **dict.fromkeys(SCORE_COLUMNS, pa.float64()),
 }
 _DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", IMAGE_TYPE: "image"}
 

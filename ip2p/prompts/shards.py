@@ -28,7 +28,7 @@ from ip2p.prompts.backends import check_backend, name_source, open_backend
 from ip2p.prompts.captions import Entry, ReadyLine, normalise, read_captions, read_entries
 from ip2p.prompts.format import Reason, name_edit_type, parse_reply
 from ip2p.prompts.screening import Screen, WordIndex, length_check
-from ip2p.records import TEXT_COLUMNS, EditTriplet
+from ip2p.records import LATER_COLUMNS, TEXT_COLUMNS, EditTriplet
 from ip2p.sources.content import later_contents, models_of, note
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,14 @@ def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
     tallies = ", ".join(f"{name} {num}" for name, num in counts.items())
     logger.info("%s: %s; %.1f texts/s", path.name, tallies, len(generations) / max(seconds, 1e-9))
     seconds = max(seconds, answered.seconds if answered else 0.0)
-    return store.write_shard(path, triplets_table(generations), fingerprint=digest, seconds=seconds, counts=counts)
+    return store.write_shard(
+        path,
+        triplets_table(generations),
+        fingerprint=digest,
+        seconds=seconds,
+        counts=counts,
+        optional=LATER_COLUMNS,
+    )
 
 
 def shard_states(config: PipelineConfig) -> list[store.State]:
@@ -105,13 +112,14 @@ def read_generations(config: PipelineConfig, columns: Sequence[str]) -> Iterator
     paths = store.RunFolder(config.out).shards("triplets")
     if not paths:
         raise ValueError(f"{config.out} has no triplets. Run `ip2p dataset` into that folder first.")
-    return (row for path in paths for row in pq.read_table(path, columns=list(columns)).to_pylist())
+    tables = (pq.read_table(path, schema=SCHEMA, columns=list(columns)) for path in paths)
+    return ({name: value or "" for name, value in row.items()} for table in tables for row in table.to_pylist())
 
 
 def read_triplets(path: Path) -> list[EditTriplet]:
     """Reads the kept triplets of a shard, in order."""
-    rows = pq.read_table(path, columns=[*TEXT_COLUMNS, "reason"]).to_pylist()
-    return [EditTriplet(**{name: row[name] for name in TEXT_COLUMNS}) for row in rows if not row["reason"]]
+    rows = pq.read_table(path, schema=SCHEMA, columns=[*TEXT_COLUMNS, "reason"]).to_pylist()
+    return [EditTriplet(**{name: row[name] or "" for name in TEXT_COLUMNS}) for row in rows if not row["reason"]]
 
 
 @store.summarised("prompts")

@@ -1,0 +1,81 @@
+"""What makes candidate pairs: each module of this package is one backend, found by walking the package."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+from ip2p.config import OPTIONAL_RANGES, RenderingConfig
+from ip2p.records import Candidate
+from ip2p.rendering.table import EncodedPair
+
+Pictures = Mapping[str, bytes]
+"""The stored picture files of a shard by their hash, as a triplet names its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Stands for the pair of a candidate that could not be made; it costs that candidate alone."""
+
+    reason: str
+    """A few words, stored in the table of candidates."""
+
+
+class MakesPairs(ABC):
+    """Makes the pairs of candidates."""
+
+    name: ClassVar[str]
+    """Its value of `rendering.backend`."""
+    needs_pictures: ClassVar[bool] = True
+    """True if it edits a picture: the original side of a pair is the picture's file, to the byte."""
+    draws: ClassVar[tuple[str, ...]] = ()
+    """Which of `OPTIONAL_RANGES` it reads."""
+
+    def check(self, config: RenderingConfig) -> None:
+        """Raises a ValueError of one line for settings that cannot work, before anything is loaded.
+
+        Default: refuses an optional range that the backend does not read.
+        """
+        for section in (config, *config.per_edit_type.values()):
+            for name in OPTIONAL_RANGES:
+                if getattr(section, name) is not None and name not in self.draws:
+                    raise ValueError(f"rendering.{name} is not read by the backend {self.name}. Leave it out.")
+
+    def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
+        """Returns the ids of triplets whose texts would not be read whole, with a warning each. Default: none."""
+        return ()
+
+    @abstractmethod
+    def make_pairs(
+        self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
+    ) -> Iterator[EncodedPair | Failure]:
+        """Yields a pair or a failure per candidate, in order, `config.batch_size` at a time.
+
+        Each candidate has its own generator, seeded with `spec.seed`: a pair depends on nothing else in its batch.
+        """
+
+
+@cache
+def backends() -> Mapping[str, MakesPairs]:
+    """Returns the backend of every module of this package by name."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    classes = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, MakesPairs) and value.__module__ == module.__name__
+    ]
+    return {kind.name: kind() for kind in classes}
+
+
+def backend_of(config: RenderingConfig) -> MakesPairs:
+    """Returns the backend that a config names. ValueError if this version has none of that name."""
+    known = backends()
+    if config.backend not in known:
+        raise ValueError(f"rendering.backend {config.backend} is not available. Known are: {', '.join(known)}.")
+    return known[config.backend]
