@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
+from ip2p.images import format_of
 from ip2p.server_client import RETRIED, Fault, Reply, ServerClient, seconds_asked
 
 if TYPE_CHECKING:
@@ -38,13 +39,15 @@ class EditAnswer:
     """What the server said, of a refusal."""
     by_policy: bool = False
     """Whether it refused what is to be seen, rather than the form of the request."""
+    is_stored: bool = False
+    """Whether it was read from disk."""
 
 
 class ImagesClient(ServerClient):
     """Asks for edited pictures."""
 
     def edit(self, picture: bytes, form: Mapping[str, Any]) -> EditAnswer:
-        """Sends a PNG with the fields of a form, and returns the answer. Errors as in `retry`."""
+        """Sends a picture file with the fields of a form, and returns the answer. Errors as in `retry`."""
         reply = self.retry(partial(_send, picture, form))
         if "address" in reply:
             address = urljoin(f"{self.server.base_url}/", reply["address"])
@@ -61,7 +64,8 @@ def _send(picture: bytes, form: Mapping[str, Any], client: OpenAI) -> Reply | Fa
 
     own = {name: value for name, value in form.items() if name in ("model", "prompt")}
     further = {name: value for name, value in form.items() if name not in own}
-    file = ("picture.png", picture, "image/png")
+    kind = format_of(picture)
+    file = (f"picture.{kind}", picture, f"image/{kind}")
     reply = client.images.edit(image=file, **own, extra_body=further)
     if not isinstance(reply, ImagesResponse):
         return Fault("an answer that is not JSON")

@@ -52,6 +52,11 @@ class ServerClient:
         except ImportError as error:
             raise ValueError("asking a server needs openai. Install it with: pip install 'ip2p[server]'") from error
         self._key = os.environ.get(server.api_key_variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ValueError(
+                f"the key in {server.api_key_variable} holds a line break or another character that cannot be sent. "
+                "Set the variable to the key alone."
+            )
         self._client = OpenAI(
             base_url=server.base_url, api_key=self._key or "none", timeout=server.timeout, max_retries=0
         )

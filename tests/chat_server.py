@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from ip2p.prompts.format import format_json
 
 Fault = str
-"""`429`, `500`, `400` and a code, `401`, `hang`, `half` (a body cut short), `reset`, `empty` (no choice), `garbage` (no JSON)."""
+"""A status and perhaps a code, such as `429`, or `hang`, `half` (a body cut short), `reset`, `empty` (no choice) or
+`garbage` (no JSON)."""
 
 S = TypeVar("S", bound="FaultyServer")
 

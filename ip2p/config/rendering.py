@@ -14,6 +14,7 @@ from ip2p.config.fields import (
     check_range,
     check_unit,
 )
+from ip2p.config.server import EndpointConfig, ImagesApiConfig
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionBackend = Literal["auto", "sdpa", "xformers"]
@@ -71,6 +72,23 @@ def _check_draws(config: RenderingConfig | EditTypeRendering) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlowEditConfig:
+    """FlowEdit: what beside `strength` (its n_max) and `guidance_scale` (the target's) leads from picture to edit."""
+
+    source_guidance_scale: float = 3.5
+    """Classifier-free guidance towards the original caption, less than that towards the edited one."""
+    n_min: float = 0.0
+    """Fraction of last steps that follow the edited caption alone, for edits of the whole look."""
+    n_avg: int = 1
+    """Noises to average over in each step; each costs as much as the first."""
+
+    def __post_init__(self) -> None:
+        check_unit("n_min", self.n_min)
+        check_positive(self, "n_avg")
+        check_not_negative(self, "source_guidance_scale")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderingConfig:
     """Makes candidate pairs of edit triplets. Ranges are drawn from once per candidate."""
 
@@ -97,6 +115,12 @@ class RenderingConfig:
     `filtering.first_look_slack`. Pays off if most candidates are rejected. Default: no preview."""
     guidance_scale: tuple[float, float] = (7.5, 15.0)
     """Range of the classifier-free guidance."""
+    server: EndpointConfig = field(default=EndpointConfig(), metadata={**RESULT_FREE, **OMIT_IF_EMPTY})
+    """Endpoint of the backend `images-api`."""
+    images_api: ImagesApiConfig = field(default=ImagesApiConfig(), metadata=OMIT_IF_EMPTY)
+    """What `images-api` requests."""
+    flowedit: FlowEditConfig = field(default=FlowEditConfig(), metadata=OMIT_IF_EMPTY)
+    """Settings of the backend `flowedit`."""
     p2p: tuple[float, float] = (0.1, 0.9)
     """Range of the fraction of steps with shared self-attention."""
     cross_p2p: tuple[float, float] = (0.0, 0.0)

@@ -54,8 +54,8 @@ class ImagesApiConfig:
     response_format: Literal["b64_json", "url", "none"] = "none"
     """Form of the answer to request. Either form is read; some servers take the field, and some refuse it."""
     drawn: tuple[str, ...] = ()
-    """Draws of a candidate to send as form fields: seed, guidance_scale, image_guidance_scale, strength. vLLM-Omni takes
-    the seed and guidance_scale."""
+    """Draws of a candidate to send as form fields: seed, guidance_scale, image_guidance_scale, strength.
+    vLLM-Omni takes the seed and guidance_scale."""
     fields: dict[str, str] = field(default_factory=dict)
     """Further form fields as the server names them, such as num_inference_steps or quality."""
 

@@ -24,6 +24,8 @@ from ip2p.rendering.candidates import CandidateQueue, Key, draw_candidates, key_
 from ip2p.rendering.table import EncodedPair
 from ip2p.scoring.scorer import Scorer, load_scorer
 
+ANSWERS = "answers"
+"""The folder beside the pairs for what a backend must not ask for twice."""
 ScoredPair = tuple[ScoredCandidate, EncodedPair | None]
 """A result and its images; None if there are none."""
 
@@ -121,7 +123,7 @@ def _scored_pairs(
             ready = [candidate for candidate in promising if is_guided(candidate.spec) == first_is_guided][:size]
             if len(ready) == size or not batch or config.rendering.first_look_steps is None:
                 promising = [candidate for candidate in promising if candidate not in ready]
-                results += _score(config, scorer, ready, list(make_pairs(config.rendering, ready, pictures)))
+                results += _score(config, scorer, ready, list(make_pairs(config, ready, pictures)))
             yield from results
             queue.settle(result for result, _ in results)
             bar.update(len(results))
@@ -135,7 +137,8 @@ def _look(
     steps = config.rendering.first_look_steps
     if steps is None or not batch:
         return list(batch), []
-    quick = replace(config.rendering, first_look_steps=None, num_inference_steps=steps)
+    few_steps = replace(config.rendering, first_look_steps=None, num_inference_steps=steps)
+    quick = replace(config, rendering=few_steps)
     results = _score(config, scorer, batch, list(make_pairs(quick, batch, pictures)), first_look=True)
     passes = passes_first_look(batch, [result.scores for result, _ in results], config.filtering)
     passes = [good and not result.scores.failure for good, (result, _) in zip(passes, results, strict=True)]
@@ -173,7 +176,7 @@ def _score(
 def render_again(config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures) -> list[ScoredPair]:
     """Renders and scores candidates whose images were not kept."""
     size = config.rendering.batch_size
-    scorer, pairs = load_scorer(config.scoring), make_pairs(config.rendering, candidates, pictures)
+    scorer, pairs = load_scorer(config.scoring), make_pairs(config, candidates, pictures)
     blocks = (candidates[start : start + size] for start in range(0, len(candidates), size))
     return [pair for block in blocks for pair in _score(config, scorer, block, list(islice(pairs, len(block))))]
 
@@ -186,11 +189,11 @@ def _decoded(pairs: Sequence[EncodedPair]) -> tuple[list[Image.Image], list[Imag
 
 
 def make_pairs(
-    config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
+    config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures
 ) -> Iterator[EncodedPair | Failure]:
     """Yields what the backend makes of each candidate, in order; a candidate that lacks its picture fails."""
-    backend = backend_of(config)
+    backend = backend_of(config.rendering).keeping(config.out / "pairs" / ANSWERS)
     lacks = [backend.needs_pictures and candidate.triplet.picture not in pictures for candidate in candidates]
     usable = [candidate for candidate, is_lacking in zip(candidates, lacks, strict=True) if not is_lacking]
-    made = backend.make_pairs(config, usable, pictures) if usable else iter(())
+    made = backend.make_pairs(config.rendering, usable, pictures) if usable else iter(())
     return (Failure("no picture") if is_lacking else next(made) for is_lacking in lacks)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 from ip2p.config import OPTIONAL_RANGES, RenderingConfig
@@ -49,6 +50,10 @@ class MakesPairs(ABC):
     def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
         """Returns the ids of triplets whose texts would not be read whole, with a warning each. Default: none."""
         return ()
+
+    def keeping(self, folder: Path) -> MakesPairs:
+        """Returns the backend that keeps what must not be asked for twice in a folder of its own. Default: as it is."""
+        return self
 
     @abstractmethod
     def make_pairs(
