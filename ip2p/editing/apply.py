@@ -76,10 +76,14 @@ def fitting_size(pipeline: DiffusionPipeline, width: int, height: int) -> tuple[
 
 def encode_images(pipeline: DiffusionPipeline, base: Architecture, images: NDArray[np.uint8]) -> Tensor:
     """Encodes (N, H, W, 3) to the posterior's mode (N, C, h, w), normalised for a model that takes it so."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents, _ = encode_posterior(pipeline.vae, pixels.to(pipeline.vae.device, pipeline.vae.dtype))
-    latents = latents.to(base.denoiser(pipeline).dtype)
+    latents = encode_posteriors(pipeline, images)[0].to(base.denoiser(pipeline).dtype)
     return LatentSpace.of(pipeline.vae.config).scaled(latents) if base.condition_is_scaled(pipeline) else latents
+
+
+def encode_posteriors(pipeline: DiffusionPipeline, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Encodes (N, H, W, 3) to the mean and the deviation of their latents, (N, C, h, w) in float32."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return encode_posterior(pipeline.vae, pixels.to(pipeline.vae.device, pipeline.vae.dtype))
 
 
 def denoise(
