@@ -19,7 +19,7 @@ from ip2p.config import FlowEditConfig
 from ip2p.editing.apply import encode_posteriors
 from ip2p.editing.captioned import CaptionedDenoiser
 from ip2p.models.architecture import architecture_of
-from ip2p.models.latents import LatentSpace, decode_images
+from ip2p.models.latents import LatentSpace, decode_images, widen_if_it_overflows
 from ip2p.models.noise.flow import FlowNoise
 
 
@@ -57,6 +57,7 @@ def lead_images(
     max_sequence_length: int | None = None,
 ) -> NDArray[np.uint8]:
     """Returns the edits of (N, H, W, 3) images, each along its own way and with its own noise."""
+    widen_if_it_overflows(pipeline.vae)
     mean, _ = encode_posteriors(pipeline, images)
     originals = LatentSpace.of(pipeline.vae.config).scaled(mean)
     edited = lead_latents(pipeline, originals, ways, settings, num_steps, images.shape[1:3], max_sequence_length)
