@@ -9,6 +9,7 @@ minute, it does not retry an answer without a text, and it does not stop after a
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import random
@@ -35,6 +36,12 @@ RETRIED = (408, 409, 425, 429)
 """Statuses below 500 after which a request is retried, as it is after all from 500."""
 _slots: dict[tuple[str, int], threading.BoundedSemaphore] = {}
 _slots_lock = threading.Lock()
+
+
+def picture_part(content: bytes, kind: str = "png") -> dict[str, Any]:
+    """Returns a picture file of a kind, such as png, as a part of a message."""
+    url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 class ChatClient:

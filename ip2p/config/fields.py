@@ -97,7 +97,8 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 def names_with(kind: type, *marks: Mapping[str, object]) -> frozenset[str]:
     """Returns the names of a dataclass's fields that carry one of the metadata marks."""
-    return frozenset(field.name for field in dataclasses.fields(kind) if dict(field.metadata) in marks)
+    fields = dataclasses.fields(kind)
+    return frozenset(field.name for field in fields if any(mark.items() <= field.metadata.items() for mark in marks))
 
 
 def fingerprint(*parts: Any) -> str:
