@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,12 @@ from ip2p.server_client import Fault, Reply, ServerClient
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+
+def picture_part(content: bytes, kind: str = "png") -> dict[str, Any]:
+    """Returns a picture file of a kind, such as png, as a part of a message."""
+    url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 class ChatClient(ServerClient):

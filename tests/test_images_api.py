@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +15,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ip2p.config import EndpointConfig, ImagesApiConfig, RenderingConfig, fingerprint, to_dict
+from ip2p import prompts, rendering, store
+from ip2p.config import (
+    EndpointConfig,
+    FilteringConfig,
+    ImagesApiConfig,
+    PipelineConfig,
+    RenderingConfig,
+    fingerprint,
+    to_dict,
+)
 from ip2p.images import encode_png, open_pixels
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_picture
 from ip2p.rendering.backends import Failure, MakesPairs, backend_of
 from ip2p.rendering.table import EncodedPair
 from tests.chat_server import running
 from tests.images_server import ImagesServer, inverted
+from tests.processes import wait_until
+from tests.test_rendering_pictures import EVERYTHING, files_of, rows_of, write_folder
 
 PASSING = ("429", "408", "500", "503", "hang", "half", "reset", "garbage")
 KEY = "sesame-7"
@@ -282,3 +295,66 @@ def test_form_fields_that_are_decided_elsewhere_are_refused() -> None:
         ImagesApiConfig(drawn=("p2p",))
     with pytest.raises(ValueError, match="fields must not hold what is set elsewhere, got prompt"):
         ImagesApiConfig(fields={"prompt": "x"})
+
+
+@pytest.fixture
+def run(tiny_config: PipelineConfig, config: RenderingConfig, tmp_path: Path) -> PipelineConfig:
+    """A run that edits nine pictures in batches of four."""
+    source = write_folder(tmp_path / "source", [f"a small red circle on a white background {n}" for n in range(9)])
+    asked = replace(tiny_config.prompts, pictures=str(source), backend="template", shard_size=9)
+    further = {"batch_size": 4, "num_candidates": 1, "keep_rejected_images": True}
+    return replace(tiny_config, prompts=asked, rendering=replace(config, **further))
+
+
+def write(run: PipelineConfig) -> dict[str, bytes]:
+    prompts.write_shard(run, 0)
+    rendering.write_shard(run, 0)
+    return files_of(run)
+
+
+def test_a_run_that_broke_off_asks_for_what_is_missing_and_ends_as_an_untouched_one(
+    run: PipelineConfig, server: ImagesServer, tmp_path: Path
+) -> None:
+    whole = write(replace(run, out=tmp_path / "whole"))
+    assert (num := sum(server.asked.values())) == 9
+    server.faults = lambda question, number: "503" if sum(server.answered.values()) >= num + 6 else ""
+    with pytest.raises(RuntimeError, match="run the same command again"):
+        write(replace(run, rendering=with_server(run.rendering, max_retries=0, concurrency=1)))
+    server.faults = lambda question, number: ""
+    assert write(run) == whole
+    assert sum(server.answered.values()) == 2 * num
+
+
+def test_pairs_that_were_not_kept_are_taken_from_what_the_server_answered(
+    run: PipelineConfig, server: ImagesServer
+) -> None:
+    run = replace(run, rendering=replace(run.rendering, keep_rejected_images=False))
+    strict = FilteringConfig(thresholds=replace(EVERYTHING, direction=2.0))
+    write(replace(run, filtering=strict))
+    assert rows_of(run, "pairs") == []
+    rendering.refilter(replace(run, filtering=FilteringConfig(thresholds=EVERYTHING, max_pairs_per_triplet=9)))
+    assert len(rows_of(run, "pairs")) == 9
+    assert sum(server.asked.values()) == 9
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_the_requests_in_flight(
+    run: PipelineConfig, server: ImagesServer, tmp_path: Path
+) -> None:
+    whole = write(replace(run, out=tmp_path / "whole"))
+    server.answered.clear()
+    server.seconds = 0.3
+    slow = replace(run, rendering=with_server(run.rendering, concurrency=2, timeout=9.0))
+    saved = slow.out / "config.json"
+    store.write_json(saved, to_dict(slow))
+    code = "import sys; from pathlib import Path; from ip2p.config.files import read_config; from ip2p import prompts, "
+    code += (
+        "rendering; run = read_config(Path(sys.argv[1])); prompts.write_shard(run, 0); rendering.write_shard(run, 0)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(saved)], cwd=Path(__file__).parent.parent) as child:
+        wait_until(lambda: sum(server.answered.values()) >= 5)
+        child.kill()
+    server.wait_until_idle()
+    server.seconds = 0.0
+    assert write(slow) == whole
+    assert sum(server.answered.values()) <= 9 + 2 + 1

@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -35,6 +36,7 @@ from ip2p.config import (
     Thresholds,
     TrainingConfig,
 )
+from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.records import RenderSpec
 from ip2p.shapes.train.clip import TEXT_WIDTH, new_clip, text_encoder_of, write_clip
 from ip2p.shapes.train.text import write_tokenizer
@@ -190,6 +192,17 @@ def write_tiny_language_model(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(_created(folder), safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_editor(folder: Path, sd: Path) -> Path:
+    """Writes an editor with random weights in all its channels, made of a text-to-image model."""
+    parts = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None).components
+    torch.manual_seed(0)
+    parts["unet"] = widen_conv_in(parts["unet"], 8)
+    torch.nn.init.normal_(parts["unet"].conv_in.weight, std=0.2)
+    parts.pop("image_encoder", None)
+    StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
 
 

@@ -46,8 +46,20 @@ class ReadyLine:
     problem: str = ""
 
 
-Entry = str | ReadyLine
-"""A caption to write about, or a line that skips the language model."""
+@dataclass(frozen=True, slots=True)
+class PictureEntry:
+    """A real picture to edit, by its place in the source."""
+
+    number: int
+    """Which of the source's pictures it is, from 0."""
+    caption: str
+    """Empty if the picture is to be shown to a model."""
+    version: str
+    """Hash of where it lies, and of the size and time of that file."""
+
+
+Entry = str | ReadyLine | PictureEntry
+"""A caption to write about, a line that skips the language model, or a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,10 @@ def read_captions(config: PromptsConfig, out: Path | None = None) -> Captions:
 
     ValueError if there are no entries.
     """
+    if config.pictures:
+        from ip2p.prompts.picture_sources import read_picture_entries
+
+        return read_picture_entries(config)
     if not config.captions:
         raise ValueError(f"prompts.captions is not set. {WAY_OUT}")
     location = locate(config.captions, what="captions file", way_out=WAY_OUT)

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ip2p.config import PipelineConfig, ScreeningConfig
+from ip2p.config import MADE_BY_SERVER, PipelineConfig, ScreeningConfig
 from ip2p.prompts.captions import reads_as
 from ip2p.prompts.format import Reason
 from ip2p.records import EditTriplet
@@ -205,7 +205,9 @@ class WordIndex:
 
 
 def length_check(config: PipelineConfig) -> Callable[[str], bool]:
-    """Returns a function that says whether the renderer's text encoder takes a text whole."""
+    """Returns a function that says whether the renderer's text encoder takes a text whole; a server takes any."""
+    if config.rendering.backend in MADE_BY_SERVER:
+        return lambda text: True
     from ip2p.models import loading
 
     tokenizer = loading.load_tokenizer(config.rendering.model, revision=config.rendering.revision)

@@ -22,11 +22,19 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint
-from ip2p.prompts.answers import answer_entries, entries_of, examples_shown, knobs_that_decide, read_answers
-from ip2p.prompts.asking import Answer, Request
+from ip2p.prompts.answers import (
+    answer_subjects,
+    entries_of,
+    examples_shown,
+    knobs_that_decide,
+    read_answers,
+    subjects_of,
+)
+from ip2p.prompts.asking import Answer, Request, Subject
 from ip2p.prompts.backends import check_backend, name_source, open_backend
-from ip2p.prompts.captions import Entry, ReadyLine, normalise, read_captions, read_entries
-from ip2p.prompts.format import Reason, name_edit_type, parse_reply
+from ip2p.prompts.captions import Entry, PictureEntry, ReadyLine, normalise, read_captions, read_entries
+from ip2p.prompts.format import Reason, name_edit_type, parse_look, parse_reply
+from ip2p.prompts.pictures import pictures_fingerprint
 from ip2p.prompts.screening import Screen, WordIndex, length_check
 from ip2p.records import LATER_COLUMNS, TEXT_COLUMNS, EditTriplet
 from ip2p.sources.content import later_contents, models_of, note
@@ -53,7 +61,7 @@ def num_shards(config: PipelineConfig) -> int:
 
 def asks_a_model(config: PipelineConfig) -> bool:
     """Returns whether there are captions to write about, not only ready triplets."""
-    return any(isinstance(entry, str) for entry in read_entries(config.prompts, config.out))
+    return any(not isinstance(entry, ReadyLine) for entry in read_entries(config.prompts, config.out))
 
 
 def depends_on_earlier_shards(config: PipelineConfig) -> bool:
@@ -72,14 +80,15 @@ def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
     note(config.out, models_of(config, "prompts"))
     digest = _fingerprint(config, entries, earlier)
     done = store.finished(path, digest)
+    subjects = subjects_of(config, number, entries)
     if done is not None:
         logger.info("%s is done: %d triplets", path.name, done.counts.get("kept", 0))
         return done
     started = time.monotonic()
-    answered = answer_entries(config, number, entries)
+    answered = answer_subjects(config, number, subjects)
     answers = read_answers(config, number) if answered else []
     screen = Screen(config.prompts.screening, length_check(config), _index_of(config, earlier))
-    generations = judge(write_about(config.prompts, entries, answers), screen)
+    generations = judge(write_about(config.prompts, entries, subjects, answers), screen)
     seconds = time.monotonic() - started
     counts = count(generations, len(entries))
     tallies = ", ".join(f"{name} {num}" for name, num in counts.items())
@@ -168,11 +177,10 @@ def _index_of(config: PipelineConfig, earlier: Earlier) -> WordIndex | None:
 
 
 def _fingerprint(config: PipelineConfig, entries: Sequence[Entry], earlier: Earlier) -> str:
-    texts = [
-        entry if isinstance(entry, str) else [entry.text, entry.triplet.source if entry.triplet else ""]
-        for entry in entries
-    ]
-    optional = [digest for _, digest in earlier], examples_shown(config.prompts)
+    texts = [_identity(entry) for entry in entries]
+    pictures = [entry for entry in entries if isinstance(entry, PictureEntry)]
+    stored = [pictures_fingerprint(config.rendering, pictures)] if pictures else []
+    optional = [digest for _, digest in earlier], examples_shown(config.prompts), stored
     return fingerprint(
         "triplets",
         knobs_that_decide(config.prompts),
@@ -184,19 +192,29 @@ def _fingerprint(config: PipelineConfig, entries: Sequence[Entry], earlier: Earl
     )
 
 
-def write_about(
-    config: PromptsConfig, entries: Sequence[Entry], answers: Sequence[tuple[Request, Answer]]
-) -> list[Generation]:
-    """Makes generations that are not judged yet: of ready lines, then of captions without an answer, then of answers.
+def _identity(entry: Entry) -> str | list[str]:
+    """Returns what stands for an entry in a fingerprint."""
+    if isinstance(entry, PictureEntry):
+        return [entry.caption, entry.version]
+    return entry if isinstance(entry, str) else [entry.text, entry.triplet.source if entry.triplet else ""]
 
-    Only captions that are too long are not asked about.
+
+def write_about(
+    config: PromptsConfig,
+    entries: Sequence[Entry],
+    subjects: Sequence[Subject],
+    answers: Sequence[tuple[Request, Answer]],
+) -> list[Generation]:
+    """Makes generations that are not judged yet: of ready lines, then of subjects without an answer, then of answers.
+
+    Only captions that are too long and pictures that cannot be used are not asked about.
     """
     ready = [_from_line(entry, config) for entry in entries if isinstance(entry, ReadyLine)]
-    answered = {request.caption for request, _ in answers}
-    captions = [entry for entry in entries if isinstance(entry, str)]
-    too_long = [Generation(caption, "", None, "too_long") for caption in captions if caption not in answered]
+    answered = {(request.caption, request.picture) for request, _ in answers}
+    unasked = [each for each in subjects if each.reason or (each.caption, each.picture) not in answered]
+    left_out = [Generation(each.caption, "", None, each.reason or "too_long") for each in unasked]
     source = name_source(config)
-    return ready + too_long + [read_answer(config, request, answer, source) for request, answer in answers]
+    return ready + left_out + [read_answer(config, request, answer, source) for request, answer in answers]
 
 
 def _from_line(line: ReadyLine, config: PromptsConfig) -> Generation:
@@ -209,16 +227,23 @@ def _from_line(line: ReadyLine, config: PromptsConfig) -> Generation:
 
 def read_answer(config: PromptsConfig, request: Request, answer: Answer, source: str) -> Generation:
     """Makes a triplet of a caption and its answer, or states why that fails."""
-    parsed = answer.reason or parse_reply(config, answer.text)
+    if request.is_shown:
+        looked = answer.reason or parse_look(config, answer.text)
+        if isinstance(looked, str):
+            return Generation("", answer.text, None, looked)
+        original_prompt, parsed = looked[0], looked[1:]
+    else:
+        original_prompt, parsed = request.caption, answer.reason or parse_reply(config, answer.text)
     if isinstance(parsed, str):
         return Generation(request.caption, answer.text, None, parsed)
     edit_type, edit_prompt, edited_prompt = parsed
     triplet = EditTriplet(
-        original_prompt=request.caption,
+        original_prompt=original_prompt,
         edit_prompt=edit_prompt,
         edited_prompt=edited_prompt,
         edit_type=edit_type,
         source=source,
+        picture=request.picture,
     )
     return Generation(request.caption, answer.text, triplet, "")
 
@@ -260,7 +285,7 @@ def try_caption(config: PipelineConfig, caption: str, num_triplets: int = 1) -> 
     with tempfile.TemporaryDirectory(prefix="ip2p-try-") as folder:
         backend = open_backend(config.prompts, Path(folder) / "journal.jsonl")
         answers = backend.answer(requests, on_answer=lambda num: None)
-    written = write_about(config.prompts, [caption], list(zip(requests, answers, strict=True)))
+    written = write_about(config.prompts, [], [Subject(caption)], list(zip(requests, answers, strict=True)))
     return judge(written, Screen(config.prompts.screening, fits))
 
 

@@ -7,7 +7,6 @@ geometric mean is the overall score. Every answer is on disk before it is used; 
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -21,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from ip2p.chat_client import ChatClient
+from ip2p.chat_client import ChatClient, picture_part
 from ip2p.config import VlmConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, fit_to
@@ -122,8 +121,7 @@ def read_scores(answer: str, names: tuple[str, str]) -> tuple[float, float] | No
 
 
 def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.Image], question: str) -> str:
-    encoded = [base64.b64encode(encode_png(np.asarray(picture))).decode() for picture in pictures]
-    images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}} for content in encoded]
+    images = [picture_part(encode_png(np.asarray(picture))) for picture in pictures]
     request = {
         "model": config.model,
         "messages": [{"role": "user", "content": [*images, {"type": "text", "text": question}]}],

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-from ip2p.config import OPTIONAL_RANGES, RenderingConfig
+from ip2p.config import MADE_BY_SERVER, OPTIONAL_RANGES, PipelineConfig, RenderingConfig
 from ip2p.records import Candidate
 from ip2p.rendering.table import EncodedPair
 
@@ -84,3 +84,23 @@ def backend_of(config: RenderingConfig) -> MakesPairs:
     if config.backend not in known:
         raise ValueError(f"rendering.backend {config.backend} is not available. Known are: {', '.join(known)}.")
     return known[config.backend]
+
+
+def check_backend(config: PipelineConfig) -> None:
+    """Checks that the backend can work and gets what it edits. ValueError of one line, with the way out."""
+    backend, rendering = backend_of(config.rendering), config.rendering
+    if rendering.backend not in MADE_BY_SERVER:
+        from ip2p.models.loading import check_model_source
+
+        check_model_source(rendering.model, what="rendering.model", marker="model_index.json")
+    if backend.needs_pictures and not config.prompts.pictures:
+        raise ValueError(
+            f"rendering.backend {backend.name} edits pictures, and prompts.pictures is not set. Name a folder, a table "
+            "or a hub dataset of pictures."
+        )
+    if config.prompts.pictures and not backend.needs_pictures:
+        raise ValueError(
+            f"prompts.pictures is set, and rendering.backend {backend.name} renders both images from captions. Set "
+            "rendering.backend to editor, or leave the pictures out."
+        )
+    backend.check(rendering)
