@@ -5,6 +5,7 @@ It answers from a rule, so that the answer to a caption is known, and counts wha
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -16,7 +17,9 @@ from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
-from ip2p.prompts.format import format_json
+from ip2p.images import open_pixels
+from ip2p.prompts.format import LOOK_FIELDS, format_json
+from ip2p.records import hash_picture
 
 Fault = str
 """A status and perhaps a code, such as `429`, or `hang`, `half` (a body cut short), `reset`, `empty` (no choice) or
@@ -25,15 +28,34 @@ Fault = str
 S = TypeVar("S", bound="FaultyServer")
 
 
-def question_of(messages: list[dict[str, str]]) -> tuple[str, str]:
-    """Caption and edit type that are asked about; a repair is about the last question before it."""
+def picture_of(messages: list[dict[str, Any]]) -> bytes:
+    """The file of the picture that is shown; empty if there is none."""
+    parts = [part for each in messages if isinstance(each["content"], list) for part in each["content"]]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return base64.b64decode(urls[-1].partition(";base64,")[2]) if urls else b""
+
+
+def question_of(messages: list[dict[str, Any]]) -> tuple[str, str]:
+    """Caption, or the shown picture's hash, and edit type; a repair is about the last question before it."""
+    if shown := picture_of(messages):
+        (parts,) = [each["content"] for each in messages if isinstance(each["content"], list)]
+        return hash_picture(shown), parts[-1]["text"].removeprefix("Edit type: ")
     asked = [found for each in messages if (found := re.match(r"Caption: (.*)\nEdit type: (.*)", each["content"]))]
     return json.loads(asked[-1][1]), asked[-1][2]
 
 
-def well_behaved(messages: list[dict[str, str]]) -> str:
+def colour_of(picture: bytes) -> str:
+    """What the server sees in a picture: the channel that is brightest on the whole."""
+    return ("red", "green", "blue")[int(open_pixels(picture).mean((0, 1)).argmax())]
+
+
+def well_behaved(messages: list[dict[str, Any]]) -> str:
     """An answer as asked."""
     caption, edit_type = question_of(messages)
+    if shown := picture_of(messages):
+        seen = f"a {colour_of(shown)} thing"
+        texts = (edit_type, seen, f"now by way of {edit_type}", f"{seen}, {edit_type}")
+        return json.dumps(dict(zip(LOOK_FIELDS, texts, strict=True)))
     return format_json(edit_type, f"now by way of {edit_type}", f"{caption}, {edit_type}")
 
 
@@ -142,7 +164,7 @@ class ChatServer(FaultyServer):
 
     def __init__(self) -> None:
         super().__init__(_ChatHandler)
-        self.answer: Callable[[list[dict[str, str]]], str] = well_behaved
+        self.answer: Callable[[list[dict[str, Any]]], str] = well_behaved
         self.bodies: list[dict[str, Any]] = []
 
 

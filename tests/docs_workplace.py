@@ -100,12 +100,13 @@ def tiny_presets(models: Models, captions: Path) -> dict[str, Callable[[], Pipel
 def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineConfig:
     """Makes a preset run in seconds: tiny models, rules for a language model, a filter that accepts everything."""
     sizes = tiny.write_tiny_config(captions.parent / "unused", sd=models.sd, clip=models.clip, lm=models.sd)
-    model = str(models.standing_for(config.rendering.model))
+    model, edits_pictures = str(models.standing_for(config.rendering.model)), config.rendering.backend == "editor"
     return replace(
         config,
         prompts=replace(
             config.prompts,
             captions=config.prompts.captions and str(captions),
+            num_captions=8 if edits_pictures else config.prompts.num_captions,
             backend="template",
             model="",
             num_triplets_per_caption=1,
@@ -113,7 +114,7 @@ def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineCo
         ),
         rendering=replace(
             config.rendering,
-            model=model,
+            model=config.rendering.model if edits_pictures else model,
             revision=None,
             variant=None,
             dtype="float32",

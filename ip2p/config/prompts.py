@@ -115,7 +115,8 @@ class PromptsConfig:
     captions_revision: str | None = field(default=None, metadata=ANSWERS_FREE)
     """Branch, tag or commit of a hub dataset."""
     pictures: str = field(default="", metadata=OMIT_IF_EMPTY | ANSWERS_FREE)
-    """Real pictures to edit, instead of captions: a folder, a .parquet, .csv or .jsonl table, a pattern or a hub id.
+    """Real pictures to edit, instead of captions: a folder, a .parquet, .csv or .jsonl table, a pattern, a hub id, or
+    the `module:Class` of code that draws them.
 
     A caption is taken from a .txt file of the same name or from the caption column. A picture without one is shown to
     the model of the `server` backend, which writes its caption too.

@@ -1,4 +1,4 @@
-"""Where real pictures come from: files, with captions in .txt files beside them, or the rows of a table.
+"""Where pictures come from: files, with captions in .txt files beside them, rows of a table, or code that draws them.
 
 Only places and captions are read here; a picture is read when its shard is written.
 """
@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import functools
 import glob
+import importlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
 
 from ip2p.config import CleaningConfig, PromptsConfig
-from ip2p.images import IMAGE_SUFFIXES
+from ip2p.images import IMAGE_SUFFIXES, Array, Picture
 from ip2p.prompts.captions import Captions, PictureEntry, clean_caption
 from ip2p.records import content_hash
 from ip2p.sources.columns import CAPTION_COLUMNS, PICTURE_COLUMNS
@@ -75,6 +80,39 @@ class Rows:
         return self.table.row(number, [self.picture]).picture(self.picture)
 
 
+class Artist(Protocol):
+    """Draws pictures with captions; `prompts.pictures` names its class as `module:Class`."""
+
+    def caption(self, number: int) -> str:
+        """Returns the caption of a picture, a pure function of its number."""
+        ...
+
+    def picture(self, number: int) -> Array:
+        """Returns the picture, (H, W, 3) uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures that are drawn when they are needed."""
+
+    artist: Artist
+    name: str
+    num: int
+
+    def captions(self) -> Iterator[str]:
+        """Yields each picture's caption."""
+        return (self.artist.caption(number) for number in range(self.num))
+
+    def versions(self) -> Iterator[str]:
+        """Yields a hash of the artist's name and each picture's number."""
+        return (content_hash(self.name, number) for number in range(self.num))
+
+    def read(self, number: int) -> Image.Image:
+        """Draws one picture."""
+        return Image.fromarray(self.artist.picture(number))
+
+
 def read_picture_entries(config: PromptsConfig) -> Captions:
     """Reads the places and captions of the pictures, and counts those that cannot be used.
 
@@ -89,16 +127,19 @@ def read_picture_entries(config: PromptsConfig) -> Captions:
     return Captions(captions.entries[: config.num_captions], captions.left_out)
 
 
-def read_picture(config: PromptsConfig, entry: PictureEntry) -> bytes | Path | None:
-    """Returns the file of a picture, or its path; None if its row has none."""
+def read_picture(config: PromptsConfig, entry: PictureEntry) -> Picture | None:
+    """Returns the file of a picture, its path or the picture itself; None if its row has none."""
     return _open_version(*_source_key(config)).read(entry.number)
 
 
-SourceKey = tuple[Location, str | None, str | None, str, str | None, str]
+ARTIST = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*")
+SourceKey = tuple[Location | Drawn, str | None, str | None, str, str | None, str]
 
 
 def _source_key(config: PromptsConfig) -> SourceKey:
     """Returns what a source is opened with, and its version: local files may change during a process."""
+    if ARTIST.fullmatch(config.pictures):
+        return _drawn(config.pictures, config.num_captions), None, None, "", None, ""
     location = locate(config.pictures, what="prompts.pictures", way_out=WAY_OUT)
     revision = config.captions_revision
     if location.is_local:
@@ -106,6 +147,19 @@ def _source_key(config: PromptsConfig) -> SourceKey:
     else:
         version = hub_commit(location.word, revision, "dataset") or location.word
     return location, config.pictures_column, config.captions_column, config.captions_split, revision, version
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(name: str, num: int | None) -> Drawn:
+    """Imports the class that draws. ValueError if there is none, or if it is not said how many pictures to draw."""
+    module, _, kind = name.partition(":")
+    try:
+        artist: Artist = getattr(importlib.import_module(module), kind)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"prompts.pictures {name} cannot be imported ({error}). {WAY_OUT}") from error
+    if num is None:
+        raise ValueError(f"prompts.num_captions is not set for {name}, which draws any number. Set how many to draw.")
+    return Drawn(artist, name, num)
 
 
 def _local_files(location: Location) -> list[Path]:
@@ -116,8 +170,10 @@ def _local_files(location: Location) -> list[Path]:
 
 @functools.lru_cache(maxsize=2)
 def _open_version(
-    location: Location, picture: str | None, caption: str | None, split: str, revision: str | None, version: str
-) -> Files | Rows:
+    location: Location | Drawn, picture: str | None, caption: str | None, split: str, revision: str | None, version: str
+) -> Files | Rows | Drawn:
+    if isinstance(location, Drawn):
+        return location
     is_table = location.kind in ("hub", "url") or data_files(location) or metadata_tables(location, any_split=True)
     if not is_table and not (location.path.is_file() and location.suffix in (".csv", ".jsonl")):
         files = _local_files(location)
@@ -146,7 +202,7 @@ def _column_of(
 
 @functools.lru_cache(maxsize=2)
 def _read_version(
-    location: Location,
+    location: Location | Drawn,
     picture: str | None,
     caption: str | None,
     split: str,
@@ -164,5 +220,6 @@ def _read_version(
             continue
         entries.append(PictureEntry(number, cleaned, place))
     counts = dict(left_out)
-    logger.info("%s: %d pictures, left out: %s", location.word, len(entries), counts or "none")
+    name = location.name if isinstance(location, Drawn) else location.word
+    logger.info("%s: %d pictures, left out: %s", name, len(entries), counts or "none")
     return Captions(tuple(entries), counts)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from ip2p.config import MADE_BY_SERVER, OPTIONAL_RANGES, PipelineConfig, RenderingConfig
+from ip2p.presets import PRESETS
 from ip2p.records import Candidate
 from ip2p.rendering.table import EncodedPair
+from ip2p.store import RunFolder
 
 Pictures = Mapping[str, bytes]
 """The stored picture files of a shard by their hash, as a triplet names its own."""
@@ -90,6 +92,7 @@ def check_backend(config: PipelineConfig) -> None:
     """Checks that the backend can work and gets what it edits. ValueError of one line, with the way out."""
     backend, rendering = backend_of(config.rendering), config.rendering
     if rendering.backend not in MADE_BY_SERVER:
+        _check_run(rendering.model)
         from ip2p.models.loading import check_model_source
 
         check_model_source(rendering.model, what="rendering.model", marker="model_index.json")
@@ -104,3 +107,12 @@ def check_backend(config: PipelineConfig) -> None:
             "rendering.backend to editor, or leave the pictures out."
         )
     backend.check(rendering)
+
+
+def _check_run(model: str) -> None:
+    """Raises a ValueError that names the command if a model is to come from the run of a preset, and is not there."""
+    path = Path(model).expanduser()
+    if path.name == RunFolder(path.parent).model.name and path.parent.name in PRESETS and not path.exists():
+        raise ValueError(
+            f"rendering.model {model} does not exist. Make it with `ip2p run {path.parent.name}`, or name another."
+        )
