@@ -162,7 +162,7 @@ class Workplace:
     models: Models
     hub: Mapping[str, Path]
     servers: Mapping[str, str]
-    """Addresses of a language model, `chat`, and of a vision-language `judge`."""
+    """Addresses of a language model, `chat`, of a vision-language `judge`, and of `images`, which edits pictures."""
 
     def enter(self, page: str) -> Path:
         """Returns the folder of a page, made on first use."""
@@ -191,7 +191,8 @@ class Workplace:
         for word in _apart(command.words):
             before = replaced[-1] if replaced else ""
             if before.endswith("base-url"):
-                replaced.append(self.servers["judge" if "vlm" in before else "chat"])
+                server = "judge" if "vlm" in before else "images" if "rendering" in before else "chat"
+                replaced.append(self.servers[server])
                 continue
             replaced.append(SMALLER.get(f"{before} {word}") or SMALLER.get(before) or self.names.get(word, word))
         kind = next((key for key in MORE if key in command.text), "")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +23,14 @@ from ip2p.config import (
     fingerprint,
     to_dict,
 )
+from ip2p.config.files import read_config
 from ip2p.images import encode_png, open_pixels
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_picture
 from ip2p.rendering.backends import Failure, MakesPairs, backend_of
 from ip2p.rendering.table import EncodedPair
 from tests.chat_server import running
 from tests.images_server import ImagesServer, inverted
-from tests.processes import wait_until
+from tests.processes import fork, kill, wait_until
 from tests.test_rendering_pictures import EVERYTHING, files_of, rows_of, write_folder
 
 PASSING = ("429", "408", "500", "503", "hang", "half", "reset", "garbage")
@@ -337,6 +336,12 @@ def test_pairs_that_were_not_kept_are_taken_from_what_the_server_answered(
     assert sum(server.asked.values()) == 9
 
 
+def write_saved(words: list[str]) -> int:
+    """A process that makes the shard of a saved config."""
+    write(read_config(Path(words[0])))
+    return 0
+
+
 @pytest.mark.slow
 def test_a_killed_process_costs_the_requests_in_flight(
     run: PipelineConfig, server: ImagesServer, tmp_path: Path
@@ -347,13 +352,9 @@ def test_a_killed_process_costs_the_requests_in_flight(
     slow = replace(run, rendering=with_server(run.rendering, concurrency=2, timeout=9.0))
     saved = slow.out / "config.json"
     store.write_json(saved, to_dict(slow))
-    code = "import sys; from pathlib import Path; from ip2p.config.files import read_config; from ip2p import prompts, "
-    code += (
-        "rendering; run = read_config(Path(sys.argv[1])); prompts.write_shard(run, 0); rendering.write_shard(run, 0)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(saved)], cwd=Path(__file__).parent.parent) as child:
-        wait_until(lambda: sum(server.answered.values()) >= 5)
-        child.kill()
+    child = fork(write_saved, [str(saved)], tmp_path / "log")
+    wait_until(lambda: sum(server.answered.values()) >= 5, child)
+    kill(child)
     server.wait_until_idle()
     server.seconds = 0.0
     assert write(slow) == whole
