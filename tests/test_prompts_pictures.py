@@ -17,8 +17,12 @@ from PIL import Image
 
 from ip2p import prompts, rendering, store
 from ip2p.config import PipelineConfig, PromptsConfig, ServerConfig, to_dict
+from ip2p.models.seeing import load_seeing_model
 from ip2p.prompts import write_shard
 from ip2p.prompts.answers import journal_path
+from ip2p.prompts.asking import Answer, Request
+from ip2p.prompts.backends import open_backend
+from ip2p.prompts.backends.seeing import DrawByHash
 from ip2p.prompts.captions import read_entries
 from ip2p.prompts.format import LOOK_FIELDS
 from ip2p.prompts.pictures import read_pictures
@@ -27,6 +31,7 @@ from ip2p.shapes.language import parse_caption
 from ip2p.shapes.oracle import read_scene
 from tests.chat_server import ChatServer, colour_of, picture_of, serving, well_behaved
 from tests.processes import wait_until
+from tests.tiny import write_tiny_vlm
 
 NUM = 12
 
@@ -141,6 +146,35 @@ def test_a_picture_with_a_caption_is_written_about_unseen(
 def test_pairs_are_made_of_what_was_seen(config: PipelineConfig) -> None:
     write_shard(config, 0)
     assert rendering.write_shard(config, 0).counts["candidates"] == NUM
+
+
+def test_a_model_on_this_machine_looks_too_and_no_answer_depends_on_the_order(
+    config: PipelineConfig, tmp_path: Path
+) -> None:
+    chat = replace(config.prompts, backend="chat", model=str(write_tiny_vlm(tmp_path)), device="cpu", max_new_tokens=8)
+    config = replace(config, prompts=chat)
+    counts = write_shard(config, 0).counts
+    assert counts["unparsable"] == NUM  # its weights are random
+    texts = {row["generation"] for row in rows_of(config)}
+    shown = read_pictures(config.out, 0)
+    requests = [Request("", attempt, picture) for picture in shown for attempt in range(2)]
+
+    def ask(requests: list[Request], **changed: Any) -> list[Answer]:
+        backend = open_backend(replace(chat, **changed), tmp_path / "unused", shown)
+        return backend.answer(requests, on_answer=lambda num: None)
+
+    answers = ask(requests)
+    assert answers == ask(requests[::-1])[::-1] and len({answer.text for answer in answers}) > NUM
+    assert {answer.text for answer in answers[::2]} == texts
+    assert all(answer.earlier for answer in answers)
+    first = Image.new("RGB", (64, 64))
+    model = load_seeing_model(chat.model, what="", revision=None, device="cpu", dtype="float32")
+    content = [{"type": "image"}, {"type": "text", "text": "a small red circle"}]
+    likeliest, drawn = (
+        model.answer([{"role": "user", "content": content}], [first], max_new_tokens=8, draw=draw)
+        for draw in (None, DrawByHash(replace(chat, temperature=0.0), ("x",)))
+    )
+    assert likeliest == drawn
 
 
 @pytest.mark.slow

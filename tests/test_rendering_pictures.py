@@ -19,6 +19,7 @@ from PIL import Image
 
 from ip2p import dataset, prompts, rendering, uses
 from ip2p.config import FilteringConfig, PipelineConfig, RenderingConfig, Thresholds, fingerprint, to_dict
+from ip2p.config.files import read_config
 from ip2p.editing import edit_images, load_editor
 from ip2p.images import fit_picture, open_picture, open_pixels
 from ip2p.prompts.pictures import read_pictures, target_size
@@ -27,7 +28,8 @@ from ip2p.records import Candidate, EditTriplet, content_hash, hash_picture
 from ip2p.rendering.backends import Failure, MakesPairs, backend_of, backends
 from ip2p.rendering.candidates import draw_candidates
 from ip2p.rendering.table import EncodedPair, from_row
-from ip2p.store import RunFolder, read_sidecar
+from ip2p.store import RunFolder, read_sidecar, write_json
+from tests.processes import fork, kill, wait_until
 from tests.tiny import CAPTIONS
 
 EVERYTHING = Thresholds(original=-1.0, edited=-1.0, direction=-1.0, image=-1.0)
@@ -167,6 +169,29 @@ def test_a_lost_or_damaged_shard_is_made_again_to_the_bit(config: PipelineConfig
     assert files_of(write(config)) == before
 
 
+def make_shards(words: list[str]) -> int:
+    """A program that makes all shards of a saved config."""
+    config = read_config(Path(words[0]))
+    for number in range(prompts.num_shards(config)):
+        write(config, number)
+    return 0
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_as_one_that_was_not(config: PipelineConfig, tmp_path: Path) -> None:
+    config = replace(config, prompts=replace(config.prompts, shard_size=1, num_triplets_per_caption=2))
+    saved, untouched = tmp_path / "saved.json", replace(config, out=tmp_path / "untouched")
+    write_json(saved, to_dict(config))
+    child = fork(make_shards, [str(saved)], tmp_path / "log")
+    wait_until(lambda: read_sidecar(RunFolder(config.out).shard("candidates", 0)), child)
+    kill(child)
+    left = files_of(config)
+    for each in (config, untouched):
+        for number in range(prompts.num_shards(each)):
+            write(each, number)
+    assert files_of(config) == files_of(untouched) and len(left) < len(files_of(config))
+
+
 def test_pictures_that_only_were_touched_are_not_asked_about_again(config: PipelineConfig, tmp_path: Path) -> None:
     before = files_of(write(config))
     answers = RunFolder(config.out).shard("answers", 0).stat().st_mtime_ns
@@ -289,7 +314,9 @@ def test_a_picture_is_in_one_split_of_the_dataset(config: PipelineConfig, tmp_pa
     dataset.write_dataset(config)
     splits: dict[str, set[bytes]] = {}
     for path in sorted((config.out / "dataset" / "data").glob("*.parquet")):
-        originals = {row["original_image"]["bytes"] for row in pq.read_table(path).to_pylist()}
+        rows = pq.read_table(path).to_pylist()
+        originals = {row["original_image"]["bytes"] for row in rows}
+        assert all(row["picture"] == hash_picture(row["original_image"]["bytes"]) for row in rows)
         splits.setdefault(path.name.partition("-")[0], set()).update(originals)
     assert set(splits) == {"train", "test"} and splits["train"].isdisjoint(splits["test"])
 

@@ -119,7 +119,7 @@ class PromptsConfig:
     the `module:Class` of code that draws them.
 
     A caption is taken from a .txt file of the same name or from the caption column. A picture without one is shown to
-    the model of the `server` backend, which writes its caption too.
+    the vision-language model of the backend `server` or `chat`, which writes its caption too.
     """
     pictures_column: str | None = field(default=None, metadata=OMIT_IF_EMPTY | ANSWERS_FREE)
     """Picture column of a table. Default: the first of the usual names."""

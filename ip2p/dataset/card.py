@@ -16,7 +16,7 @@ import yaml
 
 from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, RenderingConfig, ScoringConfig, Thresholds
 from ip2p.config.filtering import path_of
-from ip2p.dataset.schema import CARD_FEATURES
+from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
 from ip2p.filtering import FIRST_LOOK, REASONS, thresholds_for
 from ip2p.hub import public_name
@@ -118,7 +118,7 @@ def _front_matter(config: PipelineConfig, folder: Path, counts: Counts) -> dict[
         "tags": ["instruction-based-image-editing", "synthetic"],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
-            "features": CARD_FEATURES,
+            "features": card_features(pq.read_schema(next(folder.glob("data/*.parquet")))),
             "splits": splits,
             "download_size": total,
             "dataset_size": total,

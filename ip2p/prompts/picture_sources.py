@@ -35,6 +35,10 @@ WAY_OUT = (
 )
 
 
+SEEING = ("server", "chat")
+"""Backends of prompts that show a picture without a caption to their model."""
+
+
 @dataclass(frozen=True)
 class Files:
     """Picture files."""
@@ -118,12 +122,14 @@ def read_picture_entries(config: PromptsConfig) -> Captions:
 
     ValueError if there are none.
     """
-    shows = config.backend == "server"
+    shows = config.backend in SEEING
     captions = _read_version(*_source_key(config), config.cleaning, shows)
     if not captions.entries:
         left_out = ", ".join(f"{num} {reason}" for reason, num in captions.left_out.items())
         why = f" that can be used ({left_out})" if left_out else ""
-        raise ValueError(f"prompts.pictures {config.pictures} holds no picture{why}. {WAY_OUT}")
+        needs = f" Pictures without captions need prompts.backend {' or '.join(SEEING)}."
+        shown = needs if "no_caption" in captions.left_out else ""
+        raise ValueError(f"prompts.pictures {config.pictures} holds no picture{why}. {WAY_OUT}{shown}")
     return Captions(captions.entries[: config.num_captions], captions.left_out)
 
 

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -133,29 +133,13 @@ def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.
 
 def local_judge(config: VlmConfig) -> Ask:
     """Loads a transformers model, once per process, and returns how to ask it."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from ip2p.models.seeing import load_seeing_model
 
-    from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype
-
-    device = resolve_device(config.device)
-    precision = resolve_dtype(config.dtype, device)
-
-    def load() -> tuple[Any, Any]:
-        source = check_model_source(config.model or "", what="evaluation.vlm.model", marker="config.json")
-        options: dict[str, Any] = {"revision": config.revision, "dtype": getattr(torch, precision)}
-        network = from_source(AutoModelForImageTextToText.from_pretrained, source, **options)
-        processor = from_source(AutoProcessor.from_pretrained, source, revision=config.revision)
-        return network.to(device).eval(), processor
-
-    model, processor = load_once(("vlm", config.model, config.revision, device, precision), load, files=[config.model])
+    options = {"revision": config.revision, "device": config.device, "dtype": config.dtype}
+    model = load_seeing_model(config.model, what="evaluation.vlm.model", **options)
 
     def ask(pictures: Sequence[Image.Image], question: str) -> str:
         content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(text=text, images=list(pictures), return_tensors="pt").to(device, model.dtype)
-        with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=config.max_new_tokens, do_sample=False)
-        return str(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        return model.answer([{"role": "user", "content": content}], pictures, max_new_tokens=config.max_new_tokens)
 
     return ask

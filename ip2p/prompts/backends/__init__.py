@@ -24,6 +24,8 @@ def open_backend(config: PromptsConfig, journal: Path, pictures: Mapping[str, by
     if config.backend == "server":
         check_server(config)
         return ServerBackend(config, Journal(journal), pictures or {})
+    if config.backend == "chat" and pictures:
+        return _open_seeing(config, pictures)
     from ip2p.models.loading import load_language_model
     from ip2p.prompts.backends.transformers import CausalBackend, ChatBackend
 
@@ -31,6 +33,16 @@ def open_backend(config: PromptsConfig, journal: Path, pictures: Mapping[str, by
         config.model, revision=config.revision, device=config.device, dtype=config.dtype
     )
     return (ChatBackend if config.backend == "chat" else CausalBackend)(language_model, config)
+
+
+def _open_seeing(config: PromptsConfig, pictures: Mapping[str, bytes]) -> Backend:
+    from ip2p.models.seeing import load_seeing_model
+    from ip2p.prompts.backends.seeing import SeeingBackend
+
+    model = load_seeing_model(
+        config.model, what="prompts.model", revision=config.revision, device=config.device, dtype=config.dtype
+    )
+    return SeeingBackend(model, config, pictures)
 
 
 def check_backend(config: PromptsConfig) -> None:
