@@ -81,7 +81,7 @@ def _send(picture: bytes, form: Mapping[str, Any], client: OpenAI) -> Reply | Fa
 def _decoded(text: str) -> bytes:
     """Decodes base64, behind the head of a data URL if there is one; b"" for what is not base64."""
     try:
-        return base64.b64decode(text.rpartition("base64,")[2], validate=True)
+        return base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
     except (binascii.Error, ValueError):
         return b""
 

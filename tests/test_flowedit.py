@@ -183,6 +183,12 @@ def test_pairs_depend_neither_on_their_batch_nor_on_their_order(base: str, reque
         assert np.abs(difference).max() <= 1
 
 
+def test_a_scheduler_is_refused_since_its_steps_are_not_taken() -> None:
+    config = RenderingConfig(backend="flowedit", scheduler="FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(ValueError, match=r"rendering.scheduler is not read by the backend flowedit"):
+        backend_of(config).check(config)
+
+
 def test_a_base_that_is_not_trained_by_flow_matching_is_refused(tiny_sd: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a base that is trained by flow matching.*Set rendering.backend"):
         check_flow(load(tiny_sd))

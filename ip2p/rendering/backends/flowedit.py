@@ -25,6 +25,12 @@ class FlowEdit(MakesPairs):
     name = "flowedit"
     draws = ("strength",)
 
+    def check(self, config: RenderingConfig) -> None:
+        """Refuses settings that FlowEdit does not read."""
+        super().check(config)
+        if config.scheduler is not None:
+            raise ValueError("rendering.scheduler is not read by the backend flowedit. Leave it out.")
+
     def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
         """Returns the triplets with a caption that the text encoders would cut."""
         return too_long_triplets(config, candidates)

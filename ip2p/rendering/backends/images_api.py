@@ -94,7 +94,7 @@ class ImagesApi(MakesPairs):
     def _answer(self, client: ImagesClient, edit: Edit) -> EditAnswer:
         """Takes the answer from the folder if it is there, else from the server."""
         stored = None if self.answers is None else self.answers.get(edit.key)
-        if stored is not None:
+        if stored:
             return EditAnswer(stored) if isinstance(stored, bytes) else EditAnswer(**stored, is_stored=True)
         answer = client.edit(edit.picture, edit.form)
         if answer.reason != "refused":
