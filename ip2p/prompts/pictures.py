@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,9 +134,9 @@ def _native_side(config: RenderingConfig) -> int:
 
     def load() -> int:
         source = check_model_source(config.model, what="rendering.model", marker="model_index.json")
+        options: dict[str, Any] = {"revision": config.revision, "subfolder": "vae"}
         way_out = "Set rendering.height and rendering.width."
-        options = {"revision": config.revision, "subfolder": "vae", "way_out": way_out}
-        side = from_source(AutoencoderKL.load_config, source, **options).get("sample_size", SIDE)
+        side = from_source(AutoencoderKL.load_config, source, way_out=way_out, **options).get("sample_size", SIDE)
         return int(side if isinstance(side, int) else min(side))
 
     return load_once(("native side", config.model, config.revision), load, files=[config.model])
