@@ -131,7 +131,7 @@ def test_the_result_free_fields_are_those_that_saved_fingerprints_left_out() -> 
     }
     assert names_with(PromptsConfig, ANSWERS_FREE) == {
         *("captions", "captions_column", "captions_split", "captions_revision", "num_captions", "cleaning"),
-        *("shard_size", "server"),
+        *("shard_size", "server", "pictures", "pictures_column"),
     }
     assert names_with(TrainingConfig, WEIGHTS_FREE) == {
         *("pretrained_model_name_or_path", "checkpointing_steps", "report_to", "dataloader_num_workers", "streaming"),

@@ -139,7 +139,7 @@ def test_an_edit_does_not_depend_on_its_batch(
 
 def test_images_of_a_batch_may_have_guidances_of_their_own(editor: StableDiffusionInstructPix2PixPipeline) -> None:
     images, scales = pictures((64, 64), (64, 64), (64, 64)), ([2.0, 2.0, 4.0], [1.5, 1.0, 1.0])
-    edit = {"num_inference_steps": 4}
+    edit: dict[str, Any] = {"num_inference_steps": 4}
     together = edit_images(
         editor, images, INSTRUCTIONS, guidance_scale=scales[0], image_guidance_scale=scales[1], seeds=[1, 2, 3], **edit
     )

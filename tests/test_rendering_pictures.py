@@ -277,7 +277,7 @@ def test_a_candidate_that_cannot_be_made_is_counted_and_not_asked_for_again(
     config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = Failing(backends()["editor"])
-    monkeypatch.setitem(backends(), "editor", failing)  # type: ignore[arg-type]
+    monkeypatch.setitem(backends(), "editor", failing)
     write(config)
     rows, pairs = rows_of(config, "candidates"), rows_of(config, "pairs")
     failed = {(row["triplet_id"], row["candidate"]) for row in rows if row["seed"] % 2}

@@ -114,14 +114,14 @@ class PromptsConfig:
     """Split of a hub dataset."""
     captions_revision: str | None = field(default=None, metadata=ANSWERS_FREE)
     """Branch, tag or commit of a hub dataset."""
-    pictures: str = field(default="", metadata=OMIT_IF_EMPTY | ANSWERS_FREE)
+    pictures: str = field(default="", metadata={**OMIT_IF_EMPTY, **ANSWERS_FREE})
     """Real pictures to edit, instead of captions: a folder, a .parquet, .csv or .jsonl table, a pattern, a hub id, or
     the `module:Class` of code that draws them.
 
     A caption is taken from a .txt file of the same name or from the caption column. A picture without one is shown to
     the vision-language model of the backend `server` or `chat`, which writes its caption too.
     """
-    pictures_column: str | None = field(default=None, metadata=OMIT_IF_EMPTY | ANSWERS_FREE)
+    pictures_column: str | None = field(default=None, metadata={**OMIT_IF_EMPTY, **ANSWERS_FREE})
     """Picture column of a table. Default: the first of the usual names."""
     cleaning: CleaningConfig = field(default=CleaningConfig(), metadata=ANSWERS_FREE)
     """Which captions of the source are used."""

@@ -135,7 +135,19 @@ def shapes_pictures() -> PipelineConfig:
             batch_size=32,
             keep_rejected_images=True,
         ),
+        filtering=_pictures_filtering(),
     )
+
+
+def _pictures_filtering() -> FilteringConfig:
+    """Asks for less likeness where an editor keeps less, and for a clearer change of size; chosen on other drawings."""
+    config = _shapes_filtering()
+    own = {
+        "size": Thresholds(original=0.46, edited=0.5, direction=0.6, image=0.1, ssim=0.55, max_shift=0.038),
+        "add": Thresholds(original=0.46, edited=0.5, direction=-1.0, image=0.1, ssim=0.83),
+        "remove": Thresholds(original=0.5, edited=0.5, direction=-1.0, image=0.1, ssim=0.65),
+    }
+    return replace(config, per_edit_type=config.per_edit_type | own)
 
 
 def _shapes_training(base: str) -> TrainingConfig:

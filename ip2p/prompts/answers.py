@@ -88,7 +88,7 @@ def answer_subjects(config: PipelineConfig, number: int, subjects: Sequence[Subj
     if not askable:
         return None
     note(config.out, models_of(config, "prompts"))
-    path, digest = _path(config, number), _fingerprint(config, askable)
+    path, digest = _path(config, number), _fingerprint(config, [subject.identity for subject in askable])
     done = store.finished(path, digest)
     if done is not None:
         return done
@@ -129,14 +129,15 @@ def _path(config: PipelineConfig, number: int) -> Path:
     return store.RunFolder(config.out).shard("answers", number)
 
 
-def _fingerprint(config: PipelineConfig, subjects: Sequence[Subject]) -> str:
+def _fingerprint(config: PipelineConfig, captions: Sequence[str | list[str]]) -> str:
+    """Hashes what decides the answers about captions, each alone or with the hash of its picture."""
     knobs, examples = knobs_that_decide(config.prompts, without=JUDGING), examples_shown(config.prompts)
     made_with = (
         config.rendering.model,
         config.rendering.revision,
         *later_contents(config.out, models_of(config, "prompts")),
     )
-    return fingerprint("answers", knobs, examples, [subject.identity for subject in subjects], *made_with)
+    return fingerprint("answers", knobs, examples, list(captions), *made_with)
 
 
 def examples_shown(config: PromptsConfig) -> list[str]:

@@ -153,7 +153,7 @@ def _read_copy(location: Location, config: PromptsConfig, out: Path) -> Captions
     path, counts = (out / "captions" / f"{name}{ending}" for ending in (".jsonl" if is_ready else ".txt", ".json"))
     if not counts.is_file():
         captions = _read_remote(location, config)
-        lines = [entry if isinstance(entry, str) else entry.text for entry in captions.entries]
+        lines = [entry.text if isinstance(entry, ReadyLine) else entry for entry in captions.entries]
         store.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         store.write_json(counts, {"captions": config.captions, "left_out": dict(captions.left_out)})
     entries = _read_once(path, location.name, None, CleaningConfig()).entries
@@ -170,11 +170,11 @@ def _collect(
 ) -> Captions:
     """Cleans the entries of a source called `name`, in its order, each once, up to `limit`."""
     left_out: Counter[str] = Counter()
-    entries: dict[object, Entry] = {}
+    entries: dict[object, str | ReadyLine] = {}
     is_ready = holds_triplets(suffix, column)
     for number, line in lines:
         if is_ready and isinstance(line, str):
-            entry: Entry = _ready_line(name, number, line)
+            entry: str | ReadyLine = _ready_line(name, number, line)
         else:
             caption = _caption_of(line, None if suffix == ".txt" else column, name, number)
             entry, reason = clean_caption(caption, cleaning)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -129,11 +130,13 @@ def _native_side(config: RenderingConfig) -> int:
     """Reads the side from the autoencoder's config, without its weights."""
     from diffusers import AutoencoderKL
 
-    from ip2p.models.loading import check_model_source, from_source
+    from ip2p.models.loading import check_model_source, from_source, load_once
 
-    source = check_model_source(config.model, what="rendering.model", marker="model_index.json")
-    way_out = "Set rendering.height and rendering.width."
-    options = {"revision": config.revision, "subfolder": "vae", "way_out": way_out}
-    settings = from_source(AutoencoderKL.load_config, source, **options)
-    side = settings.get("sample_size", SIDE)
-    return int(side if isinstance(side, int) else min(side))
+    def load() -> int:
+        source = check_model_source(config.model, what="rendering.model", marker="model_index.json")
+        options: dict[str, Any] = {"revision": config.revision, "subfolder": "vae"}
+        way_out = "Set rendering.height and rendering.width."
+        side = from_source(AutoencoderKL.load_config, source, way_out=way_out, **options).get("sample_size", SIDE)
+        return int(side if isinstance(side, int) else min(side))
+
+    return load_once(("native side", config.model, config.revision), load, files=[config.model])

@@ -227,16 +227,10 @@ def _from_line(line: ReadyLine, config: PromptsConfig) -> Generation:
 
 def read_answer(config: PromptsConfig, request: Request, answer: Answer, source: str) -> Generation:
     """Makes a triplet of a caption and its answer, or states why that fails."""
-    if request.is_shown:
-        looked = answer.reason or parse_look(config, answer.text)
-        if isinstance(looked, str):
-            return Generation("", answer.text, None, looked)
-        original_prompt, parsed = looked[0], looked[1:]
-    else:
-        original_prompt, parsed = request.caption, answer.reason or parse_reply(config, answer.text)
+    parsed = answer.reason or _parse(config, request, answer.text)
     if isinstance(parsed, str):
         return Generation(request.caption, answer.text, None, parsed)
-    edit_type, edit_prompt, edited_prompt = parsed
+    original_prompt, edit_type, edit_prompt, edited_prompt = parsed
     triplet = EditTriplet(
         original_prompt=original_prompt,
         edit_prompt=edit_prompt,
@@ -246,6 +240,14 @@ def read_answer(config: PromptsConfig, request: Request, answer: Answer, source:
         picture=request.picture,
     )
     return Generation(request.caption, answer.text, triplet, "")
+
+
+def _parse(config: PromptsConfig, request: Request, text: str) -> tuple[str, str, str, str] | Reason:
+    """Returns the original caption, which a model that looked has written, edit type, instruction, edited caption."""
+    if request.is_shown:
+        return parse_look(config, text)
+    parsed = parse_reply(config, text)
+    return parsed if isinstance(parsed, str) else (request.caption, *parsed)
 
 
 def judge(generations: Iterable[Generation], screen: Screen) -> list[Generation]:

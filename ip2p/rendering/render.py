@@ -71,8 +71,9 @@ def render_needed(
     scored, images = [], {}
     for result, pair in _scored_pairs(config, queue, pictures, name=name):
         scored.append(result)
-        is_whole = pair is not None and not result.scores.first_look
-        if is_whole and (result.verdict.accepted or config.rendering.keep_rejected_images):
+        if pair is None or result.scores.first_look:
+            continue
+        if result.verdict.accepted or config.rendering.keep_rejected_images:
             images[key_of(result.candidate)] = pair
     return Rendered([triplet.id for triplet in triplets], scored, images, len(candidates) - len(fitting))
 

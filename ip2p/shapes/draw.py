@@ -33,7 +33,7 @@ class Drawings:
 
 @functools.cache
 def _draw(number: int) -> tuple[Scene, str]:
-    rng = random.Random(f"drawing {number}")
+    rng = random.Random(f"picture {number}")
     scene = draw_scene(rng)
     return scene, draw_caption(rng, scene)
 

@@ -135,8 +135,13 @@ def local_judge(config: VlmConfig) -> Ask:
     """Loads a transformers model, once per process, and returns how to ask it."""
     from ip2p.models.seeing import load_seeing_model
 
-    options = {"revision": config.revision, "device": config.device, "dtype": config.dtype}
-    model = load_seeing_model(config.model, what="evaluation.vlm.model", **options)
+    model = load_seeing_model(
+        config.model,
+        what="evaluation.vlm.model",
+        revision=config.revision,
+        device=config.device,
+        dtype=config.dtype,
+    )
 
     def ask(pictures: Sequence[Image.Image], question: str) -> str:
         content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
