@@ -23,10 +23,12 @@ from ip2p.scoring import BOUNDS, SCORES
 
 OVER_LIMIT = "over_limit"
 FIRST_LOOK = "first_look"
+NOT_RENDERED = "not_rendered"
 REASONS = {
     **{reason: bound.words for reason, bound in BOUNDS.items()},
     OVER_LIMIT: "enough of this triplet",
     FIRST_LOOK: "given up after a first look",
+    NOT_RENDERED: "could not be rendered",
 }
 """Words for every reason against a candidate."""
 
@@ -43,6 +45,7 @@ def judge_batch(
     """Judges candidates by the thresholds of their edit types; only `judge_table` applies the limit per triplet."""
     reasons = _reasons_by_type(_columns_of(scores), _types_of(candidates), config)
     reasons[np.array([values.first_look for values in scores], dtype=bool)] = FIRST_LOOK
+    reasons[np.array([bool(values.failure) for values in scores], dtype=bool)] = NOT_RENDERED
     return [Verdict(reason=reason) for reason in reasons]
 
 
@@ -58,6 +61,7 @@ def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
     check_thresholds(config)
     reasons = _reasons_by_type(_columns_in(table), _types_in(table), config)
     reasons[_first_looks(table)] = FIRST_LOOK
+    reasons[_failures(table)] = NOT_RENDERED
     accepted = np.flatnonzero(reasons == "")
     reasons[accepted[_is_surplus(table.take(pa.array(accepted)), config)]] = OVER_LIMIT
     columns = {"accepted": pa.array(reasons == "", pa.bool_()), "reason": pa.array(reasons, pa.string())}
@@ -142,6 +146,11 @@ def _first_looks(table: pa.Table) -> np.ndarray:
     return np.array(pc.fill_null(table["first_look"], False), dtype=bool)
 
 
+def _failures(table: pa.Table) -> np.ndarray:
+    """Marks rows that could not be rendered."""
+    return np.array(pc.not_equal(pc.fill_null(table["failure"], ""), ""), dtype=bool)
+
+
 def _reasons_by_type(columns: Mapping[str, np.ndarray], edit_types: np.ndarray, config: FilteringConfig) -> np.ndarray:
     """Returns the reason of each row by the thresholds of its edit type; "" if it is accepted."""
     names, kind = np.unique(edit_types, return_inverse=True)
@@ -194,7 +203,8 @@ def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[
     by_type: dict[str, list[int]] = {}
     by_value = {key: np.zeros((2, NUM_BINS), dtype=int) for key in ranges}
     for path in tables:
-        table = pq.read_table(path, columns=["edit_type", "accepted", *{name for name, _ in ranges}])
+        drawn = ((name, pa.float64()) for name in {name for name, _ in ranges})
+        table = pq.read_table(path, schema=pa.schema([("edit_type", pa.string()), ("accepted", pa.bool_()), *drawn]))
         accepted, kinds = table["accepted"].to_numpy(), _types_in(table)
         for name in np.unique(kinds):
             tally = by_type.setdefault(str(name), [0, 0])
@@ -217,7 +227,8 @@ def measure_acceptance(tables: Iterable[Path], config: RenderingConfig) -> dict[
 def _ranges(config: RenderingConfig) -> dict[tuple[str, str], tuple[float, float]]:
     """Returns the ranges with any width by setting and edit type; "" stands for the general range."""
     sections = {"": config, **dict(sorted(config.per_edit_type.items()))}
-    ranges = {(name, own): getattr(section, name) for name in DRAWN_COLUMNS for own, section in sections.items()}
+    names = [name for name in DRAWN_COLUMNS if config.draws(name)]
+    ranges = {(name, own): getattr(section, name) for name in names for own, section in sections.items()}
     return {key: bounds for key, bounds in ranges.items() if bounds is not None and bounds[0] < bounds[1]}
 
 

@@ -18,11 +18,14 @@ class EditTriplet:
     edit_type: str = ""
     source: str = ""
     """Who wrote it: a model, a file, a person."""
+    picture: str = ""
+    """Hash of the real picture that is edited, see `hash_picture`; empty if the original is rendered too."""
 
     @property
     def id(self) -> str:
-        """Returns the content hash of the three texts: 16 hexadecimal digits."""
-        return content_hash(self.original_prompt, self.edit_prompt, self.edited_prompt)
+        """Returns the content hash of the three texts and, if there is one, the picture: 16 hexadecimal digits."""
+        picture = (self.picture,) if self.picture else ()
+        return content_hash(self.original_prompt, self.edit_prompt, self.edited_prompt, *picture)
 
 
 TEXT_COLUMNS = tuple(field.name for field in fields(EditTriplet))
@@ -37,7 +40,7 @@ class RenderSpec:
     candidate: int
     seed: int
     guidance_scale: float
-    p2p: float
+    p2p: float = 0.0
     """Fraction of the steps in which the edited side uses the original's self-attention maps."""
     cross_p2p: float = 0.0
     """The same for cross-attention maps, of tokens that the captions share or that replace one another."""
@@ -49,12 +52,18 @@ class RenderSpec:
     """Fraction of first steps with that factor."""
     local_blend: float = 0.0
     """Fraction of last steps in which the sides may differ only at the changed words' places."""
+    image_guidance_scale: float | None = None
+    """How closely an editor keeps to the picture; None for its default."""
+    strength: float | None = None
+    """Fraction of the noise that the picture is started from; None for the backend's default."""
 
 
 SPEC_COLUMNS = tuple(field.name for field in fields(RenderSpec) if field.name != "triplet_id")
 """The columns of tables that hold a spec."""
 DRAWN_COLUMNS = tuple(name for name in SPEC_COLUMNS if name not in ("candidate", "seed"))
 """The columns that are drawn from a range; the two others are integers."""
+LATER_COLUMNS = ("picture", "image_guidance_scale", "strength", "failure")
+"""Columns that came later: a file lacks those that none of its rows fills, so runs without them are as before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +94,18 @@ class PairScores:
     """Other scores of `ip2p.scoring` by name; one that was not measured is missing."""
     first_look: bool = False
     """True if the scores are those of a first look of fewer steps, which the candidate did not pass."""
+    failure: str = ""
+    """Why there is no pair to score, if the backend could not make one; all scores are NaN then."""
 
     @classmethod
-    def from_values(cls, values: Iterable[tuple[str, float | None]], *, first_look: bool = False) -> PairScores:
+    def of_failure(cls, reason: str) -> PairScores:
+        """Returns the record of a candidate that was not rendered, and why."""
+        return cls(original=math.nan, edited=math.nan, direction=math.nan, image=math.nan, failure=reason)
+
+    @classmethod
+    def from_values(
+        cls, values: Iterable[tuple[str, float | None]], *, first_look: bool = False, failure: str = ""
+    ) -> PairScores:
         """Builds the record from (name, value) of all scores; None if one was not measured."""
         measured = {name: value for name, value in values if value is not None}
         original, edited, direction, image = (measured.pop(name, math.nan) for name in CLIP_SCORES)
@@ -98,6 +116,7 @@ class PairScores:
             image=image,
             further=measured,
             first_look=first_look,
+            failure=failure,
         )
 
     def get(self, name: str) -> float | None:
@@ -137,6 +156,11 @@ def content_hash(*parts: object) -> str:
         text = str(part).encode()
         digest.update(len(text).to_bytes(8, "big") + text)
     return digest.hexdigest()[:16]
+
+
+def hash_picture(content: bytes) -> str:
+    """Returns 16 hexadecimal digits of SHA-256 over the bytes of a picture file."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def hash_to_unit(*parts: object) -> float:

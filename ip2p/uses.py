@@ -107,6 +107,13 @@ def require_pipeline(setting: str) -> Check:
     return lambda config, arguments: _check_model(config, setting, "model_index.json")
 
 
+def check_maker(config: PipelineConfig, arguments: Arguments) -> None:
+    """Requires what makes pairs: its model, the settings it reads, and pictures if it edits such."""
+    from ip2p.rendering import check_backend
+
+    check_backend(config)
+
+
 def require_clip(setting: str, *, optional: bool = False) -> Check:
     """Makes a check for a CLIP, if it is a folder and not one of open_clip's names."""
 
@@ -153,13 +160,13 @@ DATASET = Work(
         lambda config, arguments: check_settings(config.scoring),
         lambda config, arguments: check_thresholds(config.filtering),
         check_captions,
-        require_pipeline("rendering.model"),
+        check_maker,
         require_clip("scoring.clip_model"),
     ),
     asked=("prompts", "rendering", "scoring", "filtering", "dataset", "evaluation.domain"),
     stages=("prompts", "rendering", "dataset"),
-    inputs=("prompts.captions", "prompts.examples", *MODELS["prompts"], *MODELS["rendering"]),
-    writes=("answers", "triplets", "candidates", "pairs", "dataset"),
+    inputs=("prompts.captions", "prompts.pictures", "prompts.examples", *MODELS["prompts"], *MODELS["rendering"]),
+    writes=("pictures", "answers", "triplets", "candidates", "pairs", "dataset"),
 )
 EDITOR = Work(
     checks=(
@@ -295,7 +302,7 @@ def was_asked(config: PipelineConfig, name: str, **arguments: Any) -> bool:
 def shard_numbers(config: PipelineConfig) -> list[int]:
     """Returns the numbers of the run's shards, and removes shards that an earlier, longer run left behind."""
     num_shards = prompts.num_shards(config)
-    for stage in ("answers", "triplets", "candidates", "pairs"):
+    for stage in ("pictures", "answers", "triplets", "candidates", "pairs"):
         store.RunFolder(config.out).drop_shards_from(stage, num_shards)
     return list(range(num_shards))
 

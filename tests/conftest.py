@@ -48,6 +48,14 @@ def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_editor(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Path:
+    """Folder of a random editor."""
+    from tests.tiny import write_tiny_editor
+
+    return write_tiny_editor(tmp_path_factory.mktemp("tiny") / "editor", tiny_sd)
+
+
+@pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Stable Diffusion 3.5."""
     from tests.tiny_flow import write_tiny_sd3

@@ -100,12 +100,13 @@ def tiny_presets(models: Models, captions: Path) -> dict[str, Callable[[], Pipel
 def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineConfig:
     """Makes a preset run in seconds: tiny models, rules for a language model, a filter that accepts everything."""
     sizes = tiny.write_tiny_config(captions.parent / "unused", sd=models.sd, clip=models.clip, lm=models.sd)
-    model = str(models.standing_for(config.rendering.model))
+    model, edits_pictures = str(models.standing_for(config.rendering.model)), config.rendering.backend == "editor"
     return replace(
         config,
         prompts=replace(
             config.prompts,
             captions=config.prompts.captions and str(captions),
+            num_captions=8 if edits_pictures else config.prompts.num_captions,
             backend="template",
             model="",
             num_triplets_per_caption=1,
@@ -113,7 +114,7 @@ def shrink(config: PipelineConfig, models: Models, captions: Path) -> PipelineCo
         ),
         rendering=replace(
             config.rendering,
-            model=model,
+            model=config.rendering.model if edits_pictures else model,
             revision=None,
             variant=None,
             dtype="float32",
@@ -161,7 +162,7 @@ class Workplace:
     models: Models
     hub: Mapping[str, Path]
     servers: Mapping[str, str]
-    """Addresses of a language model, `chat`, and of a vision-language `judge`."""
+    """Addresses of a language model, `chat`, of a vision-language `judge`, and of `images`, which edits pictures."""
 
     def enter(self, page: str) -> Path:
         """Returns the folder of a page, made on first use."""
@@ -190,7 +191,8 @@ class Workplace:
         for word in _apart(command.words):
             before = replaced[-1] if replaced else ""
             if before.endswith("base-url"):
-                replaced.append(self.servers["judge" if "vlm" in before else "chat"])
+                server = "judge" if "vlm" in before else "images" if "rendering" in before else "chat"
+                replaced.append(self.servers[server])
                 continue
             replaced.append(SMALLER.get(f"{before} {word}") or SMALLER.get(before) or self.names.get(word, word))
         kind = next((key for key in MORE if key in command.text), "")

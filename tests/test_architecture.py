@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("ip2p.records", "ip2p.console", "ip2p.proxies"),
     ("ip2p.config", "ip2p.store"),
-    ("ip2p.presets", "ip2p.images", "ip2p.hub", "ip2p.chat_client", "ip2p.sources"),
-    ("ip2p.models",),
+    ("ip2p.presets", "ip2p.images", "ip2p.hub", "ip2p.server_client", "ip2p.sources"),
+    ("ip2p.models", "ip2p.chat_client", "ip2p.images_client"),
     ("ip2p.prompts", "ip2p.p2p", "ip2p.scoring", "ip2p.editing"),
     ("ip2p.filtering", "ip2p.training"),
     ("ip2p.rendering",),
@@ -221,7 +221,8 @@ def test_no_module_takes_a_private_name_of_another_package() -> None:
 
 
 def test_maths_loads_no_model() -> None:
-    maths = ("ip2p.p2p", "ip2p.evaluation.metrics", "ip2p.editing.apply")
+    editing = ("apply", "captioned", "flowedit", "sdedit")
+    maths = ("ip2p.p2p", "ip2p.evaluation.metrics", *(f"ip2p.editing.{name}" for name in editing))
     found = [entry for entry in imports("ip2p") if f"{entry.where}.".startswith(tuple(f"{name}." for name in maths))]
     assert [entry for entry in found for loader in LOADERS if entry.is_of(loader)] == []
     assert found

@@ -14,6 +14,7 @@ import pytest
 from ip2p.config import (
     DatasetConfig,
     EditTypeRendering,
+    EndpointConfig,
     EvaluationConfig,
     FilteringConfig,
     PipelineConfig,
@@ -97,6 +98,8 @@ def test_what_a_stage_makes_changes_its_fingerprint(section: Any, changes: dict[
 
 def _other(value: Any, hint: str) -> Any:
     """Another value of a field's type."""
+    if isinstance(value, EndpointConfig):
+        return dataclasses.replace(value, timeout=1.0)
     return Path("elsewhere") if isinstance(value, Path) else (value or 0) + 1 if "int" in hint else "sdpa"
 
 
@@ -118,7 +121,7 @@ def test_the_result_free_fields_are_those_that_saved_fingerprints_left_out() -> 
     free = {name: names_with(type(value), RESULT_FREE) for name, value in sections.items() if name != "out"}
     assert free == {
         "prompts": {"batch_size", "device"},
-        "rendering": {"batch_size", "device", "attention_backend"},
+        "rendering": {"batch_size", "device", "attention_backend", "server"},
         "scoring": {"batch_size", "device"},
         "filtering": set(),
         "dataset": set(),
@@ -128,7 +131,7 @@ def test_the_result_free_fields_are_those_that_saved_fingerprints_left_out() -> 
     }
     assert names_with(PromptsConfig, ANSWERS_FREE) == {
         *("captions", "captions_column", "captions_split", "captions_revision", "num_captions", "cleaning"),
-        *("shard_size", "server"),
+        *("shard_size", "server", "pictures", "pictures_column"),
     }
     assert names_with(TrainingConfig, WEIGHTS_FREE) == {
         *("pretrained_model_name_or_path", "checkpointing_steps", "report_to", "dataloader_num_workers", "streaming"),

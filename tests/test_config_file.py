@@ -35,6 +35,14 @@ def test_yaml_reads_as_json_does(tmp_path: Path) -> None:
     assert (config.out, config.rendering.p2p, config.training.learning_rate) == (Path("runs/x"), (0.2, 0.4), 1e-4)
 
 
+def test_a_section_that_saved_configs_leave_out_while_unused_can_be_set_in_part(tmp_path: Path) -> None:
+    asked = {"images_api": {"fields": {"quality": "low"}}, "server": {"timeout": 9}}
+    config = read_config(_file(tmp_path, {"rendering": asked}), shapes())
+    assert (config.rendering.images_api.fields, config.rendering.images_api.size) == ({"quality": "low"}, "")
+    assert (config.rendering.server.timeout, config.rendering.server.max_retries) == (9, 8)
+    assert read_config(_file(tmp_path, to_dict(config))) == config
+
+
 def test_numbers_may_be_whole_written_as_text_or_empty(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("rendering: {p2p: [1e-1, 1], height: null}\ntraining: {learning_rate: 1, snr_gamma: 5e0}\n")

@@ -29,9 +29,10 @@ from ip2p.cli import COMMANDS, main
 from ip2p.cli.parsing import SHORT_FORMS, MoreHelp, flags_of
 from ip2p.config import PipelineConfig, TrainingJob
 from tests import pages
-from tests.chat_server import serving
+from tests.chat_server import running, serving
 from tests.docs_files import write_files, write_hub
 from tests.docs_workplace import Models, Workplace, tiny_presets, write_dino
+from tests.images_server import ImagesServer
 from tests.pages import PAGES, ROOT, Command
 from tests.test_evaluation_vlm import Judge
 from tests.tiny_flow import write_tiny_klein, write_tiny_kontext, write_tiny_sd3
@@ -103,14 +104,14 @@ def workplace(
     finished = root / "finished"
     write_files(finished)
     shutil.copytree(hub["my-parquet-folder"], finished / "my-parquet-folder")
-    with pytest.MonkeyPatch.context() as patch, serving() as chat, Judge() as judge:
+    with pytest.MonkeyPatch.context() as patch, serving() as chat, Judge() as judge, running(ImagesServer()) as images:
         threading.Thread(target=judge.serve_forever, daemon=True).start()
         for name, preset in tiny_presets(models, finished / "captions.txt").items():
             patch.setitem(presets.PRESETS, name, preset)
         patch.setattr("ip2p.training.launching.run_child", _train_here)
         patch.setenv("IP2P_SCRATCH", str(root / "scratch"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        servers = {"chat": chat.url, "judge": judge.config.server.base_url}
+        servers = {"chat": chat.url, "judge": judge.config.server.base_url, "images": images.url}
         place = Workplace(root=root, finished=finished, models=models, hub=hub, servers=servers)
         with _in(finished):
             assert main(["run", "shapes"]) == 0

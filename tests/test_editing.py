@@ -14,7 +14,6 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionInstructPix2PixPipeline,
-    StableDiffusionPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
 )
@@ -30,16 +29,9 @@ INSTRUCTIONS = ["make the circle green", "remove the square", "make the backgrou
 
 
 @pytest.fixture(scope="module")
-def editor_folder(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def editor_folder(tiny_editor: Path) -> Path:
     """An editor with random weights in all its channels."""
-    parts = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None).components
-    torch.manual_seed(0)
-    parts["unet"] = widen_conv_in(parts["unet"], 8)
-    torch.nn.init.normal_(parts["unet"].conv_in.weight, std=0.2)
-    parts.pop("image_encoder", None)
-    folder = tmp_path_factory.mktemp("editor")
-    StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
-    return folder
+    return tiny_editor
 
 
 @pytest.fixture
@@ -143,6 +135,25 @@ def test_an_edit_does_not_depend_on_its_batch(
         assert first.shape == image.shape
         assert max(distance(first, second), distance(first, third)) <= 1
     assert distance(together[0], together[2]) > 1
+
+
+def test_images_of_a_batch_may_have_guidances_of_their_own(editor: StableDiffusionInstructPix2PixPipeline) -> None:
+    images, scales = pictures((64, 64), (64, 64), (64, 64)), ([2.0, 2.0, 4.0], [1.5, 1.0, 1.0])
+    edit: dict[str, Any] = {"num_inference_steps": 4}
+    together = edit_images(
+        editor, images, INSTRUCTIONS, guidance_scale=scales[0], image_guidance_scale=scales[1], seeds=[1, 2, 3], **edit
+    )
+    for number, image in enumerate(images):
+        (alone,) = edit_images(
+            editor,
+            [image],
+            INSTRUCTIONS[number : number + 1],
+            guidance_scale=scales[0][number],
+            image_guidance_scale=scales[1][number],
+            seeds=[number + 1],
+            **edit,
+        )
+        assert distance(together[number], alone) <= 1
 
 
 def test_every_denoising_step_of_every_batch_is_reported(editor: StableDiffusionInstructPix2PixPipeline) -> None:

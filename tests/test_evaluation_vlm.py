@@ -16,24 +16,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
 
 from ip2p.config import PipelineConfig, ServerConfig, VlmConfig
 from ip2p.evaluation import evaluate
 from ip2p.evaluation.cases import EditCase
 from ip2p.evaluation.measures.vlm import VlmMeasure, local_judge, read_scores
 from tests.test_evaluation import trained, with_domain  # noqa: F401
-from tests.tiny import write_tiny_language_model
+from tests.tiny import write_tiny_vlm
 
 
 class Judge(ThreadingHTTPServer):
@@ -199,33 +189,7 @@ def test_a_vlm_without_an_address_is_refused_at_once() -> None:
 @pytest.fixture
 def tiny_vlm(tmp_path: Path) -> Path:
     """A LLaVA of random weights with the domain's words."""
-    language = write_tiny_language_model(tmp_path / "language")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(language)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        image_size=32, patch_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>")
-    )
-    LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "vlm")
-    template = (
-        "{% for message in messages %}{% for part in message['content'] %}"
-        "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}"
-    )
-    LlavaProcessor(  # type: ignore[no-untyped-call]
-        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    ).save_pretrained(tmp_path / "vlm")
-    return tmp_path / "vlm"
+    return write_tiny_vlm(tmp_path)
 
 
 def test_a_local_model_sees_the_pictures_and_the_same_question_has_the_same_answer(

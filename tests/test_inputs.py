@@ -36,7 +36,7 @@ from ip2p.evaluation.benchmark_cases import read_benchmark
 from ip2p.evaluation.cases import hold_out_cases
 from ip2p.images import Array, open_pixels
 from ip2p.models.stable_diffusion import widen_conv_in
-from ip2p.prompts.captions import read_captions
+from ip2p.prompts.captions import ReadyLine, read_captions
 from ip2p.sources.location import SPLITS
 from ip2p.sources.pairs import read_source
 from ip2p.training.data import open_rows
@@ -160,7 +160,8 @@ def read_as_captions(source: Path, out: Path) -> list[str]:
     cleaning = CleaningConfig(language="any", strip_markup=False, min_words=1)
     column = None if source.suffix == ".jsonl" else "edit_prompt"
     entries = read_captions(PromptsConfig(captions=str(source), captions_column=column, cleaning=cleaning)).entries
-    texts = [each if isinstance(each, str) else each.triplet and each.triplet.edit_prompt for each in entries]
+    triplets = [each.triplet for each in entries if isinstance(each, ReadyLine) and each.triplet]
+    texts = [*(each for each in entries if isinstance(each, str)), *(triplet.edit_prompt for triplet in triplets)]
     return [text for text in texts if text]
 
 

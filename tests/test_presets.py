@@ -10,6 +10,7 @@ import pytest
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.config.files import overlay
 from ip2p.presets import PRESETS, data_folder, paper, shapes
+from ip2p.store import RunFolder
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -23,7 +24,7 @@ def test_a_preset_writes_to_a_folder_of_its_own_name(name: str) -> None:
     assert PRESETS[name]().out == Path("runs") / name
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name]().rendering.backend == "p2p"])
 def test_a_preset_trains_the_model_that_it_renders_with(name: str) -> None:
     config = PRESETS[name]()
     rendering, training = config.rendering, config.training
@@ -39,6 +40,12 @@ def test_the_default_needs_nothing_from_outside_the_shipped_data() -> None:
     config = shapes()
     named = (config.prompts.captions, config.prompts.model, config.rendering.model, config.scoring.clip_model)
     assert all(Path(name).is_relative_to(data_folder()) for name in named)
+
+
+def test_pictures_are_edited_by_the_editor_of_another_preset_s_run() -> None:
+    config = PRESETS["shapes-pictures"]()
+    assert Path(config.rendering.model) == RunFolder(shapes().out).model
+    assert config.rendering.backend == "editor" and config.evaluation.domain == shapes().evaluation.domain
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd35", "kontext", "klein"])

@@ -162,6 +162,13 @@ def config(tiny_config: PipelineConfig, tmp_path: Path) -> PipelineConfig:
     return with_prompts(tiny_config, captions=str(path), shard_size=7, max_prompt_tokens=1000, screening=screening)
 
 
+def test_words_about_another_picture_are_no_near_duplicate() -> None:
+    screen = Screen(ScreeningConfig(near_duplicate=0.5), lambda text: True)
+    kept, again, other = (replace(triplet(), picture=picture, edit_type="") for picture in ("1", "1", "2"))
+    again = replace(again, edit_prompt="make it one dog")
+    assert [screen.judge(each) for each in (kept, again, other)] == ["", "near_duplicate", ""]
+
+
 def test_near_duplicates_are_found_across_shards_and_the_shard_size_changes_none(
     config: PipelineConfig, tmp_path: Path
 ) -> None:

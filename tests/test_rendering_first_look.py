@@ -13,7 +13,7 @@ import pytest
 from ip2p import rendering
 from ip2p.config import PipelineConfig, RenderingConfig, Thresholds
 from ip2p.p2p.sampler import render_pairs
-from ip2p.rendering import render as rendering_loop
+from ip2p.rendering.backends import p2p
 from ip2p.store import RunFolder
 from tests.test_rendering_candidates import write_triplets
 
@@ -35,7 +35,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
         counts[settings.num_inference_steps] += len(candidates)
         return render_pairs(pipeline, candidates, settings)
 
-    monkeypatch.setattr(rendering_loop, "render_pairs", counted)
+    monkeypatch.setattr(p2p, "render_pairs", counted)
     return counts
 
 

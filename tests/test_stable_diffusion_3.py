@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ip2p.config import EditTypeRendering, RenderingConfig, TrainingConfig
 from ip2p.editing import edit_images, load_editor
-from ip2p.evaluation.editors import load_sdedit
 from ip2p.models.architecture import architecture_of, base_architecture
 from ip2p.models.pipelines import load_text_to_image
 from ip2p.p2p.sampler import check_renderable, fits_encoders, render_pairs, sample_latents
@@ -341,15 +340,6 @@ def test_dropped_conditions_are_zeros_for_the_image_and_the_empty_text(
     without_text = torch.tensor([bool(torch.allclose(text, none, atol=1e-2)) for text in texts])
     assert torch.equal(without_text, drawn < 2 / 3)
     assert torch.equal(condition.flatten(1).abs().amax(1) == 0, drawn >= 1 / 3)
-
-
-def test_the_base_alone_draws_pictures_again_from_noise(folder: Path) -> None:
-    """SDEdit, the baseline of the evaluation."""
-    pipeline = load_sdedit(TrainingConfig(pretrained_model_name_or_path=str(folder)), "cpu")
-    generator = torch.Generator().manual_seed(0)
-    options = {"strength": 0.5, "num_inference_steps": 4, "guidance_scale": 2.0, "generator": generator}
-    image = pipeline(prompt=CIRCLE, image=Image.fromarray(picture()), height=64, width=64, **options).images[0]
-    assert image.size == (64, 64) and np.asarray(image).std() > 0
 
 
 def test_a_base_whose_t5_is_missing_from_its_folder_is_named(tiny_sd3: Path, tmp_path: Path) -> None:

@@ -10,17 +10,23 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
@@ -35,6 +41,7 @@ from ip2p.config import (
     Thresholds,
     TrainingConfig,
 )
+from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.records import RenderSpec
 from ip2p.shapes.train.clip import TEXT_WIDTH, new_clip, text_encoder_of, write_clip
 from ip2p.shapes.train.text import write_tokenizer
@@ -190,6 +197,48 @@ def write_tiny_language_model(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(_created(folder), safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_vlm(folder: Path) -> Path:
+    """Writes a LLaVA of random weights with the domain's words."""
+    language = write_tiny_language_model(folder / "language")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(language)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        image_size=32, patch_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>")
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder / "vlm")
+    template = (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}"
+    )
+    LlavaProcessor(  # type: ignore[no-untyped-call]
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    ).save_pretrained(folder / "vlm")
+    return folder / "vlm"
+
+
+def write_tiny_editor(folder: Path, sd: Path) -> Path:
+    """Writes an editor with random weights in all its channels, made of a text-to-image model."""
+    parts = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None).components
+    torch.manual_seed(0)
+    parts["unet"] = widen_conv_in(parts["unet"], 8)
+    torch.nn.init.normal_(parts["unet"].conv_in.weight, std=0.2)
+    parts.pop("image_encoder", None)
+    StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
 
 

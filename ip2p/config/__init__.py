@@ -16,16 +16,20 @@ from ip2p.config.prompts import (
     FinetuneConfig,
     PromptsConfig,
     ScreeningConfig,
-    ServerConfig,
 )
 from ip2p.config.rendering import (
+    MADE_BY_SERVER,
+    OPTIONAL_RANGES,
     AttentionBackend,
     CrossAlignment,
     EditTypeRendering,
+    FlowEditConfig,
     ImageFormat,
     Precision,
+    RenderingBackend,
     RenderingConfig,
 )
+from ip2p.config.server import EndpointConfig, ImagesApiConfig, ServerConfig
 from ip2p.config.training import DIFFUSERS_DEFAULTS, TrainingConfig, TrainingJob
 
 __all__ = [
@@ -38,14 +42,20 @@ __all__ = [
     "DIFFUSERS_DEFAULTS",
     "DatasetConfig",
     "EditTypeRendering",
+    "EndpointConfig",
     "EvaluationConfig",
     "FilteringConfig",
     "FinetuneConfig",
+    "FlowEditConfig",
     "ImageFormat",
+    "ImagesApiConfig",
+    "MADE_BY_SERVER",
+    "OPTIONAL_RANGES",
     "PipelineConfig",
     "Precision",
     "PromptsConfig",
     "RESULT_FREE",
+    "RenderingBackend",
     "RenderingConfig",
     "RunnerConfig",
     "ScoringConfig",

@@ -16,6 +16,7 @@ from ip2p.config.fields import (
     check_share,
 )
 from ip2p.config.rendering import Precision
+from ip2p.config.server import ServerConfig
 
 Backend = Literal["causal_lm", "chat", "server", "template"]
 """What writes triplets about a caption."""
@@ -102,36 +103,6 @@ class ScreeningConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """Reaches an OpenAI-compatible endpoint. Every setting but `response_format` may change during a run."""
-
-    base_url: str = ""
-    """Base URL, such as http://127.0.0.1:8000/v1: vLLM, llama.cpp, Ollama, `transformers serve` or a hosted service."""
-    api_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the API key. A local server needs none."""
-    concurrency: int = 8
-    """Concurrent requests per shard."""
-    timeout: float = 60.0
-    """Seconds to wait for an answer."""
-    max_retries: int = 8
-    """Retries after a transient error, with exponential backoff."""
-    first_delay: float = 1.0
-    """Upper bound in seconds of the first backoff delay, which is drawn from its upper half; doubles every retry."""
-    max_delay: float = 60.0
-    """Longest backoff delay in seconds."""
-    response_format: Literal["json_object", "json_schema", "none"] = "none"
-    """Response format to request. Not every server supports each."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "concurrency", "timeout", "first_delay", "max_delay")
-        check_not_negative(self, "max_retries")
-        check(
-            not self.base_url or self.base_url.startswith(("http://", "https://")),
-            f"base_url must start with http:// or https://, got {self.base_url!r}. Give the part before /chat.",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptsConfig:
     """Writes edit triplets about captions: the captions, the language model, and which triplets are kept."""
 
@@ -143,6 +114,15 @@ class PromptsConfig:
     """Split of a hub dataset."""
     captions_revision: str | None = field(default=None, metadata=ANSWERS_FREE)
     """Branch, tag or commit of a hub dataset."""
+    pictures: str = field(default="", metadata={**OMIT_IF_EMPTY, **ANSWERS_FREE})
+    """Real pictures to edit, instead of captions: a folder, a .parquet, .csv or .jsonl table, a pattern, a hub id, or
+    the `module:Class` of code that draws them.
+
+    A caption is taken from a .txt file of the same name or from the caption column. A picture without one is shown to
+    the vision-language model of the backend `server` or `chat`, which writes its caption too.
+    """
+    pictures_column: str | None = field(default=None, metadata={**OMIT_IF_EMPTY, **ANSWERS_FREE})
+    """Picture column of a table. Default: the first of the usual names."""
     cleaning: CleaningConfig = field(default=CleaningConfig(), metadata=ANSWERS_FREE)
     """Which captions of the source are used."""
     num_captions: int | None = field(default=None, metadata=ANSWERS_FREE)

@@ -14,14 +14,23 @@ from ip2p.config.fields import (
     check_range,
     check_unit,
 )
+from ip2p.config.server import EndpointConfig, ImagesApiConfig
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionBackend = Literal["auto", "sdpa", "xformers"]
 CrossAlignment = Literal["replace", "refine"]
 ImageFormat = Literal["png", "webp", "jpeg"]
+RenderingBackend = Literal["p2p", "editor", "images-api", "flowedit", "sdedit"]
+"""What makes pairs, a module of `ip2p.rendering.backends` each."""
+MADE_BY_SERVER = ("images-api",)
+"""Backends of which `model` is a name on a server, and not a folder or a hub id."""
 
-FRACTIONS = ("p2p", "cross_p2p", "shared_steps", "reweight_steps", "local_blend")
-"""Ranges of fractions of the steps."""
+FRACTIONS = ("p2p", "cross_p2p", "shared_steps", "reweight_steps", "local_blend", "strength")
+"""Ranges of fractions."""
+OPTIONAL_RANGES = ("image_guidance_scale", "strength")
+"""Ranges that some backends read; one that is not set is left to the backend."""
+SHARING_RANGES = ("p2p", "cross_p2p", "shared_steps", "reweight", "reweight_steps", "local_blend")
+"""Ranges that prompt-to-prompt alone reads; for other backends they are not drawn from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +53,10 @@ class EditTypeRendering:
     """Range of the fraction of first steps with that factor."""
     local_blend: tuple[float, float] | None = None
     """Range of the fraction of last steps in which only the regions of the changed words may differ."""
+    image_guidance_scale: tuple[float, float] | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Range of the guidance by the picture."""
+    strength: tuple[float, float] | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Range of the fraction of noise that the picture is started from."""
 
     def __post_init__(self) -> None:
         _check_draws(self)
@@ -51,7 +64,7 @@ class EditTypeRendering:
 
 def _check_draws(config: RenderingConfig | EditTypeRendering) -> None:
     check_positive(config, "num_candidates")
-    for name in ("guidance_scale", "reweight", *FRACTIONS):
+    for name in ("guidance_scale", "image_guidance_scale", "reweight", *FRACTIONS):
         if (bounds := getattr(config, name)) is not None:
             check_range(name, bounds)
             if name in FRACTIONS:
@@ -59,11 +72,30 @@ def _check_draws(config: RenderingConfig | EditTypeRendering) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenderingConfig:
-    """Renders edit triplets as candidate pairs with prompt-to-prompt. Ranges are drawn from once per candidate."""
+class FlowEditConfig:
+    """FlowEdit: what beside `strength` (its n_max) and `guidance_scale` (the target's) leads from picture to edit."""
 
+    source_guidance_scale: float = 3.5
+    """Classifier-free guidance towards the original caption, less than that towards the edited one."""
+    n_min: float = 0.0
+    """Fraction of last steps that follow the edited caption alone, for edits of the whole look."""
+    n_avg: int = 1
+    """Noises to average over in each step; each costs as much as the first."""
+
+    def __post_init__(self) -> None:
+        check_unit("n_min", self.n_min)
+        check_positive(self, "n_avg")
+        check_not_negative(self, "source_guidance_scale")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderingConfig:
+    """Makes candidate pairs of edit triplets. Ranges are drawn from once per candidate."""
+
+    backend: RenderingBackend = field(default="p2p", metadata=OMIT_IF_EMPTY)
+    """What makes pairs: prompt-to-prompt renders both images; the others edit the pictures of `prompts.pictures`."""
     model: str = ""
-    """Folder or hub id of the text-to-image model."""
+    """Folder or hub id of the text-to-image model or, by the backend, of the editor, or its name on the server."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     variant: str | None = None
@@ -83,6 +115,12 @@ class RenderingConfig:
     `filtering.first_look_slack`. Pays off if most candidates are rejected. Default: no preview."""
     guidance_scale: tuple[float, float] = (7.5, 15.0)
     """Range of the classifier-free guidance."""
+    server: EndpointConfig = field(default=EndpointConfig(), metadata={**RESULT_FREE, **OMIT_IF_EMPTY})
+    """Endpoint of the backend `images-api`."""
+    images_api: ImagesApiConfig = field(default=ImagesApiConfig(), metadata=OMIT_IF_EMPTY)
+    """What `images-api` requests."""
+    flowedit: FlowEditConfig = field(default=FlowEditConfig(), metadata=OMIT_IF_EMPTY)
+    """Settings of the backend `flowedit`."""
     p2p: tuple[float, float] = (0.1, 0.9)
     """Range of the fraction of steps with shared self-attention."""
     cross_p2p: tuple[float, float] = (0.0, 0.0)
@@ -104,6 +142,10 @@ class RenderingConfig:
     A region is where a word that only one caption has is attended to (local blend; Hertz et al. use 0.8). The paper has
     none.
     """
+    image_guidance_scale: tuple[float, float] | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Editors: range of how closely the picture is kept to. Default: the backend's own."""
+    strength: tuple[float, float] | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """SDEdit and alike: range of the fraction of noise that the picture is started from. Default: the backend's own."""
     blend_by_difference: bool = field(default=False, metadata=OMIT_IF_EMPTY)
     """Local blend: find the regions by how much the two sides differ, not by their words (compare DiffEdit)."""
     blend_threshold: float = 0.3
@@ -133,6 +175,10 @@ class RenderingConfig:
     """Keep the images of rejected candidates too."""
     seed: int = 0
     """Seed of the run. Every draw is a hash of it, the triplet and the candidate's number."""
+
+    def draws(self, name: str) -> bool:
+        """Returns whether the backend draws from a range, if it is set."""
+        return self.backend == "p2p" or name not in SHARING_RANGES
 
     def __post_init__(self) -> None:
         check_positive(self, "num_inference_steps", "first_look_steps", "batch_size", "height", "width")

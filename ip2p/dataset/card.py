@@ -6,7 +6,7 @@ Also advises a user whose run accepted no pair, from the same tallies.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, ScoringConfig, Thresholds
+from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, RenderingConfig, ScoringConfig, Thresholds
 from ip2p.config.filtering import path_of
-from ip2p.dataset.schema import CARD_FEATURES
+from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
 from ip2p.filtering import FIRST_LOOK, REASONS, thresholds_for
 from ip2p.hub import public_name
@@ -31,6 +31,8 @@ DRAWS = {
     "shared_steps": ("share of steps under the original's caption", "original's caption"),
     "reweight": ("factor on the maps of new words", "factor on new words"),
     "local_blend": ("share of steps with local blend", "local blend"),
+    "image_guidance_scale": ("guidance by the picture", "guidance by the picture"),
+    "strength": ("share of noise that the picture starts from", "share of noise"),
 }
 """Names of the settings that are drawn, in full and in the row of an edit type."""
 MOST_ADVICE = 4
@@ -116,7 +118,7 @@ def _front_matter(config: PipelineConfig, folder: Path, counts: Counts) -> dict[
         "tags": ["instruction-based-image-editing", "synthetic"],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
-            "features": CARD_FEATURES,
+            "features": card_features(pq.read_schema(next(folder.glob("data/*.parquet")))),
             "splits": splits,
             "download_size": total,
             "dataset_size": total,
@@ -130,9 +132,11 @@ def _making(config: PipelineConfig) -> str:
         ("step", "setting"),
         [
             ("triplets", _writer(prompts)),
-            ("text-to-image model", public_name(rendering.model)),
+            *([("pictures", public_name(prompts.pictures))] if prompts.pictures else []),
+            *([("pairs made by", rendering.backend)] if rendering.backend != "p2p" else []),
+            ("editor" if prompts.pictures else "text-to-image model", public_name(rendering.model)),
             ("steps", str(rendering.num_inference_steps)),
-            *((name, _range(getattr(rendering, setting))) for setting, (name, _) in DRAWS.items()),
+            *((name, _range(bounds)) for name, bounds in _ranges(rendering)),
             ("candidates per triplet", str(rendering.num_candidates)),
             *((f"for {kind} edits", _differences(own)) for kind, own in sorted(rendering.per_edit_type.items())),
             ("pairs kept per triplet", f"the {filtering.selection} {filtering.max_pairs_per_triplet}, at most"),
@@ -140,6 +144,13 @@ def _making(config: PipelineConfig) -> str:
             ("CLIP", f"{public_name(scoring.clip_model)} {scoring.clip_pretrained or ''}".strip()),
         ],
     )
+
+
+def _ranges(rendering: RenderingConfig) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yields the name and the bounds of each range that is drawn from."""
+    for setting, (name, _) in DRAWS.items():
+        if rendering.draws(setting) and (bounds := getattr(rendering, setting)) is not None:
+            yield name, bounds
 
 
 def _writer(prompts: PromptsConfig) -> str:

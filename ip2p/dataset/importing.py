@@ -22,7 +22,16 @@ from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.images import check_shapes, encode_png, fit_picture, open_picture, plain_file
 from ip2p.prompts import Generation, name_edit_type, triplets_table
-from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict, content_hash
+from ip2p.records import (
+    LATER_COLUMNS,
+    Candidate,
+    EditTriplet,
+    PairScores,
+    RenderSpec,
+    ScoredCandidate,
+    Verdict,
+    content_hash,
+)
 from ip2p.rendering import keep_shard
 from ip2p.rendering.candidates import key_of
 from ip2p.rendering.table import EncodedPair
@@ -127,7 +136,8 @@ def _write_triplets(path: Path, triplets: Sequence[EditTriplet], reasons: Mappin
     table = triplets_table([Generation(triplet.original_prompt, "", triplet, "") for triplet in triplets])
     counts = {"captions": len(triplets), "generations": len(triplets), "kept": len(triplets), **reasons}
     digest = content_hash(*(each.id for each in triplets), *(each.source for each in triplets))
-    store.write_shard(path, table, fingerprint=digest, seconds=time.monotonic() - started, counts=counts)
+    seconds = time.monotonic() - started
+    store.write_shard(path, table, fingerprint=digest, seconds=seconds, counts=counts, optional=LATER_COLUMNS)
 
 
 def _score(usable: Sequence[Imported], scorer: Scorer | None) -> tuple[list[ScoredCandidate], Sequence[bytes | None]]:

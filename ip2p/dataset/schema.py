@@ -7,13 +7,14 @@ set filterable again. The `huggingface` metadata makes the image columns `Image`
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ip2p.images import IMAGE_TYPE
-from ip2p.records import DRAWN_COLUMNS
+from ip2p.records import DRAWN_COLUMNS, LATER_COLUMNS
 from ip2p.scoring import SCORE_COLUMNS
 from ip2p.sources.columns import SIDES
 
@@ -28,19 +29,33 @@ _TYPES: dict[str, pa.DataType] = {
     "source": pa.string(),
     "candidate": pa.int64(),
     "seed": pa.int64(),
-    **dict.fromkeys((*DRAWN_COLUMNS, *SCORE_COLUMNS), pa.float64()),
+    **dict.fromkeys((name for name in DRAWN_COLUMNS if name not in LATER_COLUMNS), pa.float64()),
+    **dict.fromkeys(SCORE_COLUMNS, pa.float64()),
 }
 _DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", IMAGE_TYPE: "image"}
 
+_OPTIONAL = {"picture": pa.string(), "image_guidance_scale": pa.float64(), "strength": pa.float64()}
+"""Columns of which a dataset has those that its pairs have: of pairs that were made from pictures."""
+
 COLUMNS = tuple(_TYPES)
-CARD_FEATURES = [{"name": name, "dtype": _DTYPES[kind]} for name, kind in _TYPES.items()]
-"""The features as a dataset card lists them."""
-_FEATURES = {
-    name: {"_type": "Image"} if kind == IMAGE_TYPE else {"dtype": _DTYPES[kind], "_type": "Value"}
-    for name, kind in _TYPES.items()
-}
-SCHEMA = pa.schema(list(_TYPES.items()), metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})})
-"""The arrow schema, with the features in its metadata as `datasets` writes them."""
+"""The columns of every dataset."""
+
+
+def schema_of(shards: Iterable[Path]) -> pa.Schema:
+    """Returns the arrow schema of a dataset of these pairs, with its features in the metadata as `datasets` does."""
+    present = {name for path in shards for name in pq.read_schema(path).names}
+    types = _TYPES | {name: kind for name, kind in _OPTIONAL.items() if name in present}
+    features = {
+        name: {"_type": "Image"} if kind == IMAGE_TYPE else {"dtype": _DTYPES[kind], "_type": "Value"}
+        for name, kind in types.items()
+    }
+    return pa.schema(list(types.items()), metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def card_features(schema: pa.Schema) -> list[dict[str, str]]:
+    """Returns the features as a dataset card lists them."""
+    return [{"name": field.name, "dtype": _DTYPES[field.type]} for field in schema]
+
 
 ROW_GROUP_BYTES = 100 * 2**20
 """Uncompressed size of a row group; a reader holds one at a time."""
@@ -49,13 +64,13 @@ CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_l
 """Content-defined chunking as `datasets` sets it: a store that de-duplicates keeps unchanged rows once."""
 
 
-def open_writer(path: Path) -> pq.ParquetWriter:
+def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Opens a parquet writer: images are stored as they are, the rest is compressed; page index and chunking are on."""
     images = [f"{side}.{leaf}" for side in SIDES for leaf in ("bytes", "path")]
-    others = [name for name in COLUMNS if name not in SIDES]
+    others = [name for name in schema.names if name not in SIDES]
     return pq.ParquetWriter(
         path,
-        SCHEMA,
+        schema,
         compression={**dict.fromkeys(others, "snappy"), **dict.fromkeys(images, "none")},
         use_dictionary=others,
         write_page_index=True,

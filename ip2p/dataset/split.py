@@ -23,7 +23,16 @@ from ip2p.records import content_hash, hash_to_unit
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
-_INDEX_COLUMNS = ["triplet_id", "candidate", "original_prompt", "edited_prompt", "edit_type", "source", "accepted"]
+_INDEX_COLUMNS = (
+    "triplet_id",
+    "candidate",
+    "original_prompt",
+    "edited_prompt",
+    "edit_type",
+    "source",
+    "accepted",
+    "picture",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,8 @@ class Place:
 
     shard: int
     row: int
-    captions: tuple[str, str]
+    captions: tuple[str, ...]
+    """Of the original and the edited image, which must lie in one split; a real picture's hash comes before them."""
     edit_type: str
     order: str
     lot: float
@@ -52,9 +62,12 @@ def index_pairs(shards: Sequence[Path], seed: int) -> list[Place]:
     """Reads the accepted pairs of all shards, in the captions' order, without their images."""
     places = []
     for number, path in enumerate(shards):
-        for row, pair in enumerate(pq.read_table(path, columns=_INDEX_COLUMNS).to_pylist()):
+        present = [name for name in _INDEX_COLUMNS if name in pq.read_schema(path).names]
+        for row, pair in enumerate(pq.read_table(path, columns=present).to_pylist()):
             if pair["accepted"]:
-                captions = pair["original_prompt"], pair["edited_prompt"]
+                captions: tuple[str, ...] = pair["original_prompt"], pair["edited_prompt"]
+                if pair.get("picture"):
+                    captions = pair["picture"], *captions
                 if not all(captions):  # imported pairs without captions go by the picture they come from
                     captions = pair["source"], pair["source"]
                 order = content_hash("order", seed, pair["triplet_id"], pair["candidate"])
@@ -82,13 +95,13 @@ def side_of(original_prompt: str, test_fraction: float) -> Split:
     return "test" if hash_to_unit("split", normalise(original_prompt)) < test_fraction else "train"
 
 
-def split_pairs(captions: Iterable[tuple[str, str]], test_fraction: float) -> list[Split | None]:
-    """Returns the split of each (original, edited) pair of captions; None if one is in the other split already."""
+def split_pairs(captions: Iterable[tuple[str, ...]], test_fraction: float) -> list[Split | None]:
+    """Returns the split of each pair by the first of its captions; None if one of them is in the other split."""
     owner: dict[str, Split] = {}
     splits: list[Split | None] = []
-    for original_prompt, edited_prompt in captions:
-        side = side_of(original_prompt, test_fraction)
-        texts = normalise(original_prompt), normalise(edited_prompt)
+    for texts_of_pair in captions:
+        side = side_of(texts_of_pair[0], test_fraction)
+        texts = [normalise(text) for text in texts_of_pair]
         clean = all(owner.get(text, side) == side for text in texts)
         if clean:
             owner.update(dict.fromkeys(texts, side))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.dataset.card import Counts, describe_rejections, write_card
-from ip2p.dataset.schema import CHUNKING, COLUMNS, ROW_GROUP_BYTES, SCHEMA, open_writer
+from ip2p.dataset.schema import CHUNKING, ROW_GROUP_BYTES, open_writer, schema_of
 from ip2p.dataset.split import (
     SPLITS,
     OutputFile,
@@ -124,13 +124,13 @@ def _finished(dataset: Path, expected: str) -> Counts | None:
 def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputFile]) -> list[dict[str, object]]:
     """Writes the planned files below `folder`; returns their entries in the manifest."""
     (folder / "data").mkdir(parents=True)
-    spills = folder / ".spill"
+    spills, schema = folder / ".spill", schema_of(shards)
     spills.mkdir()
-    _spill(shards, outputs, spills)
+    _spill(shards, outputs, spills, schema)
     written = []
     for output in tqdm(outputs, desc="dataset", unit="file", disable=None, leave=False):
         path = folder / "data" / output.name
-        digest = _write_file(path, output, spills / output.name)
+        digest = _write_file(path, output, spills / output.name, schema)
         (spills / output.name).unlink()
         size = path.stat().st_size
         written.append({"path": f"data/{output.name}", "rows": len(output.rows), "bytes": size, "sha256": digest})
@@ -138,14 +138,14 @@ def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputF
     return written
 
 
-def _spill(shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path) -> None:
+def _spill(shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path, schema: pa.Schema) -> None:
     """Appends every chosen row, with its place in the output, to the spill file of its output."""
     targets: dict[int, dict[int, tuple[str, int]]] = defaultdict(dict)
     for output in outputs:
         for position, (shard, row) in enumerate(output.rows):
             targets[shard][row] = output.name, position
     for shard, rows in tqdm(sorted(targets.items()), desc="gather", unit="shard", disable=None, leave=False):
-        for first, batch in _batches(shards[shard]):
+        for first, batch in _batches(shards[shard], schema):
             by_output: dict[str, list[tuple[int, int]]] = defaultdict(list)
             for offset in range(batch.num_rows):
                 if first + offset in rows:
@@ -155,11 +155,17 @@ def _spill(shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path) 
                 _append(spills / name, batch, offsets_and_positions)
 
 
-def _batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
-    first = 0
+def _batches(path: Path, schema: pa.Schema) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields the rows with the columns of the dataset; those that a shard lacks are null."""
+    first, plain = 0, schema.remove_metadata()
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=READ_ROWS, columns=list(COLUMNS)):
-            yield first, batch.select(list(COLUMNS)).cast(SCHEMA.remove_metadata())
+        present = [name for name in schema.names if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=READ_ROWS, columns=present):
+            columns = [
+                batch[field.name].cast(field.type) if field.name in present else pa.nulls(len(batch), field.type)
+                for field in plain
+            ]
+            yield first, pa.RecordBatch.from_arrays(columns, schema=plain)
             first += batch.num_rows
 
 
@@ -177,16 +183,16 @@ def _read_spill(path: Path, num_rows: int) -> list[pa.RecordBatch]:
         while file.tell() < file.size():
             for batch in pa.ipc.open_stream(file):
                 for offset, position in enumerate(batch.column("position").to_pylist()):
-                    ordered[position] = batch.select(list(COLUMNS)).slice(offset, 1)
+                    ordered[position] = batch.drop_columns(["position"]).slice(offset, 1)
     return [row for row in ordered if row is not None]
 
 
-def _write_file(path: Path, output: OutputFile, spill: Path) -> str:
+def _write_file(path: Path, output: OutputFile, spill: Path, schema: pa.Schema) -> str:
     """Writes one parquet file, flushed to disk; returns its SHA-256."""
-    with open_writer(path) as writer:
+    with open_writer(path, schema) as writer:
         writer.add_key_value_metadata({"content_defined_chunking": json.dumps(CHUNKING)})
         for group in _row_groups(_read_spill(spill, len(output.rows))):
-            writer.write_table(pa.Table.from_batches(group).combine_chunks().cast(SCHEMA), row_group_size=len(group))
+            writer.write_table(pa.Table.from_batches(group).combine_chunks().cast(schema), row_group_size=len(group))
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return store.sha256_of(path)

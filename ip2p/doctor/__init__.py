@@ -106,7 +106,7 @@ def _examine_settings(config: PipelineConfig, use: str, data: str | None) -> Ite
 def _check(config: PipelineConfig, use: str, data: str | None) -> Iterator[Finding]:
     """Yields what each check of a use refuses. Captions elsewhere are not read, since that would copy them."""
     checks = uses.USES[use].work.checks
-    if _are_elsewhere(config.prompts.captions):
+    if _are_elsewhere(config.prompts.pictures or config.prompts.captions):
         checks = tuple(check for check in checks if check is not uses.check_captions)
     refused = False
     for check in checks:

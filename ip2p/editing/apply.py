@@ -19,6 +19,7 @@ from ip2p.models.texts import Texts, join_texts
 
 Picture = Image.Image | NDArray[np.uint8]
 Resample = Image.Resampling.LANCZOS
+Scale = float | Sequence[float]
 
 
 @torch.inference_mode()
@@ -28,14 +29,14 @@ def edit_images(
     instructions: Sequence[str],
     *,
     num_inference_steps: int = 20,
-    guidance_scale: float = 7.5,
-    image_guidance_scale: float = 1.5,
+    guidance_scale: Scale = 7.5,
+    image_guidance_scale: Scale = 1.5,
     seeds: Sequence[int],
     batch_size: int = 8,
     on_batch: Callable[[int], object] | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> list[NDArray[np.uint8]]:
-    """Returns the edited images (H, W, 3), each as large as its input.
+    """Returns the edited images (H, W, 3), each as large as its input. A scale is one for all, or one per image.
 
     `on_batch` gets each batch's size; `on_step` is called after each denoising step of a batch.
     """
@@ -44,7 +45,7 @@ def edit_images(
         raise ValueError(f"every edit takes an image, an instruction and a seed, got {counts}. Give as many of each.")
     base = architecture_of(pipeline)
     is_distilled = base.has_one_half(pipeline)
-    terms = guidance_terms(guidance_scale, image_guidance_scale, is_distilled=is_distilled)
+    device = base.denoiser(pipeline).device
     arrays = [_as_array(image) for image in images]
     groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, array in enumerate(arrays):
@@ -57,15 +58,27 @@ def edit_images(
             fitted = _resize_all(batch, fitting_size(pipeline, batch.shape[2], batch.shape[1]))
             image = encode_images(pipeline, base, fitted)
             texts = base.encode(pipeline, ["", *(instructions[index] for index in indices)])
+            scales = [_scales_at(scale, indices, device) for scale in (guidance_scale, image_guidance_scale)]
+            terms = guidance_terms(*scales, is_distilled=is_distilled)
             conditions = stack_conditions(terms, image, texts, fitted.shape[1:3])
             chosen = [seeds[index] for index in indices]
-            told = guidance_scale if is_distilled else None
+            told = scales[0] if is_distilled else None
             latents = denoise(pipeline, base, conditions, num_inference_steps, chosen, on_step, guidance_scale=told)
             results = _resize_all(decode_images(pipeline.vae, latents), (batch.shape[2], batch.shape[1]))
             edited.update(zip(indices, results, strict=True))
             if on_batch is not None:
                 on_batch(len(indices))
     return [edited[index] for index in range(len(arrays))]
+
+
+def _scales_at(scale: Scale, indices: Sequence[int], device: torch.device) -> float | Tensor:
+    """Returns the scale of a batch: a number if its images have the same, else (N, 1, 1, 1)."""
+    if isinstance(scale, int | float):
+        return scale
+    chosen = [scale[index] for index in indices]
+    if len(set(chosen)) == 1:
+        return chosen[0]
+    return torch.tensor(chosen, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
 
 
 def fitting_size(pipeline: DiffusionPipeline, width: int, height: int) -> tuple[int, int]:
@@ -76,10 +89,14 @@ def fitting_size(pipeline: DiffusionPipeline, width: int, height: int) -> tuple[
 
 def encode_images(pipeline: DiffusionPipeline, base: Architecture, images: NDArray[np.uint8]) -> Tensor:
     """Encodes (N, H, W, 3) to the posterior's mode (N, C, h, w), normalised for a model that takes it so."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents, _ = encode_posterior(pipeline.vae, pixels.to(pipeline.vae.device, pipeline.vae.dtype))
-    latents = latents.to(base.denoiser(pipeline).dtype)
+    latents = encode_posteriors(pipeline, images)[0].to(base.denoiser(pipeline).dtype)
     return LatentSpace.of(pipeline.vae.config).scaled(latents) if base.condition_is_scaled(pipeline) else latents
+
+
+def encode_posteriors(pipeline: DiffusionPipeline, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Encodes (N, H, W, 3) to the mean and the deviation of their latents, (N, C, h, w) in float32."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return encode_posterior(pipeline.vae, pixels.to(pipeline.vae.device, pipeline.vae.dtype))
 
 
 def denoise(
@@ -90,7 +107,7 @@ def denoise(
     seeds: Sequence[int],
     on_step: Callable[[], object] | None = None,
     *,
-    guidance_scale: float | None = None,
+    guidance_scale: float | Tensor | None = None,
 ) -> Tensor:
     """Samples float32 latents from noise; each image's chance comes from its own generator on the CPU.
 
@@ -107,7 +124,7 @@ def denoise(
 
         def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = timestep) -> Tensor:
             rows, sizes = inputs.to(denoiser.dtype), conditions.sizes
-            told = None if guidance_scale is None else torch.full((len(rows),), guidance_scale, device=rows.device)
+            told = _per_row(guidance_scale, rows)
             return base.predict(denoiser, rows, at, texts, condition=image, sizes=sizes, guidance=told).float()
 
         prediction = guided(predict, sampler.inputs(latents, timestep), conditions)
@@ -115,6 +132,13 @@ def denoise(
         if on_step is not None:
             on_step()
     return latents
+
+
+def _per_row(scale: float | Tensor | None, rows: Tensor) -> Tensor | None:
+    """Returns a scale per row; the rows repeat the batch once per term."""
+    if scale is None or isinstance(scale, Tensor):
+        return None if scale is None else scale.flatten().repeat(len(rows) // len(scale))
+    return torch.full((len(rows),), scale, device=rows.device)
 
 
 def _as_array(image: Picture) -> NDArray[np.uint8]:
@@ -134,12 +158,15 @@ def _resize_all(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
 class Term:
     """One evaluation of the denoiser and its weight in the sum."""
 
-    weight: float
+    weight: float | Tensor
+    """A number, or (N, 1, 1, 1) if the images of a batch have different scales."""
     with_image: bool
     with_text: bool
 
 
-def guidance_terms(guidance_scale: float, image_guidance_scale: float, *, is_distilled: bool = False) -> list[Term]:
+def guidance_terms(
+    guidance_scale: float | Tensor, image_guidance_scale: float | Tensor, *, is_distilled: bool = False
+) -> list[Term]:
     """Returns the one to three evaluations that the scales call for.
 
     The paper's equation 3, e(0,0) + s_I (e(I,0) - e(0,0)) + s_T (e(I,T) - e(I,0)), with its terms collected, so that
@@ -156,7 +183,7 @@ def guidance_terms(guidance_scale: float, image_guidance_scale: float, *, is_dis
             Term(image_guidance_scale, with_image=True, with_text=True),
             Term(1 - image_guidance_scale, with_image=False, with_text=True),
         ]
-    return [term for term in terms if term.weight != 0]
+    return [term for term in terms if torch.as_tensor(term.weight != 0).any()]
 
 
 @dataclass(frozen=True, slots=True)

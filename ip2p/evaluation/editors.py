@@ -6,13 +6,12 @@ The copy preserves everything and changes nothing; the untrained model cannot se
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -91,7 +90,7 @@ def sdedit_source(base: TrainingConfig, knobs: EvaluationConfig, notes: Path) ->
     later = note(notes, models_of(replace(base, pretrained_vae_model_name_or_path=None)))
     settings = knobs.sdedit_guidance_scale, _sampling(knobs)
     identity = fingerprint("sdedit", model_fingerprint(base), *settings, *later)
-    return EditorSource(identity, lambda: partial(_draw_again, load_sdedit(base, knobs.device), base, knobs))
+    return EditorSource(identity, lambda: partial(_draw_again, load_base(base, knobs.device), base, knobs))
 
 
 def _sampling(knobs: EvaluationConfig) -> tuple[object, ...]:
@@ -140,20 +139,16 @@ def load_untrained(base: TrainingConfig, device: str) -> DiffusionPipeline:
     return load_once(("untrained", *names, base.revision, base.variant, place), load, files=names)
 
 
-def load_sdedit(base: TrainingConfig, device: str) -> DiffusionPipeline:
-    """Loads the base model as diffusers' own pipeline from picture to picture."""
-    from ip2p.models.architecture import architecture_of
+def load_base(base: TrainingConfig, device: str) -> DiffusionPipeline:
+    """Loads the base model by itself, as its text-to-image pipeline."""
     from ip2p.models.pipelines import load_text_to_image
 
     name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
-    text_to_image = load_text_to_image(name, **options, dtype="float32", device=device)
-    pipeline = architecture_of(text_to_image).image_to_image(text_to_image)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return load_text_to_image(name, **options, dtype="float32", device=device)
 
 
 def _draw_again(
-    pipeline: Any,
+    pipeline: DiffusionPipeline,
     base: TrainingConfig,
     knobs: EvaluationConfig,
     images: Sequence[Pixels],
@@ -161,32 +156,37 @@ def _draw_again(
     seeds: Sequence[int],
     setting: Setting,
 ) -> list[Pixels]:
-    """Noises the pictures and draws them towards the edited captions by diffusers' own pipeline, by size in batches."""
-    import torch
-
+    """Draws the pictures again towards the edited captions, equal sizes together."""
     from ip2p.editing import fitting_size
+    from ip2p.editing.sdedit import Redrawing, redraw_images
 
     scaled = _scaled(pipeline, knobs, images)
     fitted = [_resized(image, fitting_size(pipeline, *image.shape[1::-1])) for image in scaled]
     strength = setting.strength or 1.0
-    accepted = inspect.signature(pipeline.__call__).parameters  # some resize to their own size unless they are told
+    num_steps = max(knobs.num_inference_steps, math.ceil(1 / strength))  # enough for one step at a low strength
     edited = list(images)
-    for shape in {image.shape for image in fitted}:
-        numbers = [number for number, image in enumerate(fitted) if image.shape == shape]
-        further = {"height": shape[0], "width": shape[1], "max_sequence_length": base.max_sequence_length}
-        output = pipeline(
-            prompt=[cases[number].edited_prompt or cases[number].edit_prompt for number in numbers],
-            image=[Image.fromarray(fitted[number]) for number in numbers],
-            strength=strength,
-            # enough for one step at a low strength
-            num_inference_steps=max(knobs.num_inference_steps, math.ceil(1 / strength)),
-            guidance_scale=setting.guidance_scale,
-            generator=[torch.Generator().manual_seed(seeds[number]) for number in numbers],
-            **{name: value for name, value in further.items() if name in accepted and value is not None},
-        )
-        for number, image in zip(numbers, output.images, strict=True):
-            edited[number] = _resized(np.asarray(image), scaled[number].shape[1::-1])
+    for batch in _batches_of_a_size(fitted, knobs.batch_size):
+        redrawings = [
+            Redrawing(
+                caption=cases[number].edited_prompt or cases[number].edit_prompt,
+                guidance_scale=setting.guidance_scale,
+                strength=strength,
+                seed=seeds[number],
+            )
+            for number in batch
+        ]
+        stacked, length = np.stack([fitted[number] for number in batch]), base.max_sequence_length
+        again = redraw_images(pipeline, stacked, redrawings, num_steps, max_sequence_length=length)
+        for number, image in zip(batch, again, strict=True):
+            edited[number] = _resized(image, scaled[number].shape[1::-1])
     return edited
+
+
+def _batches_of_a_size(images: Sequence[Pixels], batch_size: int) -> Iterator[list[int]]:
+    """Yields the numbers of images of equal sizes, a batch at a time."""
+    for shape in dict.fromkeys(image.shape for image in images):
+        numbers = [number for number, image in enumerate(images) if image.shape == shape]
+        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 
 def _scaled(pipeline: DiffusionPipeline, knobs: EvaluationConfig, images: Sequence[Pixels]) -> list[Pixels]:

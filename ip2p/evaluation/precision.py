@@ -104,7 +104,7 @@ def _judge_shard(shard: Path, folder: Path, domain_name: str) -> None:
     columns = dict.fromkeys((*(name for name, _ in _KEYS), *TEXT_COLUMNS, *SIDES))
     for batch in pq.ParquetFile(shard).iter_batches(batch_size=64, columns=list(columns)):
         for row in batch.to_pylist():
-            triplet = EditTriplet(**{name: row[name] or "" for name in TEXT_COLUMNS})
+            triplet = EditTriplet(**{name: row.get(name) or "" for name in TEXT_COLUMNS})
             judgement = domain.judge_pair(triplet, *(open_pixels(row[name]["bytes"]) for name in SIDES))
             rows.append({name: row[name] for name, _ in _KEYS} | verdict_of(judgement))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 from torch import Generator, Tensor, nn
@@ -192,10 +192,6 @@ class Architecture(ABC):
     def condition_is_scaled(self, pipeline: DiffusionPipeline) -> bool:
         """Returns True if an editor takes the image condition normalised."""
         return self.scales_condition
-
-    def image_to_image(self, pipeline: DiffusionPipeline) -> DiffusionPipeline:
-        """Returns the pipeline that draws a picture again from a part of the noise, on a text-to-image one's parts."""
-        return AutoPipelineForImage2Image.from_pipe(pipeline)
 
     def load_options(self, index: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what the loader of a text-to-image pipeline with this model_index.json must be told."""

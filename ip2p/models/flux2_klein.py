@@ -20,7 +20,7 @@ from diffusers import (
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from ip2p.config import TrainingConfig
@@ -123,37 +123,6 @@ class ChattingQwen:
         return Texts(torch.cat([output.hidden_states[number] for number in STATES], dim=-1))
 
 
-class RedrawingPipeline(Flux2KleinInpaintPipeline):  # type: ignore[misc]
-    """Draws whole pictures again. diffusers has a pipeline for parts of them alone: here the part is all."""
-
-    def __call__(
-        self,
-        prompt: Sequence[str],
-        image: Sequence[Image.Image],
-        *,
-        strength: float,
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: Sequence[Generator],
-        height: int,
-        width: int,
-        max_sequence_length: int = QWEN_TOKENS,
-    ) -> Any:
-        """Takes as many pictures of one size as texts, from which noise of a strength is taken again."""
-        return super().__call__(
-            prompt=list(prompt),
-            image=list(image),
-            mask_image=[Image.new("L", (width, height), 255) for _ in image],
-            strength=strength,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            generator=list(generator),
-            height=height,
-            width=width,
-            max_sequence_length=max_sequence_length,
-        )
-
-
 class Flux2Klein(Architecture):
     """FLUX.2 klein, an editor as it stands.
 
@@ -251,10 +220,6 @@ class Flux2Klein(Architecture):
             transformer=denoiser,
             is_distilled=bool(model_index(config).get("is_distilled", False)),
         )
-
-    def image_to_image(self, pipeline: DiffusionPipeline) -> DiffusionPipeline:
-        """Returns one that starts from the picture: diffusers' own choice would be the editor."""
-        return RedrawingPipeline.from_pipe(pipeline)
 
     def call_options(self, picture: Image.Image, instruction: str) -> dict[str, Any]:
         """Keeps the picture's size, which the pipeline would change if it is large."""

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    DiffusionPipeline,
-    FluxImg2ImgPipeline,
     FluxKontextInpaintPipeline,
     FluxKontextPipeline,
     ModelMixin,
@@ -33,10 +31,6 @@ class FluxKontext(Flux):
     relatives = (FluxKontextInpaintPipeline,)
     widened = None
     example = 'image=image, prompt="make it snowy", guidance_scale=2.5'
-
-    def image_to_image(self, pipeline: DiffusionPipeline) -> DiffusionPipeline:
-        """Returns FLUX.1's: diffusers' own choice would be the editor."""
-        return FluxImg2ImgPipeline.from_pipe(pipeline)
 
     def predict(
         self,

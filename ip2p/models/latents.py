@@ -103,6 +103,12 @@ def encode_posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return (folding.fold(mean) - folding.mean) / folding.deviation, folding.fold(deviation) / folding.deviation
 
 
+def widen_if_it_overflows(vae: Any) -> None:
+    """Brings an autoencoder to float32 if it is in float16 and its config says that it overflows there."""
+    if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+        vae.to(torch.float32)
+
+
 def decode_images(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     """Decodes normalised (N, C, h, w) latents to (N, H, W, 3) uint8, rounded to the nearest level."""
     unscaled = LatentSpace.of(vae.config).unscaled(latents)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from ip2p.models.architecture import Architecture, pipeline_kind
+from ip2p.models.architecture import Architecture, architectures, class_name, pipeline_kind
 from ip2p.models.components import INDEX, read_index
 from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype, weights_in
 
@@ -45,6 +46,37 @@ def load_editor(
     precision = resolve_dtype(dtype, place)
     key = ("editor", path, revision, place, precision)
     return load_once(key, lambda: _load(path, revision, place, getattr(torch, precision)), files=[path])
+
+
+def load_foreign_editor(
+    path: str, device: str = "auto", revision: str | None = None, dtype: str = "float32"
+) -> DiffusionPipeline | None:
+    """Loads an editing pipeline of another base than ours, which is called as it is; None if the base is one of ours.
+
+    ValueError if it does not take a picture and a prompt.
+    """
+    source = check_model_source(path, what="rendering.model", marker=INDEX)
+    ours = {kind.__name__ for base in architectures() for kind in (base.text_to_image, base.editor) if kind}
+    if class_name(read_index(source, revision)) in ours:
+        return None
+    place = resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+    key = ("foreign editor", path, revision, place, precision)
+    return load_once(key, lambda: _load_foreign(source, revision, place, getattr(torch, precision)), files=[path])
+
+
+def _load_foreign(source: str, revision: str | None, device: str, dtype: torch.dtype) -> DiffusionPipeline:
+    options = {"revision": revision, "torch_dtype": dtype, **weights_in(Path(source), None)}
+    pipeline = from_source(DiffusionPipeline.from_pretrained, source, **options)
+    if not {"image", "prompt"} <= inspect.signature(pipeline.__call__).parameters.keys():
+        raise ValueError(
+            f"rendering.model {source} is a {type(pipeline).__name__}, which does not edit: it takes no image with a "
+            "prompt. Give an editing pipeline, or the model folder of a finished run."
+        )
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
 
 
 def _load(path: str, revision: str | None, device: str, dtype: torch.dtype) -> DiffusionPipeline:

@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import Architecture
 from ip2p.models.components import freeze, load_model, load_part, model_index
+from ip2p.models.latents import widen_if_it_overflows
 from ip2p.models.stable_diffusion import ClipTexts, StableDiffusion
 from ip2p.models.texts import Texts, tokenize
 
@@ -86,8 +87,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def load_editor(self, source: str, **options: Any) -> DiffusionPipeline:
         pipeline = self.editor.from_pretrained(source, **options)
-        if pipeline.vae.dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
-            pipeline.vae.to(torch.float32)  # it overflows in float16, and pictures come out black
+        widen_if_it_overflows(pipeline.vae)  # else pictures come out black
         return pipeline
 
     def condition_is_scaled(self, pipeline: DiffusionPipeline) -> bool:

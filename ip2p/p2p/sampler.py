@@ -16,7 +16,7 @@ from torch import Tensor
 from ip2p.config import RenderingConfig
 from ip2p.images import Array
 from ip2p.models.architecture import Architecture, architecture_of, architectures, latent_step, size_step
-from ip2p.models.latents import decode_images
+from ip2p.models.latents import decode_images, widen_if_it_overflows
 from ip2p.models.texts import TextEncoders, Texts, tokenizer_lock
 from ip2p.p2p.attention import choose_kernel, sdpa
 from ip2p.p2p.installing import shared_attention
@@ -136,10 +136,8 @@ def _guided(predicted: Tensor, scale: Tensor, num_halves: int) -> Tensor:
 
 def decode_latents(pipeline: DiffusionPipeline, latents: Tensor) -> Array:
     """Decodes (N, C, h, w) latents to (N, H, W, 3) uint8, in float32 if the autoencoder overflows in float16."""
-    vae = pipeline.vae
-    if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-        vae.to(torch.float32)
-    return decode_images(vae, latents)
+    widen_if_it_overflows(pipeline.vae)
+    return decode_images(pipeline.vae, latents)
 
 
 def fits_encoders(encoders: TextEncoders, candidate: Candidate) -> bool:

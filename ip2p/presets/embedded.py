@@ -117,6 +117,39 @@ def shapes_quick() -> PipelineConfig:
     )
 
 
+def shapes_pictures() -> PipelineConfig:
+    """Has the editor of the run `shapes` edit true drawings, and trains the next editor on what passes the filter."""
+    config = shapes()
+    return replace(
+        config,
+        out=Path("runs/shapes-pictures"),
+        prompts=replace(config.prompts, captions="", pictures="ip2p.shapes.draw:Drawings", num_captions=1200),
+        rendering=RenderingConfig(
+            backend="editor",
+            model="runs/shapes/model",
+            dtype="auto",
+            num_inference_steps=8,
+            guidance_scale=(1.5, 2.5),
+            image_guidance_scale=(1.3, 1.7),
+            num_candidates=2,
+            batch_size=32,
+            keep_rejected_images=True,
+        ),
+        filtering=_pictures_filtering(),
+    )
+
+
+def _pictures_filtering() -> FilteringConfig:
+    """Asks for less likeness where an editor keeps less, and for a clearer change of size; chosen on other drawings."""
+    config = _shapes_filtering()
+    own = {
+        "size": Thresholds(original=0.46, edited=0.5, direction=0.6, image=0.1, ssim=0.55, max_shift=0.038),
+        "add": Thresholds(original=0.46, edited=0.5, direction=-1.0, image=0.1, ssim=0.83),
+        "remove": Thresholds(original=0.5, edited=0.5, direction=-1.0, image=0.1, ssim=0.65),
+    }
+    return replace(config, per_edit_type=config.per_edit_type | own)
+
+
 def _shapes_training(base: str) -> TrainingConfig:
     """Trains for few steps, hence Muon, more noisy timesteps and a high rate for the first convolution's new half."""
     return TrainingConfig(

@@ -18,10 +18,12 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint, to_dict
 from ip2p.config.fields import ANSWERS_FREE, RESULT_FREE, names_with
-from ip2p.prompts.asking import Answer, Request, read_examples
+from ip2p.prompts.asking import Answer, Request, Subject, read_examples
 from ip2p.prompts.backends import open_backend
-from ip2p.prompts.captions import Entry, read_entries
+from ip2p.prompts.captions import Entry, PictureEntry, read_entries
+from ip2p.prompts.pictures import read_pictures, store_pictures
 from ip2p.prompts.screening import length_check
+from ip2p.records import LATER_COLUMNS
 from ip2p.sources.content import later_contents, models_of, note
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("earlier", pa.list_(pa.string())),
         ("reason", pa.string()),
+        ("picture", pa.string()),
     ]
 )
 _FIRST = (
@@ -68,38 +71,51 @@ def knobs_that_decide(config: PromptsConfig, *, without: Sequence[str] = ()) -> 
 
 def write_answers(config: PipelineConfig, number: int) -> store.Sidecar | None:
     """Writes `answers/part-<number>.parquet` unless it is done; None if no caption is to be asked about."""
-    return answer_entries(config, number, entries_of(config, number))
+    return answer_subjects(config, number, subjects_of(config, number, entries_of(config, number)))
 
 
-def answer_entries(config: PipelineConfig, number: int, entries: Sequence[Entry]) -> store.Sidecar | None:
-    """Writes a shard's answers as `write_answers` does, from its entries."""
-    captions = [entry for entry in entries if isinstance(entry, str)]
-    if not captions:
+def subjects_of(config: PipelineConfig, number: int, entries: Sequence[Entry]) -> list[Subject]:
+    """Returns what a shard's entries are about, ready lines aside; stores its pictures if it has any."""
+    pictures = [entry for entry in entries if isinstance(entry, PictureEntry)]
+    if pictures:
+        return store_pictures(config, number, pictures)
+    return [Subject(entry) for entry in entries if isinstance(entry, str)]
+
+
+def answer_subjects(config: PipelineConfig, number: int, subjects: Sequence[Subject]) -> store.Sidecar | None:
+    """Writes a shard's answers as `write_answers` does."""
+    askable = [subject for subject in subjects if not subject.reason]
+    if not askable:
         return None
     note(config.out, models_of(config, "prompts"))
-    path, digest = _path(config, number), _fingerprint(config, captions)
+    path, digest = _path(config, number), _fingerprint(config, [subject.identity for subject in askable])
     done = store.finished(path, digest)
     if done is not None:
         return done
     started = time.monotonic()
-    short_enough = list(filter(length_check(config), captions))
-    attempts = range(config.prompts.num_triplets_per_caption)
-    requests = [Request(caption, attempt) for caption in short_enough for attempt in attempts]
+    fits, attempts = length_check(config), range(config.prompts.num_triplets_per_caption)
+    short_enough = [subject for subject in askable if fits(subject.caption)]
+    requests = [Request(each.caption, attempt, each.picture) for each in short_enough for attempt in attempts]
     answers = list[Answer]()
     if requests:
-        backend = open_backend(config.prompts, journal_path(config, number))
+        shown = read_pictures(config.out, number) if any(request.is_shown for request in requests) else {}
+        backend = open_backend(config.prompts, journal_path(config, number), shown)
         with tqdm(total=len(requests), desc=f"prompts {number:05d}", unit="text", disable=None, leave=False) as bar:
             answers = backend.answer(requests, on_answer=bar.update)
     seconds = time.monotonic() - started
-    counts = {"captions": len(captions), "answers": len(answers), "repaired": sum(bool(a.earlier) for a in answers)}
-    return store.write_shard(path, _table(requests, answers), fingerprint=digest, seconds=seconds, counts=counts)
+    counts = {"captions": len(askable), "answers": len(answers), "repaired": sum(bool(a.earlier) for a in answers)}
+    table = _table(requests, answers)
+    return store.write_shard(path, table, fingerprint=digest, seconds=seconds, counts=counts, optional=LATER_COLUMNS)
 
 
 def read_answers(config: PipelineConfig, number: int) -> list[tuple[Request, Answer]]:
     """Reads the requests of a shard with their answers, in order."""
-    rows = pq.read_table(_path(config, number)).to_pylist()
+    rows = pq.read_table(_path(config, number), schema=SCHEMA).to_pylist()
     return [
-        (Request(row["caption"], row["attempt"]), Answer(row["text"], tuple(row["earlier"]), row["reason"]))
+        (
+            Request(row["caption"], row["attempt"], row["picture"] or ""),
+            Answer(row["text"], tuple(row["earlier"]), row["reason"]),
+        )
         for row in rows
     ]
 
@@ -113,7 +129,8 @@ def _path(config: PipelineConfig, number: int) -> Path:
     return store.RunFolder(config.out).shard("answers", number)
 
 
-def _fingerprint(config: PipelineConfig, captions: Sequence[str]) -> str:
+def _fingerprint(config: PipelineConfig, captions: Sequence[str | list[str]]) -> str:
+    """Hashes what decides the answers about captions, each alone or with the hash of its picture."""
     knobs, examples = knobs_that_decide(config.prompts, without=JUDGING), examples_shown(config.prompts)
     made_with = (
         config.rendering.model,
@@ -137,6 +154,7 @@ def _table(requests: Sequence[Request], answers: Sequence[Answer]) -> pa.Table:
             "text": answer.text,
             "earlier": list(answer.earlier),
             "reason": answer.reason,
+            "picture": request.picture,
         }
         for request, answer in zip(requests, answers, strict=True)
     ]

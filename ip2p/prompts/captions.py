@@ -46,8 +46,20 @@ class ReadyLine:
     problem: str = ""
 
 
-Entry = str | ReadyLine
-"""A caption to write about, or a line that skips the language model."""
+@dataclass(frozen=True, slots=True)
+class PictureEntry:
+    """A real picture to edit, by its place in the source."""
+
+    number: int
+    """Which of the source's pictures it is, from 0."""
+    caption: str
+    """Empty if the picture is to be shown to a model."""
+    version: str
+    """Hash of where it lies, and of the size and time of that file."""
+
+
+Entry = str | ReadyLine | PictureEntry
+"""A caption to write about, a line that skips the language model, or a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,10 @@ def read_captions(config: PromptsConfig, out: Path | None = None) -> Captions:
 
     ValueError if there are no entries.
     """
+    if config.pictures:
+        from ip2p.prompts.picture_sources import read_picture_entries
+
+        return read_picture_entries(config)
     if not config.captions:
         raise ValueError(f"prompts.captions is not set. {WAY_OUT}")
     location = locate(config.captions, what="captions file", way_out=WAY_OUT)
@@ -137,7 +153,7 @@ def _read_copy(location: Location, config: PromptsConfig, out: Path) -> Captions
     path, counts = (out / "captions" / f"{name}{ending}" for ending in (".jsonl" if is_ready else ".txt", ".json"))
     if not counts.is_file():
         captions = _read_remote(location, config)
-        lines = [entry if isinstance(entry, str) else entry.text for entry in captions.entries]
+        lines = [entry.text if isinstance(entry, ReadyLine) else entry for entry in captions.entries]
         store.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         store.write_json(counts, {"captions": config.captions, "left_out": dict(captions.left_out)})
     entries = _read_once(path, location.name, None, CleaningConfig()).entries
@@ -154,11 +170,11 @@ def _collect(
 ) -> Captions:
     """Cleans the entries of a source called `name`, in its order, each once, up to `limit`."""
     left_out: Counter[str] = Counter()
-    entries: dict[object, Entry] = {}
+    entries: dict[object, str | ReadyLine] = {}
     is_ready = holds_triplets(suffix, column)
     for number, line in lines:
         if is_ready and isinstance(line, str):
-            entry: Entry = _ready_line(name, number, line)
+            entry: str | ReadyLine = _ready_line(name, number, line)
         else:
             caption = _caption_of(line, None if suffix == ".txt" else column, name, number)
             entry, reason = clean_caption(caption, cleaning)

@@ -13,7 +13,7 @@ from ip2p import store
 from ip2p.config import PipelineConfig
 from ip2p.prompts.captions import Line, numbered_lines, to_triplet
 from ip2p.prompts.shards import read_generations
-from ip2p.records import TEXT_COLUMNS, EditTriplet
+from ip2p.records import LATER_COLUMNS, TEXT_COLUMNS, EditTriplet
 from ip2p.sources.columns import TRIPLET_ALIASES
 from ip2p.sources.files import parse_json
 from ip2p.sources.location import locate
@@ -78,4 +78,6 @@ def _renamed(line: Line, columns: Mapping[str, str] | None) -> object:
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Writes a line per row, without later columns that it does not fill."""
+    rows = [{name: value for name, value in row.items() if value or name not in LATER_COLUMNS} for row in rows]
     store.write_bytes(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from ip2p.config import PromptsConfig
@@ -30,6 +30,7 @@ Reason = Literal[
     "other_reference",
     "duplicate",
     "near_duplicate",
+    "unreadable",
 ]
 REASONS: dict[str, str] = {
     "unparsable": "not parsable",
@@ -44,12 +45,15 @@ REASONS: dict[str, str] = {
     "moderated": "refused by moderation",
     "disagreement": "caption and instruction disagree",
     "other_reference": "the instruction names something else than the caption changes",
+    "unreadable": "picture that cannot be read",
 }
 """The reasons against a triplet, and what readers are told."""
 Parts = tuple[str, str, str]
 """Edit type, instruction and edited caption."""
 JSON_FIELDS = ("edit_type", "edit_prompt", "edited_prompt")
 """Keys of a JSON answer: it has all of them and no other, and each holds a text of one line."""
+LOOK_FIELDS = ("edit_type", "original_prompt", "edit_prompt", "edited_prompt")
+"""The same for an answer about a picture that was shown."""
 FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 
 
@@ -79,18 +83,30 @@ def format_json(edit_type: str, edit_prompt: str, edited_prompt: str) -> str:
 
 def parse_json(text: str, edit_types: Collection[str]) -> Parts | Reason:
     """Reads one JSON object, bare or fenced, or returns what is wrong with it."""
+    values = _read_fields(text, JSON_FIELDS, edit_types)
+    return values if isinstance(values, str) else (values[0], values[1], values[2])
+
+
+def parse_look(config: PromptsConfig, text: str) -> tuple[str, str, str, str] | Reason:
+    """Reads the answer about a picture: its caption, then the parts as for captions; or what is wrong with it."""
+    values = _read_fields(text, LOOK_FIELDS, [name for name, _ in config.edit_types])
+    return values if isinstance(values, str) else (values[1], values[0], values[2], values[3])
+
+
+def _read_fields(text: str, names: Sequence[str], edit_types: Collection[str]) -> list[str] | Reason:
+    """Reads the texts of one JSON object, the edit type first."""
     bare = text.strip()
     fenced = FENCE.match(bare)
     try:
         answer = json.loads(fenced[1] if fenced else bare)
     except (ValueError, RecursionError):
         return "unparsable"
-    if not isinstance(answer, dict) or set(answer) != set(JSON_FIELDS):
+    if not isinstance(answer, dict) or set(answer) != set(names):
         return "unparsable"
-    values = [value.strip() if isinstance(value, str) else "" for value in map(answer.get, JSON_FIELDS)]
+    values = [value.strip() if isinstance(value, str) else "" for value in map(answer.get, names)]
     if values[0] not in edit_types or not all(value and "\n" not in value for value in values):
         return "wrong_types"
-    return values[0], values[1], values[2]
+    return values
 
 
 def parse_reply(config: PromptsConfig, text: str) -> Parts | Reason:

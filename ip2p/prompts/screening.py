@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ip2p.config import PipelineConfig, ScreeningConfig
+from ip2p.config import MADE_BY_SERVER, PipelineConfig, ScreeningConfig
 from ip2p.prompts.captions import reads_as
 from ip2p.prompts.format import Reason
 from ip2p.records import EditTriplet
@@ -176,11 +176,15 @@ def likeness(one: Words, other: Words) -> float:
 
 
 class WordIndex:
-    """Finds similar ones among the triplets added to it; only words of a set's prefix need to be looked up."""
+    """Finds similar ones among the triplets added to it; only words of a set's prefix need to be looked up.
+
+    Triplets about different pictures are not similar, whatever their words.
+    """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self._sets: list[Words] = []
+        self._sets: list[tuple[Words, str]] = []
+        """The words of each triplet, and its picture."""
         self._places: defaultdict[str, list[int]] = defaultdict(list)
 
     def __len__(self) -> int:
@@ -191,13 +195,14 @@ class WordIndex:
         words = words_of(triplet)
         for word in self._prefix(words):
             self._places[word].append(len(self._sets))
-        self._sets.append(words)
+        self._sets.append((words, triplet.picture))
 
     def has_similar(self, triplet: EditTriplet) -> bool:
         """Returns whether an added triplet has a likeness of at least `limit`."""
         words = words_of(triplet)
         places = {place for word in self._prefix(words) for place in self._places.get(word, ())}
-        return any(likeness(words, self._sets[place]) >= self.limit for place in places)
+        sets = (self._sets[place] for place in places)
+        return any(picture == triplet.picture and likeness(words, other) >= self.limit for other, picture in sets)
 
     def _prefix(self, words: Words) -> list[str]:
         size = len(words) - math.ceil(self.limit * len(words) - 1e-9) + 1
@@ -205,7 +210,9 @@ class WordIndex:
 
 
 def length_check(config: PipelineConfig) -> Callable[[str], bool]:
-    """Returns a function that says whether the renderer's text encoder takes a text whole."""
+    """Returns a function that says whether the renderer's text encoder takes a text whole; a server takes any."""
+    if config.rendering.backend in MADE_BY_SERVER:
+        return lambda text: True
     from ip2p.models import loading
 
     tokenizer = loading.load_tokenizer(config.rendering.model, revision=config.rendering.revision)

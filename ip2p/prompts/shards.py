@@ -22,13 +22,21 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, PromptsConfig, fingerprint
-from ip2p.prompts.answers import answer_entries, entries_of, examples_shown, knobs_that_decide, read_answers
-from ip2p.prompts.asking import Answer, Request
+from ip2p.prompts.answers import (
+    answer_subjects,
+    entries_of,
+    examples_shown,
+    knobs_that_decide,
+    read_answers,
+    subjects_of,
+)
+from ip2p.prompts.asking import Answer, Request, Subject
 from ip2p.prompts.backends import check_backend, name_source, open_backend
-from ip2p.prompts.captions import Entry, ReadyLine, normalise, read_captions, read_entries
-from ip2p.prompts.format import Reason, name_edit_type, parse_reply
+from ip2p.prompts.captions import Entry, PictureEntry, ReadyLine, normalise, read_captions, read_entries
+from ip2p.prompts.format import Reason, name_edit_type, parse_look, parse_reply
+from ip2p.prompts.pictures import pictures_fingerprint
 from ip2p.prompts.screening import Screen, WordIndex, length_check
-from ip2p.records import TEXT_COLUMNS, EditTriplet
+from ip2p.records import LATER_COLUMNS, TEXT_COLUMNS, EditTriplet
 from ip2p.sources.content import later_contents, models_of, note
 
 logger = logging.getLogger(__name__)
@@ -53,7 +61,7 @@ def num_shards(config: PipelineConfig) -> int:
 
 def asks_a_model(config: PipelineConfig) -> bool:
     """Returns whether there are captions to write about, not only ready triplets."""
-    return any(isinstance(entry, str) for entry in read_entries(config.prompts, config.out))
+    return any(not isinstance(entry, ReadyLine) for entry in read_entries(config.prompts, config.out))
 
 
 def depends_on_earlier_shards(config: PipelineConfig) -> bool:
@@ -72,20 +80,28 @@ def write_shard(config: PipelineConfig, number: int) -> store.Sidecar:
     note(config.out, models_of(config, "prompts"))
     digest = _fingerprint(config, entries, earlier)
     done = store.finished(path, digest)
+    subjects = subjects_of(config, number, entries)
     if done is not None:
         logger.info("%s is done: %d triplets", path.name, done.counts.get("kept", 0))
         return done
     started = time.monotonic()
-    answered = answer_entries(config, number, entries)
+    answered = answer_subjects(config, number, subjects)
     answers = read_answers(config, number) if answered else []
     screen = Screen(config.prompts.screening, length_check(config), _index_of(config, earlier))
-    generations = judge(write_about(config.prompts, entries, answers), screen)
+    generations = judge(write_about(config.prompts, entries, subjects, answers), screen)
     seconds = time.monotonic() - started
     counts = count(generations, len(entries))
     tallies = ", ".join(f"{name} {num}" for name, num in counts.items())
     logger.info("%s: %s; %.1f texts/s", path.name, tallies, len(generations) / max(seconds, 1e-9))
     seconds = max(seconds, answered.seconds if answered else 0.0)
-    return store.write_shard(path, triplets_table(generations), fingerprint=digest, seconds=seconds, counts=counts)
+    return store.write_shard(
+        path,
+        triplets_table(generations),
+        fingerprint=digest,
+        seconds=seconds,
+        counts=counts,
+        optional=LATER_COLUMNS,
+    )
 
 
 def shard_states(config: PipelineConfig) -> list[store.State]:
@@ -105,13 +121,14 @@ def read_generations(config: PipelineConfig, columns: Sequence[str]) -> Iterator
     paths = store.RunFolder(config.out).shards("triplets")
     if not paths:
         raise ValueError(f"{config.out} has no triplets. Run `ip2p dataset` into that folder first.")
-    return (row for path in paths for row in pq.read_table(path, columns=list(columns)).to_pylist())
+    tables = (pq.read_table(path, schema=SCHEMA, columns=list(columns)) for path in paths)
+    return ({name: value or "" for name, value in row.items()} for table in tables for row in table.to_pylist())
 
 
 def read_triplets(path: Path) -> list[EditTriplet]:
     """Reads the kept triplets of a shard, in order."""
-    rows = pq.read_table(path, columns=[*TEXT_COLUMNS, "reason"]).to_pylist()
-    return [EditTriplet(**{name: row[name] for name in TEXT_COLUMNS}) for row in rows if not row["reason"]]
+    rows = pq.read_table(path, schema=SCHEMA, columns=[*TEXT_COLUMNS, "reason"]).to_pylist()
+    return [EditTriplet(**{name: row[name] or "" for name in TEXT_COLUMNS}) for row in rows if not row["reason"]]
 
 
 @store.summarised("prompts")
@@ -160,11 +177,10 @@ def _index_of(config: PipelineConfig, earlier: Earlier) -> WordIndex | None:
 
 
 def _fingerprint(config: PipelineConfig, entries: Sequence[Entry], earlier: Earlier) -> str:
-    texts = [
-        entry if isinstance(entry, str) else [entry.text, entry.triplet.source if entry.triplet else ""]
-        for entry in entries
-    ]
-    optional = [digest for _, digest in earlier], examples_shown(config.prompts)
+    texts = [_identity(entry) for entry in entries]
+    pictures = [entry for entry in entries if isinstance(entry, PictureEntry)]
+    stored = [pictures_fingerprint(config.rendering, pictures)] if pictures else []
+    optional = [digest for _, digest in earlier], examples_shown(config.prompts), stored
     return fingerprint(
         "triplets",
         knobs_that_decide(config.prompts),
@@ -176,19 +192,29 @@ def _fingerprint(config: PipelineConfig, entries: Sequence[Entry], earlier: Earl
     )
 
 
-def write_about(
-    config: PromptsConfig, entries: Sequence[Entry], answers: Sequence[tuple[Request, Answer]]
-) -> list[Generation]:
-    """Makes generations that are not judged yet: of ready lines, then of captions without an answer, then of answers.
+def _identity(entry: Entry) -> str | list[str]:
+    """Returns what stands for an entry in a fingerprint."""
+    if isinstance(entry, PictureEntry):
+        return [entry.caption, entry.version]
+    return entry if isinstance(entry, str) else [entry.text, entry.triplet.source if entry.triplet else ""]
 
-    Only captions that are too long are not asked about.
+
+def write_about(
+    config: PromptsConfig,
+    entries: Sequence[Entry],
+    subjects: Sequence[Subject],
+    answers: Sequence[tuple[Request, Answer]],
+) -> list[Generation]:
+    """Makes generations that are not judged yet: of ready lines, then of subjects without an answer, then of answers.
+
+    Only captions that are too long and pictures that cannot be used are not asked about.
     """
     ready = [_from_line(entry, config) for entry in entries if isinstance(entry, ReadyLine)]
-    answered = {request.caption for request, _ in answers}
-    captions = [entry for entry in entries if isinstance(entry, str)]
-    too_long = [Generation(caption, "", None, "too_long") for caption in captions if caption not in answered]
+    answered = {(request.caption, request.picture) for request, _ in answers}
+    unasked = [each for each in subjects if each.reason or (each.caption, each.picture) not in answered]
+    left_out = [Generation(each.caption, "", None, each.reason or "too_long") for each in unasked]
     source = name_source(config)
-    return ready + too_long + [read_answer(config, request, answer, source) for request, answer in answers]
+    return ready + left_out + [read_answer(config, request, answer, source) for request, answer in answers]
 
 
 def _from_line(line: ReadyLine, config: PromptsConfig) -> Generation:
@@ -201,18 +227,27 @@ def _from_line(line: ReadyLine, config: PromptsConfig) -> Generation:
 
 def read_answer(config: PromptsConfig, request: Request, answer: Answer, source: str) -> Generation:
     """Makes a triplet of a caption and its answer, or states why that fails."""
-    parsed = answer.reason or parse_reply(config, answer.text)
+    parsed = answer.reason or _parse(config, request, answer.text)
     if isinstance(parsed, str):
         return Generation(request.caption, answer.text, None, parsed)
-    edit_type, edit_prompt, edited_prompt = parsed
+    original_prompt, edit_type, edit_prompt, edited_prompt = parsed
     triplet = EditTriplet(
-        original_prompt=request.caption,
+        original_prompt=original_prompt,
         edit_prompt=edit_prompt,
         edited_prompt=edited_prompt,
         edit_type=edit_type,
         source=source,
+        picture=request.picture,
     )
     return Generation(request.caption, answer.text, triplet, "")
+
+
+def _parse(config: PromptsConfig, request: Request, text: str) -> tuple[str, str, str, str] | Reason:
+    """Returns the original caption, which a model that looked has written, edit type, instruction, edited caption."""
+    if request.is_shown:
+        return parse_look(config, text)
+    parsed = parse_reply(config, text)
+    return parsed if isinstance(parsed, str) else (request.caption, *parsed)
 
 
 def judge(generations: Iterable[Generation], screen: Screen) -> list[Generation]:
@@ -252,7 +287,7 @@ def try_caption(config: PipelineConfig, caption: str, num_triplets: int = 1) -> 
     with tempfile.TemporaryDirectory(prefix="ip2p-try-") as folder:
         backend = open_backend(config.prompts, Path(folder) / "journal.jsonl")
         answers = backend.answer(requests, on_answer=lambda num: None)
-    written = write_about(config.prompts, [caption], list(zip(requests, answers, strict=True)))
+    written = write_about(config.prompts, [], [Subject(caption)], list(zip(requests, answers, strict=True)))
     return judge(written, Screen(config.prompts.screening, fits))
 
 

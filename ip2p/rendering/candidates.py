@@ -23,7 +23,8 @@ def draw_spec(config: RenderingConfig, triplet: EditTriplet, number: int) -> Ren
     """Draws the spec of a triplet's candidate `number`, a pure function of (seed, triplet, number) and the ranges."""
     key = (config.seed, triplet.id, number)
     config = settings_for(config, triplet.edit_type)
-    ranges: dict[str, tuple[float, float]] = {name: getattr(config, name) for name in DRAWN_COLUMNS}
+    bounds = {name: getattr(config, name) for name in DRAWN_COLUMNS if config.draws(name)}
+    ranges: dict[str, tuple[float, float]] = {name: pair for name, pair in bounds.items() if pair is not None}
     drawn = {name: low + (high - low) * hash_to_unit(name, *key) for name, (low, high) in ranges.items()}
     return RenderSpec(triplet_id=triplet.id, candidate=number, seed=hash_to_seed(*key), **drawn)
 

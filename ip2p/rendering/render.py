@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
 from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.filtering import OVER_LIMIT, judge_batch, num_accepted_by_triplet, passes_first_look
-from ip2p.images import encode_image, open_picture
-from ip2p.models.architecture import architecture_of
-from ip2p.models.pipelines import load_text_to_image
-from ip2p.p2p.sampler import fits_encoders, is_guided, render_pairs
+from ip2p.images import open_picture
+from ip2p.p2p.sampler import is_guided
 from ip2p.prompts import read_triplets
-from ip2p.records import Candidate, ScoredCandidate
+from ip2p.records import Candidate, PairScores, ScoredCandidate
+from ip2p.rendering.backends import Failure, Pictures, backend_of
 from ip2p.rendering.candidates import CandidateQueue, Key, draw_candidates, key_of, settings_for
 from ip2p.rendering.table import EncodedPair
 from ip2p.scoring.scorer import Scorer, load_scorer
 
-logger = logging.getLogger(__name__)
-
-ScoredPair = tuple[ScoredCandidate, EncodedPair]
+ANSWERS = "answers"
+"""The folder beside the pairs for what a backend must not ask for twice."""
+ScoredPair = tuple[ScoredCandidate, EncodedPair | None]
+"""A result and its images; None if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,13 @@ class Rendered:
 
 
 def render_needed(
-    config: PipelineConfig, judged: pa.Table | None, triplets_path: Path, *, name: str, again: Set[str] = frozenset()
+    config: PipelineConfig,
+    judged: pa.Table | None,
+    triplets_path: Path,
+    pictures: Pictures,
+    *,
+    name: str,
+    again: Set[str] = frozenset(),
 ) -> Rendered:
     """Renders the candidates that a shard's triplets need beyond those in `judged`; all of them if that is None.
 
@@ -63,12 +66,14 @@ def render_needed(
         if unfinished is None or triplet.id in unfinished
         for candidate in draw_candidates(config.rendering, triplet)
     ]
-    fitting = _fitting(config, candidates) if judged is None else candidates
+    fitting = _fitting(config.rendering, candidates) if judged is None else candidates
     queue = CandidateQueue(fitting, config.filtering, {} if judged is None else _settled(judged))
     scored, images = [], {}
-    for result, pair in _scored_pairs(config, queue, name=name):
+    for result, pair in _scored_pairs(config, queue, pictures, name=name):
         scored.append(result)
-        if result.verdict.accepted or (config.rendering.keep_rejected_images and not result.scores.first_look):
+        if pair is None or result.scores.first_look:
+            continue
+        if result.verdict.accepted or config.rendering.keep_rejected_images:
             images[key_of(result.candidate)] = pair
     return Rendered([triplet.id for triplet in triplets], scored, images, len(candidates) - len(fitting))
 
@@ -92,21 +97,15 @@ def _unfinished(config: PipelineConfig, judged: pa.Table) -> set[str]:
     }
 
 
-def _fitting(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Drops triplets whose captions the text encoder would cut, with a warning each."""
-    if not candidates:
-        return []
-    pipeline = _load_pipeline(config.rendering)
-    encoders = architecture_of(pipeline).text_encoders(pipeline, config.rendering.max_sequence_length)
-    firsts = [candidate for candidate in candidates if candidate.spec.candidate == 0]
-    too_long = dict.fromkeys(first.triplet.id for first in firsts if not fits_encoders(encoders, first))
-    limit = min(encoders.lengths)
-    for triplet_id in too_long:
-        logger.warning("triplet %s is not rendered: a caption is longer than %d tokens", triplet_id, limit)
+def _fitting(config: RenderingConfig, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Drops triplets whose texts the backend would not read whole, with a warning each."""
+    too_long = backend_of(config).too_long(config, candidates) if candidates else ()
     return [candidate for candidate in candidates if candidate.triplet.id not in too_long]
 
 
-def _scored_pairs(config: PipelineConfig, queue: CandidateQueue, *, name: str) -> Iterator[ScoredPair]:
+def _scored_pairs(
+    config: PipelineConfig, queue: CandidateQueue, pictures: Pictures, *, name: str
+) -> Iterator[ScoredPair]:
     """Renders, encodes, decodes, scores and judges what the queue hands out.
 
     With a first look, candidates that pass it wait until they fill a batch. A batch is guided as a whole or not at all.
@@ -119,13 +118,13 @@ def _scored_pairs(config: PipelineConfig, queue: CandidateQueue, *, name: str) -
     with tqdm(desc=f"render {name}", unit="pair", disable=None) as bar:
         while batch or promising:
             bar.total = queue.num_queued
-            passed, results = _look(config, scorer, batch)
+            passed, results = _look(config, scorer, batch, pictures)
             promising += passed
             first_is_guided = bool(promising) and is_guided(promising[0].spec)
             ready = [candidate for candidate in promising if is_guided(candidate.spec) == first_is_guided][:size]
             if len(ready) == size or not batch or config.rendering.first_look_steps is None:
                 promising = [candidate for candidate in promising if candidate not in ready]
-                results += _score(config, scorer, ready, list(encoded_pairs(config.rendering, ready)))
+                results += _score(config, scorer, ready, list(make_pairs(config, ready, pictures)))
             yield from results
             queue.settle(result for result, _ in results)
             bar.update(len(results))
@@ -133,15 +132,17 @@ def _scored_pairs(config: PipelineConfig, queue: CandidateQueue, *, name: str) -
 
 
 def _look(
-    config: PipelineConfig, scorer: Scorer, batch: Sequence[Candidate]
+    config: PipelineConfig, scorer: Scorer, batch: Sequence[Candidate], pictures: Pictures
 ) -> tuple[list[Candidate], list[ScoredPair]]:
     """Takes a first look of few steps, if set; returns the candidates that pass it and the results of the others."""
     steps = config.rendering.first_look_steps
     if steps is None or not batch:
         return list(batch), []
-    quick = replace(config.rendering, first_look_steps=None, num_inference_steps=steps)
-    results = _score(config, scorer, batch, list(encoded_pairs(quick, batch)), first_look=True)
+    few_steps = replace(config.rendering, first_look_steps=None, num_inference_steps=steps)
+    quick = replace(config, rendering=few_steps)
+    results = _score(config, scorer, batch, list(make_pairs(quick, batch, pictures)), first_look=True)
     passes = passes_first_look(batch, [result.scores for result, _ in results], config.filtering)
+    passes = [good and not result.scores.failure for good, (result, _) in zip(passes, results, strict=True)]
     passed = [candidate for candidate, good in zip(batch, passes, strict=True) if good]
     return passed, [result for result, good in zip(results, passes, strict=True) if not good]
 
@@ -150,23 +151,33 @@ def _score(
     config: PipelineConfig,
     scorer: Scorer,
     batch: Sequence[Candidate],
-    pairs: Sequence[EncodedPair],
+    outcomes: Sequence[EncodedPair | Failure],
     *,
     first_look: bool = False,
 ) -> list[ScoredPair]:
-    scores, embeddings = scorer.score([candidate.triplet for candidate in batch], *_decoded(pairs))
-    scores = [replace(values, first_look=first_look) for values in scores]
+    """Scores and judges the pairs of a batch; a failure is judged as such."""
+    pairs = {place: each for place, each in enumerate(outcomes) if isinstance(each, EncodedPair)}
+    triplets = [batch[place].triplet for place in pairs]
+    measured, embeddings = scorer.score(triplets, *_decoded(list(pairs.values()))) if pairs else ([], [])
+    scored = {place: replace(values, first_look=first_look) for place, values in zip(pairs, measured, strict=True)}
+    kept = {
+        place: replace(pair, embeddings=both) for (place, pair), both in zip(pairs.items(), embeddings, strict=True)
+    }
+    scores = [
+        PairScores.of_failure(each.reason) if isinstance(each, Failure) else scored[place]
+        for place, each in enumerate(outcomes)
+    ]
     verdicts = judge_batch(batch, scores, config.filtering)
     return [
-        (ScoredCandidate(candidate=candidate, scores=values, verdict=verdict), replace(pair, embeddings=both))
-        for candidate, values, verdict, pair, both in zip(batch, scores, verdicts, pairs, embeddings, strict=True)
+        (ScoredCandidate(candidate=candidate, scores=values, verdict=verdict), kept.get(place))
+        for place, (candidate, values, verdict) in enumerate(zip(batch, scores, verdicts, strict=True))
     ]
 
 
-def render_again(config: PipelineConfig, candidates: Sequence[Candidate]) -> list[ScoredPair]:
+def render_again(config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures) -> list[ScoredPair]:
     """Renders and scores candidates whose images were not kept."""
     size = config.rendering.batch_size
-    scorer, pairs = load_scorer(config.scoring), encoded_pairs(config.rendering, candidates)
+    scorer, pairs = load_scorer(config.scoring), make_pairs(config, candidates, pictures)
     blocks = (candidates[start : start + size] for start in range(0, len(candidates), size))
     return [pair for block in blocks for pair in _score(config, scorer, block, list(islice(pairs, len(block))))]
 
@@ -178,16 +189,12 @@ def _decoded(pairs: Sequence[EncodedPair]) -> tuple[list[Image.Image], list[Imag
         return originals, list(pool.map(open_picture, [pair.edited for pair in pairs]))
 
 
-def encoded_pairs(config: RenderingConfig, candidates: Sequence[Candidate]) -> Iterator[EncodedPair]:
-    """Renders pairs; the codec works on other threads, so that the next batch does not wait for it."""
-    encode = partial(encode_image, image_format=config.image_format, quality=config.image_quality)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pairs = render_pairs(_load_pipeline(config), candidates, config)
-        encoded = [pool.map(encode, (pair.original, pair.edited)) for pair in pairs]
-        yield from (EncodedPair(*files) for files in encoded)
-
-
-def _load_pipeline(config: RenderingConfig) -> DiffusionPipeline:
-    return load_text_to_image(
-        config.model, revision=config.revision, variant=config.variant, dtype=config.dtype, device=config.device
-    )
+def make_pairs(
+    config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures
+) -> Iterator[EncodedPair | Failure]:
+    """Yields what the backend makes of each candidate, in order; a candidate that lacks its picture fails."""
+    backend = backend_of(config.rendering).keeping(config.out / "pairs" / ANSWERS)
+    lacks = [backend.needs_pictures and candidate.triplet.picture not in pictures for candidate in candidates]
+    usable = [candidate for candidate, is_lacking in zip(candidates, lacks, strict=True) if not is_lacking]
+    made = backend.make_pairs(config.rendering, usable, pictures) if usable else iter(())
+    return (Failure("no picture") if is_lacking else next(made) for is_lacking in lacks)

@@ -21,9 +21,18 @@ import pyarrow.parquet as pq
 
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
-from ip2p.filtering import check_thresholds, count_verdicts, judge_table, may_pass_now, measure_acceptance
+from ip2p.filtering import (
+    NOT_RENDERED,
+    check_thresholds,
+    count_verdicts,
+    judge_table,
+    may_pass_now,
+    measure_acceptance,
+)
 from ip2p.prompts import num_shards
-from ip2p.records import ScoredCandidate
+from ip2p.prompts.pictures import read_pictures
+from ip2p.records import LATER_COLUMNS, ScoredCandidate
+from ip2p.rendering.backends import Pictures, backend_of
 from ip2p.rendering.candidates import Key, key_of
 from ip2p.rendering.render import Rendered, render_again, render_needed
 from ip2p.rendering.table import (
@@ -163,13 +172,13 @@ def _previous(shard: Shard) -> Sidecar | None:
 
 def _work(config: PipelineConfig, shard: Shard, previous: Sidecar | None) -> Sidecar:
     """Judges what is on disk, renders and scores kept pairs that lack images and what is needed beside, and writes."""
-    started, name = time.monotonic(), shard.candidates.stem
+    started, name, pictures = time.monotonic(), shard.candidates.stem, _pictures(config, shard)
     held, again, images = None, frozenset[str](), IMAGES_SCHEMA.empty_table()
     if previous is not None:
         held, again = _read_held(config, shard)
         images = pq.read_table(shard.pairs, schema=PAIR_SCHEMA, columns=IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA)
-        held, images = _with_missing_images(config, held, images, name=name)
-    new = render_needed(config, held, shard.triplets, name=name, again=again)
+        held, images = _with_missing_images(config, held, images, pictures, name=name)
+    new = render_needed(config, held, shard.triplets, pictures, name=name, again=again)
     table = _merge(config, held, new)
     pairs = with_images(table.filter(_is_kept(config, table)), pa.concat_tables([images, images_table(new.images)]))
     seconds, too_long = time.monotonic() - started, new.too_long
@@ -179,6 +188,13 @@ def _work(config: PipelineConfig, shard: Shard, previous: Sidecar | None) -> Sid
     if previous is not None:
         seconds, too_long = previous.seconds + seconds, previous.counts.get("too_long", 0)
     return _write(shard, table, pairs, seconds=seconds, too_long=too_long)
+
+
+def _pictures(config: PipelineConfig, shard: Shard) -> Pictures:
+    """Reads the pictures that a shard's triplets name; none for a backend that renders both sides."""
+    if not backend_of(config.rendering).needs_pictures:
+        return {}
+    return read_pictures(config.out, int(shard.triplets.stem.removeprefix("part-")))
 
 
 def _read_held(config: PipelineConfig, shard: Shard) -> tuple[pa.Table, frozenset[str]]:
@@ -201,12 +217,13 @@ def _merge(config: PipelineConfig, held: pa.Table | None, new: Rendered) -> pa.T
 def _is_kept(config: PipelineConfig, table: pa.Table) -> pa.ChunkedArray:
     """Marks candidates whose images are stored: the accepted ones, or all that were rendered in full."""
     if config.rendering.keep_rejected_images:
-        return pc.invert(pc.fill_null(table["first_look"], False))
+        is_preview, failed = pc.fill_null(table["first_look"], False), pc.equal(table["reason"], NOT_RENDERED)
+        return pc.invert(pc.or_(is_preview, failed))
     return table["accepted"]
 
 
 def _with_missing_images(
-    config: PipelineConfig, table: pa.Table, images: pa.Table, *, name: str
+    config: PipelineConfig, table: pa.Table, images: pa.Table, pictures: Pictures, *, name: str
 ) -> tuple[pa.Table, pa.Table]:
     """Renders kept candidates whose images were not kept, until each has its images; returns the table and all images.
 
@@ -215,8 +232,8 @@ def _with_missing_images(
     """
     num_judged, num_again = len(table), 0
     while missing := read_rows(lacks_images(table.filter(_is_kept(config, table)), images)):
-        scored = render_again(config, [row.candidate for row in missing])
-        rendered = images_table({key_of(result.candidate): pair for result, pair in scored})
+        scored = render_again(config, [row.candidate for row in missing], pictures)
+        rendered = images_table({key_of(result.candidate): pair for result, pair in scored if pair is not None})
         images = pa.concat_tables([images, rendered])
         table = judge_table(with_new_scores(table, [result for result, _ in scored]), config.filtering)
         num_again += len(missing)
@@ -233,6 +250,7 @@ def _write(shard: Shard, table: pa.Table, pairs: pa.Table, *, seconds: float, to
         seconds=seconds,
         counts=counts,
         extra={"scores_from": shard.scores_from},
+        optional=LATER_COLUMNS,
     )
     write(shard.pairs, pairs)
     logger.info("%s: %s", shard.candidates.stem, ", ".join(f"{count} {name}" for name, count in counts.items()))

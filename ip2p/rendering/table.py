@@ -13,6 +13,7 @@ from ip2p.images import IMAGE_TYPE, format_of
 from ip2p.records import (
     DRAWN_COLUMNS,
     EMBEDDINGS_COLUMN,
+    LATER_COLUMNS,
     SPEC_COLUMNS,
     TEXT_COLUMNS,
     Candidate,
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         *((name, pa.int64()) for name in ("candidate", "seed")),
         *((name, pa.float64()) for name in (*DRAWN_COLUMNS, *SCORE_COLUMNS)),
         ("first_look", pa.bool_()),
+        ("failure", pa.string()),
         ("accepted", pa.bool_()),
         ("reason", pa.string()),
     ]
@@ -61,17 +63,19 @@ def as_row(scored: ScoredCandidate) -> dict[str, Any]:
         **{name: getattr(spec, name) for name in SPEC_COLUMNS},
         **{column: scores.get(name) for column, name in SCORE_COLUMNS.items()},
         "first_look": scores.first_look,
+        "failure": scores.failure,
         "accepted": scored.verdict.accepted,
         "reason": scored.verdict.reason,
     }
 
 
 def from_row(row: Mapping[str, Any]) -> ScoredCandidate:
-    """Reads a row of the candidates table back; the inverse of `as_row`."""
-    triplet = EditTriplet(**{name: row[name] for name in TEXT_COLUMNS})
+    """Reads a row of the candidates table back; the inverse of `as_row`. Later columns may be missing."""
+    row = {**dict.fromkeys(LATER_COLUMNS), **row}
+    triplet = EditTriplet(**{name: row[name] or "" for name in TEXT_COLUMNS})
     spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
     values = ((name, row[column]) for column, name in SCORE_COLUMNS.items())
-    scores = PairScores.from_values(values, first_look=bool(row["first_look"]))
+    scores = PairScores.from_values(values, first_look=bool(row["first_look"]), failure=row["failure"] or "")
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=row["reason"])
     )

@@ -284,11 +284,15 @@ def rates_of(facts: RunFacts) -> list[Rate]:
 
 
 def denoiser_calls(facts: RunFacts) -> float | None:
-    """Counts the images that went through the denoiser for all candidates; None if their settings were not recorded.
+    """Counts the images that went through the denoiser for all candidates; None if that is not known.
+
+    It is known of prompt-to-prompt, if the candidates' settings were recorded.
 
     A step computes both sides, or only the original's while both still share it; guidance doubles that.
     """
     settings = facts.config.rendering
+    if settings.backend != "p2p":
+        return None
     if not {"guidance_scale", "shared_steps"} <= set(facts.candidates.column_names):
         return None
     guidance, shared = (

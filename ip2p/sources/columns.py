@@ -51,6 +51,8 @@ TRIPLET_ALIASES = {
 """Names of the three texts in files of triplets, ours first, then those of the original software."""
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "prompt", "original_prompt")
 """Columns tried in this order if none is named."""
+PICTURE_COLUMNS = ("image", "picture", "original_image", "source_image", "img", "jpg", "png", "file_name", "path")
+"""The same for columns of pictures or of their files."""
 
 
 def guess_columns(names: Collection[str]) -> dict[str, str]:

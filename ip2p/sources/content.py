@@ -20,7 +20,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
-from ip2p.config import PipelineConfig
+from ip2p.config import MADE_BY_SERVER, PipelineConfig
 from ip2p.records import content_hash
 from ip2p.sources.location import HUB_ID, visible_files
 from ip2p.store import read_json_or_empty, sha256_of, write_json
@@ -55,7 +55,7 @@ PICKLED = (".bin", ".pth", ".pt")
 """Suffixes of weights that are loaded from folders without .safetensors."""
 AT_REVISION = ("model", "pretrained_model_name_or_path")
 """Settings that are loaded at the `revision` of their section."""
-WITHOUT_MODEL = ("server", "template")
+WITHOUT_MODEL = ("server", "template", *MADE_BY_SERVER)
 """Backends for which `model` names nothing on this machine."""
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|open_clip_model|open_clip_pytorch_model|pytorch_model|model)"
@@ -100,7 +100,7 @@ def models_of(config: PipelineConfig, stage: str) -> list[Source]:
             sources.append(Source(setting, name, section.revision if field in AT_REVISION else None))
     if stage == "rendering":
         sources += [Source(f"scoring.further.{name}", value) for name, value in config.scoring.further.items()]
-    if stage == "prompts" and config.rendering.model:
+    if stage == "prompts" and config.rendering.model and config.rendering.backend not in MADE_BY_SERVER:
         sources.append(Source("rendering.model", config.rendering.model, config.rendering.revision, part="tokenizer"))
     return sources
 

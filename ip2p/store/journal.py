@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from ip2p.store.shards import write_bytes
+from ip2p.store.shards import read_json_or_empty, write_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,35 @@ class EditJournal(RecordFile):
             writer.write_table(pa.Table.from_pylist(list(rows), schema=self.schema))
         content = sink.getvalue().to_pybytes()
         self._write(_LENGTH.pack(len(content)) + content, is_text=False)
+
+
+class AnswerFolder:
+    """Answers by key, a file each: bytes as they are, or a JSON object. Threads and processes may add to it.
+
+    A key states everything that was asked, and holds only letters and digits. A file is whole or absent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, key: str) -> bytes | Record | None:
+        """Returns the stored answer to a question, or None."""
+        for path in self._paths(key):
+            if path.is_file():
+                return read_json_or_empty(path) if path.suffix else path.read_bytes()
+        return None
+
+    def add(self, key: str, answer: bytes | Record) -> None:
+        """Stores an answer."""
+        plain, record = self._paths(key)
+        if isinstance(answer, bytes):
+            write_bytes(plain, answer)
+        else:
+            write_json(record, answer)
+
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        place = self.folder / key[:2] / key  # no folder of a large run holds too many files
+        return place, place.with_suffix(".json")
 
 
 _LENGTH = struct.Struct("<Q")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -96,8 +96,11 @@ def write_shard(
     seconds: float,
     counts: Mapping[str, int] | None = None,
     extra: Mapping[str, object] | None = None,
+    optional: Collection[str] = (),
 ) -> Sidecar:
-    """Writes a parquet shard and, last, its sidecar."""
+    """Writes a parquet shard and, last, its sidecar; leaves out `optional` columns that no row fills."""
+    unfilled = [name for name in optional if name in table.column_names and not _is_filled(table[name])]
+    table = table.drop_columns(unfilled)
     sidecar_path(path).unlink(missing_ok=True)
     digest = write_atomic(path, lambda file: pq.write_table(table, file))
     sidecar = Sidecar(
@@ -110,6 +113,12 @@ def write_shard(
     )
     write_json(sidecar_path(path), asdict(sidecar))
     return sidecar
+
+
+def _is_filled(column: pa.ChunkedArray) -> bool:
+    """Returns whether a row holds anything but null or an empty text."""
+    texts = pa.types.is_string(column.type)
+    return any(value for value in column.unique().to_pylist()) if texts else column.null_count < len(column)
 
 
 def read_sidecar(path: Path) -> Sidecar | None:

@@ -49,7 +49,7 @@ def make_shard(config: PipelineConfig, number: int, pixel: bytes) -> None:
     store.write_shard(triplets_path, kept, fingerprint="made up", seconds=0.0)
     places = np.repeat(np.arange(len(triplets)), CANDIDATES)
     columns = {name: pa.array(values).take(pa.array(places)) for name, values in texts.items()}
-    for name in SCHEMA.names[len(texts) :]:
+    for name in [name for name in SCHEMA.names if name not in texts]:
         kind = SCHEMA.field(name).type
         if pa.types.is_floating(kind):
             columns[name] = pa.array(rng.random(ROWS_PER_SHARD))

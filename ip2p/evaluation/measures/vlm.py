@@ -7,7 +7,6 @@ geometric mean is the overall score. Every answer is on disk before it is used; 
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -16,17 +15,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
-from ip2p.chat_client import ChatClient, Reply
+from ip2p.chat_client import ChatClient, picture_part
 from ip2p.config import VlmConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, fit_to
 from ip2p.images import encode_png
 from ip2p.records import content_hash
+from ip2p.server_client import Reply
 from ip2p.sources.content import Source, note
 from ip2p.store.journal import Journal
 
@@ -137,8 +137,7 @@ def read_scores(answer: str, names: Sequence[str], low: float = 0, high: float =
 
 
 def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.Image], question: str) -> Reply:
-    encoded = [base64.b64encode(encode_png(np.asarray(picture))).decode() for picture in pictures]
-    images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}} for content in encoded]
+    images = [picture_part(encode_png(np.asarray(picture))) for picture in pictures]
     request = {
         "model": config.model,
         "messages": [{"role": "user", "content": [*images, {"type": "text", "text": question}]}],
@@ -150,29 +149,18 @@ def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.
 
 def local_judge(config: VlmConfig) -> Callable[[Sequence[Image.Image], str], str]:
     """Loads a transformers model, once per process, and returns how to ask it."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from ip2p.models.seeing import load_seeing_model
 
-    from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype
-
-    device = resolve_device(config.device)
-    precision = resolve_dtype(config.dtype, device)
-
-    def load() -> tuple[Any, Any]:
-        source = check_model_source(config.model or "", what="evaluation.vlm.model", marker="config.json")
-        options: dict[str, Any] = {"revision": config.revision, "dtype": getattr(torch, precision)}
-        network = from_source(AutoModelForImageTextToText.from_pretrained, source, **options)
-        processor = from_source(AutoProcessor.from_pretrained, source, revision=config.revision)
-        return network.to(device).eval(), processor
-
-    model, processor = load_once(("vlm", config.model, config.revision, device, precision), load, files=[config.model])
+    model = load_seeing_model(
+        config.model,
+        what="evaluation.vlm.model",
+        revision=config.revision,
+        device=config.device,
+        dtype=config.dtype,
+    )
 
     def ask(pictures: Sequence[Image.Image], question: str) -> str:
         content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(text=text, images=list(pictures), return_tensors="pt").to(device, model.dtype)
-        with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=config.max_new_tokens, do_sample=False)
-        return str(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        return model.answer([{"role": "user", "content": content}], pictures, max_new_tokens=config.max_new_tokens)
 
     return ask

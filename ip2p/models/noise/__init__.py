@@ -23,6 +23,13 @@ class Sampler(Protocol):
         """Scales standard normal noise to what the first step takes."""
         ...
 
+    def start_from(self, latents: Tensor, noise: Tensor, strength: float) -> tuple[Tensor, int]:
+        """Noises latents to where a share of the steps is left, at least one; returns them and that step's number.
+
+        It counts steps as diffusers' pipelines from picture to picture do.
+        """
+        ...
+
     def inputs(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Scales latents to what the denoiser takes at a timestep."""
         ...

@@ -140,13 +140,21 @@ class DiscreteSampler:
         self, scheduler: SchedulerMixin, num_steps: int, device: torch.device, generators: Sequence[Generator]
     ) -> None:
         scheduler.set_timesteps(num_steps, device=device)
-        self.scheduler = scheduler
+        self.scheduler, self.num_steps = scheduler, num_steps
         self.timesteps: Tensor = scheduler.timesteps
         takes_generators = "generator" in inspect.signature(scheduler.step).parameters
         self.options = {"generator": generators} if takes_generators else {}
 
     def start(self, noise: Tensor) -> Tensor:
         return noise * float(self.scheduler.init_noise_sigma)
+
+    def start_from(self, latents: Tensor, noise: Tensor, strength: float) -> tuple[Tensor, int]:
+        num_left = max(1, min(int(self.num_steps * strength), self.num_steps))
+        first = (self.num_steps - num_left) * self.scheduler.order
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(first)
+        noised: Tensor = self.scheduler.add_noise(latents, noise, self.timesteps[first : first + 1])
+        return noised, first
 
     def inputs(self, latents: Tensor, timestep: Tensor) -> Tensor:
         scaled: Tensor = self.scheduler.scale_model_input(latents, timestep)

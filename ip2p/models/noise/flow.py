@@ -169,6 +169,13 @@ class FlowSampler:
     def start(self, noise: Tensor) -> Tensor:
         return noise
 
+    def start_from(self, latents: Tensor, noise: Tensor, strength: float) -> tuple[Tensor, int]:
+        num = len(self.timesteps)
+        first = min(int(max(num - min(num * strength, num), 0)), num - 1)
+        self.scheduler.set_begin_index(first)
+        noised: Tensor = self.scheduler.scale_noise(latents, self.timesteps[first : first + 1], noise)
+        return noised, first
+
     def inputs(self, latents: Tensor, timestep: Tensor) -> Tensor:
         return latents
 

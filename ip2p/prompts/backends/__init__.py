@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ip2p.config import PromptsConfig
@@ -11,8 +12,10 @@ from ip2p.prompts.backends.server import ServerBackend
 from ip2p.store.journal import Journal
 
 
-def open_backend(config: PromptsConfig, journal: Path) -> Backend:
+def open_backend(config: PromptsConfig, journal: Path, pictures: Mapping[str, bytes] | None = None) -> Backend:
     """Returns the backend with its model loaded; a server's answers go to the file `journal`.
+
+    `pictures` are those that requests show, by hash.
 
     ValueError if the model cannot be loaded or the config does not say which server to ask.
     """
@@ -20,7 +23,9 @@ def open_backend(config: PromptsConfig, journal: Path) -> Backend:
         return TemplateBackend(config.seed)
     if config.backend == "server":
         check_server(config)
-        return ServerBackend(config, Journal(journal))
+        return ServerBackend(config, Journal(journal), pictures or {})
+    if config.backend == "chat" and pictures:
+        return _open_seeing(config, pictures)
     from ip2p.models.loading import load_language_model
     from ip2p.prompts.backends.transformers import CausalBackend, ChatBackend
 
@@ -28,6 +33,16 @@ def open_backend(config: PromptsConfig, journal: Path) -> Backend:
         config.model, revision=config.revision, device=config.device, dtype=config.dtype
     )
     return (ChatBackend if config.backend == "chat" else CausalBackend)(language_model, config)
+
+
+def _open_seeing(config: PromptsConfig, pictures: Mapping[str, bytes]) -> Backend:
+    from ip2p.models.seeing import load_seeing_model
+    from ip2p.prompts.backends.seeing import SeeingBackend
+
+    model = load_seeing_model(
+        config.model, what="prompts.model", revision=config.revision, device=config.device, dtype=config.dtype
+    )
+    return SeeingBackend(model, config, pictures)
 
 
 def check_backend(config: PromptsConfig) -> None:

@@ -36,7 +36,7 @@ class TemplateBackend:
 
     def _write(self, request: Request) -> str:
         edits = list(_edits(request.caption))
-        first = int(hash_to_unit("template", self.seed, request.caption) * len(edits))
+        first = int(hash_to_unit("template", self.seed, request.topic) * len(edits))
         step = next(step for step in (7, 5, 3, 1) if len(edits) % step or step == 1)
         return format_answer(*edits[(first + step * request.attempt) % len(edits)])
 

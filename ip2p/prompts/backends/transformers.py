@@ -148,7 +148,7 @@ class CausalBackend(TransformersBackend):
         tokenizer, prompts = self.language_model.tokenizer, []
         for request in requests:
             tokens = list(tokenizer(format_prompt(request.caption))["input_ids"])
-            prompts.append(Prompt(tokens, (request.caption, request.attempt)))
+            prompts.append(Prompt(tokens, (request.topic, request.attempt)))
         return list(map(Answer, self.continue_prompts(prompts, on_answer)))
 
 
@@ -189,6 +189,6 @@ class ChatBackend(TransformersBackend):
         tokenizer, prompts = self.language_model.tokenizer, []
         for request, talk in zip(requests, talks, strict=True):
             text = str(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
-            draws = (request.caption, request.attempt, *([repair] if repair else []))
+            draws = (request.topic, request.attempt, *([repair] if repair else []))
             prompts.append(Prompt(list(tokenizer(text, add_special_tokens=False)["input_ids"]), draws))
         return self.continue_prompts(prompts, on_answer)

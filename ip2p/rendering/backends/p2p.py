@@ -1,0 +1,37 @@
+"""The `p2p` backend: renders both images of a pair from captions, with prompt-to-prompt (paper, section 3.1.1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from ip2p.config import RenderingConfig
+from ip2p.images import encode_image
+from ip2p.p2p.sampler import render_pairs
+from ip2p.records import Candidate
+from ip2p.rendering.backends import MakesPairs, Pictures
+from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.text_to_image import load_pipeline, too_long_triplets
+
+
+class PromptToPrompt(MakesPairs):
+    """Shares attention between the two images of a pair."""
+
+    name = "p2p"
+    needs_pictures = False
+
+    def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
+        """Returns the triplets with a caption that the text encoders would cut."""
+        return too_long_triplets(config, candidates)
+
+    def make_pairs(
+        self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
+    ) -> Iterator[EncodedPair]:
+        """Renders pairs; the codec works on other threads, so that the next batch does not wait for it."""
+        encode = partial(encode_image, image_format=config.image_format, quality=config.image_quality)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            pairs = render_pairs(load_pipeline(config), candidates, config)
+            encoded = [pool.map(encode, (pair.original, pair.edited)) for pair in pairs]
+            yield from (EncodedPair(*files) for files in encoded)

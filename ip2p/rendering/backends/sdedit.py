@@ -1,0 +1,51 @@
+"""The `sdedit` backend: noises pictures in part, and draws them again towards the edited caption."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+
+from diffusers import DiffusionPipeline
+
+from ip2p.config import RenderingConfig
+from ip2p.editing.sdedit import Redrawing, redraw_images
+from ip2p.images import Array
+from ip2p.records import Candidate
+from ip2p.rendering.backends import MakesPairs, Pictures
+from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.text_to_image import load_pipeline, redrawn_pairs, too_long_triplets
+
+STRENGTH = 0.6
+"""Share of the noise where none is set."""
+
+
+class SDEdit(MakesPairs):
+    """Needs no training, and works with every text-to-image model."""
+
+    name = "sdedit"
+    draws = ("strength",)
+
+    def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
+        """Returns the triplets with a caption that the text encoders would cut."""
+        return too_long_triplets(config, candidates)
+
+    def make_pairs(
+        self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
+    ) -> Iterator[EncodedPair]:
+        """Draws a batch of pictures at a time, each with its own strength and guidance."""
+        pipeline = load_pipeline(config)
+        yield from redrawn_pairs(pipeline, config, candidates, pictures, partial(_redraw, pipeline, config))
+
+
+def _redraw(pipeline: DiffusionPipeline, config: RenderingConfig, images: Array, batch: Sequence[Candidate]) -> Array:
+    redrawings = [
+        Redrawing(
+            caption=candidate.triplet.edited_prompt,
+            guidance_scale=candidate.spec.guidance_scale,
+            strength=STRENGTH if candidate.spec.strength is None else candidate.spec.strength,
+            seed=candidate.spec.seed,
+        )
+        for candidate in batch
+    ]
+    options = {"scheduler": config.scheduler, "max_sequence_length": config.max_sequence_length}
+    return redraw_images(pipeline, images, redrawings, config.num_inference_steps, **options)

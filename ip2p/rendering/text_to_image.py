@@ -1,0 +1,73 @@
+"""The text-to-image model of backends that have one on this machine: what it reads whole, and pairs of its edits."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+from diffusers import DiffusionPipeline
+
+from ip2p.config import RenderingConfig
+from ip2p.images import Array, encode_image, open_pixels
+from ip2p.models.architecture import architecture_of, size_step
+from ip2p.models.pipelines import load_text_to_image
+from ip2p.p2p.sampler import fits_encoders
+from ip2p.records import Candidate
+from ip2p.rendering.table import EncodedPair
+
+logger = logging.getLogger(__name__)
+
+
+def load_pipeline(config: RenderingConfig) -> DiffusionPipeline:
+    """Loads the model that a config names, once per process."""
+    return load_text_to_image(
+        config.model, revision=config.revision, variant=config.variant, dtype=config.dtype, device=config.device
+    )
+
+
+def too_long_triplets(config: RenderingConfig, candidates: Sequence[Candidate]) -> set[str]:
+    """Returns the triplets whose captions the model's text encoders would cut, with a warning each."""
+    pipeline = load_pipeline(config)
+    encoders = architecture_of(pipeline).text_encoders(pipeline, config.max_sequence_length)
+    firsts = [candidate for candidate in candidates if candidate.spec.candidate == 0]
+    too_long = dict.fromkeys(first.triplet.id for first in firsts if not fits_encoders(encoders, first))
+    for triplet_id in too_long:
+        limit = min(encoders.lengths)
+        logger.warning("triplet %s is not rendered: a caption is longer than %d tokens", triplet_id, limit)
+    return set(too_long)
+
+
+def redrawn_pairs(
+    pipeline: DiffusionPipeline,
+    config: RenderingConfig,
+    candidates: Sequence[Candidate],
+    pictures: Mapping[str, bytes],
+    redraw: Callable[[Array, Sequence[Candidate]], Array],
+) -> Iterator[EncodedPair]:
+    """Yields pairs of a picture and what `redraw` makes of it, which takes (N, H, W, 3) of a batch and its candidates.
+
+    The codec works on other threads, so that the next batch does not wait for it.
+    """
+    encode = partial(encode_image, image_format=config.image_format, quality=config.image_quality)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(candidates), config.batch_size):
+            batch = candidates[start : start + config.batch_size]
+            originals = [pictures[candidate.triplet.picture] for candidate in batch]
+            images = np.stack(list(pool.map(open_pixels, originals)))
+            _check_size(pipeline, images.shape[1:3])
+            yield from map(EncodedPair, originals, pool.map(encode, redraw(images, batch)))
+
+
+def _check_size(pipeline: DiffusionPipeline, size: tuple[int, ...]) -> None:
+    """Raises a ValueError for a (height, width) that the model cannot divide."""
+    step = size_step(pipeline, architecture_of(pipeline))
+    for name, pixels in zip(("height", "width"), size, strict=True):
+        if pixels % step:
+            raise ValueError(
+                f"rendering.{name} must be a multiple of {step} for this model, got pictures of {pixels}. Set it to "
+                f"{max(1, round(pixels / step)) * step}."
+            )
