@@ -307,8 +307,8 @@ def run(tiny_config: PipelineConfig, config: RenderingConfig, tmp_path: Path) ->
     """A run that edits nine pictures in batches of four."""
     source = write_folder(tmp_path / "source", [f"a small red circle on a white background {n}" for n in range(9)])
     asked = replace(tiny_config.prompts, pictures=str(source), backend="template", shard_size=9)
-    further = {"batch_size": 4, "num_candidates": 1, "keep_rejected_images": True}
-    return replace(tiny_config, prompts=asked, rendering=replace(config, **further))
+    made = replace(config, batch_size=4, num_candidates=1, keep_rejected_images=True)
+    return replace(tiny_config, prompts=asked, rendering=made)
 
 
 def write(run: PipelineConfig) -> dict[str, bytes]:
