@@ -43,7 +43,8 @@ class _Handler(FaultyHandler):
         parts = BytesParser(policy=HTTP).parsebytes(head + content).iter_parts()
         form: Form = {}
         for part in parts:
-            name, value = part.get_param("name", header="content-disposition"), part.get_payload(decode=True)
+            name, value = str(part.get_param("name", header="content-disposition")), part.get_payload(decode=True)
+            assert isinstance(value, bytes)
             form[name] = value if part.get_filename() else value.decode()
         with self.server.lock:
             self.server.forms.append(form | {"path": self.path})

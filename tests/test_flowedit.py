@@ -61,7 +61,7 @@ def velocity_of_flux(pipeline: Any, latents: Tensor, sigma: float, caption: str,
     packed = pipeline._pack_latents(latents, 1, channels, height, width)
     ids = pipeline._prepare_latent_image_ids(1, height // 2, width // 2, "cpu", torch.float32)
     options = {"guidance": torch.tensor([scale]), "txt_ids": text_ids, "img_ids": ids, "return_dict": False}
-    predicted = pipeline.transformer(packed, hidden, pooled, torch.tensor([sigma]), **options)[0]
+    predicted: Tensor = pipeline.transformer(packed, hidden, pooled, torch.tensor([sigma]), **options)[0]
     rows = predicted.view(height // 2, width // 2, channels, 2, 2)
     return rows.permute(2, 0, 3, 1, 4).reshape(1, channels, height, width)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ip2p import prompts, rendering, store
 from ip2p.config import (
@@ -306,9 +307,10 @@ def test_form_fields_that_are_decided_elsewhere_are_refused() -> None:
 def run(tiny_config: PipelineConfig, config: RenderingConfig, tmp_path: Path) -> PipelineConfig:
     """A run that edits nine pictures in batches of four."""
     source = write_folder(tmp_path / "source", [f"a small red circle on a white background {n}" for n in range(9)])
+    Image.new("RGB", (48, 80), "teal").save(source / "8.png")  # a server's pictures keep their sizes
     asked = replace(tiny_config.prompts, pictures=str(source), backend="template", shard_size=9)
-    further = {"batch_size": 4, "num_candidates": 1, "keep_rejected_images": True}
-    return replace(tiny_config, prompts=asked, rendering=replace(config, **further))
+    made = replace(config, batch_size=4, num_candidates=1, keep_rejected_images=True)
+    return replace(tiny_config, prompts=asked, rendering=made)
 
 
 def write(run: PipelineConfig) -> dict[str, bytes]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_not_negative, check_positive, check_share
-from ip2p.config.prompts import ServerConfig
 from ip2p.config.rendering import Precision
+from ip2p.config.server import ServerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,7 @@ def redraw_images(
         )
         for generator in generators
     ]
-    latents, firsts = list(clean.split(1)), []
+    latents, firsts = list(torch.split(clean, 1)), []
     for row, (sampler, each) in enumerate(zip(samplers, redrawings, strict=True)):
         latents[row], first = sampler.start_from(latents[row], noise[row : row + 1], each.strength)
         firsts.append(first)
@@ -68,7 +68,7 @@ def redraw_images(
         if not rows:
             continue
         inputs = torch.cat([samplers[row].inputs(latents[row], timestep) for row in rows])
-        predictions = denoiser.predict(inputs, timestep, torch.tensor(rows)).split(1)
+        predictions = torch.split(denoiser.predict(inputs, timestep, torch.tensor(rows)), 1)
         for row, prediction in zip(rows, predictions, strict=True):
             latents[row] = samplers[row].step(prediction, timestep, latents[row])
     return decode_images(pipeline.vae, torch.cat(latents))

@@ -47,5 +47,11 @@ def _redraw(pipeline: DiffusionPipeline, config: RenderingConfig, images: Array,
         )
         for candidate in batch
     ]
-    options = {"scheduler": config.scheduler, "max_sequence_length": config.max_sequence_length}
-    return redraw_images(pipeline, images, redrawings, config.num_inference_steps, **options)
+    return redraw_images(
+        pipeline,
+        images,
+        redrawings,
+        config.num_inference_steps,
+        scheduler=config.scheduler,
+        max_sequence_length=config.max_sequence_length,
+    )
