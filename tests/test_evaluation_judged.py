@@ -430,6 +430,18 @@ def test_the_command_prints_who_judged_and_the_benchmark_s_own_figures(
     assert "factual knowledge" in said and "±" in said and "questions without scores" in said
 
 
+@pytest.mark.parametrize(("listing", "place"), [("basic_edit.json", "singleturn"), ("singleturn.json", ".")])
+def test_imgedit_is_read_as_its_repository_and_its_archive_lay_it_out(imgedit: Path, listing: str, place: str) -> None:
+    wanted = [case.original_image for case in read_benchmark(str(imgedit)).cases]
+    (imgedit / "basic_edit.json").rename(imgedit / listing)
+    (imgedit / place).mkdir(exist_ok=True)
+    (imgedit / "original_images" / "animal").rename(imgedit / place / "animal")
+    for source in (imgedit, imgedit / listing):
+        read = read_benchmark(str(source))
+        assert read.layout == "imgedit"
+        assert all(np.array_equal(case.original_image, pixels) for case, pixels in zip(read.cases, wanted, strict=True))
+
+
 def test_files_that_are_not_a_listing_are_named(tmp_path: Path) -> None:
     for text, words in (("[]", "must hold a JSON object"), ("{", "is not valid JSON"), ("{}", "holds no edits")):
         (tmp_path / "basic_edit.json").write_text(text)

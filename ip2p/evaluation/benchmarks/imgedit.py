@@ -22,8 +22,9 @@ from ip2p.sources.rows import Row
 
 logger = logging.getLogger(__name__)
 
-LISTING = "basic_edit.json"
-PLACES = ("", "original_images")
+LISTINGS = ("basic_edit.json", "singleturn.json")
+"""Names of the listing in the authors' repository and in their archive of pictures."""
+PLACES = ("", "original_images", "singleturn")
 """Folders beside the listing that the pictures may lie in."""
 SCORES = ("compliance", "naturalness", "detail")
 QUESTION = """You see two pictures: the first is an original, the second is what came out when somebody was asked to
@@ -115,9 +116,10 @@ class ImgEdit(Benchmark):
     questions = (QUESTION, *(text for texts in CRITERIA.values() for text in texts))
 
     def read(self, asked: Asked) -> list[SourceEdit] | None:
-        """Reads `basic_edit.json`, or a folder that holds it, with the pictures beside it."""
-        path = asked.path if asked.path.name == LISTING else asked.path / LISTING
-        if not path.is_file():
+        """Reads the listing, or a folder that holds one, with the pictures beside it."""
+        paths = [asked.path] if asked.path.name in LISTINGS else [asked.path / name for name in LISTINGS]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
             return None
         listing = read_listing(path)
         edits = [edit for key, row in listing if (edit := _read_edit(path.parent, key, row)) is not None]
