@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": runs.run,
     "dataset": runs.dataset,
     "dataset import": data.import_pairs,
+    "dataset export": data.export_pairs,
     "dataset inspect": data.inspect,
     "prompts inspect": data.inspect_prompts,
     "prompts try": data.try_caption,

@@ -16,7 +16,9 @@ from ip2p.cli.parsing import local_copy
 from ip2p.cli.runs import describe_results, enter, url_of
 from ip2p.config import FinetuneConfig, PipelineConfig
 from ip2p.config.files import read_run
-from ip2p.dataset import inspection
+from ip2p.console import suggest
+from ip2p.dataset import exporting, inspection
+from ip2p.dataset.layouts import LAYOUTS
 from ip2p.prompts import exchange, shards
 from ip2p.prompts import inspection as prompts_inspection
 from ip2p.sources.columns import NEEDED, OURS, TRIPLET_ALIASES
@@ -53,6 +55,21 @@ class PairsImport(OverSettings):
         base = PipelineConfig()
         rendering = dataclasses.replace(base.rendering, num_candidates=1, keep_rejected_images=True)
         return dataclasses.replace(base, rendering=rendering, out=Path(self.target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsExport:
+    """Arguments of `ip2p dataset export`."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A run folder, or any pairs that `ip2p dataset import` reads."""
+    to: Annotated[str, tyro.conf.arg(metavar="LAYOUT", help=f"Layout to write: {', '.join(LAYOUTS)}.")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write; an earlier export in it is replaced."""
+    split: str | None = None
+    """Split to export. Default: every split."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +153,16 @@ def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
         rendering.summarise(config)
         dataset.write_dataset(config)
         print(describe_results(config))
+
+
+def export_pairs(arguments: PairsExport) -> None:
+    """Writes pairs in the layout of another trainer: AI Toolkit, musubi-tuner, SimpleTuner and others."""
+    if arguments.to not in LAYOUTS:
+        raise ValueError(f"unknown layout {arguments.to}. {suggest(arguments.to, list(LAYOUTS))}")
+    layout, out = LAYOUTS[arguments.to], arguments.out.expanduser()
+    counts = exporting.export_dataset(arguments.source, layout, out, split=arguments.split, revision=arguments.revision)
+    print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
+    print(f"Start it with: {layout.start.replace('FOLDER', str(out))}")
 
 
 def inspect(arguments: OfRun) -> None:

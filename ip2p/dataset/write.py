@@ -207,11 +207,7 @@ def _row_groups(rows: Sequence[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]
 
 
 def _swap(partial: Path, dataset: Path) -> None:
-    old = dataset.with_name(".dataset.old")
-    if dataset.exists():
-        dataset.rename(old)
-    partial.rename(dataset)
-    shutil.rmtree(old, ignore_errors=True)
+    store.replace_folder(dataset, partial)
 
 
 def _count(pairs: Sequence[tuple[Place, Split | None]], test_fraction: float) -> Counts:

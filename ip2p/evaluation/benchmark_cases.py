@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ip2p.evaluation.cases import EditCase, Mask, Pixels
-from ip2p.images import Picture, open_pixels, open_upright
+from ip2p.images import Picture, open_pixels, read_mask
 from ip2p.presets import data_folder
-from ip2p.sources.columns import EMU_EDIT, KNOWN_SCHEMAS, MAGICBRUSH_TURNS, guess_columns
+from ip2p.sources.columns import EMU_EDIT, FURTHER_PICTURES, KNOWN_SCHEMAS, MAGICBRUSH_TURN, guess_columns
 from ip2p.sources.edits import read_edits
 from ip2p.sources.files import read_json_file
 from ip2p.sources.location import locate
@@ -29,11 +29,9 @@ logger = logging.getLogger(__name__)
 
 Layout = Literal["magicbrush", "emu_edit", "pairs", "pictures"]
 TEXTS = ("edit_prompt", "original_prompt", "edited_prompt", "edit_type", "session")
-PICTURES = {"original_image": "original_image", "edited_image": "target_image", "mask": "mask"}
+PICTURES = {"original_image": "original_image", "edited_image": "target_image", "mask_image": "mask"}
 """Columns of pictures to fields of a case."""
-WHITE = 250
-"""Darkest value of a white pixel in a mask without transparency."""
-MAGICBRUSH = KNOWN_SCHEMAS["osunlp/MagicBrush"] | MAGICBRUSH_TURNS
+MAGICBRUSH = KNOWN_SCHEMAS["osunlp/MagicBrush"] | MAGICBRUSH_TURN
 Captions = Mapping[str, Row]
 """A row for each of MagicBrush's sessions: file names of outputs to their captions."""
 
@@ -112,8 +110,9 @@ def _choose(edits: Sequence[SourceEdit], num: int | None) -> list[EditCase]:
 def _layout_of(names: Sequence[str], source: str) -> tuple[Layout, dict[str, str]]:
     """Recognises a dataset by its columns; maps our names, `session` and `turn` included, to the columns."""
     benchmarks: dict[Layout, dict[str, str]] = {"magicbrush": MAGICBRUSH, "emu_edit": EMU_EDIT}
+    optional = (*MAGICBRUSH_TURN, *FURTHER_PICTURES)
     for layout, columns in benchmarks.items():
-        if all(theirs in names for ours, theirs in columns.items() if ours not in MAGICBRUSH_TURNS):
+        if all(theirs in names for ours, theirs in columns.items() if ours not in optional):
             present = {ours: theirs for ours, theirs in columns.items() if theirs in names}
             return layout, present | ({"session": present["group"]} if layout == "magicbrush" else {})
     try:
@@ -218,11 +217,3 @@ def _read_photographs() -> list[SourceEdit]:
     images = dict(zip(("china.jpg", "flower.jpg"), load_sample_images().images, strict=True))
     rows = [dict(row) for _, row in read_json_file(data_folder() / "photographs.jsonl")]
     return [SourceEdit(row, {"original_image": partial(np.asarray, images[row.pop("image")])}) for row in rows]
-
-
-def read_mask(source: Picture) -> Mask:
-    """Reads the area that a mask marks: what it makes transparent or, if nothing, what is white in it."""
-    opaque = np.asarray(open_upright(source).convert("RGBA"))
-    through: Mask = opaque[..., 3] == 0
-    white: Mask = opaque[..., :3].min(-1) >= WHITE
-    return through if through.any() else white
