@@ -24,7 +24,7 @@ from ip2p.cli import main
 from ip2p.dataset import exporting
 from ip2p.dataset.exporting import export_dataset
 from ip2p.dataset.layouts import LAYOUTS
-from ip2p.images import IMAGE_TYPE, encode_mask, encode_png
+from ip2p.images import IMAGE_TYPE, encode_mask, encode_png, plain_file
 from ip2p.sources.pairs import SourceRow, read_source
 
 NAMES = sorted(LAYOUTS)
@@ -43,8 +43,8 @@ def encoded(seed: int, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def shown(content: bytes | None) -> list[Any]:
-    """The pixels of a picture file."""
+def shown(content: bytes | None) -> Any:
+    """The pixels of a picture file, as lists."""
     return np.asarray(Image.open(io.BytesIO(content or b""))).tolist()
 
 
@@ -321,15 +321,22 @@ def test_memory_holds_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     most = read = written = 0
-    checked, folder = exporting.plain_file, tmp_path / "out"
+    folder = tmp_path / "out"
 
     def counting(content: bytes) -> Any:
         nonlocal read, most, written
         read += 1
         written = len(list((tmp_path / ".out.partial" / "train" / "target").glob("*.txt")))
         most = max(most, read // 2 - written)
-        return checked(content)
+        return plain_file(content)
 
     monkeypatch.setattr(exporting, "plain_file", counting)
     export_dataset(str(tmp_path / "train.parquet"), LAYOUTS["ai-toolkit"], folder)
     assert read == 400 and most <= 2 * exporting.AT_ONCE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docs_have_a_row_and_the_starting_line_of_each_layout(name: str) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    assert LAYOUTS[name].start in row and f"{LAYOUTS[name].trainer}:" in row

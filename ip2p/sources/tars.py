@@ -43,7 +43,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
             for member in archive:
                 if member.isfile() and not Path(member.name).name.startswith("."):
                     yield member.name, member.offset_data, member.size
-                archive.members = []  # it would keep every header
+                archive.members = []  # type: ignore[attr-defined]  # it would keep every header
     except (tarfile.TarError, OSError) as error:
         raise Unreadable(f"{path} cannot be read as a tar archive: {error}. {WAY_OUT}") from error
 

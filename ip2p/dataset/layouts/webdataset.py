@@ -32,7 +32,7 @@ def _add(archive: tarfile.TarFile, sample: Sample) -> None:
         member = tarfile.TarInfo(f"{sample.stem}.{name}")
         member.size = len(content)
         archive.addfile(member, io.BytesIO(content))
-    archive.members = []  # it would keep every header
+    archive.members = []  # type: ignore[attr-defined]  # it would keep every header
 
 
 def _members(sample: Sample) -> Iterator[tuple[str, bytes]]:
