@@ -163,7 +163,7 @@ def test_config_files_name_what_is_there(tmp_path: Path) -> None:
     (dataset,) = job["config"]["process"][0]["datasets"]
     assert len(dataset["control_path"]) == 2
     assert all(Path(path).is_dir() for path in (dataset["folder_path"], *dataset["control_path"]))
-    (table,) = tomllib.loads((out["musubi"] / "dataset.toml").read_text())["datasets"]
+    (table,) = tomllib.loads((out["musubi"] / "musubi.toml").read_text())["datasets"]
     lines = [json.loads(line) for line in Path(table["image_jsonl_file"]).read_text().split("\n") if line]
     assert all(Path(line[key]).is_file() for line in lines for key in ("image_path", "control_path"))
     edited, *others = json.loads((out["simpletuner"] / "multidatabackend.json").read_text())

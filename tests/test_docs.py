@@ -28,6 +28,7 @@ from ip2p import presets
 from ip2p.cli import COMMANDS, main
 from ip2p.cli.parsing import SHORT_FORMS, MoreHelp, flags_of
 from ip2p.config import PipelineConfig, TrainingJob
+from ip2p.dataset.layouts import LAYOUTS
 from tests import pages
 from tests.chat_server import serving
 from tests.docs_files import write_files, write_hub
@@ -67,8 +68,10 @@ NOT_RUN = {
 
 OWN_FLAGS = {"--help", "--debug", "--version", *SHORT_FORMS.values(), *flags_of(MoreHelp)}
 """Flags of every command."""
-OTHER_PROGRAMS = {"--multi_gpu", "--config_file", "--num_processes", "--head", "--address", "--host", "--script"}
-"""Flags of accelerate, ray, prefect and a benchmark."""
+OTHER_PROGRAMS = {"--multi_gpu", "--config_file", "--num_processes", "--head", "--address", "--host", "--script"} | {
+    flag for layout in LAYOUTS.values() for flag in re.findall(r"--[\w-]+", layout.start)
+}
+"""Flags of accelerate, ray, prefect, a benchmark and other trainers."""
 READY = {"app": "The page is at", "serve": "Ctrl-C ends them"}
 """Commands that run until Ctrl-C, and what they say when they are ready for it."""
 

@@ -16,11 +16,12 @@ import yaml
 
 from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, ScoringConfig, Thresholds
 from ip2p.config.filtering import path_of
-from ip2p.dataset.schema import CARD_FEATURES
+from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
 from ip2p.filtering import FIRST_LOOK, REASONS, thresholds_for
 from ip2p.hub import public_name
 from ip2p.scoring import BOUNDS
+from ip2p.sources.columns import FURTHER_PICTURES
 from ip2p.store import RunFolder
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -108,6 +109,7 @@ def _front_matter(config: PipelineConfig, folder: Path, counts: Counts) -> dict[
     splits = [{"name": split, "num_bytes": sizes[split], "num_examples": counts[split]} for split in present]
     total = sum(sizes.values())
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in present]
+    columns = pq.read_schema(next(folder.glob("data/*.parquet"))).names
     return {
         "license": config.dataset.license,
         "task_categories": ["image-to-image"],
@@ -116,7 +118,7 @@ def _front_matter(config: PipelineConfig, folder: Path, counts: Counts) -> dict[
         "tags": ["instruction-based-image-editing", "synthetic"],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
-            "features": CARD_FEATURES,
+            "features": card_features([name for name in FURTHER_PICTURES if name in columns]),
             "splits": splits,
             "download_size": total,
             "dataset_size": total,

@@ -7,6 +7,7 @@ set filterable again. The `huggingface` metadata makes the image columns `Image`
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,14 +34,27 @@ _TYPES: dict[str, pa.DataType] = {
 _DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", IMAGE_TYPE: "image"}
 
 COLUMNS = tuple(_TYPES)
-CARD_FEATURES = [{"name": name, "dtype": _DTYPES[kind]} for name, kind in _TYPES.items()]
-"""The features as a dataset card lists them."""
-_FEATURES = {
-    name: {"_type": "Image"} if kind == IMAGE_TYPE else {"dtype": _DTYPES[kind], "_type": "Value"}
-    for name, kind in _TYPES.items()
-}
-SCHEMA = pa.schema(list(_TYPES.items()), metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})})
-"""The arrow schema, with the features in its metadata as `datasets` writes them."""
+"""The columns of every dataset; those of further pictures come after them."""
+
+
+def card_features(further: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the features as a dataset card lists them, with columns of further pictures."""
+    return [{"name": name, "dtype": _DTYPES[kind]} for name, kind in _types(further).items()]
+
+
+def schema_of(further: Sequence[str]) -> pa.Schema:
+    """Returns the arrow schema, with the features in its metadata as `datasets` writes them."""
+    features = {
+        name: {"_type": "Image"} if kind == IMAGE_TYPE else {"dtype": _DTYPES[kind], "_type": "Value"}
+        for name, kind in _types(further).items()
+    }
+    told = json.dumps({"info": {"features": features}})
+    return pa.schema(list(_types(further).items()), metadata={"huggingface": told})
+
+
+def _types(further: Sequence[str]) -> dict[str, pa.DataType]:
+    return _TYPES | dict.fromkeys(further, IMAGE_TYPE)
+
 
 ROW_GROUP_BYTES = 100 * 2**20
 """Uncompressed size of a row group; a reader holds one at a time."""
@@ -49,13 +63,13 @@ CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_l
 """Content-defined chunking as `datasets` sets it: a store that de-duplicates keeps unchanged rows once."""
 
 
-def open_writer(path: Path) -> pq.ParquetWriter:
+def open_writer(path: Path, further: Sequence[str] = ()) -> pq.ParquetWriter:
     """Opens a parquet writer: images are stored as they are, the rest is compressed; page index and chunking are on."""
-    images = [f"{side}.{leaf}" for side in SIDES for leaf in ("bytes", "path")]
+    images = [f"{column}.{leaf}" for column in (*SIDES, *further) for leaf in ("bytes", "path")]
     others = [name for name in COLUMNS if name not in SIDES]
     return pq.ParquetWriter(
         path,
-        SCHEMA,
+        schema_of(further),
         compression={**dict.fromkeys(others, "snappy"), **dict.fromkeys(images, "none")},
         use_dictionary=others,
         write_page_index=True,

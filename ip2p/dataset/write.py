@@ -22,7 +22,8 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.dataset.card import Counts, describe_rejections, write_card
-from ip2p.dataset.schema import CHUNKING, COLUMNS, ROW_GROUP_BYTES, SCHEMA, open_writer
+from ip2p.dataset.further import FOLDER, Further, further_columns
+from ip2p.dataset.schema import CHUNKING, COLUMNS, ROW_GROUP_BYTES, open_writer, schema_of
 from ip2p.dataset.split import (
     SPLITS,
     OutputFile,
@@ -106,6 +107,8 @@ def _fingerprint(config: PipelineConfig, folder: store.RunFolder) -> str:
     for stage in ("triplets", "candidates", "pairs"):
         sidecars = (store.read_sidecar(path) for path in folder.shards(stage))
         made_of.append([sidecar.sha256 for sidecar in sidecars if sidecar is not None])
+    if further := folder.shards(FOLDER):
+        made_of.append([sidecar.sha256 for path in further if (sidecar := store.read_sidecar(path))])
     return fingerprint("dataset", LAYOUT, config.dataset, config.rendering, config.filtering, made_of)
 
 
@@ -126,11 +129,12 @@ def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputF
     (folder / "data").mkdir(parents=True)
     spills = folder / ".spill"
     spills.mkdir()
-    _spill(shards, outputs, spills)
+    further = further_columns(path for path in map(_further_of, shards) if path.exists())
+    _spill(shards, outputs, spills, further)
     written = []
     for output in tqdm(outputs, desc="dataset", unit="file", disable=None, leave=False):
         path = folder / "data" / output.name
-        digest = _write_file(path, output, spills / output.name)
+        digest = _write_file(path, output, spills / output.name, further)
         (spills / output.name).unlink()
         size = path.stat().st_size
         written.append({"path": f"data/{output.name}", "rows": len(output.rows), "bytes": size, "sha256": digest})
@@ -138,14 +142,19 @@ def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputF
     return written
 
 
-def _spill(shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path) -> None:
+def _further_of(shard: Path) -> Path:
+    """Returns the shard of further pictures that belongs to one of pairs."""
+    return shard.parent.with_name(FOLDER) / shard.name
+
+
+def _spill(shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path, further: Sequence[str]) -> None:
     """Appends every chosen row, with its place in the output, to the spill file of its output."""
     targets: dict[int, dict[int, tuple[str, int]]] = defaultdict(dict)
     for output in outputs:
         for position, (shard, row) in enumerate(output.rows):
             targets[shard][row] = output.name, position
     for shard, rows in tqdm(sorted(targets.items()), desc="gather", unit="shard", disable=None, leave=False):
-        for first, batch in _batches(shards[shard]):
+        for first, batch in _batches(shards[shard], further):
             by_output: dict[str, list[tuple[int, int]]] = defaultdict(list)
             for offset in range(batch.num_rows):
                 if first + offset in rows:
@@ -155,11 +164,11 @@ def _spill(shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path) 
                 _append(spills / name, batch, offsets_and_positions)
 
 
-def _batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
-    first = 0
+def _batches(path: Path, further: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    pictures, first = Further(_further_of(path), further), 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=READ_ROWS, columns=list(COLUMNS)):
-            yield first, batch.select(list(COLUMNS)).cast(SCHEMA.remove_metadata())
+            yield first, pictures.add_to(batch.select(list(COLUMNS)).cast(schema_of(()).remove_metadata()))
             first += batch.num_rows
 
 
@@ -177,16 +186,17 @@ def _read_spill(path: Path, num_rows: int) -> list[pa.RecordBatch]:
         while file.tell() < file.size():
             for batch in pa.ipc.open_stream(file):
                 for offset, position in enumerate(batch.column("position").to_pylist()):
-                    ordered[position] = batch.select(list(COLUMNS)).slice(offset, 1)
+                    ordered[position] = batch.drop_columns(["position"]).slice(offset, 1)
     return [row for row in ordered if row is not None]
 
 
-def _write_file(path: Path, output: OutputFile, spill: Path) -> str:
+def _write_file(path: Path, output: OutputFile, spill: Path, further: Sequence[str]) -> str:
     """Writes one parquet file, flushed to disk; returns its SHA-256."""
-    with open_writer(path) as writer:
+    schema = schema_of(further)
+    with open_writer(path, further) as writer:
         writer.add_key_value_metadata({"content_defined_chunking": json.dumps(CHUNKING)})
         for group in _row_groups(_read_spill(spill, len(output.rows))):
-            writer.write_table(pa.Table.from_batches(group).combine_chunks().cast(SCHEMA), row_group_size=len(group))
+            writer.write_table(pa.Table.from_batches(group).combine_chunks().cast(schema), row_group_size=len(group))
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return store.sha256_of(path)

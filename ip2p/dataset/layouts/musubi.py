@@ -16,7 +16,7 @@ PLACES = {
 }
 KEYS = {"edited_image": "image_path", "original_image": "control_path", "reference_image_2": "control_path_1"}
 """Keys of pictures in a line; its own loader reads `control_path` as the first of several."""
-CONFIG = "dataset.toml"
+CONFIG = "musubi.toml"
 """Paths in the table are relative until the folder's place is known."""
 
 
