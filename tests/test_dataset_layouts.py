@@ -288,7 +288,7 @@ def test_a_killed_export_leaves_the_earlier_one_and_the_next_is_whole(given: Giv
 
 
 def test_two_exports_into_one_folder_are_refused(given: Given, tmp_path: Path) -> None:
-    with exporting._new_folder(tmp_path / "out"):
+    with exporting.new_folder(tmp_path / "out"):
         code = "import sys; from ip2p.cli import main; sys.exit(main(sys.argv[1:]))"
         words = ["dataset", "export", str(given.folder), "--to", "musubi", "--out", str(tmp_path / "out")]
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)

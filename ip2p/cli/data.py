@@ -17,7 +17,7 @@ from ip2p.cli.runs import describe_results, enter, url_of
 from ip2p.config import FinetuneConfig, PipelineConfig
 from ip2p.config.files import read_run
 from ip2p.console import suggest
-from ip2p.dataset import exporting, inspection
+from ip2p.dataset import exporting, inspection, preferences
 from ip2p.dataset.layouts import LAYOUTS
 from ip2p.prompts import exchange, shards
 from ip2p.prompts import inspection as prompts_inspection
@@ -70,6 +70,16 @@ class PairsExport:
     """Split to export. Default: every split."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferences(OfRun):
+    """Arguments of `ip2p dataset preferences`."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write; an earlier one in it is replaced."""
+    own_originals: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also compare edits of different originals, each with its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +173,14 @@ def export_pairs(arguments: PairsExport) -> None:
     counts = exporting.export_dataset(arguments.source, layout, out, split=arguments.split, revision=arguments.revision)
     print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
     print(f"Start it with: {layout.start.replace('FOLDER', str(out))}")
+
+
+def prefer(arguments: Preferences) -> None:
+    """Writes accepted edits against rejected ones, in the columns that Diffusion-DPO trainers read."""
+    out = arguments.out.expanduser()
+    config = read_run(arguments.folder)
+    counts = preferences.write_preferences(config, out, own_originals=arguments.own_originals)
+    print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
 
 
 def inspect(arguments: OfRun) -> None:

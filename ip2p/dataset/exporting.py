@@ -47,7 +47,7 @@ def export_dataset(
     location = locate(source, what="dataset")
     _check_source(location)
     tables = _open_splits(location, split, revision)
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         reasons, columns, counts = Counter[str](), set[str](), dict[str, int]()
         for name, table in tables.items():
             tally = _Tally(columns)
@@ -100,7 +100,7 @@ def _open_splits(location: Location, split: str | None, revision: str | None) ->
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """Gives a hidden folder to fill, which takes the place of `out` at the end. ValueError if `out` is not ours."""
     if out.is_dir() and any(out.iterdir()) and not (out / NOTE).is_file():
         raise ValueError(f"{out} is not empty and holds no export. Give another folder with --out.")
