@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "dataset": runs.dataset,
     "dataset import": data.import_pairs,
     "dataset export": data.export_pairs,
+    "dataset invert": data.invert,
     "dataset preferences": data.prefer,
     "dataset inspect": data.inspect,
     "prompts inspect": data.inspect_prompts,

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from ip2p import store
 from ip2p.images import IMAGE_TYPE, format_of
 from ip2p.records import content_hash
-from ip2p.rendering.candidates import Key
 from ip2p.sources.columns import FURTHER_PICTURES
 
 FOLDER = "further"
+Key = tuple[str, int]
+"""(triplet id, candidate number), as pairs are identified in a shard."""
 
 
 def write_further(path: Path, pictures: Mapping[Key, Mapping[str, bytes]]) -> None:

@@ -78,7 +78,7 @@ def _read_original_layout(folder: Path) -> Iterator[SourceRow]:
             values = parse_json(prompt.read_text(encoding="utf-8"))
         except ValueError:
             values = {}
-        texts = {name: _first_text(values, keys) for name, keys in ORIGINAL_NAMES.items()}
+        texts: dict[str, Any] = {name: _first_text(values, keys) for name, keys in ORIGINAL_NAMES.items()}
         settings = _read_settings(prompt.with_name("metadata.jsonl"))
         for original in sorted(path for path in prompt.parent.glob("*_0.*") if not path.name.startswith(".")):
             seed = original.stem.removesuffix("_0")
