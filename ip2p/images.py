@@ -29,6 +29,8 @@ MAX_PIXELS = 2**26
 """Larger pictures are refused, since they would fill the memory."""
 MAX_SHAPE_DIFFERENCE = 0.02
 """By how much the aspect ratios of a pair's images may differ; what one has more is cropped."""
+WHITE = 250
+"""Darkest value of a white pixel in a mask without transparency."""
 STORED_AS_IS = ("PNG", "JPEG", "WEBP")
 """Formats in which a plain picture is kept byte for byte."""
 
@@ -50,6 +52,19 @@ def open_upright(source: Picture) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing about the pixels
         return image
+
+
+def read_mask(source: Picture) -> NDArray[np.bool_]:
+    """Reads the area that a mask marks: what it makes transparent or, if nothing, what is white in it."""
+    opaque = np.asarray(open_upright(source).convert("RGBA"))
+    through: NDArray[np.bool_] = opaque[..., 3] == 0
+    white: NDArray[np.bool_] = opaque[..., :3].min(-1) >= WHITE
+    return through if through.any() else white
+
+
+def encode_mask(source: Picture) -> bytes:
+    """Encodes the area that a mask marks as a grey PNG: white where it marks, black elsewhere."""
+    return encode_png(read_mask(source).astype(np.uint8) * np.uint8(255))
 
 
 def plain_file(content: bytes) -> tuple[bytes, tuple[int, int]]:

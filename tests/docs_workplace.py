@@ -228,6 +228,8 @@ class Workplace:
         by_kind = {
             "dataset import": [Path(words[4]) / "dataset" / "README.md"] if len(words) > 4 else [],
             "prompts export": [Path(words[4])] if len(words) > 4 else [],
+            "dataset export": [out / "export.json"],
+            "dataset invert": [Path(words[4]) / "dataset" / "README.md"] if len(words) > 4 else [],
             "prompts import": [Path(words[4])] if len(words) > 4 else [],
             "prompts finetune": [Path(flags.get("--output", "")) / "config.json"],
         }

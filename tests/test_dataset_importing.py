@@ -286,3 +286,47 @@ def test_images_that_differ_by_a_few_pixels_are_cropped_as_the_trainer_does(
     )
     for name in imported:
         assert np.abs(imported[name].astype(int) - direct[name]).mean() < 1, name
+
+
+def test_a_second_reference_and_a_mask_reach_the_dataset_and_go_with_the_next_import(tmp_path: Path) -> None:
+    mask = Image.new("RGBA", (24, 16), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 6, 16))  # transparent where the edit is, as in MagicBrush
+    pair = {"INPUT_IMG": cell(picture(0)), "OUTPUT_IMG": cell(picture(1))}
+    rows = [
+        pair | {"EDITING_INSTRUCTION": "edit 0", "MASK_IMG": cell(saved(mask, "PNG"))},
+        pair | {"EDITING_INSTRUCTION": "edit 1", "MASK_IMG": cell(b"no picture")},
+        pair | {"EDITING_INSTRUCTION": "edit 2", "MASK_IMG": cell(None)},
+    ]
+    rows = [row | {"reference_image_2": cell(picture(5) if number == 2 else None)} for number, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    out = tmp_path / "run"
+    words = ["dataset", "import", str(tmp_path / "train.parquet"), str(out), "--dataset.test-fraction", "0"]
+    assert main(words) == 0
+    assert read_summary(out)["prompts"] == {"rows": 3, "imported": 3, "pair without its mask_image": 1}
+
+    def further() -> dict[str, tuple[list[list[int]] | None, bytes | None]]:
+        found = {}
+        for row in dataset_rows(out)["train"]:
+            marked, second = row["mask_image"], row["reference_image_2"]
+            shown = marked and np.asarray(Image.open(io.BytesIO(marked["bytes"]))).tolist()
+            found[row["edit_prompt"]] = (shown, second and second["bytes"])
+        return found
+
+    white = [[255] * 6 + [0] * 18] * 16
+    expected = {"edit 0": (white, None), "edit 1": (None, None), "edit 2": (None, picture(5))}
+    assert further() == expected
+    from datasets import load_dataset
+
+    loaded = load_dataset(str(out / "dataset"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert {row["edit_prompt"]: row["mask_image"] is not None for row in loaded} == {
+        "edit 0": True,
+        "edit 1": False,
+        "edit 2": False,
+    }
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "MASK_IMG": None, "reference_image_2": None} for row in rows]),
+        tmp_path / "train.parquet",
+    )
+    assert main(words) == 0
+    assert not list((out / "further").glob("*.parquet"))
+    assert "mask_image" not in dataset_rows(out)["train"][0]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ip2p.images import encode_image
-from ip2p.sources.columns import KNOWN_SCHEMAS, guess_columns
+from ip2p.sources.columns import FURTHER_PICTURES, KNOWN_SCHEMAS, PICTURES, guess_columns
 from ip2p.sources.location import locate, split_files
 from ip2p.sources.pairs import read_source
 from ip2p.sources.rows import open_table
@@ -21,7 +21,7 @@ PICTURE = encode_image(np.zeros((4, 6, 3), np.uint8), "png", 95)
 def write_files(folder: Path, columns: dict[str, str], *, names: tuple[str, ...] = ("train-0.parquet",)) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     image = {"bytes": PICTURE, "path": None}
-    row = {theirs: image if ours.endswith("image") else f"a text for {ours}" for ours, theirs in columns.items()}
+    row = {theirs: image if ours in PICTURES else f"a text for {ours}" for ours, theirs in columns.items()}
     for name in names:
         pq.write_table(pa.Table.from_pylist([row | {"other": 1}] * 2), folder / name)
     return folder
@@ -33,7 +33,8 @@ def test_each_known_schema_is_guessed_and_opens_with_our_names_and_images(name: 
     assert guess_columns([*columns.values(), "other"]) == columns
     rows = list(read_source(str(write_files(tmp_path / "data", columns))))
     assert len(rows) == 2 and rows[0].original_image == rows[1].edited_image == PICTURE
-    texts = {ours: getattr(rows[0], ours) for ours in columns if not ours.endswith("image")}
+    assert rows[0].further == {ours: PICTURE for ours in columns if ours in FURTHER_PICTURES}
+    texts = {ours: getattr(rows[0], ours) for ours in columns if ours not in PICTURES}
     assert texts == {ours: f"a text for {ours}" for ours in texts}
 
 

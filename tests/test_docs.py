@@ -28,6 +28,7 @@ from ip2p import presets
 from ip2p.cli import COMMANDS, main
 from ip2p.cli.parsing import SHORT_FORMS, MoreHelp, flags_of
 from ip2p.config import PipelineConfig, TrainingJob
+from ip2p.dataset.layouts import LAYOUTS
 from tests import pages
 from tests.chat_server import running, serving
 from tests.docs_files import write_files, write_hub
@@ -63,13 +64,17 @@ NOT_RUN = {
     "ip2p train sdxl --data timbrooks/instructpix2pix-clip-filtered --out runs/split "
     "'--training.launch-args=--config_file fsdp --num_processes 4'": NEEDS_GPUS,
     "ip2p evaluate runs/shapes --evaluation.lpips alex": "fetches weights; tests/test_evaluation_measures.py has some",
+    "ip2p dataset preferences runs/judged --own-originals --out exports/preferences": "needs rejected pairs, of which "
+    "the filter here leaves none: tests/test_dataset_preferences.py has some",
     "prefect deployment run 'ip2p dataset/dataset'": "wants `ip2p serve` beside it",
 }
 
 OWN_FLAGS = {"--help", "--debug", "--version", *SHORT_FORMS.values(), *flags_of(MoreHelp)}
 """Flags of every command."""
-OTHER_PROGRAMS = {"--multi_gpu", "--config_file", "--num_processes", "--head", "--address", "--host", "--script"}
-"""Flags of accelerate, ray, prefect and a benchmark."""
+OTHER_PROGRAMS = {"--multi_gpu", "--config_file", "--num_processes", "--head", "--address", "--host", "--script"} | {
+    flag for layout in LAYOUTS.values() for flag in re.findall(r"--[\w-]+", layout.start)
+}
+"""Flags of accelerate, ray, prefect, a benchmark and other trainers."""
 READY = {"app": "The page is at", "serve": "Ctrl-C ends them"}
 """Commands that run until Ctrl-C, and what they say when they are ready for it."""
 

@@ -23,11 +23,11 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from ip2p.cli import main
 from ip2p.config import BenchmarkConfig, EvaluationConfig, PipelineConfig
 from ip2p.evaluation.benchmark import benchmark, short_names
-from ip2p.evaluation.benchmark_cases import read_benchmark, read_mask
+from ip2p.evaluation.benchmark_cases import read_benchmark
 from ip2p.evaluation.cases import Pixels
 from ip2p.evaluation.measures.change import largest_change
 from ip2p.evaluation.metrics import differences, paired
-from ip2p.images import IMAGE_TYPE, encode_png
+from ip2p.images import IMAGE_TYPE, encode_png, read_mask
 from ip2p.report import write_benchmark
 from tests.test_evaluation import trained  # noqa: F401
 

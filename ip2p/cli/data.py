@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -16,11 +18,14 @@ from ip2p.cli.parsing import local_copy
 from ip2p.cli.runs import describe_results, enter, url_of
 from ip2p.config import FinetuneConfig, PipelineConfig
 from ip2p.config.files import read_run
-from ip2p.dataset import inspection
+from ip2p.console import suggest
+from ip2p.dataset import exporting, inspection, inverse, preferences
+from ip2p.dataset.layouts import LAYOUTS
 from ip2p.prompts import exchange, shards
 from ip2p.prompts import inspection as prompts_inspection
+from ip2p.prompts.wording import ask_server, word_by
 from ip2p.sources.columns import NEEDED, OURS, TRIPLET_ALIASES
-from ip2p.sources.pairs import read_source
+from ip2p.sources.pairs import SourceRow, read_source
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +58,54 @@ class PairsImport(OverSettings):
         base = PipelineConfig()
         rendering = dataclasses.replace(base.rendering, num_candidates=1, keep_rejected_images=True)
         return dataclasses.replace(base, rendering=rendering, out=Path(self.target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion(OverSettings):
+    """Arguments of `ip2p dataset invert`."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        *in_section("prompts", "backend", "model", "server.base_url", "temperature", "seed", "examples"),
+        *in_section("filtering.thresholds", "original", "edited", "direction", "image"),
+        *in_section("evaluation", "domain"),
+    )
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folder whose accepted pairs are turned round."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Run folder to write, or its URL."""
+    score: bool = False
+    """Score the pairs with CLIP and filter them."""
+
+    def base(self) -> PipelineConfig:
+        """Returns the run's settings with one candidate per triplet that is not rendered, in the target folder."""
+        run = read_run(Path(self.source))
+        rendering = dataclasses.replace(PipelineConfig().rendering, num_candidates=1, keep_rejected_images=True)
+        return dataclasses.replace(run, rendering=rendering, out=Path(self.target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsExport:
+    """Arguments of `ip2p dataset export`."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A run folder, or any pairs that `ip2p dataset import` reads."""
+    to: Annotated[str, tyro.conf.arg(metavar="LAYOUT", help=f"Layout to write: {', '.join(LAYOUTS)}.")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write; an earlier export in it is replaced."""
+    split: str | None = None
+    """Split to export. Default: every split."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferences(OfRun):
+    """Arguments of `ip2p dataset preferences`."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write; an earlier one in it is replaced."""
+    own_originals: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also compare edits of different originals, each with its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,24 +171,70 @@ class TripletsImport:
 
 def import_pairs(arguments: PairsImport, config: PipelineConfig) -> None:
     """Imports pairs from elsewhere as a run and a dataset."""
-    from ip2p import rendering
-    from ip2p.dataset.importing import import_rows
-    from ip2p.scoring.scorer import load_scorer
-
     columns = read_columns(arguments.columns, NEEDED, tuple(name for name in OURS if name not in NEEDED))
     with local_copy(url_of(config.out)) as folder:
         config = dataclasses.replace(config, out=folder)
         enter(config)
         source = arguments.source
         rows = read_source(source, columns, split=arguments.split, revision=arguments.revision)
-        scorer = load_scorer(config.scoring) if arguments.score else None
-        uses.write_config(config, source)
         name = Path(source).name if Path(source).expanduser().exists() else source
-        counts = import_rows(config, rows, name, scorer)
-        logger.info("imported %s", ", ".join(f"{count} {what}" for what, count in counts.items()))
-        rendering.summarise(config)
-        dataset.write_dataset(config)
+        _import(config, rows, source, name, score=arguments.score)
         print(describe_results(config))
+
+
+def _import(
+    config: PipelineConfig, rows: Iterator[SourceRow], source: str, name: str, *, score: bool
+) -> dict[str, int]:
+    """Writes the run and the dataset of imported rows; returns counts by reason."""
+    from ip2p import rendering
+    from ip2p.dataset.importing import import_rows
+    from ip2p.scoring.scorer import load_scorer
+
+    scorer = load_scorer(config.scoring) if score else None
+    uses.write_config(config, source)
+    counts = import_rows(config, rows, name, scorer)
+    logger.info("imported %s", ", ".join(f"{count} {what}" for what, count in counts.items()))
+    rendering.summarise(config)
+    dataset.write_dataset(config)
+    return counts
+
+
+def invert(arguments: Inversion, config: PipelineConfig) -> None:
+    """Turns a run's pairs round, edited to original, with new instructions, as a run and a dataset."""
+    from ip2p.evaluation.cases import load_domain
+
+    run = read_run(Path(arguments.source))
+    with local_copy(url_of(config.out)) as folder:
+        config = dataclasses.replace(config, out=folder)
+        domain: Any = load_domain(config.evaluation.domain) if config.evaluation.domain else None
+        if hasattr(domain, "word_edit"):
+            word = word_by(domain, config.prompts.seed)
+        else:
+            word = ask_server(config.prompts, folder / "answers" / "wordings.jsonl")
+        enter(config)
+        left_out = Counter[str]()
+        rows = inverse.invert_pairs(run, word, left_out)
+        counts = _import(config, rows, arguments.source, f"inverse of {run.out.name}", score=arguments.score)
+        print(f"  {'inverse':<11} {', '.join(f'{num} {what}' for what, num in (counts | left_out).items())}")
+        print(describe_results(config))
+
+
+def export_pairs(arguments: PairsExport) -> None:
+    """Writes pairs in the layout of another trainer: AI Toolkit, musubi-tuner, SimpleTuner and others."""
+    if arguments.to not in LAYOUTS:
+        raise ValueError(f"unknown layout {arguments.to}. {suggest(arguments.to, list(LAYOUTS))}")
+    layout, out = LAYOUTS[arguments.to], arguments.out.expanduser()
+    counts = exporting.export_dataset(arguments.source, layout, out, split=arguments.split, revision=arguments.revision)
+    print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
+    print(f"Start it with: {layout.start.replace('FOLDER', str(out))}")
+
+
+def prefer(arguments: Preferences) -> None:
+    """Writes accepted edits against rejected ones, in the columns that Diffusion-DPO trainers read."""
+    out = arguments.out.expanduser()
+    config = read_run(arguments.folder)
+    counts = preferences.write_preferences(config, out, own_originals=arguments.own_originals)
+    print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
 
 
 def inspect(arguments: OfRun) -> None:

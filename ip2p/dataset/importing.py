@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from ip2p import store
 from ip2p.config import PipelineConfig
-from ip2p.images import check_shapes, encode_png, fit_picture, open_picture, plain_file
+from ip2p.dataset.further import FOLDER as FURTHER
+from ip2p.dataset.further import write_further
+from ip2p.images import check_shapes, encode_mask, encode_png, fit_picture, open_picture, plain_file, read_size
 from ip2p.prompts import Generation, name_edit_type, triplets_table
 from ip2p.records import (
     LATER_COLUMNS,
@@ -52,6 +54,8 @@ class Imported:
 
     candidate: Candidate
     images: tuple[bytes, bytes]
+    further: dict[str, bytes]
+    """A second reference and a mask, if the row has them."""
 
 
 @store.summarised("prompts")
@@ -76,8 +80,10 @@ def import_rows(
             key_of(pair.candidate): EncodedPair(*pair.images, both)
             for pair, both in zip(usable, embeddings, strict=True)
         }
+        further = {key_of(pair.candidate): pair.further for pair in usable}
+        write_further(folder.shard(FURTHER, number), further)
         keep_shard(config, number, scored, images, is_scored=scorer is not None)
-    for stage in ("triplets", "candidates", "pairs"):
+    for stage in ("triplets", "candidates", "pairs", FURTHER):
         folder.drop_shards_from(stage, number + 1)
     if not total["imported"]:
         why = ", ".join(f"{count} {reason}" for reason, count in total.items() if reason not in ("rows", "imported"))
@@ -91,7 +97,7 @@ def _take(
     usable, reasons = [], Counter[str]()
     for row in block:
         try:
-            usable.append(_import_row(row, config, name, seen))
+            usable.append(_import_row(row, config, name, seen, reasons))
         except ValueError as error:
             reasons[str(error).partition(":")[0]] += 1
             if reasons.total() <= 3:
@@ -99,12 +105,16 @@ def _take(
     return usable, reasons
 
 
-def _import_row(row: SourceRow, config: PipelineConfig, name: str, seen: Counter[str]) -> Imported:
+def _import_row(
+    row: SourceRow, config: PipelineConfig, name: str, seen: Counter[str], reasons: Counter[str]
+) -> Imported:
     if not row.edit_prompt:
         raise ValueError("no instruction")
     if not row.original_image or not row.edited_image:
         raise ValueError("no image")
-    original, edited = _as_one_size(plain_file(row.original_image), plain_file(row.edited_image))
+    before, after = plain_file(row.original_image), plain_file(row.edited_image)
+    original, edited = _as_one_size(before, after)
+    further = _keep_further(row, tuple(map(min, before[1], after[1])), reasons)
     group = row.group or content_hash(row.original_image)
     triplet = EditTriplet(
         original_prompt=row.original_prompt,
@@ -118,7 +128,29 @@ def _import_row(row: SourceRow, config: PipelineConfig, name: str, seen: Counter
     settings: dict[str, Any] = {"seed": 0, "guidance_scale": math.nan, "p2p": math.nan, **row.spec}
     spec = RenderSpec(triplet_id=triplet_id, candidate=seen[triplet_id], **settings)
     seen[triplet_id] += 1
-    return Imported(Candidate(triplet=triplet, spec=spec), (original, edited))
+    return Imported(Candidate(triplet=triplet, spec=spec), (original, edited), further)
+
+
+def _keep_further(row: SourceRow, size: tuple[int, ...], reasons: Counter[str]) -> dict[str, bytes]:
+    """Returns the second reference and the mask, cropped like the pair; one that cannot be used is counted."""
+    kept = {}
+    for column, content in row.further.items():
+        try:
+            kept[column] = _fit_mask(content, size) if column == "mask_image" else plain_file(content)[0]
+        except ValueError as error:
+            reasons[f"pair without its {column}"] += 1
+            logger.warning("left out a %s: %s", column, error)
+    return kept
+
+
+def _fit_mask(content: bytes, size: tuple[int, ...]) -> bytes:
+    """Returns a mask as a grey PNG of (width, height), cropped by the trainer's rule. ValueError for another shape."""
+    width, height = size
+    marked = encode_mask(content)
+    check_shapes(read_size(marked), (width, height))
+    if read_size(marked) == (width, height):
+        return marked
+    return encode_mask(encode_png(fit_picture(open_picture(marked), (width, height))))
 
 
 def _as_one_size(original: SizedFile, edited: SizedFile) -> tuple[bytes, bytes]:

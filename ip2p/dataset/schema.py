@@ -7,7 +7,7 @@ set filterable again. The `huggingface` metadata makes the image columns `Image`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from ip2p.images import IMAGE_TYPE
 from ip2p.records import DRAWN_COLUMNS, LATER_COLUMNS
 from ip2p.scoring import SCORE_COLUMNS
-from ip2p.sources.columns import SIDES
 
 _TYPES: dict[str, pa.DataType] = {
     "original_prompt": pa.string(),
@@ -38,13 +37,17 @@ _OPTIONAL = {"picture": pa.string(), "image_guidance_scale": pa.float64(), "stre
 """Columns of which a dataset has those that its pairs have: of pairs that were made from pictures."""
 
 COLUMNS = tuple(_TYPES)
-"""The columns of every dataset."""
+"""The columns of every dataset; those of further pictures come after them."""
 
 
-def schema_of(shards: Iterable[Path]) -> pa.Schema:
-    """Returns the arrow schema of a dataset of these pairs, with its features in the metadata as `datasets` does."""
+def schema_of(shards: Iterable[Path], further: Sequence[str] = ()) -> pa.Schema:
+    """Returns the arrow schema of a dataset of these pairs and columns of further pictures.
+
+    Its metadata has the features, as `datasets` writes them.
+    """
     present = {name for path in shards for name in pq.read_schema(path).names}
     types = _TYPES | {name: kind for name, kind in _OPTIONAL.items() if name in present}
+    types |= dict.fromkeys(further, IMAGE_TYPE)
     features = {
         name: {"_type": "Image"} if kind == IMAGE_TYPE else {"dtype": _DTYPES[kind], "_type": "Value"}
         for name, kind in types.items()
@@ -66,8 +69,9 @@ CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_l
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Opens a parquet writer: images are stored as they are, the rest is compressed; page index and chunking are on."""
-    images = [f"{side}.{leaf}" for side in SIDES for leaf in ("bytes", "path")]
-    others = [name for name in schema.names if name not in SIDES]
+    pictures = [field.name for field in schema if field.type == IMAGE_TYPE]
+    images = [f"{column}.{leaf}" for column in pictures for leaf in ("bytes", "path")]
+    others = [name for name in schema.names if name not in pictures]
     return pq.ParquetWriter(
         path,
         schema,

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.dataset.card import Counts, describe_rejections, write_card
+from ip2p.dataset.further import FOLDER, Further, further_columns
 from ip2p.dataset.schema import CHUNKING, ROW_GROUP_BYTES, open_writer, schema_of
 from ip2p.dataset.split import (
     SPLITS,
@@ -106,6 +107,8 @@ def _fingerprint(config: PipelineConfig, folder: store.RunFolder) -> str:
     for stage in ("triplets", "candidates", "pairs"):
         sidecars = (store.read_sidecar(path) for path in folder.shards(stage))
         made_of.append([sidecar.sha256 for sidecar in sidecars if sidecar is not None])
+    if further := folder.shards(FOLDER):
+        made_of.append([sidecar.sha256 for path in further if (sidecar := store.read_sidecar(path))])
     return fingerprint("dataset", LAYOUT, config.dataset, config.rendering, config.filtering, made_of)
 
 
@@ -124,9 +127,11 @@ def _finished(dataset: Path, expected: str) -> Counts | None:
 def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputFile]) -> list[dict[str, object]]:
     """Writes the planned files below `folder`; returns their entries in the manifest."""
     (folder / "data").mkdir(parents=True)
-    spills, schema = folder / ".spill", schema_of(shards)
+    spills = folder / ".spill"
     spills.mkdir()
-    _spill(shards, outputs, spills, schema)
+    further = further_columns(path for path in map(_further_of, shards) if path.exists())
+    schema = schema_of(shards, further)
+    _spill(shards, outputs, spills, schema, further)
     written = []
     for output in tqdm(outputs, desc="dataset", unit="file", disable=None, leave=False):
         path = folder / "data" / output.name
@@ -138,14 +143,21 @@ def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputF
     return written
 
 
-def _spill(shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path, schema: pa.Schema) -> None:
+def _further_of(shard: Path) -> Path:
+    """Returns the shard of further pictures that belongs to one of pairs."""
+    return shard.parent.with_name(FOLDER) / shard.name
+
+
+def _spill(
+    shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path, schema: pa.Schema, further: Sequence[str]
+) -> None:
     """Appends every chosen row, with its place in the output, to the spill file of its output."""
     targets: dict[int, dict[int, tuple[str, int]]] = defaultdict(dict)
     for output in outputs:
         for position, (shard, row) in enumerate(output.rows):
             targets[shard][row] = output.name, position
     for shard, rows in tqdm(sorted(targets.items()), desc="gather", unit="shard", disable=None, leave=False):
-        for first, batch in _batches(shards[shard], schema):
+        for first, batch in _batches(shards[shard], schema, further):
             by_output: dict[str, list[tuple[int, int]]] = defaultdict(list)
             for offset in range(batch.num_rows):
                 if first + offset in rows:
@@ -155,17 +167,18 @@ def _spill(shards: Sequence[Path], outputs: Sequence[OutputFile], spills: Path, 
                 _append(spills / name, batch, offsets_and_positions)
 
 
-def _batches(path: Path, schema: pa.Schema) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _batches(path: Path, schema: pa.Schema, further: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yields the rows with the columns of the dataset; those that a shard lacks are null."""
-    first, plain = 0, schema.remove_metadata()
+    pictures, first = Further(_further_of(path), further), 0
+    plain = pa.schema([field for field in schema if field.name not in further])
     with pq.ParquetFile(path) as file:
-        present = [name for name in schema.names if name in file.schema_arrow.names]
+        present = [name for name in plain.names if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=READ_ROWS, columns=present):
             columns = [
                 batch[field.name].cast(field.type) if field.name in present else pa.nulls(len(batch), field.type)
                 for field in plain
             ]
-            yield first, pa.RecordBatch.from_arrays(columns, schema=plain)
+            yield first, pictures.add_to(pa.RecordBatch.from_arrays(columns, schema=plain))
             first += batch.num_rows
 
 
@@ -213,11 +226,7 @@ def _row_groups(rows: Sequence[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]
 
 
 def _swap(partial: Path, dataset: Path) -> None:
-    old = dataset.with_name(".dataset.old")
-    if dataset.exists():
-        dataset.rename(old)
-    partial.rename(dataset)
-    shutil.rmtree(old, ignore_errors=True)
+    store.replace_folder(dataset, partial)
 
 
 def _count(pairs: Sequence[tuple[Place, Split | None]], test_fraction: float) -> Counts:

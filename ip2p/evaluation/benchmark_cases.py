@@ -12,21 +12,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from ip2p.evaluation.benchmarks import TEXTS, Asked, Facts, SourceEdit, benchmarks
 from ip2p.evaluation.cases import EditCase, Mask, Pixels
-from ip2p.images import Picture, open_pixels, open_upright
+from ip2p.images import Picture, open_pixels, read_mask
 from ip2p.sources.files import parse_json
 from ip2p.sources.location import locate
 from ip2p.sources.rows import HubTable, ParquetTable, Row, Table, lay_out, open_table
 
 logger = logging.getLogger(__name__)
 
-PICTURES = {"original_image": "original_image", "edited_image": "target_image", "mask": "mask"}
+PICTURES = {"original_image": "original_image", "edited_image": "target_image", "mask_image": "mask"}
 """Columns of pictures to fields of a case."""
-WHITE = 250
-"""Darkest value of a white pixel in a mask without transparency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +135,3 @@ def read_listing(path: Path) -> list[tuple[str, Row]]:
         (str(key), Row(row if isinstance(row, dict) else {}, f"{path} {key}", path.parent))
         for key, row in edits.items()
     ]
-
-
-def read_mask(source: Picture) -> Mask:
-    """Reads the area that a mask marks: what it makes transparent or, if nothing, what is white in it."""
-    opaque = np.asarray(open_upright(source).convert("RGBA"))
-    through: Mask = opaque[..., 3] == 0
-    white: Mask = opaque[..., :3].min(-1) >= WHITE
-    return through if through.any() else white

@@ -6,8 +6,19 @@ import random
 from dataclasses import replace
 
 from ip2p.evaluation.cases import EditCase, EditJudgement, Pixels
-from ip2p.records import EditTriplet
-from ip2p.shapes.language import EDIT_TYPES, Described, Step, caption, describe, draw_edit, read_edit
+from ip2p.records import EditTriplet, hash_to_unit
+from ip2p.shapes.language import (
+    EDIT_TYPES,
+    Described,
+    Step,
+    caption,
+    describe,
+    draw_edit,
+    find_step,
+    instructions,
+    parse_caption,
+    read_edit,
+)
 from ip2p.shapes.oracle import judge_edit, read_scene
 from ip2p.shapes.scene import IMAGE_SIZE, Scene, SceneObject, render
 
@@ -23,6 +34,16 @@ class ShapesDomain:
         """Draws held-out edits, the types in turn; positions are continuous, so no scene was seen in training."""
         rng = random.Random(f"held-out edits {seed}")
         return [_draw_case(rng, EDIT_TYPES[index % len(EDIT_TYPES)]) for index in range(num)]
+
+    def word_edit(self, original_prompt: str, edited_prompt: str, seed: int) -> tuple[str, str] | None:
+        """Returns the type and one wording of the single edit between two captions; None if there is no such edit."""
+        before, after = parse_caption(original_prompt), parse_caption(edited_prompt)
+        step = find_step(before, after) if before and after else None
+        if before is None or after is None or step is None:
+            return None
+        worded = instructions(step.kind, before, after, step.index)
+        drawn = hash_to_unit("wording", seed, original_prompt, edited_prompt)
+        return step.kind, worded[int(drawn * len(worded))]
 
     def judge_case(self, case: EditCase, edited_image: Pixels) -> EditJudgement:
         """Judges an edited picture against the true scene."""

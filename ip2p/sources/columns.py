@@ -7,7 +7,10 @@ from collections.abc import Collection, Mapping
 SIDES = ("original_image", "edited_image")
 NEEDED = ("original_image", "edit_prompt", "edited_image")
 OPTIONAL = ("original_prompt", "edited_prompt")
-OURS = (*NEEDED, *OPTIONAL, "edit_type", "group")
+FURTHER_PICTURES = ("reference_image_2", "mask_image")
+"""What a pair may have beside its two pictures: a second reference, and a mask, white where the edit is."""
+PICTURES = (*SIDES, *FURTHER_PICTURES)
+OURS = (*NEEDED, *OPTIONAL, "edit_type", "group", *FURTHER_PICTURES)
 """Our columns of a pair; `group` identifies the original picture, so that each lies in one split."""
 
 
@@ -18,7 +21,7 @@ def _schema(original_image: str, edit_prompt: str, edited_image: str, **further:
 KNOWN_SCHEMAS = {
     "timbrooks/instructpix2pix-clip-filtered": {name: name for name in (*NEEDED, *OPTIONAL)},
     "fusing/instructpix2pix-1000-samples": _schema("input_image", "edit_prompt", "edited_image"),
-    "osunlp/MagicBrush": _schema("source_img", "instruction", "target_img", group="img_id"),
+    "osunlp/MagicBrush": _schema("source_img", "instruction", "target_img", group="img_id", mask_image="mask_img"),
     "BleachNick/UltraEdit": _schema(
         "source_image", "edit_prompt", "edited_image", original_prompt="source_caption", edited_prompt="target_caption"
     ),
@@ -29,11 +32,33 @@ KNOWN_SCHEMAS = {
         "input_image", "edit", "output_image", original_prompt="input", edited_prompt="output"
     ),
     "instruction-tuning-sd/cartoonization": _schema("original_image", "edit_prompt", "cartoonized_image"),
+    "BryanW/HumanEdit": _schema(
+        "INPUT_IMG",
+        "EDITING_INSTRUCTION",
+        "OUTPUT_IMG",
+        original_prompt="INPUT_CAPTION_BY_LLAMA",
+        edited_prompt="OUTPUT_CAPTION_BY_LLAMA",
+        edit_type="EDITING_TYPE",
+        group="IMAGE_ID",
+        mask_image="MASK_IMG",
+    ),
+    "iitolstykh/NHR-Edit": _schema("source", "edit_instruction", "edited", edit_type="category"),
+    "xiaotanhua/UnicEdit-10M": _schema("src_image", "prompt_en", "edit_image", edit_type="edit_subtask", group="key"),
+    "InternVL-U/ScaleEdit-12M": _schema("source_image", "edit_instruction", "edited_image", edit_type="edit_task"),
+    "apple/pico-banana-400k": _schema("local_input_image", "text", "output_image", edit_type="edit_type"),
+    "OPPOer/X2Edit-Dataset": _schema("1.0", "instruction", "2", edit_type="task"),
+    "OPPOer/X2Edit-Dataset, unnumbered originals": _schema("1", "instruction", "2", edit_type="task"),
+    "kohya-ss/musubi-tuner": _schema("control_path", "caption", "image_path", reference_image_2="control_path_1"),
+    "kohya-ss/musubi-tuner, numbered": _schema(
+        "control_path_0", "caption", "image_path", reference_image_2="control_path_1"
+    ),
+    "modelscope/DiffSynth-Studio": _schema("edit_image", "prompt", "image"),
+    "modelscope/DiffSynth-Studio, Kontext": _schema("kontext_images", "prompt", "image"),
 }
-"""Maps our column names to those of datasets of pairs on the hub."""
+"""Maps our column names to those of datasets of pairs on the hub, and of the tables that trainers read."""
 
-MAGICBRUSH_TURNS = {"mask": "mask_img", "turn": "turn_index"}
-"""MagicBrush's further columns: the edits of a group follow each other, and each has a mask."""
+MAGICBRUSH_TURN = {"turn": "turn_index"}
+"""MagicBrush's further column: the edits of a group follow each other."""
 EMU_EDIT = {
     "original_image": "image",
     "edit_prompt": "instruction",
@@ -69,10 +94,14 @@ def guess_columns(names: Collection[str]) -> dict[str, str]:
 def fitting(
     columns: Mapping[str, str], names: Collection[str], optional: Mapping[str, str] | None = None
 ) -> dict[str, str] | None:
-    """Returns our names to a benchmark's columns if a table has all of them; with the optional ones that it has."""
-    if not all(theirs in names for theirs in columns.values()):
+    """Returns our names to a benchmark's columns if a table has all of them; with the optional ones that it has.
+
+    Further pictures are always optional.
+    """
+    if not all(theirs in names for ours, theirs in columns.items() if ours not in FURTHER_PICTURES):
         return None
-    return dict(columns) | {ours: theirs for ours, theirs in (optional or {}).items() if theirs in names}
+    known = {**columns, **(optional or {})}
+    return {ours: theirs for ours, theirs in known.items() if theirs in names}
 
 
 def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, where: str) -> dict[str, str]:

@@ -80,6 +80,17 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def read_json_array(file: IO[bytes], where: str) -> Iterator[tuple[int, Any]]:
+    """Yields the numbered entries of one JSON array. ValueError if the file is not one."""
+    try:
+        value = parse_json(file.read().decode("utf-8-sig"))
+    except ValueError as error:
+        raise Unreadable(f"{where} is not valid JSON: {error}.") from error
+    if not isinstance(value, list):
+        raise Unreadable(f"{where} must hold one JSON array of objects, got {type(value).__name__}.")
+    yield from enumerate(value, start=1)
+
+
 def read_json_file(path: Path) -> list[tuple[int, Any]]:
     """Reads a local file of JSON lines: numbered values. ValueError names a line that is not JSON."""
     with open_file(Location(str(path), "path")) as file:

@@ -21,9 +21,11 @@ WAY_OUT = (
     "or a hub id (owner/name)."
 )
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-PARQUET = ".parquet"
-DATA_SUFFIXES = (PARQUET, ".jsonl", ".json", ".csv", ".txt")
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+PARQUET, TAR = ".parquet", ".tar"
+TABLE_SUFFIXES = (".jsonl", ".csv", ".json")
+"""Tables whose rows name picture files; a .json file is one array."""
+DATA_SUFFIXES = (PARQUET, TAR, *TABLE_SUFFIXES, ".txt")
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 """Tables that make a folder of pictures a dataset."""
 SPLITS = {
     "train": ("train", "training", "trainset"),
@@ -31,6 +33,8 @@ SPLITS = {
     "test": ("test", "testing", "testset", "eval", "evaluation"),
 }
 """Words that name a split in a file's or folder's name."""
+EVERY_SPLIT = "all"
+"""Names all rows, whatever their split, as on the hub."""
 _ALIASES = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
 _SPLIT_WORD = re.compile(
     rf"(?<![^\W_])({'|'.join(sorted(_ALIASES, key=len, reverse=True))})(?![^\W\d_])", re.IGNORECASE
@@ -98,22 +102,29 @@ def dataset_in(folder: Path) -> Path:
     return folder / "dataset" if (folder / "dataset").is_dir() else folder
 
 
-def data_files(location: Location) -> list[Path]:
-    """Lists the parquet files that a location names, in order; none for a URL, a hub id or another kind of table."""
+def data_files(location: Location, suffix: str = PARQUET) -> list[Path]:
+    """Lists the parquet files that a location names, in order; none for a URL, a hub id or another kind of table.
+
+    `suffix` is that of another kind of file with rows. A single file of an unknown suffix counts as parquet.
+    """
     if location.kind == "glob":
         paths = sorted(map(Path, glob.glob(str(location.path), recursive=True)))
-        return [path for path in paths if path.suffix.lower() == PARQUET and path.is_file()]
+        return [path for path in paths if path.suffix.lower() == suffix and path.is_file()]
     if location.kind != "path":
         return []
     if location.path.is_file():
-        return [] if location.suffix in DATA_SUFFIXES and location.suffix != PARQUET else [location.path]
+        known = location.suffix if location.suffix in DATA_SUFFIXES else PARQUET
+        return [location.path] if known == suffix else []
     files = visible_files(dataset_in(location.path))
-    return [path for path in files if path.suffix.lower() == PARQUET and path.name not in METADATA_NAMES]
+    return [path for path in files if path.suffix.lower() == suffix and path.name not in METADATA_NAMES]
 
 
-def split_files(location: Location, split: str, *, any_split: bool = False) -> list[Path]:
-    """Lists the parquet files of a split; the files of a pattern, and a single file, are taken for any split."""
-    files = data_files(location)
+def split_files(location: Location, split: str, suffix: str = PARQUET, *, any_split: bool = False) -> list[Path]:
+    """Lists the parquet files of a split; the files of a pattern, and a single file, are taken for any split.
+
+    `suffix` as in `data_files`.
+    """
+    files = data_files(location, suffix)
     if location.kind == "path" and location.path.is_dir():
         return of_split(files, split, dataset_in(location.path), any_split=any_split)
     return files
@@ -122,9 +133,11 @@ def split_files(location: Location, split: str, *, any_split: bool = False) -> l
 def of_split(files: list[Path], split: str, folder: Path, *, any_split: bool = False) -> list[Path]:
     """Selects the files of a split by their names and folders below `folder`; unnamed ones are for training.
 
-    With `any_split`, all files are taken if none names a split.
+    With `any_split`, all files are taken if none names a split; `EVERY_SPLIT` takes them in any case.
     """
     split = _ALIASES.get(split.lower(), split)
+    if split == EVERY_SPLIT:
+        return files
     splits = {path: split_of(path, folder, split) for path in files}
     if any_split and not any(splits.values()):
         return files

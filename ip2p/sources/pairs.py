@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ip2p.sources.columns import NEEDED, check_columns, map_columns
+from ip2p.sources.columns import FURTHER_PICTURES, NEEDED, SIDES, check_columns, map_columns
 from ip2p.sources.files import parse_json
 from ip2p.sources.location import locate
 from ip2p.sources.rows import ParquetTable, Row, open_table
@@ -34,6 +34,8 @@ class SourceRow:
     """Identifies the original picture, if the source does: rows of one picture belong in one split."""
     spec: Mapping[str, float] = field(default_factory=dict)
     """Seed and settings, if the source states them."""
+    further: Mapping[str, bytes] = field(default_factory=dict)
+    """Pictures that the source has beside the two, by their columns among `FURTHER_PICTURES`."""
 
 
 def read_source(
@@ -57,7 +59,11 @@ def read_source(
 def _to_pair(row: Row, mapping: Mapping[str, str]) -> SourceRow:
     texts: dict[str, Any] = {name: row.text(mapping[name]) for name in TEXTS if name in mapping}
     texts["edit_prompt"] = (row.wording(mapping["edit_prompt"]) or "").strip()
-    return SourceRow(row.content(mapping["original_image"]), row.content(mapping["edited_image"]), **texts)
+    further = {name: row.content(mapping[name]) for name in FURTHER_PICTURES if name in mapping}
+    if not further.get("reference_image_2"):
+        further["reference_image_2"] = row.content(mapping["original_image"], 1)
+    original, edited = (row.content(mapping[side]) for side in SIDES)
+    return SourceRow(original, edited, **texts, further={name: file for name, file in further.items() if file})
 
 
 def _is_original_layout(folder: Path) -> bool:
@@ -72,7 +78,7 @@ def _read_original_layout(folder: Path) -> Iterator[SourceRow]:
             values = parse_json(prompt.read_text(encoding="utf-8"))
         except ValueError:
             values = {}
-        texts = {name: _first_text(values, keys) for name, keys in ORIGINAL_NAMES.items()}
+        texts: dict[str, Any] = {name: _first_text(values, keys) for name, keys in ORIGINAL_NAMES.items()}
         settings = _read_settings(prompt.with_name("metadata.jsonl"))
         for original in sorted(path for path in prompt.parent.glob("*_0.*") if not path.name.startswith(".")):
             seed = original.stem.removesuffix("_0")

@@ -7,6 +7,7 @@ decoded and nothing is judged here.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,33 +17,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ip2p.console import first_line
+from ip2p.sources.conversations import without_conversation
 from ip2p.sources.files import (
     Unreadable,
     Values,
     open_file,
     read_csv,
     read_footer,
+    read_json_array,
     read_json_lines,
     read_parquet,
     read_plain_columns,
     read_row,
 )
+from ip2p.sources.folders import PairedFolder, find_paired_folders, read_paired_folder
 from ip2p.sources.location import (
+    EVERY_SPLIT,
     METADATA_NAMES,
     PARQUET,
+    SPLITS,
+    TABLE_SUFFIXES,
+    TAR,
     WAY_OUT,
     Location,
     dataset_in,
     of_split,
     split_files,
+    split_of,
     visible_files,
 )
+from ip2p.sources.tars import read_index, read_sample
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 FILE_NAME = "file_name"
 """The column of an image folder that names the picture; `<column>_file_name` names that of another column."""
+LOOKED_INTO = 8
+"""Samples of an archive that are read for the names of their columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +77,32 @@ class Row:
         value = first_wording(self.values.get(column))
         return value if isinstance(value, str) and value.strip() else None
 
-    def picture(self, column: str) -> bytes | Path | None:
-        """Returns the picture file of a column, or its path; None if there is none."""
+    def picture(self, column: str, number: int = 0) -> bytes | Path | None:
+        """Returns the picture file of a column, or its path; None if there is none.
+
+        `number` is its place if the column holds a list.
+        """
         cell = self.values.get(column)
+        if isinstance(cell, list | tuple):
+            cell = cell[number] if number < len(cell) else None
+        elif number:
+            return None
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, bytes | bytearray):
             return bytes(cell) or None
         return self._find(cell) if isinstance(cell, str) and cell else None
 
-    def content(self, column: str) -> bytes | None:
+    def content(self, column: str, number: int = 0) -> bytes | None:
         """Returns the content of the picture file of a column; None if there is none."""
-        picture = self.picture(column)
+        picture = self.picture(column, number)
         return picture.read_bytes() if isinstance(picture, Path) else picture
 
     def _find(self, name: str) -> Path | None:
         path = Path(os.path.expanduser(name))
         places = [path] if self.folder is None else [self.folder / path, path]
+        if self.folder is not None and path.is_absolute():  # of another machine, or from before a folder was moved
+            places += [self.folder.joinpath(*path.parts[-kept:]) for kept in range(len(path.parts) - 1, 0, -1)]
         return next((place for place in places if os.path.isfile(place)), None)
 
 
@@ -122,13 +143,32 @@ def open_table(
         return HubTable(load_dataset(location, split=split, revision=revision), location.word)
     if location.kind == "url" and location.suffix == PARQUET:
         return HubTable(load_dataset(location, split=split), location.word)
-    if location.kind == "url" or (location.path.is_file() and location.suffix in (".jsonl", ".csv")):
+    if location.kind == "url" or (location.path.is_file() and location.suffix in TABLE_SUFFIXES):
         return _list_table(read_file(location), location.word)
     if files := split_files(location, split, any_split=any_split):
         return ParquetTable(files)
     if tables := metadata_tables(location, split, any_split=any_split):
         return _list_table((row for table in tables for row in read_metadata(table)), location.word)
+    if tars := split_files(location, split, TAR, any_split=any_split):
+        return TarTable(tars)
+    if folders := paired_folders(location, split, any_split=any_split):
+        return _list_table((Row(*row) for folder in folders for row in read_paired_folder(folder)), location.word)
     raise ValueError(f"{location.word} holds no parquet file of the split {split}. {WAY_OUT}")
+
+
+def split_names(location: Location) -> list[str]:
+    """Lists the splits that a local source has; `train` alone if nothing in it names a split."""
+    if location.kind != "path" or not location.path.is_dir():
+        return ["train"]
+    kinds = (
+        split_files(location, EVERY_SPLIT),
+        metadata_tables(location, EVERY_SPLIT),
+        split_files(location, EVERY_SPLIT, TAR),
+        [folder.root for folder in paired_folders(location, EVERY_SPLIT)],
+    )
+    paths = next(filter(None, kinds), [])
+    named = {split_of(path, dataset_in(location.path)) or "train" for path in paths}
+    return [split for split in SPLITS if split in named] or ["train"]
 
 
 def _list_table(rows: Iterable[Row], word: str) -> ListTable:
@@ -196,6 +236,35 @@ class ListTable:
         return self.rows[number]
 
 
+class TarTable:
+    """Rows of WebDataset archives; memory holds where each sample's files lie, and one sample at a time."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.samples = [(file, sample) for file in files for sample in read_index(file)]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The columns of each archive's first samples, in order of first appearance."""
+        seen, names = Counter[Path](), dict[str, None]()
+        for file, sample in self.samples:
+            if seen[file] < LOOKED_INTO:
+                names |= dict.fromkeys(read_sample(file, sample))
+            seen[file] += 1
+        return list(names)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yields all rows, whole."""
+        return (self.row(number, columns) for number in range(len(self)))
+
+    def row(self, number: int, columns: Sequence[str]) -> Row:
+        """Returns one whole row, counted from 0."""
+        file, sample = self.samples[number]
+        return Row(read_sample(file, sample), f"{file} sample {sample.key}", file.parent)
+
+
 class HubTable:
     """Rows of a dataset that `datasets` has laid out on disk."""
 
@@ -256,7 +325,9 @@ def _as_cell(picture: bytes | Path) -> Values:
 
 
 def read_file(location: Location) -> Iterator[Row]:
-    """Yields the rows of one .jsonl, .csv or .parquet file, local or at a URL. ValueError names the place of an error.
+    """Yields the rows of one .jsonl, .json, .csv or .parquet file, local or at a URL.
+
+    ValueError names the place of an error.
 
     Of parquet only plain columns are read, without pictures and lists.
     """
@@ -266,13 +337,15 @@ def read_file(location: Location) -> Iterator[Row]:
             rows: Iterable[tuple[int, Any]] = enumerate(read_plain_columns(file, location.word), start=1)
         elif location.suffix == ".csv":
             rows = read_csv(file, location.word)
+        elif location.suffix == ".json":
+            rows = read_json_array(file, location.word)
         else:
             rows = read_json_lines(file, location.word)
         for number, values in rows:
             where = f"{location.word} {'line' if location.suffix == '.jsonl' else 'row'} {number}"
             if not isinstance(values, Mapping):
                 raise Unreadable(f"{where} must hold one JSON object, got {type(values).__name__}.")
-            yield Row(values, where, folder)
+            yield Row(without_conversation(values), where, folder)
 
 
 def metadata_tables(location: Location, split: str = "train", *, any_split: bool = False) -> list[Path]:
@@ -282,6 +355,15 @@ def metadata_tables(location: Location, split: str = "train", *, any_split: bool
     root = dataset_in(location.path)
     tables = [path for path in visible_files(root) if path.name in METADATA_NAMES]
     return of_split(tables, split, root, any_split=any_split)
+
+
+def paired_folders(location: Location, split: str = "train", *, any_split: bool = False) -> list[PairedFolder]:
+    """Lists the folders of a split in which pictures are paired by their names; empty if there are none."""
+    if location.kind != "path" or not location.path.is_dir():
+        return []
+    folders = {each.root: each for each in find_paired_folders(dataset_in(location.path))}
+    chosen = of_split(list(folders), split, dataset_in(location.path), any_split=any_split)
+    return [folders[root] for root in chosen]
 
 
 def read_metadata(table: Path) -> Iterator[Row]:

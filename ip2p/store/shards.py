@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,6 +57,20 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     return digest
+
+
+def replace_folder(folder: Path, new: Path) -> None:
+    """Puts a finished folder, a sibling, in the place of another one, if that exists."""
+    old = old_folder(folder)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def old_folder(folder: Path) -> Path:
+    """Returns where a folder lies while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def write_bytes(path: Path, content: bytes) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ip2p.config import TrainingConfig, fingerprint, to_dict
 from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
 from ip2p.sources.content import Source, digest_of, later_contents, loaded_files
-from ip2p.sources.location import WAY_OUT, Location, held_out_files, locate, split_files
+from ip2p.sources.location import TABLE_SUFFIXES, WAY_OUT, Location, held_out_files, locate, split_files
 from ip2p.sources.rows import (
     HubTable,
     ParquetTable,
@@ -24,6 +24,7 @@ from ip2p.sources.rows import (
     lay_out,
     load_dataset,
     metadata_tables,
+    paired_folders,
     without_decoding,
 )
 from ip2p.sources.rows import open_table as open_source
@@ -113,8 +114,9 @@ def find_files(data: str) -> list[Path]:
     files = split_files(location, "train")
     if location.kind == "glob" and not files:
         raise ValueError(f"no parquet file is called {data}. Give a pattern such as data/train-*.parquet.")
-    is_table = location.kind == "path" and location.path.is_file() and location.suffix in (".jsonl", ".csv")
-    if location.kind == "path" and not files and not is_table and not metadata_tables(location):
+    is_table = location.kind == "path" and location.path.is_file() and location.suffix in TABLE_SUFFIXES
+    is_folder = not files and not is_table and (metadata_tables(location) or paired_folders(location))
+    if location.kind == "path" and not files and not is_table and not is_folder:
         raise ValueError(f"{data} holds no parquet file of a training split. {WAY_OUT}")
     return files
 

@@ -11,7 +11,7 @@ from ip2p.evaluation.benchmark_cases import file_loaders, table_edits
 from ip2p.evaluation.benchmarks import Asked, Benchmark, SourceEdit, usual_setting
 from ip2p.evaluation.cases import EditCase
 from ip2p.evaluation.parts import Part, session_slices, slices
-from ip2p.sources.columns import KNOWN_SCHEMAS, MAGICBRUSH_TURNS, fitting
+from ip2p.sources.columns import KNOWN_SCHEMAS, MAGICBRUSH_TURN, fitting
 from ip2p.sources.rows import Row, Table
 
 SESSIONS = "edit_sessions.json"
@@ -49,7 +49,7 @@ class MagicBrush(Benchmark):
 
     def read_table(self, table: Table, asked: Asked) -> list[SourceEdit] | None:
         """Reads the dataset's columns."""
-        columns = fitting(COLUMNS, table.names, optional=MAGICBRUSH_TURNS)
+        columns = fitting(COLUMNS, table.names, optional=MAGICBRUSH_TURN)
         if columns is None:
             return None
         captions, turn = _read_captions(asked.captions), columns.pop("turn", "")

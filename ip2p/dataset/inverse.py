@@ -1,0 +1,84 @@
+"""Turns the pairs of a run round: the edited picture is the original, and the original is what the edit leads to.
+
+The captions change sides and the instruction is written anew from them. A caption stays in the split in which the run
+has it: a pair whose turning round would put it into the other split is left out, so that both datasets can be trained
+on together. `source` names the pair that each comes from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ip2p.config import PipelineConfig
+from ip2p.dataset.split import index_pairs, side_of, split_pairs
+from ip2p.prompts.wording import Change, Word
+from ip2p.sources.pairs import SourceRow
+from ip2p.store import RunFolder
+
+AT_ONCE = 256
+"""Pairs that are put into words at a time."""
+READ_ROWS = 64
+Row = dict[str, Any]
+_COLUMNS = ["original_prompt", "edited_prompt", "original_image", "edited_image", "triplet_id", "candidate"]
+
+
+def invert_pairs(run: PipelineConfig, word: Word, left_out: Counter[str]) -> Iterator[SourceRow]:
+    """Yields the accepted pairs of a run with captions, turned round; counts why others are left out.
+
+    ValueError if the run has no pairs.
+    """
+    shards = RunFolder(run.out).shards("pairs")
+    if not shards:
+        raise ValueError(f"{run.out} has no pairs. Run `ip2p dataset` into that folder first.")
+    settings = run.dataset
+    places = index_pairs(shards, settings.seed)
+    splits = split_pairs((place.captions for place in places), settings.test_fraction)
+    kept: dict[int, set[int]] = {number: set() for number in range(len(shards))}
+    for place, split in zip(places, splits, strict=True):
+        if split is None or side_of(place.captions[1], settings.test_fraction) != split:
+            left_out["caption in the other split"] += 1
+        else:
+            kept[place.shard].add(place.row)
+    for number, path in enumerate(shards):
+        rows = _with_captions(_read(path, kept[number]), left_out)
+        while chunk := list(islice(rows, AT_ONCE)):
+            yield from _invert(chunk, word, left_out)
+
+
+def _with_captions(rows: Iterator[Row], left_out: Counter[str]) -> Iterator[Row]:
+    for row in rows:
+        if row["original_prompt"] and row["edited_prompt"]:
+            yield row
+        else:
+            left_out["no caption"] += 1
+
+
+def _read(path: Path, kept: set[int]) -> Iterator[Row]:
+    first = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=READ_ROWS, columns=_COLUMNS):
+            yield from (row for place, row in enumerate(batch.to_pylist(), start=first) if place in kept)
+            first += batch.num_rows
+
+
+def _invert(chunk: list[Row], word: Word, left_out: Counter[str]) -> Iterator[SourceRow]:
+    changes = [Change(row["edited_prompt"], row["original_prompt"]) for row in chunk]
+    for row, change, wording in zip(chunk, changes, word(changes), strict=True):
+        if wording is None:
+            left_out["no wording"] += 1
+            continue
+        yield SourceRow(
+            original_image=row["edited_image"]["bytes"],
+            edited_image=row["original_image"]["bytes"],
+            original_prompt=change.before,
+            edit_prompt=wording.edit_prompt,
+            edited_prompt=change.after,
+            edit_type=wording.edit_type,
+            group=f"{row['triplet_id']}-{row['candidate']}",
+        )

@@ -1,0 +1,64 @@
+"""SimpleTuner: a dataset of edited pictures with .txt files, joined to one of reference pictures of the same names."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ip2p import store
+from ip2p.dataset.layouts.layout import Export, Layout, write_folder
+
+PLACES = {
+    "edited_image": "target/{stem}{suffix}",
+    "original_image": "control/{stem}{suffix}",
+    "reference_image_2": "control_2/{stem}{suffix}",
+    "mask_image": "mask/{stem}.png",
+}
+CONFIG = "multidatabackend.json"
+REFERENCES = {"original_image": "control", "reference_image_2": "control_2"}
+
+
+def write_config(export: Export) -> None:
+    """Writes the datasets of the training split, the references of each, and the cache of text embeddings."""
+    train, cache = export.final / "train", export.final / "cache"
+    references = [folder for column, folder in REFERENCES.items() if column in export.columns]
+    shared: dict[str, Any] = {"type": "local", "resolution": 1024, "resolution_type": "pixel_area"}
+    edited = {
+        "id": "edited",
+        **shared,
+        "instance_data_dir": str(train / "target"),
+        "cache_dir_vae": str(cache / "target"),
+        "conditioning_data": references,
+        "caption_strategy": "textfile",
+        "disable_multiline_split": True,
+    }
+    originals = [
+        {
+            "id": folder,
+            **shared,
+            "dataset_type": "conditioning",
+            "conditioning_type": "reference_strict",
+            "source_dataset_id": "edited",
+            "instance_data_dir": str(train / folder),
+            "cache_dir_vae": str(cache / folder),
+            "caption_strategy": None,
+        }
+        for folder in references
+    ]
+    texts = {
+        "id": "texts",
+        "type": "local",
+        "dataset_type": "text_embeds",
+        "default": True,
+        "cache_dir": str(cache / "texts"),
+    }
+    store.write_json(export.folder / CONFIG, [edited, *originals, texts])
+
+
+LAYOUT = Layout(
+    name="simpletuner",
+    trainer="SimpleTuner",
+    start=f"simpletuner train --data_backend_config FOLDER/{CONFIG} …",
+    write_split=partial(write_folder, places=PLACES, text="target/{stem}.txt", one_suffix=True),
+    write_config=write_config,
+)
