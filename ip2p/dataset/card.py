@@ -110,7 +110,6 @@ def _front_matter(config: PipelineConfig, folder: Path, counts: Counts) -> dict[
     splits = [{"name": split, "num_bytes": sizes[split], "num_examples": counts[split]} for split in present]
     total = sum(sizes.values())
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in present]
-    columns = pq.read_schema(next(folder.glob("data/*.parquet"))).names
     return {
         "license": config.dataset.license,
         "task_categories": ["image-to-image"],
