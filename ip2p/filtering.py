@@ -159,6 +159,8 @@ def _reasons(columns: Mapping[str, np.ndarray], limits: Sequence[Thresholds], ki
         limit = np.array([bounds.get(bound.threshold, unbound) for bounds in bounds_of_kinds])[kind]
         values = columns[bound.score.name]
         keeps = (values <= limit) if bound.side == "high" else (values >= limit)  # False for NaN
+        if bound.score.passes_unmeasured:
+            keeps |= np.isnan(values)
         reasons[~keeps & np.isfinite(limit)] = reason
     return reasons
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("ip2p.records", "ip2p.console", "ip2p.proxies"),
     ("ip2p.config", "ip2p.store"),
-    ("ip2p.presets", "ip2p.images", "ip2p.hub", "ip2p.chat_client", "ip2p.sources"),
+    ("ip2p.presets", "ip2p.images", "ip2p.comparing", "ip2p.hub", "ip2p.chat_client", "ip2p.sources"),
     ("ip2p.models",),
     ("ip2p.prompts", "ip2p.p2p", "ip2p.scoring", "ip2p.editing"),
     ("ip2p.filtering", "ip2p.training"),
@@ -44,6 +44,7 @@ TORCH_FREE = (
     "ip2p.config",
     "ip2p.presets",
     "ip2p.store",
+    "ip2p.comparing",
     "ip2p.scoring",
     "ip2p.filtering",
     "ip2p.dataset.schema",

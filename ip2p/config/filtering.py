@@ -48,6 +48,10 @@ class ScoringConfig:
     (its CLIP is ViT-L-14 by openai), or a .safetensors file of linear layers that end in one number."""
     shift: bool = field(default=False, metadata=OMIT_IF_EMPTY)
     """Also score how far the changed part moved."""
+    frame: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also score how far what did not change was moved, grown or turned."""
+    regions: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also score how alike the two images are inside and outside the area that changed."""
     further: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Settings of scores without a field here, by the `setting` that their file in ip2p/scoring declares."""
     device: str = field(default="auto", metadata=RESULT_FREE)
@@ -92,6 +96,29 @@ class Thresholds:
     """Maximum score by `scoring.nsfw_head`: 0 for a safety checker, 0.5 or less for a probability."""
     max_shift: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Maximum distance that the changed part moved, as a share of the shorter side; requires `scoring.shift`."""
+    max_frame_drift: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum distance that a corner of what did not change moved, as a share of the shorter side; requires
+    `scoring.frame`. A pair of which it cannot be measured passes."""
+    max_frame_shift: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum distance that the middle of what did not change moved, as a share of the shorter side."""
+    frame_scale: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum growth of what did not change, such as 0.99."""
+    max_frame_scale: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum growth of what did not change, such as 1.01."""
+    max_frame_rotation: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum degrees by which what did not change was turned."""
+    changed_share: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum share of the picture that changed; requires `scoring.regions`, as all below do."""
+    max_changed_share: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum share of the picture that changed."""
+    max_ssim_inside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum structural similarity inside the area that changed."""
+    ssim_outside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum structural similarity outside the area that changed."""
+    colour_inside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum colour difference (CIEDE2000) inside the area that changed."""
+    max_colour_outside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum colour difference (CIEDE2000) outside the area that changed."""
     further: dict[str, float] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Bounds on scores without a field here: `name` is the minimum, `max_name` the maximum."""
 
