@@ -85,6 +85,10 @@ class PairScores:
     """Other scores of `ip2p.scoring` by name; one that was not measured is missing."""
     first_look: bool = False
     """True if the scores are those of a first look of fewer steps, which the candidate did not pass."""
+    vlm_judge: str = ""
+    """Identity of the vision-language judge that was asked, if one was."""
+    vlm_answer: str = ""
+    """Its answers, in its own words."""
 
     @classmethod
     def from_values(cls, values: Iterable[tuple[str, float | None]], *, first_look: bool = False) -> PairScores:
@@ -104,6 +108,9 @@ class PairScores:
         """Returns a score by name; None if it was not measured."""
         return getattr(self, name) if name in CLIP_SCORES else self.further.get(name)
 
+
+ANSWER_COLUMNS = ("vlm_judge", "vlm_answer")
+"""The columns of tables that hold what a judge was asked and said."""
 
 EMBEDDINGS_COLUMN = "clip_embeddings"
 """The column of pairs that holds CLIP's unit embeddings of the original and the edited image, as float16."""

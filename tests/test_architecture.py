@@ -20,7 +20,7 @@ LAYERS = (
     ("ip2p.config", "ip2p.store"),
     ("ip2p.presets", "ip2p.images", "ip2p.comparing", "ip2p.hub", "ip2p.chat_client", "ip2p.sources"),
     ("ip2p.models",),
-    ("ip2p.prompts", "ip2p.p2p", "ip2p.scoring", "ip2p.editing"),
+    ("ip2p.prompts", "ip2p.picture_judge", "ip2p.p2p", "ip2p.scoring", "ip2p.editing"),
     ("ip2p.filtering", "ip2p.training"),
     ("ip2p.rendering",),
     ("ip2p.dataset", "ip2p.evaluation"),

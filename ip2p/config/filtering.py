@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_positive
+from ip2p.config.vlm import VlmConfig
 
 Selection = Literal["best", "first"]
 
@@ -119,6 +120,12 @@ class Thresholds:
     """Minimum colour difference (CIEDE2000) inside the area that changed."""
     max_colour_outside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Maximum colour difference (CIEDE2000) outside the area that changed."""
+    vlm_followed: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum score from 0 to 10 of how far the instruction was followed, by `filtering.vlm`."""
+    vlm_kept: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum score of how much else was kept, by `filtering.vlm`."""
+    vlm_quality: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum score of how natural and clean the edited image is, by `filtering.vlm`."""
     further: dict[str, float] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Bounds on scores without a field here: `name` is the minimum, `max_name` the maximum."""
 
@@ -153,6 +160,8 @@ class FilteringConfig:
     """Keep the "best" of all candidates by direction, or the "first" by number, after which no more are rendered."""
     first_look_slack: float = 0.1
     """How far beyond a threshold the scores of a first look (`rendering.first_look_steps`) may be."""
+    vlm: VlmConfig = field(default=VlmConfig(), metadata=OMIT_IF_EMPTY)
+    """Vision-language judge of the pairs that pass all other thresholds. Its scores and answers are stored."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_pairs_per_triplet")

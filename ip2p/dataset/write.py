@@ -159,7 +159,12 @@ def _batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
     first = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=READ_ROWS, columns=list(COLUMNS)):
-            yield first, batch.select(list(COLUMNS)).cast(SCHEMA.remove_metadata())
+            present = set(batch.schema.names)  # a shard from before a score was added lacks its column
+            columns = [
+                batch[field.name].cast(field.type) if field.name in present else pa.nulls(len(batch), field.type)
+                for field in SCHEMA
+            ]
+            yield first, pa.RecordBatch.from_arrays(columns, schema=SCHEMA.remove_metadata())
             first += batch.num_rows
 
 

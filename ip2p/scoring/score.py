@@ -85,8 +85,9 @@ class Score:
     """What it measures; the title of its chart."""
     unit: str
     """Unit of the numbers; the label of its chart's axis."""
-    prepare: Callable[[ScoringConfig], Measure]
-    """Loads what the score needs and returns the function that measures a batch."""
+    prepare: Callable[[ScoringConfig], Measure] | None
+    """Loads what the score needs and returns the function that measures a batch; None if a judge gives the score, which
+    is asked only about pairs that pass the bounds of all others."""
     too_low: str = ""
     """Words for a pair below the minimum; if empty, the score has no minimum."""
     too_high: str = ""
@@ -94,7 +95,8 @@ class Score:
     is_similarity: bool
     """True if it measures a similarity; the ablation without the filter drops these bounds alone."""
     passes_unmeasured: bool = False
-    """True if a pair of which the score cannot be measured passes its bounds; else it is rejected by them."""
+    """True if a pair of which the score cannot be measured passes its bounds; else it is rejected by them. What a judge
+    has not given yet is another matter: `ip2p.filtering.OPEN`."""
     setting: str = ""
     """Setting of `scoring` that asks for the score; empty if it is always measured."""
     place: int = 100
@@ -102,7 +104,12 @@ class Score:
 
     def is_wanted(self, config: ScoringConfig) -> bool:
         """Returns True if the config asks for the score."""
-        return not self.setting or bool(config.get(self.setting))
+        return self.prepare is not None and (not self.setting or bool(config.get(self.setting)))
+
+    @property
+    def is_asked(self) -> bool:
+        """Returns True if a judge gives the score."""
+        return self.prepare is None
 
 
 @dataclass(frozen=True, slots=True)

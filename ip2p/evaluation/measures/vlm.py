@@ -1,49 +1,17 @@
-"""Scores by a vision-language judge, after VIEScore (Ku et al., 2024), but with differently worded questions.
-
-One question shows both pictures and asks how far the instruction was followed and how much else was kept; another shows
-the edited one alone and asks how natural and how clean it is. The lower score of each question counts, and their
-geometric mean is the overall score. Every answer is on disk before it is used; one without scores counts as None.
-"""
+"""Scores by a vision-language judge, which `ip2p.picture_judge` asks. Every answer is on disk before it is used."""
 
 from __future__ import annotations
 
-import base64
-import json
-import math
-import re
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-from PIL import Image
-
-from ip2p.chat_client import ChatClient
-from ip2p.config import VlmConfig, fingerprint
-from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
-from ip2p.evaluation.measures import Column, Measure, Setup, Values, as_images, fit_to
-from ip2p.images import encode_png
-from ip2p.records import content_hash
+from ip2p.config import VlmConfig
+from ip2p.evaluation.cases import EditCase, Pixels
+from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
+from ip2p.picture_judge import PictureJudge, judge_identity
 from ip2p.sources.content import Source, note
-from ip2p.store.journal import Journal
-
-BOTH = """You see two pictures. The first is an original. The second is somebody's attempt to edit it as asked:
-"{instruction}"
-Give two scores from 0 to 10.
-"followed": 0 if nothing of what was asked can be seen in the second picture, 10 if all of it can and nothing more.
-"kept": 0 if the second picture has nothing to do with the first, 10 if all that was not asked about is as it was.
-Answer with JSON alone, such as {{"why": "a short reason", "followed": 3, "kept": 8}}."""
-ALONE = """You see a picture that a machine made. Give two scores from 0 to 10, whatever it shows.
-"natural": 0 if light, shadow, distance and shapes make no sense, 10 if they fit a picture of its kind.
-"clean": 0 if it is full of smears, broken things and other faults, 10 if there are none.
-Answer with JSON alone, such as {"why": "a short reason", "natural": 6, "clean": 7}."""
-QUESTIONS = (BOTH, ALONE)
-
-Ask = Callable[[Sequence[Image.Image], str], str]
-"""Takes pictures and a question; returns the answer, "" if it was refused."""
 
 
 @dataclass(frozen=True)
@@ -75,89 +43,19 @@ class VlmMeasure(Measure):
     @property
     def identity(self) -> str:
         """Returns a hash of the model and the questions."""
-        model = self.config.model, self.config.revision
-        return fingerprint("vlm", *model, self.config.max_new_tokens, QUESTIONS, *self.later)
+        return judge_identity(self.config, self.later)
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None for scores that an answer does not hold. RuntimeError if the server does not answer."""
-        journal, edits = Journal(self.journal), list(zip(cases, before, after, strict=True))
-        if self.config.backend == "local":
-            ask = local_judge(self.config)
-            return [self._score(ask, journal, *edit) for edit in edits]
-        with closing(ChatClient(self.config.server)) as client:
-            ask = partial(_ask_server, client, self.config)
-            return client.ask_together(edits, lambda edit: self._score(ask, journal, *edit))
-
-    def _score(self, ask: Ask, journal: Journal, case: EditCase, before: Pixels, after: Pixels) -> Values:
-        pictures = as_images([before, fit_to(after, before)])
-        question = BOTH.format(instruction=case.edit_prompt)
-        both = read_scores(self._answer(ask, journal, pictures, question), ("followed", "kept"))
-        alone = read_scores(self._answer(ask, journal, pictures[1:], ALONE), ("natural", "clean"))
-        return {
-            "vlm_followed": both[0] if both else None,
-            "vlm_kept": both[1] if both else None,
-            "vlm_quality": min(alone) if alone else None,
-            "vlm": math.sqrt(min(both) * min(alone)) if both and alone else None,
-        }
-
-    def _answer(self, ask: Ask, journal: Journal, pictures: Sequence[Image.Image], question: str) -> str:
-        key = content_hash(self.identity, question, *(hash_pixels(np.asarray(picture)) for picture in pictures))
-        entry = journal.get(key)
-        if entry is None:
-            entry = {"question": question, "text": ask(pictures, question)}
-            journal.add(key, entry)
-        return str(entry["text"])
-
-
-def read_scores(answer: str, names: tuple[str, str]) -> tuple[float, float] | None:
-    """Reads two scores in 0..10 from the last JSON object of an answer; None if there are none."""
-    for text in reversed(re.findall(r"\{[^{}]*\}", answer)):
-        try:
-            values = json.loads(text)
-            scores = float(values[names[0]]), float(values[names[1]])
-        except (ValueError, TypeError, KeyError):
-            continue
-        return scores if all(0 <= score <= 10 for score in scores) else None
-    return None
-
-
-def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.Image], question: str) -> str:
-    encoded = [base64.b64encode(encode_png(np.asarray(picture))).decode() for picture in pictures]
-    images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}} for content in encoded]
-    request = {
-        "model": config.model,
-        "messages": [{"role": "user", "content": [*images, {"type": "text", "text": question}]}],
-        "temperature": 0.0,
-        "max_tokens": config.max_new_tokens,
-    }
-    return str(client.ask(request).get("text", ""))
-
-
-def local_judge(config: VlmConfig) -> Ask:
-    """Loads a transformers model, once per process, and returns how to ask it."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype
-
-    device = resolve_device(config.device)
-    precision = resolve_dtype(config.dtype, device)
-
-    def load() -> tuple[Any, Any]:
-        source = check_model_source(config.model or "", what="evaluation.vlm.model", marker="config.json")
-        options: dict[str, Any] = {"revision": config.revision, "dtype": getattr(torch, precision)}
-        network = from_source(AutoModelForImageTextToText.from_pretrained, source, **options)
-        processor = from_source(AutoProcessor.from_pretrained, source, revision=config.revision)
-        return network.to(device).eval(), processor
-
-    model, processor = load_once(("vlm", config.model, config.revision, device, precision), load, files=[config.model])
-
-    def ask(pictures: Sequence[Image.Image], question: str) -> str:
-        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(text=text, images=list(pictures), return_tensors="pt").to(device, model.dtype)
-        with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=config.max_new_tokens, do_sample=False)
-        return str(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-
-    return ask
+        judge = PictureJudge(self.config, self.journal, self.later)
+        pictures = ((original, fit_to(edited, original)) for original, edited in zip(before, after, strict=True))
+        edits = [(case.edit_prompt, *pair) for case, pair in zip(cases, pictures, strict=True)]
+        return [
+            {
+                "vlm_followed": scores.followed,
+                "vlm_kept": scores.kept,
+                "vlm_quality": scores.quality,
+                "vlm": scores.overall,
+            }
+            for scores in judge.score_edits(edits)
+        ]
