@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "dataset": runs.dataset,
     "dataset import": data.import_pairs,
     "dataset inspect": data.inspect,
+    "dataset judges": data.try_judges,
     "prompts inspect": data.inspect_prompts,
     "prompts try": data.try_caption,
     "prompts export": data.export,

@@ -80,7 +80,7 @@ class Frame:
         """Returns the second picture moved back onto the first; repeats its border where it ends."""
         short, (height, width) = min(after.shape[:2]), after.shape[:2]
         rows, columns = np.mgrid[:height, :width].astype(float)
-        places = self.move((columns - (width - 1) / 2) / short, (rows - (height - 1) / 2) / short)  # type: ignore[arg-type]
+        places = self.move((columns - (width - 1) / 2) / short, (rows - (height - 1) / 2) / short)
         at = [places[1] * short + (height - 1) / 2, places[0] * short + (width - 1) / 2]
         sides = [ndimage.map_coordinates(after[..., k].astype(float), at, order=1, mode="nearest") for k in range(3)]
         return np.stack(sides, axis=-1).round().clip(0, 255).astype(np.uint8)

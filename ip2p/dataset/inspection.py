@@ -15,6 +15,7 @@ from ip2p.config import PipelineConfig
 from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
 from ip2p.filtering import REASONS, count_values, measure_acceptance
 from ip2p.scoring import SCORE_COLUMNS, SCORES, Score
+from ip2p.scoring.reliability import read_reliability
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_EXAMPLES = 3
@@ -36,6 +37,7 @@ def describe(config: PipelineConfig) -> str:
     parts = [
         ("Funnel", _funnel(config, table)),
         ("Scores", _scores(table, scores)),
+        ("Judges, right against wrong instructions", _judges(config.out)),
         ("Frame drift, of what did not change", _drift(table)),
         ("Accepted, by what was drawn", _acceptance(config, paths)),
         ("Duplicates", _duplicates(table)),
@@ -80,6 +82,13 @@ def _scores(table: pa.Table, scores: Mapping[str, Score]) -> Iterator[str]:
             quantiles = np.quantile(values, QUANTILES) if len(values) else []
             numbers = "".join(f"{value:>8.3f}" for value in quantiles) or f"{'–':>8}"
             yield f"{name + ', ' + side:<26}{numbers}"
+
+
+def _judges(out: Path) -> Iterator[str]:
+    measured = read_reliability(out)
+    yield from (f"{name:<16} {reliability}" for name, reliability in measured.items())
+    if not measured:
+        yield "not measured; `ip2p dataset judges` measures it"
 
 
 def _drift(table: pa.Table) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pkgutil
 from ip2p.config import ScoringConfig
 from ip2p.scoring.score import Bound, Score, Side
 
-BESIDE = ("score", "scorer")
+BESIDE = ("reliability", "score", "scorer")
 """Modules of this package that declare no score."""
 
 

@@ -27,7 +27,9 @@ def _measure(read: Callable[[Frame, tuple[int, int]], float]) -> Measure:
     return measure
 
 
-def _score(name: str, title: str, meaning: str, unit: str, read: Measure, place: int, **words: str) -> Score:
+def _score(
+    name: str, title: str, meaning: str, unit: str, read: Measure, place: int, too_low: str = "", too_high: str = ""
+) -> Score:
     return Score(
         name=name,
         column=name,
@@ -39,7 +41,8 @@ def _score(name: str, title: str, meaning: str, unit: str, read: Measure, place:
         setting="frame",
         prepare=lambda _: read,
         place=place,
-        **words,
+        too_low=too_low,
+        too_high=too_high,
     )
 
 

@@ -58,7 +58,7 @@ def _measure(read: Callable[[Regions], float]) -> Measure:
     return measure
 
 
-def _score(name: str, title: str, meaning: str, unit: str, place: int, **words: str) -> Score:
+def _score(name: str, title: str, meaning: str, unit: str, place: int, too_low: str = "", too_high: str = "") -> Score:
     """Declares the score of a field of `Regions`."""
     return Score(
         name=name,
@@ -70,7 +70,8 @@ def _score(name: str, title: str, meaning: str, unit: str, place: int, **words: 
         setting="regions",
         prepare=lambda _: _measure(lambda regions: float(getattr(regions, name))),
         place=place,
-        **words,
+        too_low=too_low,
+        too_high=too_high,
     )
 
 

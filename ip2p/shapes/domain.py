@@ -6,8 +6,19 @@ import random
 from dataclasses import replace
 
 from ip2p.evaluation.cases import EditCase, EditJudgement, Pixels
+from ip2p.evaluation.trials import Trial
 from ip2p.records import EditTriplet
-from ip2p.shapes.language import EDIT_TYPES, Described, Step, caption, describe, draw_edit, read_edit
+from ip2p.shapes.language import (
+    EDIT_TYPES,
+    Described,
+    SceneEdit,
+    Step,
+    caption,
+    describe,
+    draw_edit,
+    draw_edit_of,
+    read_edit,
+)
 from ip2p.shapes.oracle import judge_edit, read_scene
 from ip2p.shapes.scene import IMAGE_SIZE, Scene, SceneObject, render
 
@@ -23,6 +34,11 @@ class ShapesDomain:
         """Draws held-out edits, the types in turn; positions are continuous, so no scene was seen in training."""
         rng = random.Random(f"held-out edits {seed}")
         return [_draw_case(rng, EDIT_TYPES[index % len(EDIT_TYPES)]) for index in range(num)]
+
+    def draw_trials(self, num: int, seed: int) -> list[Trial]:
+        """Draws true pairs, the types in turn, with the right instruction and one for another edit of the same type."""
+        rng = random.Random(f"trials {seed}")
+        return [_draw_trial(rng, EDIT_TYPES[index % len(EDIT_TYPES)]) for index in range(num)]
 
     def judge_case(self, case: EditCase, edited_image: Pixels) -> EditJudgement:
         """Judges an edited picture against the true scene."""
@@ -57,6 +73,26 @@ def _draw_case(rng: random.Random, edit_type: str) -> EditCase:
         edit_type=edit.edit_type,
         payload=(edit.original, edit.edited),
     )
+
+
+def _draw_trial(rng: random.Random, edit_type: str) -> Trial:
+    """Draws scenes until one allows two edits of the type that lead to different scenes."""
+    while True:
+        edit = draw_edit(rng, edit_type=edit_type)
+        other = draw_edit_of(rng, edit.original, edit_type)
+        if other.edit_type == edit_type and describe(other.edited) != describe(edit.edited):
+            break
+    phrasing, before = rng.randrange(12), render(edit.original)
+
+    def triplet(made: SceneEdit) -> EditTriplet:
+        return EditTriplet(
+            original_prompt=caption(describe(made.original), phrasing),
+            edit_prompt=made.edit_prompt,
+            edited_prompt=caption(describe(made.edited), phrasing),
+            edit_type=edit_type,
+        )
+
+    return Trial(original_image=before, edited_image=render(edit.edited), right=triplet(edit), wrong=triplet(other))
 
 
 def _in_order_of(described: Described, scene: Scene) -> Scene | None:
