@@ -18,17 +18,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ip2p.config import FilteringConfig, RenderingConfig, Thresholds
+from ip2p.picture_judge import judge_identity
 from ip2p.records import DRAWN_COLUMNS, Candidate, PairScores, Verdict
 from ip2p.scoring import BOUNDS, SCORES
 
 OVER_LIMIT = "over_limit"
 FIRST_LOOK = "first_look"
 NOT_RENDERED = "not_rendered"
+OPEN = "vlm_open"
+UNREAD = "vlm_unread"
 REASONS = {
     **{reason: bound.words for reason, bound in BOUNDS.items()},
     OVER_LIMIT: "enough of this triplet",
     FIRST_LOOK: "given up after a first look",
     NOT_RENDERED: "could not be rendered",
+    OPEN: "the judge has not answered yet",
+    UNREAD: "the judge's answer holds no scores",
 }
 """Words for every reason against a candidate."""
 
@@ -43,7 +48,8 @@ def judge_batch(
     candidates: Sequence[Candidate], scores: Sequence[PairScores], config: FilteringConfig
 ) -> list[Verdict]:
     """Judges candidates by the thresholds of their edit types; only `judge_table` applies the limit per triplet."""
-    reasons = _reasons_by_type(_columns_of(scores), _types_of(candidates), config)
+    judges = np.array([values.vlm_judge for values in scores], dtype=object)
+    reasons = _judged(_columns_of(scores), _types_of(candidates), judges, config)
     reasons[np.array([values.first_look for values in scores], dtype=bool)] = FIRST_LOOK
     reasons[np.array([bool(values.failure) for values in scores], dtype=bool)] = NOT_RENDERED
     return [Verdict(reason=reason) for reason in reasons]
@@ -59,7 +65,8 @@ def passes_first_look(
 def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
     """Replaces earlier verdicts and limits the pairs per triplet. Keeps the order of the rows."""
     check_thresholds(config)
-    reasons = _reasons_by_type(_columns_in(table), _types_in(table), config)
+    judges = table["vlm_judge"].to_numpy(zero_copy_only=False)
+    reasons = _judged(_columns_in(table), _types_in(table), judges, config)
     reasons[_first_looks(table)] = FIRST_LOOK
     reasons[_failures(table)] = NOT_RENDERED
     accepted = np.flatnonzero(reasons == "")
@@ -68,6 +75,11 @@ def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
     for name, values in columns.items():
         table = table.set_column(table.column_names.index(name), name, values)
     return table
+
+
+def has_place(reason: str) -> bool:
+    """Returns whether a candidate takes one of its triplet's places: it is accepted, or may be once a judge answers."""
+    return reason in ("", OPEN)
 
 
 def may_pass_now(table: pa.Table, config: FilteringConfig) -> pa.Array:
@@ -87,6 +99,9 @@ def check_thresholds(config: FilteringConfig) -> None:
                     f"filtering.{section}.further sets {name}, which no score understands. "
                     f"Known are: {', '.join(names)}."
                 )
+        asked = [bound.threshold for bound in BOUNDS.values() if bound.score.is_asked]
+        if not config.vlm.model and (name := next((name for name in asked if name in limits.bounds), None)):
+            raise ValueError(f"filtering.{section}.{name} needs a judge. Set filtering.vlm.model.")
 
 
 def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:
@@ -105,10 +120,11 @@ def count_verdicts(table: pa.Table) -> dict[str, int]:
     return {"candidates": len(table), "accepted": counts.pop("", 0), **dict(sorted(counts.items()))}
 
 
-def num_accepted_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
-    """Counts (candidates, accepted) of each triplet of a table."""
-    sums = table.group_by("triplet_id").aggregate([("accepted", "count"), ("accepted", "sum")])
-    columns = (sums[name].to_pylist() for name in ("triplet_id", "accepted_count", "accepted_sum"))
+def num_places_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
+    """Counts (candidates, those that have a place) of each triplet of a table."""
+    places = pa.table({"triplet_id": table["triplet_id"], "place": pc.is_in(table["reason"], pa.array(["", OPEN]))})
+    sums = places.group_by("triplet_id").aggregate([("place", "count"), ("place", "sum")])
+    columns = (sums[name].to_pylist() for name in ("triplet_id", "place_count", "place_sum"))
     return {triplet_id: (num, num_accepted) for triplet_id, num, num_accepted in zip(*columns, strict=True)}
 
 
@@ -151,6 +167,22 @@ def _failures(table: pa.Table) -> np.ndarray:
     return np.array(pc.not_equal(pc.fill_null(table["failure"], ""), ""), dtype=bool)
 
 
+def _judged(
+    columns: dict[str, np.ndarray], edit_types: np.ndarray, judges: np.ndarray, config: FilteringConfig
+) -> np.ndarray:
+    """Returns the reasons by all scores; a row that passes the others is open until the configured judge was asked."""
+    if not config.vlm.model:
+        return _reasons_by_type(columns, edit_types, config)
+    was_asked = judges == judge_identity(config.vlm)
+    asked = [name for name, score in SCORES.items() if score.is_asked]
+    columns = columns | {name: np.where(was_asked, columns[name], np.nan) for name in asked}
+    reasons = _reasons_by_type(columns, edit_types, config)
+    passes = reasons == ""
+    reasons[passes & np.isnan([columns[name] for name in asked]).any(0)] = UNREAD
+    reasons[passes & ~was_asked] = OPEN
+    return reasons
+
+
 def _reasons_by_type(columns: Mapping[str, np.ndarray], edit_types: np.ndarray, config: FilteringConfig) -> np.ndarray:
     """Returns the reason of each row by the thresholds of its edit type; "" if it is accepted."""
     names, kind = np.unique(edit_types, return_inverse=True)
@@ -168,6 +200,8 @@ def _reasons(columns: Mapping[str, np.ndarray], limits: Sequence[Thresholds], ki
         limit = np.array([bounds.get(bound.threshold, unbound) for bounds in bounds_of_kinds])[kind]
         values = columns[bound.score.name]
         keeps = (values <= limit) if bound.side == "high" else (values >= limit)  # False for NaN
+        if bound.score.passes_unmeasured or bound.score.is_asked:
+            keeps |= np.isnan(values)
         reasons[~keeps & np.isfinite(limit)] = reason
     return reasons
 

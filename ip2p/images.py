@@ -6,6 +6,7 @@ Every picture is opened by the same rules: it is turned upright, transparency is
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ip2p.config import ImageFormat
+from ip2p.records import content_hash
 
 Array = NDArray[np.uint8]
 """(height, width, 3) uint8."""
@@ -169,6 +171,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     except Exception as error:  # such as a colour space that Pillow cannot convert
         raise ValueError(f"image does not decode: {error}") from error
+
+
+def hash_pixels(pixels: NDArray[Any] | None) -> str:
+    """Hashes shape and values; empty for None."""
+    return "" if pixels is None else content_hash(pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:

@@ -96,6 +96,10 @@ class PairScores:
     """True if the scores are those of a first look of fewer steps, which the candidate did not pass."""
     failure: str = ""
     """Why there is no pair to score, if the backend could not make one; all scores are NaN then."""
+    vlm_judge: str = ""
+    """Identity of the vision-language judge that was asked, if one was."""
+    vlm_answer: str = ""
+    """Its answers, in its own words."""
 
     @classmethod
     def of_failure(cls, reason: str) -> PairScores:
@@ -123,6 +127,9 @@ class PairScores:
         """Returns a score by name; None if it was not measured."""
         return getattr(self, name) if name in CLIP_SCORES else self.further.get(name)
 
+
+ANSWER_COLUMNS = ("vlm_judge", "vlm_answer")
+"""The columns of tables that hold what a judge was asked and said."""
 
 EMBEDDINGS_COLUMN = "clip_embeddings"
 """The column of pairs that holds CLIP's unit embeddings of the original and the edited image, as float16."""

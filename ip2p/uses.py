@@ -19,7 +19,7 @@ from typing import Any
 from ip2p import __version__, ablation, prompts, store
 from ip2p.config import PipelineConfig, fingerprint, to_dict
 from ip2p.console import log_file, log_to_file
-from ip2p.filtering import check_thresholds
+from ip2p.filtering import OPEN, check_thresholds
 from ip2p.records import content_hash
 from ip2p.scoring import check_settings
 from ip2p.sources.content import MODELS, NOTE, Source, commit_of, models_of, note
@@ -271,7 +271,10 @@ def carry_out(config: PipelineConfig, name: str, start: Callable[[], object], **
 
 
 def record_completion(config: PipelineConfig, name: str, **arguments: Any) -> None:
-    """Notes that a use has run to its end in this folder."""
+    """Notes that a use has run to its end in this folder, unless pairs are still open: the next run asks about them."""
+    if num := store.summarise_shards(config.out, "candidates").get(OPEN, 0):
+        logger.warning("%d pairs are open, as the judge did not answer; the same command asks about them again", num)
+        return
     path = config.out / "completed.json"
     store.write_json(path, {**store.read_json_or_empty(path), name: _state(config, name, **arguments)})
 

@@ -21,7 +21,8 @@ from PIL import Image
 from ip2p.config import PipelineConfig, ServerConfig, VlmConfig
 from ip2p.evaluation import evaluate
 from ip2p.evaluation.cases import EditCase
-from ip2p.evaluation.measures.vlm import VlmMeasure, local_judge, read_scores
+from ip2p.evaluation.measures.vlm import VlmMeasure
+from ip2p.picture_judge import local_judge, read_scores
 from tests.test_evaluation import trained, with_domain  # noqa: F401
 from tests.tiny import write_tiny_vlm
 

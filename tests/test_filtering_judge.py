@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.filtering import count_verdicts, judge, judge_batch, judge_table, num_accepted_by_triplet, thresholds_for
+from ip2p.filtering import count_verdicts, judge, judge_batch, judge_table, num_places_by_triplet, thresholds_for
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import candidates_table, read_rows
 
@@ -173,7 +173,7 @@ def test_a_table_is_judged_as_its_rows_are() -> None:
         table = judge_table(candidates_table(candidates), chosen)
         assert table["reason"].to_pylist() == expected
         assert table["accepted"].to_pylist() == [not reason for reason in expected]
-        by_triplet = num_accepted_by_triplet(table)
+        by_triplet = num_places_by_triplet(table)
         assert sum(num for num, _ in by_triplet.values()) == len(candidates)
         assert {name: num for name, (_, num) in by_triplet.items() if num} == {
             name: min(3, len(some)) for name, some in kept.items()

@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "dataset invert": data.invert,
     "dataset preferences": data.prefer,
     "dataset inspect": data.inspect,
+    "dataset judges": data.try_judges,
     "prompts inspect": data.inspect_prompts,
     "prompts try": data.try_caption,
     "prompts export": data.export,

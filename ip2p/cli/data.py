@@ -109,6 +109,14 @@ class Preferences(OfRun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trials(OfRun):
+    """Arguments of `ip2p dataset judges`."""
+
+    n: Annotated[Whole, tyro.conf.arg(aliases=["-n"])] = 700
+    """Pairs to judge, each with a right and a wrong instruction."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planning(NewRun):
     """Arguments of `ip2p plan`."""
 
@@ -240,6 +248,14 @@ def prefer(arguments: Preferences) -> None:
 def inspect(arguments: OfRun) -> None:
     """Prints the funnel, the scores, the draws, the duplicates and examples of a run."""
     print(inspection.describe(read_run(arguments.folder)))
+
+
+def try_judges(arguments: Trials) -> None:
+    """Measures how well the judges of a run's filter tell right instructions from wrong ones, on its domain's pairs."""
+    from ip2p.evaluation.trials import try_judges as put_on_trial
+
+    for name, reliability in put_on_trial(read_run(arguments.folder), arguments.n).items():
+        print(f"{name:<16} {reliability}")
 
 
 def plan_costs(arguments: Planning, config: PipelineConfig) -> None:

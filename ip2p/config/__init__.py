@@ -5,7 +5,7 @@ Checks live in `__post_init__` and say the rule, what was got and the way out. `
 
 from __future__ import annotations
 
-from ip2p.config.evaluation import BenchmarkConfig, EvaluationConfig, VlmConfig
+from ip2p.config.evaluation import BenchmarkConfig, EvaluationConfig
 from ip2p.config.fields import RESULT_FREE, fingerprint, to_dict
 from ip2p.config.filtering import FilteringConfig, ScoringConfig, Thresholds
 from ip2p.config.pipeline import DatasetConfig, PipelineConfig, RunnerConfig
@@ -31,6 +31,7 @@ from ip2p.config.rendering import (
 )
 from ip2p.config.server import EndpointConfig, ImagesApiConfig, ServerConfig
 from ip2p.config.training import DIFFUSERS_DEFAULTS, TrainingConfig, TrainingJob
+from ip2p.config.vlm import VlmConfig
 
 __all__ = [
     "AttentionBackend",

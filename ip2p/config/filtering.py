@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from ip2p.config.fields import OMIT_IF_EMPTY, RESULT_FREE, check, check_positive
+from ip2p.config.vlm import VlmConfig
 
 Selection = Literal["best", "first"]
 
@@ -48,6 +49,10 @@ class ScoringConfig:
     (its CLIP is ViT-L-14 by openai), or a .safetensors file of linear layers that end in one number."""
     shift: bool = field(default=False, metadata=OMIT_IF_EMPTY)
     """Also score how far the changed part moved."""
+    frame: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also score how far what did not change was moved, grown or turned."""
+    regions: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also score how alike the two images are inside and outside the area that changed."""
     further: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Settings of scores without a field here, by the `setting` that their file in ip2p/scoring declares."""
     device: str = field(default="auto", metadata=RESULT_FREE)
@@ -92,6 +97,35 @@ class Thresholds:
     """Maximum score by `scoring.nsfw_head`: 0 for a safety checker, 0.5 or less for a probability."""
     max_shift: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Maximum distance that the changed part moved, as a share of the shorter side; requires `scoring.shift`."""
+    max_frame_drift: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum distance that a corner of what did not change moved, as a share of the shorter side; requires
+    `scoring.frame`. A pair of which it cannot be measured passes."""
+    max_frame_shift: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum distance that the middle of what did not change moved, as a share of the shorter side."""
+    frame_scale: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum growth of what did not change, such as 0.99."""
+    max_frame_scale: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum growth of what did not change, such as 1.01."""
+    max_frame_rotation: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum degrees by which what did not change was turned."""
+    changed_share: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum share of the picture that changed; requires `scoring.regions`, as all below do."""
+    max_changed_share: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum share of the picture that changed."""
+    max_ssim_inside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum structural similarity inside the area that changed."""
+    ssim_outside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum structural similarity outside the area that changed."""
+    colour_inside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum colour difference (CIEDE2000) inside the area that changed."""
+    max_colour_outside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum colour difference (CIEDE2000) outside the area that changed."""
+    vlm_followed: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum score from 0 to 10 of how far the instruction was followed, by `filtering.vlm`."""
+    vlm_kept: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum score of how much else was kept, by `filtering.vlm`."""
+    vlm_quality: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum score of how natural and clean the edited image is, by `filtering.vlm`."""
     further: dict[str, float] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Bounds on scores without a field here: `name` is the minimum, `max_name` the maximum."""
 
@@ -126,6 +160,8 @@ class FilteringConfig:
     """Keep the "best" of all candidates by direction, or the "first" by number, after which no more are rendered."""
     first_look_slack: float = 0.1
     """How far beyond a threshold the scores of a first look (`rendering.first_look_steps`) may be."""
+    vlm: VlmConfig = field(default=VlmConfig(), metadata=OMIT_IF_EMPTY)
+    """Vision-language judge of the pairs that pass all other thresholds. Its scores and answers are stored."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_pairs_per_triplet")

@@ -21,6 +21,7 @@ from ip2p.dataset.split import SPLITS
 from ip2p.filtering import FIRST_LOOK, REASONS, thresholds_for
 from ip2p.hub import public_name
 from ip2p.scoring import BOUNDS
+from ip2p.scoring.reliability import read_reliability
 from ip2p.store import RunFolder
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -100,7 +101,15 @@ def write_card(config: PipelineConfig, folder: Path, counts: Counts) -> None:
     """Writes `README.md` into a dataset folder that already holds the parquet files."""
     front = yaml.safe_dump(_front_matter(config, folder, counts), sort_keys=False, allow_unicode=True)
     introduction = _INTRODUCTION.format(**counts)
-    body = "\n\n".join([introduction, _making(config), _thresholds(config), _figures(config, counts), _SPLIT_NOTE])
+    parts = [
+        introduction,
+        _making(config),
+        _thresholds(config),
+        *_judges(config),
+        _figures(config, counts),
+        _SPLIT_NOTE,
+    ]
+    body = "\n\n".join(parts)
     (folder / "README.md").write_text(f"---\n{front}---\n\n{body}\n", encoding="utf-8")
 
 
@@ -181,6 +190,12 @@ def _thresholds(config: PipelineConfig) -> str:
         (kind, *(f"{limits[name]:g}" if name in limits else "–" for name in names)) for kind, limits in bounds.items()
     ]
     return f"## Thresholds of the scores\n\n{_table(('edit type', *names), rows)}"
+
+
+def _judges(config: PipelineConfig) -> list[str]:
+    """States how reliable the judges are, if that was measured."""
+    rows = [(name, str(reliability)) for name, reliability in read_reliability(config.out).items()]
+    return [f"## Right against wrong instructions\n\n{_table(('judge', 'reliability'), rows)}"] if rows else []
 
 
 def _figures(config: PipelineConfig, counts: Counts) -> str:

@@ -15,9 +15,11 @@ from ip2p.config import PipelineConfig
 from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
 from ip2p.filtering import REASONS, count_values, measure_acceptance
 from ip2p.scoring import SCORE_COLUMNS, SCORES, Score
+from ip2p.scoring.reliability import read_reliability
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_EXAMPLES = 3
+DRIFTS = (0.005, 0.01, 0.02)
 SIMILARITIES = (0.999, 0.99, 0.98, 0.95)
 MOST_COMPARED = 20_000
 _TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
@@ -35,6 +37,8 @@ def describe(config: PipelineConfig) -> str:
     parts = [
         ("Funnel", _funnel(config, table)),
         ("Scores", _scores(table, scores)),
+        ("Judges, right against wrong instructions", _judges(config.out)),
+        ("Frame drift, of what did not change", _drift(table)),
         ("Accepted, by what was drawn", _acceptance(config, paths)),
         ("Duplicates", _duplicates(table)),
         ("Pairs that repeat an earlier one", _repeats(folder)),
@@ -78,6 +82,27 @@ def _scores(table: pa.Table, scores: Mapping[str, Score]) -> Iterator[str]:
             quantiles = np.quantile(values, QUANTILES) if len(values) else []
             numbers = "".join(f"{value:>8.3f}" for value in quantiles) or f"{'–':>8}"
             yield f"{name + ', ' + side:<26}{numbers}"
+
+
+def _judges(out: Path) -> Iterator[str]:
+    measured = read_reliability(out)
+    yield from (f"{name:<16} {reliability}" for name, reliability in measured.items())
+    if not measured:
+        yield "not measured; `ip2p dataset judges` measures it"
+
+
+def _drift(table: pa.Table) -> Iterator[str]:
+    """Describes how far the pictures of accepted pairs were moved, grown or turned, as shares of the shorter side."""
+    accepted = table.filter(table["accepted"])
+    values = _values(accepted, SCORES["frame_drift"])
+    if not values.size:
+        yield "not measured; --scoring.frame measures it"
+        return
+    yield f"{'measured':<22} {len(values):>9} of {len(accepted)}"
+    yield f"{'median':<22} {np.median(values):>9.4f}"
+    yield f"{'95 %':<22} {np.quantile(values, 0.95):>9.4f}"
+    for limit in DRIFTS:
+        yield f"{f'beyond {limit:g}':<22} {(values > limit).mean():>9.1%}"
 
 
 def _acceptance(config: PipelineConfig, paths: Sequence[Path]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 from collections import defaultdict
@@ -18,7 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ip2p.config import PipelineConfig
-from ip2p.images import IMAGE_TYPE, encode_image, encode_png, open_pixels
+from ip2p.images import IMAGE_TYPE, encode_image, encode_png, hash_pixels, open_pixels
 from ip2p.records import EditTriplet, content_hash
 from ip2p.sources.location import Location, split_files
 from ip2p.sources.rows import ParquetTable, Row
@@ -215,11 +214,6 @@ def fingerprint_case(case: EditCase) -> str:
     truth = [hash_pixels(pixels) for pixels in (case.target_image, case.mask)]
     place = (case.session, case.previous, case.is_last)
     return content_hash(hash_pixels(case.original_image), *texts, *truth, *place)
-
-
-def hash_pixels(pixels: Pixels | Mask | None) -> str:
-    """Hashes shape and values; empty for None."""
-    return "" if pixels is None else content_hash(pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
 def encode_shown(pixels: Pixels) -> bytes:

@@ -20,8 +20,8 @@ from ip2p.config import VlmConfig, fingerprint
 from ip2p.evaluation.benchmarks import Answer, Benchmark, Facts, Question
 from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
 from ip2p.evaluation.measures import Column, Measure, Values
-from ip2p.evaluation.measures.vlm import Ask, Edit, judge_edits, judge_settings, read_scores
 from ip2p.evaluation.metrics import Figures, Record, mean_of
+from ip2p.picture_judge import Ask, judge_edits, judge_settings, read_scores
 from ip2p.records import content_hash
 from ip2p.sources.content import Source, content_of, note
 from ip2p.store.journal import Journal, RecordFile
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 COUNTS = ("asked", "refused", "without_scores")
 """What is counted of the questions about an edit."""
+Edit = tuple[EditCase, Pixels, Pixels]
+"""A case, and the pictures before and after."""
 
 
 @dataclass(frozen=True, kw_only=True)

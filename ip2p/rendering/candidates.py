@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from ip2p.config import FilteringConfig, RenderingConfig
+from ip2p.filtering import has_place
 from ip2p.p2p.sampler import is_guided
 from ip2p.records import (
     DRAWN_COLUMNS,
@@ -83,7 +84,7 @@ class CandidateQueue:
     def settle(self, scored: Iterable[ScoredCandidate]) -> None:
         """Takes verdicts back; a rejected candidate is followed by the next of its triplet."""
         for result in scored:
-            if not result.verdict.accepted:
+            if not has_place(result.verdict.reason):
                 self._queue_next(result.candidate.spec.triplet_id)
 
     def _queue_next(self, triplet_id: str) -> None:

@@ -14,20 +14,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from ip2p.config import PipelineConfig, RenderingConfig
-from ip2p.filtering import OVER_LIMIT, judge_batch, num_accepted_by_triplet, passes_first_look
+from ip2p.filtering import OVER_LIMIT, has_place, judge_batch, num_places_by_triplet, passes_first_look
 from ip2p.images import open_picture
 from ip2p.p2p.sampler import is_guided
+from ip2p.picture_judge import PictureJudge
 from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, PairScores, ScoredCandidate
 from ip2p.rendering.backends import Failure, Pictures, backend_of
 from ip2p.rendering.candidates import CandidateQueue, Key, draw_candidates, key_of, settings_for
+from ip2p.rendering.judging import ScoredPair, ask_about_pairs
 from ip2p.rendering.table import EncodedPair
 from ip2p.scoring.scorer import Scorer, load_scorer
 
 ANSWERS = "answers"
 """The folder beside the pairs for what a backend must not ask for twice."""
-ScoredPair = tuple[ScoredCandidate, EncodedPair | None]
-"""A result and its images; None if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def render_needed(
     *,
     name: str,
     again: Set[str] = frozenset(),
+    judge: PictureJudge | None = None,
 ) -> Rendered:
     """Renders the candidates that a shard's triplets need beyond those in `judged`; all of them if that is None.
 
@@ -69,11 +70,11 @@ def render_needed(
     fitting = _fitting(config.rendering, candidates) if judged is None else candidates
     queue = CandidateQueue(fitting, config.filtering, {} if judged is None else _settled(judged))
     scored, images = [], {}
-    for result, pair in _scored_pairs(config, queue, pictures, name=name):
+    for result, pair in _scored_pairs(config, queue, pictures, judge, name=name):
         scored.append(result)
         if pair is None or result.scores.first_look:
             continue
-        if result.verdict.accepted or config.rendering.keep_rejected_images:
+        if has_place(result.verdict.reason) or config.rendering.keep_rejected_images:
             images[key_of(result.candidate)] = pair
     return Rendered([triplet.id for triplet in triplets], scored, images, len(candidates) - len(fitting))
 
@@ -82,7 +83,7 @@ def _settled(judged: pa.Table) -> dict[Key, bool]:
     """Maps each candidate of a judged table to whether its scores pass."""
     columns = (judged[name].to_pylist() for name in ("triplet_id", "candidate", "reason"))
     rows = zip(*columns, strict=True)
-    return {(triplet_id, number): reason in ("", OVER_LIMIT) for triplet_id, number, reason in rows}
+    return {(triplet_id, number): has_place(reason) or reason == OVER_LIMIT for triplet_id, number, reason in rows}
 
 
 def _unfinished(config: PipelineConfig, judged: pa.Table) -> set[str]:
@@ -92,7 +93,7 @@ def _unfinished(config: PipelineConfig, judged: pa.Table) -> set[str]:
     budgets = {kind: settings_for(config.rendering, kind).num_candidates for kind in set(edit_types.values())}
     return {
         triplet_id
-        for triplet_id, (num, num_accepted) in num_accepted_by_triplet(judged).items()
+        for triplet_id, (num, num_accepted) in num_places_by_triplet(judged).items()
         if num < budgets[edit_types[triplet_id]] and (enough is None or num_accepted < enough)
     }
 
@@ -104,7 +105,7 @@ def _fitting(config: RenderingConfig, candidates: Sequence[Candidate]) -> list[C
 
 
 def _scored_pairs(
-    config: PipelineConfig, queue: CandidateQueue, pictures: Pictures, *, name: str
+    config: PipelineConfig, queue: CandidateQueue, pictures: Pictures, judge: PictureJudge | None, *, name: str
 ) -> Iterator[ScoredPair]:
     """Renders, encodes, decodes, scores and judges what the queue hands out.
 
@@ -124,7 +125,8 @@ def _scored_pairs(
             ready = [candidate for candidate in promising if is_guided(candidate.spec) == first_is_guided][:size]
             if len(ready) == size or not batch or config.rendering.first_look_steps is None:
                 promising = [candidate for candidate in promising if candidate not in ready]
-                results += _score(config, scorer, ready, list(make_pairs(config, ready, pictures)))
+                new = _score(config, scorer, ready, list(make_pairs(config, ready, pictures)))
+                results += ask_about_pairs(config, judge, new)
             yield from results
             queue.settle(result for result, _ in results)
             bar.update(len(results))
@@ -174,12 +176,15 @@ def _score(
     ]
 
 
-def render_again(config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures) -> list[ScoredPair]:
+def render_again(
+    config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures, judge: PictureJudge | None = None
+) -> list[ScoredPair]:
     """Renders and scores candidates whose images were not kept."""
     size = config.rendering.batch_size
     scorer, pairs = load_scorer(config.scoring), make_pairs(config, candidates, pictures)
     blocks = (candidates[start : start + size] for start in range(0, len(candidates), size))
-    return [pair for block in blocks for pair in _score(config, scorer, block, list(islice(pairs, len(block))))]
+    scored = (_score(config, scorer, block, list(islice(pairs, len(block)))) for block in blocks)
+    return [pair for block in scored for pair in ask_about_pairs(config, judge, block)]
 
 
 def _decoded(pairs: Sequence[EncodedPair]) -> tuple[list[Image.Image], list[Image.Image]]:

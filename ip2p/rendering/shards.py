@@ -23,17 +23,20 @@ from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.filtering import (
     NOT_RENDERED,
+    OPEN,
     check_thresholds,
     count_verdicts,
     judge_table,
     may_pass_now,
     measure_acceptance,
 )
+from ip2p.picture_judge import PictureJudge
 from ip2p.prompts import num_shards
 from ip2p.prompts.pictures import read_pictures
 from ip2p.records import LATER_COLUMNS, ScoredCandidate
 from ip2p.rendering.backends import Pictures, backend_of
 from ip2p.rendering.candidates import Key, key_of
+from ip2p.rendering.judging import ask_about_table, judge_of
 from ip2p.rendering.render import Rendered, render_again, render_needed
 from ip2p.rendering.table import (
     IMAGES_SCHEMA,
@@ -68,12 +71,12 @@ class Shard:
 
 
 def write_shard(config: PipelineConfig, number: int) -> Sidecar:
-    """Writes `pairs` and, last, `candidates` of a shard; returns at once if both are done."""
+    """Writes `pairs` and, last, `candidates` of a shard; returns at once if both are done and none is open."""
     check_thresholds(config.filtering)
     note(config.out, models_of(config, "rendering"))
     shard = _shard(config, number)
     done = store.finished(shard.candidates, shard.fingerprint)
-    if done is not None and store.finished(shard.pairs, shard.fingerprint) is not None:
+    if done is not None and not _num_open(done) and store.finished(shard.pairs, shard.fingerprint) is not None:
         return done
     previous = _previous(shard)
     if previous is None and not config.rendering.model:
@@ -90,8 +93,13 @@ def shard_states(config: PipelineConfig) -> list[store.State]:
         except RuntimeError:  # it has no triplets yet
             states.append("missing")
         else:
-            states.append(store.state_of(shard.candidates, shard.fingerprint))
+            is_open = _num_open(store.read_sidecar(shard.candidates))
+            states.append("outdated" if is_open else store.state_of(shard.candidates, shard.fingerprint))
     return states
+
+
+def _num_open(sidecar: Sidecar | None) -> int:
+    return 0 if sidecar is None else sidecar.counts.get(OPEN, 0)
 
 
 def keep_shard(
@@ -103,11 +111,12 @@ def keep_shard(
     is_scored: bool,
 ) -> Sidecar:
     """Writes imported pairs as if they were rendered here; accepts all of them if they have no scores."""
-    started = time.monotonic()
-    table = candidates_table(scored)
-    table = judge_table(table, config.filtering) if is_scored else table
-    pairs = with_images(table, images_table(images))
-    return _write(_shard(config, number), table, pairs, seconds=time.monotonic() - started, too_long=0)
+    started, shard = time.monotonic(), _shard(config, number)
+    table, stored = candidates_table(scored), images_table(images)
+    if is_scored:
+        table = judge_table(table, config.filtering)
+        table = ask_about_table(config, judge_of(config, shard.candidates), table, stored)
+    return _write(shard, table, with_images(table, stored), seconds=time.monotonic() - started, too_long=0)
 
 
 def refilter(config: PipelineConfig) -> dict[str, int]:
@@ -174,11 +183,12 @@ def _work(config: PipelineConfig, shard: Shard, previous: Sidecar | None) -> Sid
     """Judges what is on disk, renders and scores kept pairs that lack images and what is needed beside, and writes."""
     started, name, pictures = time.monotonic(), shard.candidates.stem, _pictures(config, shard)
     held, again, images = None, frozenset[str](), IMAGES_SCHEMA.empty_table()
+    judge = judge_of(config, shard.candidates)
     if previous is not None:
         held, again = _read_held(config, shard)
         images = pq.read_table(shard.pairs, schema=PAIR_SCHEMA, columns=IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA)
-        held, images = _with_missing_images(config, held, images, pictures, name=name)
-    new = render_needed(config, held, shard.triplets, pictures, name=name, again=again)
+        held, images = _with_missing_images(config, held, images, pictures, judge, name=name)
+    new = render_needed(config, held, shard.triplets, pictures, name=name, again=again, judge=judge)
     table = _merge(config, held, new)
     pairs = with_images(table.filter(_is_kept(config, table)), pa.concat_tables([images, images_table(new.images)]))
     seconds, too_long = time.monotonic() - started, new.too_long
@@ -215,24 +225,31 @@ def _merge(config: PipelineConfig, held: pa.Table | None, new: Rendered) -> pa.T
 
 
 def _is_kept(config: PipelineConfig, table: pa.Table) -> pa.ChunkedArray:
-    """Marks candidates whose images are stored: the accepted ones, or all that were rendered in full."""
+    """Marks candidates whose images are stored: the accepted and the open ones, or all that were rendered in full."""
     if config.rendering.keep_rejected_images:
         is_preview, failed = pc.fill_null(table["first_look"], False), pc.equal(table["reason"], NOT_RENDERED)
         return pc.invert(pc.or_(is_preview, failed))
-    return table["accepted"]
+    return pc.or_(table["accepted"], pc.equal(table["reason"], OPEN))
 
 
 def _with_missing_images(
-    config: PipelineConfig, table: pa.Table, images: pa.Table, pictures: Pictures, *, name: str
+    config: PipelineConfig,
+    table: pa.Table,
+    images: pa.Table,
+    pictures: Pictures,
+    judge: PictureJudge | None,
+    *,
+    name: str,
 ) -> tuple[pa.Table, pa.Table]:
     """Renders kept candidates whose images were not kept, until each has its images; returns the table and all images.
 
     They are rendered in other batches than before, so they are scored and judged again too: what is stored is what was
-    scored. A verdict that this changes may let another candidate in.
+    scored. A verdict that this changes may let another candidate in. The open ones that have images are asked about.
     """
     num_judged, num_again = len(table), 0
+    table = ask_about_table(config, judge, table, images)
     while missing := read_rows(lacks_images(table.filter(_is_kept(config, table)), images)):
-        scored = render_again(config, [row.candidate for row in missing], pictures)
+        scored = render_again(config, [row.candidate for row in missing], pictures, judge)
         rendered = images_table({key_of(result.candidate): pair for result, pair in scored if pair is not None})
         images = pa.concat_tables([images, rendered])
         table = judge_table(with_new_scores(table, [result for result, _ in scored]), config.filtering)

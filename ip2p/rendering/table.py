@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from ip2p.images import IMAGE_TYPE, format_of
 from ip2p.records import (
+    ANSWER_COLUMNS,
     DRAWN_COLUMNS,
     EMBEDDINGS_COLUMN,
     LATER_COLUMNS,
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("triplet_id", *TEXT_COLUMNS)),
         *((name, pa.int64()) for name in ("candidate", "seed")),
         *((name, pa.float64()) for name in (*DRAWN_COLUMNS, *SCORE_COLUMNS)),
+        *((name, pa.string()) for name in ANSWER_COLUMNS),
         ("first_look", pa.bool_()),
         ("failure", pa.string()),
         ("accepted", pa.bool_()),
@@ -62,6 +64,7 @@ def as_row(scored: ScoredCandidate) -> dict[str, Any]:
         **{name: getattr(triplet, name) for name in TEXT_COLUMNS},
         **{name: getattr(spec, name) for name in SPEC_COLUMNS},
         **{column: scores.get(name) for column, name in SCORE_COLUMNS.items()},
+        **{name: getattr(scores, name) for name in ANSWER_COLUMNS},
         "first_look": scores.first_look,
         "failure": scores.failure,
         "accepted": scored.verdict.accepted,
@@ -76,6 +79,7 @@ def from_row(row: Mapping[str, Any]) -> ScoredCandidate:
     spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
     values = ((name, row[column]) for column, name in SCORE_COLUMNS.items())
     scores = PairScores.from_values(values, first_look=bool(row["first_look"]), failure=row["failure"] or "")
+    scores = replace(scores, **{name: row[name] or "" for name in ANSWER_COLUMNS})
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=row["reason"])
     )
@@ -115,6 +119,17 @@ def images_table(images: Mapping[Key, EncodedPair]) -> pa.Table:
             row[side] = {"bytes": content, "path": name}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
+
+
+def read_images(images: pa.Table, keys: Set[Key]) -> dict[Key, EncodedPair]:
+    """Reads the pairs of images of some candidates."""
+    found: dict[Key, EncodedPair] = {}
+    names = zip(images["triplet_id"].to_pylist(), images["candidate"].to_pylist(), strict=True)
+    for place in [place for place, key in enumerate(names) if key in keys]:
+        (row,) = images.slice(place, 1).to_pylist()
+        content = (row[side]["bytes"] for side in SIDES)
+        found[row["triplet_id"], row["candidate"]] = EncodedPair(*content, embeddings=row[EMBEDDINGS_COLUMN])
+    return found
 
 
 def lacks_images(table: pa.Table, images: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ import pkgutil
 from ip2p.config import ScoringConfig
 from ip2p.scoring.score import Bound, Score, Side
 
-BESIDE = ("score", "scorer")
+BESIDE = ("reliability", "score", "scorer")
 """Modules of this package that declare no score."""
 
 
@@ -36,8 +36,15 @@ SCORES = _read_scores()
 SCORE_COLUMNS = {score.column: name for name, score in SCORES.items()}
 """The columns of tables that hold scores, and the scores' names."""
 _SIDES: tuple[Side, ...] = ("low", "high")
-BOUNDS = {bound.reason: bound for side in _SIDES for score in SCORES.values() if (bound := Bound(score, side)).words}
-"""The bounds of all scores by the reason of a pair beyond them, in the order in which they are checked."""
+BOUNDS = {
+    bound.reason: bound
+    for is_asked in (False, True)
+    for side in _SIDES
+    for score in SCORES.values()
+    if score.is_asked == is_asked and (bound := Bound(score, side)).words
+}
+"""The bounds of all scores by the reason of a pair beyond them, in the order in which they are checked: what a judge is
+asked for comes last."""
 
 
 def check_settings(config: ScoringConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ip2p.scoring.score import Batch, Score
 
 
-def _similarity(number: int, name: str, meaning: str, **words: str) -> Score:
+def _similarity(number: int, name: str, meaning: str, too_low: str, too_high: str = "") -> Score:
     """Declares one of the four cosines that a batch computes at once."""
 
     def measure(batch: Batch) -> list[float]:
@@ -21,7 +21,8 @@ def _similarity(number: int, name: str, meaning: str, **words: str) -> Score:
         is_similarity=True,
         prepare=lambda _: measure,
         place=10 + number,
-        **words,
+        too_low=too_low,
+        too_high=too_high,
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from ip2p.config import ScoringConfig
 from ip2p.records import EditTriplet
@@ -13,6 +13,8 @@ from ip2p.records import EditTriplet
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+T = TypeVar("T")
 
 LEAST_SIMILARITY = -1.0
 """Minimum that every similarity passes."""
@@ -39,6 +41,15 @@ class Batch:
     """RGB, decoded as they are stored."""
     edited: Sequence[Image.Image]
     clip: Clip
+    _shared: dict[Callable[..., Any], Any] = field(default_factory=dict)
+
+    def once(self, compare: Callable[[Image.Image, Image.Image], T]) -> list[T]:
+        """Returns what a function makes of each pair's two images; several scores share one computation."""
+        if compare not in self._shared:
+            pairs = zip(self.originals, self.edited, strict=True)
+            self._shared[compare] = [compare(*images) for images in pairs]
+        shared: list[T] = self._shared[compare]
+        return shared
 
     @cached_property
     def embeddings(self) -> Tensor:
@@ -74,14 +85,18 @@ class Score:
     """What it measures; the title of its chart."""
     unit: str
     """Unit of the numbers; the label of its chart's axis."""
-    prepare: Callable[[ScoringConfig], Measure]
-    """Loads what the score needs and returns the function that measures a batch."""
+    prepare: Callable[[ScoringConfig], Measure] | None
+    """Loads what the score needs and returns the function that measures a batch; None if a judge gives the score, which
+    is asked only about pairs that pass the bounds of all others."""
     too_low: str = ""
     """Words for a pair below the minimum; if empty, the score has no minimum."""
     too_high: str = ""
     """Words for a pair above the maximum; if empty, the score has no maximum."""
     is_similarity: bool
     """True if it measures a similarity; the ablation without the filter drops these bounds alone."""
+    passes_unmeasured: bool = False
+    """True if a pair of which the score cannot be measured passes its bounds; else it is rejected by them. What a judge
+    has not given yet is another matter: `ip2p.filtering.OPEN`."""
     setting: str = ""
     """Setting of `scoring` that asks for the score; empty if it is always measured."""
     place: int = 100
@@ -89,7 +104,12 @@ class Score:
 
     def is_wanted(self, config: ScoringConfig) -> bool:
         """Returns True if the config asks for the score."""
-        return not self.setting or bool(config.get(self.setting))
+        return self.prepare is not None and (not self.setting or bool(config.get(self.setting)))
+
+    @property
+    def is_asked(self) -> bool:
+        """Returns True if a judge gives the score."""
+        return self.prepare is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,9 @@ class Scorer:
 def load_scorer(config: ScoringConfig) -> Scorer:
     """Loads the models of a config's scores. ValueError if `scoring.further` names a setting that no score reads."""
     check_settings(config)
-    measures = {name: score.prepare(config) for name, score in SCORES.items() if score.is_wanted(config)}
+    measures = {
+        name: score.prepare(config) for name, score in SCORES.items() if score.prepare and score.is_wanted(config)
+    }
     return Scorer(load_pair_scorer(config), measures)
 
 

@@ -6,14 +6,17 @@ import random
 from dataclasses import replace
 
 from ip2p.evaluation.cases import EditCase, EditJudgement, Pixels
+from ip2p.evaluation.trials import Trial
 from ip2p.records import EditTriplet, hash_to_unit
 from ip2p.shapes.language import (
     EDIT_TYPES,
     Described,
+    SceneEdit,
     Step,
     caption,
     describe,
     draw_edit,
+    draw_edit_of,
     find_step,
     instructions,
     parse_caption,
@@ -44,6 +47,11 @@ class ShapesDomain:
         worded = instructions(step.kind, before, after, step.index)
         drawn = hash_to_unit("wording", seed, original_prompt, edited_prompt)
         return step.kind, worded[int(drawn * len(worded))]
+
+    def draw_trials(self, num: int, seed: int) -> list[Trial]:
+        """Draws true pairs, the types in turn, with the right instruction and one for another edit of the same type."""
+        rng = random.Random(f"trials {seed}")
+        return [_draw_trial(rng, EDIT_TYPES[index % len(EDIT_TYPES)]) for index in range(num)]
 
     def judge_case(self, case: EditCase, edited_image: Pixels) -> EditJudgement:
         """Judges an edited picture against the true scene."""
@@ -78,6 +86,26 @@ def _draw_case(rng: random.Random, edit_type: str) -> EditCase:
         edit_type=edit.edit_type,
         payload=(edit.original, edit.edited),
     )
+
+
+def _draw_trial(rng: random.Random, edit_type: str) -> Trial:
+    """Draws scenes until one allows two edits of the type that lead to different scenes."""
+    while True:
+        edit = draw_edit(rng, edit_type=edit_type)
+        other = draw_edit_of(rng, edit.original, edit_type)
+        if other.edit_type == edit_type and describe(other.edited) != describe(edit.edited):
+            break
+    phrasing, before = rng.randrange(12), render(edit.original)
+
+    def triplet(made: SceneEdit) -> EditTriplet:
+        return EditTriplet(
+            original_prompt=caption(describe(made.original), phrasing),
+            edit_prompt=made.edit_prompt,
+            edited_prompt=caption(describe(made.edited), phrasing),
+            edit_type=edit_type,
+        )
+
+    return Trial(original_image=before, edited_image=render(edit.edited), right=triplet(edit), wrong=triplet(other))
 
 
 def _in_order_of(described: Described, scene: Scene) -> Scene | None:

@@ -28,8 +28,8 @@ from ip2p.evaluation.benchmarks import (
 )
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Values
-from ip2p.evaluation.measures.vlm import ALONE, BOTH, QUESTIONS
 from ip2p.evaluation.metrics import mean_of
+from ip2p.picture_judge import ALONE, BOTH, QUESTIONS
 from ip2p.sources.columns import fitting
 from ip2p.sources.rows import Row, Table
 

@@ -1,0 +1,120 @@
+"""How alike a pair's two images are inside and outside the area that changed, which the pair itself shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ip2p.comparing import changed_area, find_frame
+from ip2p.scoring.score import Batch, Measure, Score
+from ip2p.scoring.ssim import SMALLEST_SIDE, SSIM
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """The similarities of a pair inside and outside the changed area; NaN for an area that is empty."""
+
+    changed_share: float
+    ssim_inside: float = math.nan
+    ssim_outside: float = math.nan
+    colour_inside: float = math.nan
+    """Mean of CIEDE2000."""
+    colour_outside: float = math.nan
+
+
+NONE = Regions(math.nan)
+"""Of pictures that cannot be compared."""
+
+
+def compare_regions(original: Image.Image, edited: Image.Image) -> Regions:
+    """Compares the two images as they are; only the area is found after the one was aligned with the other."""
+    from skimage.color import deltaE_ciede2000, rgb2lab
+    from skimage.metrics import structural_similarity
+
+    before, after = np.asarray(original), np.asarray(edited)
+    if before.shape != after.shape or min(original.size) < SMALLEST_SIDE:
+        return NONE
+    frame = find_frame(before, after)
+    changed = changed_area(before, after if frame is None else frame.align(after))
+    _, alike = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)  # type: ignore[no-untyped-call]
+    colours = deltaE_ciede2000(rgb2lab(before), rgb2lab(after))  # type: ignore[no-untyped-call]
+    means = [_mean(values, area) for values in (alike.mean(-1), colours) for area in (changed, ~changed)]
+    return Regions(float(changed.mean()), *means)
+
+
+def _mean(values: npt.NDArray[np.float64], area: npt.NDArray[np.bool_]) -> float:
+    return float(values[area].mean()) if area.any() else math.nan
+
+
+def _measure(read: Callable[[Regions], float]) -> Measure:
+    def measure(batch: Batch) -> list[float]:
+        return [read(regions) for regions in batch.once(compare_regions)]
+
+    return measure
+
+
+def _score(name: str, title: str, meaning: str, unit: str, place: int, too_low: str = "", too_high: str = "") -> Score:
+    """Declares the score of a field of `Regions`."""
+    return Score(
+        name=name,
+        column=name,
+        title=title,
+        meaning=meaning,
+        unit=unit,
+        is_similarity=True,
+        setting="regions",
+        prepare=lambda _: _measure(lambda regions: float(getattr(regions, name))),
+        place=place,
+        too_low=too_low,
+        too_high=too_high,
+    )
+
+
+SCORES = (
+    _score(
+        "changed_share",
+        "changed share",
+        "Share of the picture that changed",
+        "share",
+        120,
+        too_low="too little changed",
+        too_high="too much changed",
+    ),
+    _score(
+        "ssim_inside",
+        "SSIM inside",
+        "Structural similarity inside the changed area",
+        "SSIM",
+        121,
+        too_high="structure inside too alike",
+    ),
+    _score(
+        "ssim_outside",
+        "SSIM outside",
+        "Structural similarity outside the changed area",
+        "SSIM",
+        122,
+        too_low="structure outside not kept",
+    ),
+    _score(
+        "colour_inside",
+        "colour inside",
+        "Colour difference inside the changed area",
+        "CIEDE2000",
+        123,
+        too_low="colours inside too alike",
+    ),
+    _score(
+        "colour_outside",
+        "colour outside",
+        "Colour difference outside the changed area",
+        "CIEDE2000",
+        124,
+        too_high="colours outside not kept",
+    ),
+)
