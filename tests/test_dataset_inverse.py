@@ -137,6 +137,10 @@ def test_pairs_without_captions_are_left_out_and_counted(tmp_path: Path, capsys:
     assert main(["dataset", "import", str(tmp_path / "train.parquet"), str(tmp_path / "run"), *fraction]) == 0
     assert main(["dataset", "invert", str(tmp_path / "run"), str(tmp_path / "out"), *DOMAIN]) == 0
     assert "1 rows, 1 imported, 1 no caption" in capsys.readouterr().out
+    pq.write_table(pa.Table.from_pylist(rows[1:]), tmp_path / "train.parquet")
+    assert main(["dataset", "import", str(tmp_path / "train.parquet"), str(tmp_path / "run"), *fraction]) == 0
+    assert main(["dataset", "invert", str(tmp_path / "run"), str(tmp_path / "other"), *DOMAIN]) == 2
+    assert "has no pair that can be turned round: 1 no caption" in capsys.readouterr().err
 
 
 def test_a_backend_that_cannot_word_a_change_is_refused(

@@ -31,7 +31,7 @@ _COLUMNS = ["original_prompt", "edited_prompt", "original_image", "edited_image"
 def invert_pairs(run: PipelineConfig, word: Word, left_out: Counter[str]) -> Iterator[SourceRow]:
     """Yields the accepted pairs of a run with captions, turned round; counts why others are left out.
 
-    ValueError if the run has no pairs.
+    ValueError if the run has no such pair.
     """
     shards = RunFolder(run.out).shards("pairs")
     if not shards:
@@ -45,10 +45,16 @@ def invert_pairs(run: PipelineConfig, word: Word, left_out: Counter[str]) -> Ite
             left_out["caption in the other split"] += 1
         else:
             kept[place.shard].add(place.row)
+    num = 0
     for number, path in enumerate(shards):
         rows = _with_captions(_read(path, kept[number]), left_out)
         while chunk := list(islice(rows, AT_ONCE)):
-            yield from _invert(chunk, word, left_out)
+            for row in _invert(chunk, word, left_out):
+                num += 1
+                yield row
+    if not num:
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none was accepted"
+        raise ValueError(f"{run.out} has no pair that can be turned round: {why}.")
 
 
 def _with_captions(rows: Iterator[Row], left_out: Counter[str]) -> Iterator[Row]:
