@@ -38,14 +38,13 @@ from tqdm import tqdm
 
 from ip2p.config import TrainingConfig, fingerprint
 from ip2p.models.architecture import base_architecture
-from ip2p.models.components import load_vae
-from ip2p.models.latents import encode_posterior
 from ip2p.models.texts import Texts, join_texts
 from ip2p.store import write_json
 from ip2p.training.buckets import buckets_of, framing_of
 from ip2p.training.data import RawPair, Rows, model_fingerprint
 from ip2p.training.decoding import DecodedPair, Framing, Size, decode_pair
 from ip2p.training.draws import Batch, SampleStream, StepDraws
+from ip2p.training.encoding import CHANGED, ROW_COLUMNS, encode_views, load_encoder
 from ip2p.training.regions import regions_of
 
 logger = logging.getLogger(__name__)
@@ -54,10 +53,6 @@ ROWS_PER_PART = 1024
 LAYOUT = 2
 """Is raised when the same pairs are stored differently."""
 LOGGED_ERRORS = 5
-ROW_COLUMNS = ("mean", "deviation", "condition", "time_ids")
-"""The columns of a part on disk; the last are the sizes of `Batch`."""
-CHANGED = "changed"
-"""The column of a cache for a loss that is weighted by regions."""
 T = TypeVar("T")
 
 
@@ -307,7 +302,7 @@ def _encode_block(
         for size, members in usable.items():
             pairs, prompts, rows = zip(*members, strict=True)
             places = {"prompt": torch.tensor(prompts), "row": torch.tensor(rows)}
-            encoded[size].append(_encode_views(vae, pairs, config) | places)
+            encoded[size].append(encode_views(vae, pairs, config) | places)
     tensors: dict[str, Tensor] = {}
     for (height, width), parts in encoded.items():
         prefix = f"{height}x{width}/" if config.aspect_ratio_buckets else ""
@@ -320,45 +315,6 @@ def _decoded(pair: RawPair, framing: Framing) -> DecodedPair | ValueError:
         return decode_pair(pair, framing)
     except ValueError as error:
         return error
-
-
-def _encode_views(vae: AutoencoderKL, pairs: Sequence[DecodedPair], config: TrainingConfig) -> dict[str, Tensor]:
-    """Encodes pairs as they are and, for `random_flip`, mirrored; each column is (N, views, …)."""
-    columns: defaultdict[str, list[Tensor]] = defaultdict(list)
-    for view in [pairs, [pair.mirrored() for pair in pairs]] if config.random_flip else [pairs]:
-        values = (*encode_pairs(vae, np.stack([pair.pixels for pair in view])), sizes_of(view, config))
-        for name, value in zip(ROW_COLUMNS, values, strict=True):
-            columns[name].append(value)
-        if (changed := changed_of(view)) is not None:
-            columns[CHANGED].append(changed)
-    return {name: torch.stack(views, 1).cpu() for name, views in columns.items()}
-
-
-def changed_of(pairs: Sequence[DecodedPair]) -> Tensor | None:
-    """Returns (N, 1, h, w) shares of the pairs' changed pixels; None if they were not asked for."""
-    maps = [pair.changed for pair in pairs if pair.changed is not None]
-    return torch.from_numpy(np.stack(maps))[:, None] if maps else None
-
-
-def sizes_of(pairs: Sequence[DecodedPair], config: TrainingConfig) -> Tensor:
-    """Returns (N, 6) sizes and crops: each pair's own, or those that the config gives all."""
-    top, left = config.crops_coords_top_left_h, config.crops_coords_top_left_w
-    if top is None and left is None:
-        return torch.tensor([pair.time_ids() for pair in pairs])
-    return torch.tensor([(*pair.crop, top or 0, left or 0, *pair.crop) for pair in pairs])
-
-
-def load_encoder(config: TrainingConfig, device: torch.device) -> AutoencoderKL:
-    """Loads the autoencoder, frozen, in the precision in which it encodes pairs."""
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    return load_vae(config, device, dtypes[config.vae_precision])
-
-
-def encode_pairs(vae: AutoencoderKL, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Encodes (N, 2, H, W, 3) uint8 to the edited images' mean and deviation and the originals' mode, in float32."""
-    pixels = torch.as_tensor(images).to(vae.device, non_blocking=True).permute(1, 0, 4, 2, 3).to(vae.dtype) / 127.5 - 1
-    mean, deviation = encode_posterior(vae, pixels[1])
-    return mean, deviation, encode_posterior(vae, pixels[0])[0]
 
 
 def _save(path: Path, tensors: dict[str, Tensor], config: TrainingConfig, counts: Counts) -> None:

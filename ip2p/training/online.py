@@ -20,10 +20,10 @@ from ip2p.config import TrainingConfig
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import latent_shape
 from ip2p.training.buckets import framing_of
-from ip2p.training.cache import changed_of, encode_pairs, load_encoder, sizes_of
 from ip2p.training.data import TableRows
 from ip2p.training.decoding import CENTRE, DecodedPair, decode_pair
 from ip2p.training.draws import Batch, SampleKey, SampleStream, StepDraws
+from ip2p.training.encoding import changed_of, encode_pairs, load_encoder, sizes_of
 from ip2p.training.joining import JoinedRows
 
 logger = logging.getLogger(__name__)
