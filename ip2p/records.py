@@ -62,7 +62,9 @@ SPEC_COLUMNS = tuple(field.name for field in fields(RenderSpec) if field.name !=
 """The columns of tables that hold a spec."""
 DRAWN_COLUMNS = tuple(name for name in SPEC_COLUMNS if name not in ("candidate", "seed"))
 """The columns that are drawn from a range; the two others are integers."""
-LATER_COLUMNS = ("picture", "image_guidance_scale", "strength", "failure")
+ANSWER_COLUMNS = ("vlm_judge", "vlm_answer")
+"""The columns of tables that hold what a judge was asked and said."""
+LATER_COLUMNS = ("picture", "image_guidance_scale", "strength", "failure", *ANSWER_COLUMNS)
 """Columns that came later: a file lacks those that none of its rows fills, so runs without them are as before."""
 
 
@@ -127,9 +129,6 @@ class PairScores:
         """Returns a score by name; None if it was not measured."""
         return getattr(self, name) if name in CLIP_SCORES else self.further.get(name)
 
-
-ANSWER_COLUMNS = ("vlm_judge", "vlm_answer")
-"""The columns of tables that hold what a judge was asked and said."""
 
 EMBEDDINGS_COLUMN = "clip_embeddings"
 """The column of pairs that holds CLIP's unit embeddings of the original and the edited image, as float16."""

@@ -67,7 +67,7 @@ def case() -> EditCase:
 
 def test_ssim_outside_the_mask_is_the_mean_of_the_library_s_map_there(case: EditCase) -> None:
     after = noise(2)
-    _, similar = structural_similarity(  # type: ignore[no-untyped-call]
+    _, similar = structural_similarity(
         case.original_image,
         after,
         channel_axis=-1,

@@ -29,8 +29,8 @@ def measured(*pairs: tuple[np.ndarray, np.ndarray], setting: str) -> dict[str, l
     originals, edited = zip(*([Image.fromarray(side) for side in pair] for pair in pairs), strict=True)
     triplet = EditTriplet(original_prompt="a", edit_prompt="b", edited_prompt="c")
     batch = Batch([triplet] * len(pairs), originals, edited, clip=None)  # type: ignore[arg-type]
-    wanted = {name: score for name, score in SCORES.items() if score.setting == setting}
-    return {name: list(score.prepare(ScoringConfig())(batch)) for name, score in wanted.items()}
+    measures = {name: score.prepare for name, score in SCORES.items() if score.setting == setting}
+    return {name: list(prepare(ScoringConfig())(batch)) for name, prepare in measures.items() if prepare}
 
 
 def test_a_grown_picture_is_rejected_as_such_and_one_without_a_frame_passes() -> None:
@@ -55,7 +55,7 @@ def test_regions_are_the_plain_means_over_the_changed_area_and_the_rest() -> Non
     frame = find_frame(before, after)
     assert frame is not None and frame.drift(64, 64) < 0.005
     changed = changed_area(before, frame.align(after))
-    colours = deltaE_ciede2000(rgb2lab(before), rgb2lab(after))  # type: ignore[no-untyped-call]
+    colours = deltaE_ciede2000(rgb2lab(before), rgb2lab(after))
     regions = compare_regions(Image.fromarray(before), Image.fromarray(after))
     assert regions.changed_share == changed.mean() == pytest.approx(0.2, abs=0.08)
     assert regions.colour_inside == pytest.approx(colours[changed].mean(), abs=1e-9)

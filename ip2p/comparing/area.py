@@ -31,7 +31,7 @@ def changed_area(before: Pixels, after: Pixels) -> Mask:
         raise ValueError(f"pictures of {before.shape} and {after.shape} cannot be compared. Fit one to the other.")
     difference = np.linalg.norm(rgb2lab(before) - rgb2lab(after), axis=-1)
     difference = ndimage.gaussian_filter(difference, max(LEAST_SMOOTHING, SMOOTHING * min(before.shape[:2])))
-    limit = np.clip(threshold_otsu(difference), LEAST_DIFFERENCE, SURE_DIFFERENCE)  # type: ignore[no-untyped-call]
+    limit = np.clip(threshold_otsu(difference), LEAST_DIFFERENCE, SURE_DIFFERENCE)
     filled = ndimage.binary_fill_holes(difference > limit)
     parts, num = ndimage.label(filled)
     sizes = np.bincount(parts.ravel(), minlength=num + 1)

@@ -18,9 +18,10 @@ import numpy as np
 
 from ip2p.config import VlmConfig, fingerprint
 from ip2p.evaluation.benchmarks import Answer, Benchmark, Facts, Question
-from ip2p.evaluation.cases import EditCase, Pixels, hash_pixels
+from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Measure, Values
 from ip2p.evaluation.metrics import Figures, Record, mean_of
+from ip2p.images import hash_pixels
 from ip2p.picture_judge import Ask, judge_edits, judge_settings, read_scores
 from ip2p.records import content_hash
 from ip2p.sources.content import Source, content_of, note

@@ -23,7 +23,8 @@ from ip2p.records import ScoredCandidate
 from ip2p.rendering.candidates import key_of
 from ip2p.rendering.table import EncodedPair, read_images, read_rows, with_new_scores
 
-ScoredPair = tuple[ScoredCandidate, EncodedPair]
+ScoredPair = tuple[ScoredCandidate, EncodedPair | None]
+"""A result and its images; None if there are none."""
 
 
 def judge_of(config: PipelineConfig, candidates: Path) -> PictureJudge | None:
@@ -36,11 +37,11 @@ def ask_about_pairs(
     config: PipelineConfig, judge: PictureJudge | None, pairs: Sequence[ScoredPair]
 ) -> list[ScoredPair]:
     """Asks about the open ones of pairs that were just scored, and judges those again that have an answer."""
-    is_open = [result.verdict.reason == OPEN for result, _ in pairs]
-    if judge is None or not any(is_open):
+    unjudged = [(result, pair) for result, pair in pairs if pair is not None and result.verdict.reason == OPEN]
+    if judge is None or not unjudged:
         return list(pairs)
-    answered = iter(_ask(config, judge, [pair for pair, is_asked in zip(pairs, is_open, strict=True) if is_asked]))
-    return [(next(answered), pair[1]) if is_asked else pair for pair, is_asked in zip(pairs, is_open, strict=True)]
+    answered = {key_of(result.candidate): result for result in _ask(config, judge, unjudged)}
+    return [(answered.get(key_of(result.candidate), result), pair) for result, pair in pairs]
 
 
 def ask_about_table(config: PipelineConfig, judge: PictureJudge | None, table: pa.Table, images: pa.Table) -> pa.Table:
@@ -54,7 +55,9 @@ def ask_about_table(config: PipelineConfig, judge: PictureJudge | None, table: p
     return judge_table(with_new_scores(table, answered), config.filtering)
 
 
-def _ask(config: PipelineConfig, judge: PictureJudge, pairs: Sequence[ScoredPair]) -> list[ScoredCandidate]:
+def _ask(
+    config: PipelineConfig, judge: PictureJudge, pairs: Sequence[tuple[ScoredCandidate, EncodedPair]]
+) -> list[ScoredCandidate]:
     """Adds scores and words to the pairs that have an answer, with a new verdict."""
     edits = []
     for result, pair in pairs:

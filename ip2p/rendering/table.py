@@ -79,7 +79,8 @@ def from_row(row: Mapping[str, Any]) -> ScoredCandidate:
     spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
     values = ((name, row[column]) for column, name in SCORE_COLUMNS.items())
     scores = PairScores.from_values(values, first_look=bool(row["first_look"]), failure=row["failure"] or "")
-    scores = replace(scores, **{name: row[name] or "" for name in ANSWER_COLUMNS})
+    answers: dict[str, Any] = {name: row[name] or "" for name in ANSWER_COLUMNS}
+    scores = replace(scores, **answers)
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=row["reason"])
     )
@@ -127,8 +128,8 @@ def read_images(images: pa.Table, keys: Set[Key]) -> dict[Key, EncodedPair]:
     names = zip(images["triplet_id"].to_pylist(), images["candidate"].to_pylist(), strict=True)
     for place in [place for place, key in enumerate(names) if key in keys]:
         (row,) = images.slice(place, 1).to_pylist()
-        content = (row[side]["bytes"] for side in SIDES)
-        found[row["triplet_id"], row["candidate"]] = EncodedPair(*content, embeddings=row[EMBEDDINGS_COLUMN])
+        original, edited = (row[side]["bytes"] for side in SIDES)
+        found[row["triplet_id"], row["candidate"]] = EncodedPair(original, edited, row[EMBEDDINGS_COLUMN])
     return found
 
 

@@ -41,8 +41,8 @@ def compare_regions(original: Image.Image, edited: Image.Image) -> Regions:
         return NONE
     frame = find_frame(before, after)
     changed = changed_area(before, after if frame is None else frame.align(after))
-    _, alike = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)  # type: ignore[no-untyped-call]
-    colours = deltaE_ciede2000(rgb2lab(before), rgb2lab(after))  # type: ignore[no-untyped-call]
+    _, alike = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)
+    colours = deltaE_ciede2000(rgb2lab(before), rgb2lab(after))
     means = [_mean(values, area) for values in (alike.mean(-1), colours) for area in (changed, ~changed)]
     return Regions(float(changed.mean()), *means)
 

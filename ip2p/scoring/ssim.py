@@ -20,7 +20,7 @@ def ssim(original: Image.Image, edited: Image.Image) -> float:
     if original.size != edited.size or min(original.size) < SMALLEST_SIDE:
         return float("nan")
     pixels = np.asarray(original), np.asarray(edited)
-    return float(structural_similarity(*pixels, channel_axis=-1, **SSIM))  # type: ignore[no-untyped-call]
+    return float(structural_similarity(*pixels, channel_axis=-1, **SSIM))
 
 
 SCORES = (

@@ -45,5 +45,5 @@ def kept_ssim(before: Pixels, after: Pixels, kept: Mask) -> float | None:
 
     if min(before.shape[:2]) < SMALLEST_SIDE:
         return None
-    _, similarity = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)  # type: ignore[no-untyped-call]
+    _, similarity = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)
     return float(similarity[kept].mean())
