@@ -116,7 +116,7 @@ def _merge(kind: Any, base: dict[str, Any], values: Any, where: str) -> dict[str
         entry = (typing.get_args(hints[key]) or [None])[-1]
         merged[key] = value
         if dataclasses.is_dataclass(hints[key]):
-            merged[key] = _merge(hints[key], base[key], value, f"{where}{key}.")
+            merged[key] = _merge(hints[key], base.get(key, {}), value, f"{where}{key}.")
         elif dataclasses.is_dataclass(entry) and isinstance(value, Mapping):
             merged[key] = {name: _merge(entry, {}, inner, f"{where}{key}.{name}.") for name, inner in value.items()}
     return merged
