@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from ip2p.config import PipelineConfig, PromptsConfig, ScreeningConfig, Thresholds, to_dict
+from ip2p.config import (
+    PipelineConfig,
+    PromptsConfig,
+    ScreeningConfig,
+    ServerConfig,
+    Thresholds,
+    VlmConfig,
+    to_dict,
+)
 from ip2p.config.files import overlay, read_config
 from ip2p.presets import shapes
 
@@ -117,3 +125,12 @@ def test_a_section_that_was_saved_whole_takes_nothing_from_below(tmp_path: Path)
     assert read_config(saved, below) == PipelineConfig()
     partial.write_text('{"prompts": {"temperature": 0.1}}')
     assert read_config(partial, below).prompts == replace(below.prompts, temperature=0.1)
+
+
+def test_a_section_that_is_left_out_while_it_has_its_defaults_is_read_in_part() -> None:
+    base = PipelineConfig()
+    assert "vlm" not in to_dict(base)["filtering"]
+    server = {"base_url": "http://127.0.0.1:1/v1"}
+    read = overlay(base, {"filtering": {"vlm": {"model": "judge", "server": server}}})
+    assert read.filtering.vlm == VlmConfig(model="judge", server=ServerConfig(**server))
+    assert overlay(read, to_dict(read)) == read and overlay(base, to_dict(base)) == base
