@@ -130,7 +130,7 @@ def test_a_section_that_was_saved_whole_takes_nothing_from_below(tmp_path: Path)
 def test_a_section_that_is_left_out_while_it_has_its_defaults_is_read_in_part() -> None:
     base = PipelineConfig()
     assert "vlm" not in to_dict(base)["filtering"]
-    server = {"base_url": "http://127.0.0.1:1/v1"}
-    read = overlay(base, {"filtering": {"vlm": {"model": "judge", "server": server}}})
-    assert read.filtering.vlm == VlmConfig(model="judge", server=ServerConfig(**server))
+    url = "http://127.0.0.1:1/v1"
+    read = overlay(base, {"filtering": {"vlm": {"model": "judge", "server": {"base_url": url}}}})
+    assert read.filtering.vlm == VlmConfig(model="judge", server=ServerConfig(base_url=url))
     assert overlay(read, to_dict(read)) == read and overlay(base, to_dict(base)) == base

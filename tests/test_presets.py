@@ -36,8 +36,9 @@ def test_hub_models_are_pinned_to_a_commit(name: str) -> None:
     assert re.fullmatch("[0-9a-f]{40}", PRESETS[name]().rendering.revision or "")
 
 
-def test_the_default_needs_nothing_from_outside_the_shipped_data() -> None:
-    config = shapes()
+@pytest.mark.parametrize("name", ["shapes", "shapes-quick", "shapes-dit"])
+def test_an_embedded_preset_needs_nothing_from_outside_the_shipped_data(name: str) -> None:
+    config = PRESETS[name]()
     named = (config.prompts.captions, config.prompts.model, config.rendering.model, config.scoring.clip_model)
     assert all(Path(name).is_relative_to(data_folder()) for name in named)
 

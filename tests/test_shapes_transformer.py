@@ -1,7 +1,8 @@
-"""The recipe of a small Stable Diffusion 3 in the shapes domain."""
+"""The flow transformer of the shapes domain: its recipe, and the folder that is shipped."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,19 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
 )
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from ip2p.presets import data_folder
 from ip2p.shapes.train import transformer as recipe
 from ip2p.shapes.train.clip import new_clip, text_encoder_of
 from ip2p.shapes.train.measure import text_to_image_accuracy
 from ip2p.shapes.train.text import write_tokenizer
 from tests.tiny import tiny_vae
 
+SHIPPED = data_folder() / "shapes" / "stable-diffusion-3"
 TEXTS = ["a small red circle on a pink background", "a large star and a small blue cross on a black background", ""]
 
 
@@ -158,3 +162,33 @@ def test_a_written_folder_holds_half_precision_and_loads_in_single(
     assert image.size == (64, 64)
     figures = text_to_image_accuracy(tmp_path, replace(recipe.FLOW_RENDERING, num_inference_steps=1), num=4)
     assert figures["n"] == 4 and figures["scenes"] == 0  # an untrained one draws no scene
+
+
+@pytest.fixture(scope="module")
+def shipped() -> StableDiffusion3Pipeline:
+    return StableDiffusion3Pipeline.from_pretrained(SHIPPED, text_encoder_3=None, tokenizer_3=None)
+
+
+def test_the_shipped_folder_is_small_and_in_half_precision() -> None:
+    files = list(SHIPPED.rglob("*.safetensors"))
+    assert len(files) == 4 and all(path.stat().st_size <= 10e6 for path in files)
+    index = json.loads((SHIPPED / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusion3Pipeline" and index["text_encoder_3"] == [None, None]
+
+
+def test_the_shipped_transformer_shares_the_text_tower_and_the_autoencoder(shipped: StableDiffusion3Pipeline) -> None:
+    base = StableDiffusionPipeline.from_pretrained(SHIPPED.parent / "stable-diffusion")
+    assert shipped.vae.config.scaling_factor == base.vae.config.scaling_factor
+    assert shipped.vae.config.shift_factor == 0
+    for name, weight in base.vae.state_dict().items():
+        assert torch.equal(weight.half().float(), shipped.vae.state_dict()[name]), name
+    assert isinstance(shipped.text_encoder, CLIPTextModelWithProjection)
+    weights = shipped.text_encoder.state_dict()
+    for name, weight in base.text_encoder.state_dict().items():
+        shared = next(value for key, value in weights.items() if key.endswith(name.removeprefix("text_model.")))
+        assert torch.equal(weight.half().float(), shared), name
+
+
+@pytest.mark.slow
+def test_the_shipped_transformer_shows_every_attribute_of_its_caption() -> None:
+    assert text_to_image_accuracy(SHIPPED, recipe.FLOW_RENDERING, num=300, seed=7)["scenes"] >= 0.82

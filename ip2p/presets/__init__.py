@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ip2p.config import PipelineConfig
-from ip2p.presets.embedded import data_folder, shapes, shapes_pictures, shapes_quick
+from ip2p.presets.embedded import data_folder, shapes, shapes_dit, shapes_pictures, shapes_quick
 from ip2p.presets.wild import flux, klein, kontext, paper, sd15, sd21, sd35, sdxl
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "sd35",
     "sdxl",
     "shapes",
+    "shapes_dit",
     "shapes_pictures",
     "shapes_quick",
 ]
@@ -28,6 +29,7 @@ PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "shapes": shapes,
     "shapes-quick": shapes_quick,
     "shapes-pictures": shapes_pictures,
+    "shapes-dit": shapes_dit,
     "sd15": sd15,
     "sd21": sd21,
     "sdxl": sdxl,

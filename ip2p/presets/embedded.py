@@ -150,6 +150,33 @@ def _pictures_filtering() -> FilteringConfig:
     return replace(config, per_edit_type=config.per_edit_type | own)
 
 
+def shapes_dit() -> PipelineConfig:
+    """Runs the embedded default on a flow transformer: a small Stable Diffusion 3 without T5 renders and is trained."""
+    config, model = shapes(), str(data_folder() / "shapes" / "stable-diffusion-3")
+    return replace(
+        config,
+        out=Path("runs/shapes-dit"),
+        rendering=replace(
+            config.rendering,
+            model=model,
+            max_sequence_length=0,
+            num_inference_steps=12,
+            guidance_scale=(2.0, 2.0),
+            p2p=(0.0, 0.3),
+            cross_p2p=(0.0, 0.0),
+            shared_steps=(0.3, 0.5),
+            per_edit_type={kind: replace(own, cross_p2p=None) for kind, own in config.rendering.per_edit_type.items()},
+        ),
+        training=replace(
+            config.training,
+            pretrained_model_name_or_path=model,
+            max_sequence_length=0,
+            timestep_bias_strategy="none",
+            learning_rate_conv_in=None,
+        ),
+    )
+
+
 def _shapes_training(base: str) -> TrainingConfig:
     """Trains for few steps, hence Muon, more noisy timesteps and a high rate for the first convolution's new half."""
     return TrainingConfig(
