@@ -20,6 +20,9 @@ from tests.pages import Command
 EVERYTHING = Thresholds(original=-1.0, edited=-1.0, direction=-1.0, image=-1.0)
 
 SMALLER: Mapping[str, str] = {
+    "--filtering.thresholds.vlm-followed": "0",
+    "--filtering.thresholds.vlm-kept": "0",
+    "-n 700": "14",
     "--rendering.num-inference-steps": "2",
     "--evaluation.num-inference-steps": "2",
     "--training.train-batch-size": "2",
@@ -227,6 +230,7 @@ class Workplace:
             return [Path(words[6])]
         by_kind = {
             "dataset import": [Path(words[4]) / "dataset" / "README.md"] if len(words) > 4 else [],
+            "dataset judges": [Path(words[3]) / "judges.json"] if len(words) > 3 else [],
             "prompts export": [Path(words[4])] if len(words) > 4 else [],
             "dataset export": [out / "export.json"],
             "dataset invert": [Path(words[4]) / "dataset" / "README.md"] if len(words) > 4 else [],
