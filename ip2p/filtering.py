@@ -96,8 +96,8 @@ def check_thresholds(config: FilteringConfig) -> None:
                     f"Known are: {', '.join(names)}."
                 )
         asked = [bound.threshold for bound in BOUNDS.values() if bound.score.is_asked]
-        if not config.vlm.model and (name := next((name for name in asked if name in limits.bounds), None)):
-            raise ValueError(f"filtering.{section}.{name} needs a judge. Set filtering.vlm.model.")
+        if not config.vlm.model and (bound := next((each for each in asked if each in limits.bounds), None)):
+            raise ValueError(f"filtering.{section}.{bound} needs a judge. Set filtering.vlm.model.")
 
 
 def thresholds_for(config: FilteringConfig, edit_type: str) -> Thresholds:

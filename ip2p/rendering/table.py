@@ -75,7 +75,7 @@ def from_row(row: Mapping[str, Any]) -> ScoredCandidate:
     spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
     values = ((name, row[column]) for column, name in SCORE_COLUMNS.items())
     scores = PairScores.from_values(values, first_look=bool(row["first_look"]))
-    scores = replace(scores, **{name: row[name] or "" for name in ANSWER_COLUMNS})
+    scores = replace(scores, vlm_judge=row["vlm_judge"] or "", vlm_answer=row["vlm_answer"] or "")
     return ScoredCandidate(
         candidate=Candidate(triplet=triplet, spec=spec), scores=scores, verdict=Verdict(reason=row["reason"])
     )
@@ -123,8 +123,8 @@ def read_images(images: pa.Table, keys: Set[Key]) -> dict[Key, EncodedPair]:
     names = zip(images["triplet_id"].to_pylist(), images["candidate"].to_pylist(), strict=True)
     for place in [place for place, key in enumerate(names) if key in keys]:
         (row,) = images.slice(place, 1).to_pylist()
-        content = (row[side]["bytes"] for side in SIDES)
-        found[row["triplet_id"], row["candidate"]] = EncodedPair(*content, embeddings=row[EMBEDDINGS_COLUMN])
+        original, edited = (row[side]["bytes"] for side in SIDES)
+        found[row["triplet_id"], row["candidate"]] = EncodedPair(original, edited, row[EMBEDDINGS_COLUMN])
     return found
 
 
