@@ -89,7 +89,7 @@ def judge() -> Iterator[Judge]:
 
 def test_the_area_is_the_share_of_couples_in_the_right_order() -> None:
     rng = np.random.default_rng(0)
-    right, wrong = rng.integers(0, 6, 40) + 1.0, rng.integers(0, 6, 30).astype(float)
+    right, wrong = (rng.integers(low, low + 6, num).astype(np.float64) for low, num in ((1, 40), (0, 30)))
     couples = [(one > other) + 0.5 * (one == other) for one in right for other in wrong]
     labels = np.r_[np.ones(40), np.zeros(30)]
     assert auroc(right, wrong) == pytest.approx(np.mean(couples))

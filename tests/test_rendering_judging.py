@@ -19,6 +19,7 @@ from PIL import Image
 
 from ip2p import rendering, store
 from ip2p.config import FilteringConfig, PipelineConfig, ServerConfig, Thresholds, VlmConfig
+from ip2p.config.filtering import Selection
 from ip2p.filtering import OPEN, UNREAD, check_thresholds
 from ip2p.store import RunFolder
 from ip2p.uses import is_complete, record_completion
@@ -95,7 +96,8 @@ def asking(config: PipelineConfig, judge: Judge, **changes: Any) -> PipelineConf
 
 
 def rows_of(config: PipelineConfig) -> list[dict[str, Any]]:
-    return pq.read_table(RunFolder(config.out).shard("candidates", 0)).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(RunFolder(config.out).shard("candidates", 0)).to_pylist()
+    return rows
 
 
 def test_only_what_the_cheap_scores_let_pass_is_asked_about_and_verdicts_are_those_of_the_rule(
@@ -140,7 +142,7 @@ def test_other_thresholds_ask_nothing_and_another_judge_is_asked(tiny_config: Pi
 
 @pytest.mark.parametrize("selection", ["best", "first"])
 def test_after_a_failure_and_a_resume_the_result_is_that_of_a_run_without(
-    tiny_config: PipelineConfig, judge: Judge, selection: str
+    tiny_config: PipelineConfig, judge: Judge, selection: Selection
 ) -> None:
     write_triplets(tiny_config)
     rendering.write_shard(asking(tiny_config, judge), 0)

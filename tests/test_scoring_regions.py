@@ -30,7 +30,7 @@ def measured(*pairs: tuple[np.ndarray, np.ndarray], setting: str) -> dict[str, l
     triplet = EditTriplet(original_prompt="a", edit_prompt="b", edited_prompt="c")
     batch = Batch([triplet] * len(pairs), originals, edited, clip=None)  # type: ignore[arg-type]
     wanted = {name: score for name, score in SCORES.items() if score.setting == setting}
-    return {name: list(score.prepare(ScoringConfig())(batch)) for name, score in wanted.items()}
+    return {name: list(score.prepare(ScoringConfig())(batch)) for name, score in wanted.items() if score.prepare}
 
 
 def test_a_grown_picture_is_rejected_as_such_and_one_without_a_frame_passes() -> None:
