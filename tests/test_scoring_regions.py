@@ -29,8 +29,8 @@ def measured(*pairs: tuple[np.ndarray, np.ndarray], setting: str) -> dict[str, l
     originals, edited = zip(*([Image.fromarray(side) for side in pair] for pair in pairs), strict=True)
     triplet = EditTriplet(original_prompt="a", edit_prompt="b", edited_prompt="c")
     batch = Batch([triplet] * len(pairs), originals, edited, clip=None)  # type: ignore[arg-type]
-    measures = {name: score.prepare for name, score in SCORES.items() if score.setting == setting}
-    return {name: list(prepare(ScoringConfig())(batch)) for name, prepare in measures.items() if prepare}
+    wanted = {name: score for name, score in SCORES.items() if score.setting == setting}
+    return {name: list(score.prepare(ScoringConfig())(batch)) for name, score in wanted.items() if score.prepare}
 
 
 def test_a_grown_picture_is_rejected_as_such_and_one_without_a_frame_passes() -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ip2p.images import IMAGE_TYPE
 from ip2p.records import DRAWN_COLUMNS, LATER_COLUMNS
-from ip2p.scoring import SCORE_COLUMNS
+from ip2p.scoring import LATER_SCORES, SCORE_COLUMNS
 
 _TYPES: dict[str, pa.DataType] = {
     "original_prompt": pa.string(),
@@ -29,12 +29,15 @@ _TYPES: dict[str, pa.DataType] = {
     "candidate": pa.int64(),
     "seed": pa.int64(),
     **dict.fromkeys((name for name in DRAWN_COLUMNS if name not in LATER_COLUMNS), pa.float64()),
-    **dict.fromkeys(SCORE_COLUMNS, pa.float64()),
+    **dict.fromkeys((name for name in SCORE_COLUMNS if name not in LATER_SCORES), pa.float64()),
 }
 _DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", IMAGE_TYPE: "image"}
 
-_OPTIONAL = {"picture": pa.string(), "image_guidance_scale": pa.float64(), "strength": pa.float64()}
-"""Columns of which a dataset has those that its pairs have: of pairs that were made from pictures."""
+_OPTIONAL = {
+    "picture": pa.string(),
+    **dict.fromkeys(("image_guidance_scale", "strength", *LATER_SCORES), pa.float64()),
+}
+"""Columns of which a dataset has those that its pairs have: of pairs that were made from pictures, and of scores."""
 
 COLUMNS = tuple(_TYPES)
 """The columns of every dataset; those of further pictures come after them."""

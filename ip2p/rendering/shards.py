@@ -33,13 +33,14 @@ from ip2p.filtering import (
 from ip2p.picture_judge import PictureJudge
 from ip2p.prompts import num_shards
 from ip2p.prompts.pictures import read_pictures
-from ip2p.records import LATER_COLUMNS, ScoredCandidate
+from ip2p.records import ScoredCandidate
 from ip2p.rendering.backends import Pictures, backend_of
 from ip2p.rendering.candidates import Key, key_of
 from ip2p.rendering.judging import ask_about_table, judge_of
 from ip2p.rendering.render import Rendered, render_again, render_needed
 from ip2p.rendering.table import (
     IMAGES_SCHEMA,
+    OPTIONAL_COLUMNS,
     PAIR_SCHEMA,
     SCHEMA,
     EncodedPair,
@@ -267,7 +268,7 @@ def _write(shard: Shard, table: pa.Table, pairs: pa.Table, *, seconds: float, to
         seconds=seconds,
         counts=counts,
         extra={"scores_from": shard.scores_from},
-        optional=LATER_COLUMNS,
+        optional=OPTIONAL_COLUMNS,
     )
     write(shard.pairs, pairs)
     logger.info("%s: %s", shard.candidates.stem, ", ".join(f"{count} {name}" for name, count in counts.items()))

@@ -25,7 +25,7 @@ from ip2p.records import (
     Verdict,
 )
 from ip2p.rendering.candidates import Key
-from ip2p.scoring import SCORE_COLUMNS
+from ip2p.scoring import LATER_SCORES, SCORE_COLUMNS
 from ip2p.sources.columns import SIDES
 
 SCHEMA = pa.schema(
@@ -40,6 +40,8 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+OPTIONAL_COLUMNS = (*LATER_COLUMNS, *LATER_SCORES)
+"""Columns that a file lacks if none of its rows fills them."""
 STORED = (*SIDES, EMBEDDINGS_COLUMN)
 """Columns of pairs that candidates do not have."""
 PAIR_SCHEMA = pa.schema([*SCHEMA, *(pa.field(side, IMAGE_TYPE) for side in SIDES), (EMBEDDINGS_COLUMN, pa.binary())])
@@ -74,7 +76,7 @@ def as_row(scored: ScoredCandidate) -> dict[str, Any]:
 
 def from_row(row: Mapping[str, Any]) -> ScoredCandidate:
     """Reads a row of the candidates table back; the inverse of `as_row`. Later columns may be missing."""
-    row = {**dict.fromkeys(LATER_COLUMNS), **row}
+    row = {**dict.fromkeys(OPTIONAL_COLUMNS), **row}
     triplet = EditTriplet(**{name: row[name] or "" for name in TEXT_COLUMNS})
     spec = RenderSpec(triplet_id=row["triplet_id"], **{name: row[name] for name in SPEC_COLUMNS})
     values = ((name, row[column]) for column, name in SCORE_COLUMNS.items())

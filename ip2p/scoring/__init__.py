@@ -35,6 +35,10 @@ SCORES = _read_scores()
 """All scores by name, in the order in which they are listed and judged."""
 SCORE_COLUMNS = {score.column: name for name, score in SCORES.items()}
 """The columns of tables that hold scores, and the scores' names."""
+_FIRST = ("clip_original", "clip_edited", "clip_direction", "clip_image", "contrast", "ssim", "dino", "nsfw", "shift")
+"""Columns of every table, measured or not."""
+LATER_SCORES = tuple(column for column in SCORE_COLUMNS if column not in _FIRST)
+"""Columns that a table lacks if none of its rows has a value, so that runs that do not measure them are as before."""
 _SIDES: tuple[Side, ...] = ("low", "high")
 BOUNDS = {
     bound.reason: bound
@@ -55,4 +59,4 @@ def check_settings(config: ScoringConfig) -> None:
             raise ValueError(f"scoring.further sets {name}, which no score reads. Known are: {', '.join(settings)}.")
 
 
-__all__ = ["BOUNDS", "SCORES", "SCORE_COLUMNS", "Score", "check_settings"]
+__all__ = ["BOUNDS", "LATER_SCORES", "SCORES", "SCORE_COLUMNS", "Score", "check_settings"]

@@ -54,7 +54,7 @@ class Recipe:
     """Steps of the denoiser's second training, in which it learns its own guidance."""
     decoder_steps: int = 1000
     """Steps of the decoder's second training."""
-    transformer_steps: int = 7700
+    transformer_steps: int = 25000
     """Steps of the flow transformer; its second text tower takes 500."""
     language_steps: int = 16000
     """Steps of the language model."""
