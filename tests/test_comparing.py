@@ -34,11 +34,11 @@ class Motion:
 
     def about_the_middle(self, side: int) -> SimilarityTransform:
         middle = (side - 1) / 2
-        turned = SimilarityTransform(scale=self.scale, rotation=math.radians(self.rotation))  # type: ignore[no-untyped-call]
-        return (  # type: ignore[no-any-return]
-            SimilarityTransform(translation=(-middle, -middle))  # type: ignore[no-untyped-call]
+        turned = SimilarityTransform(scale=self.scale, rotation=math.radians(self.rotation))
+        return (
+            SimilarityTransform(translation=(-middle, -middle))
             + turned
-            + SimilarityTransform(translation=(middle + self.dx, middle + self.dy))  # type: ignore[no-untyped-call]
+            + SimilarityTransform(translation=(middle + self.dx, middle + self.dy))
         )
 
 
@@ -49,9 +49,9 @@ def photograph(number: int, side: int) -> tuple[npt.NDArray[np.float64], Similar
     height, width = picture.shape[:2]
     factor = 0.8 * min(height, width) / side
     place = (
-        SimilarityTransform(translation=(-(side - 1) / 2,) * 2)  # type: ignore[no-untyped-call]
-        + SimilarityTransform(scale=factor)  # type: ignore[no-untyped-call]
-        + SimilarityTransform(translation=((width - 1) / 2, (height - 1) / 2))  # type: ignore[no-untyped-call]
+        SimilarityTransform(translation=(-(side - 1) / 2,) * 2)
+        + SimilarityTransform(scale=factor)
+        + SimilarityTransform(translation=((width - 1) / 2, (height - 1) / 2))
     )
     return ndimage.gaussian_filter(picture, (max(0.0, factor / 2 - 0.2),) * 2 + (0,)), place
 
@@ -59,13 +59,13 @@ def photograph(number: int, side: int) -> tuple[npt.NDArray[np.float64], Similar
 def moved_pair(number: int, side: int, motion: Motion, *, edited: float, seed: int = 0) -> tuple[Pixels, Pixels]:
     """A photograph and itself moved, with a share of the middle replaced by the other one, noise and JPEG."""
     picture, place = photograph(number, side)
-    before = warp(picture, place, output_shape=(side, side), order=3)  # type: ignore[no-untyped-call]
-    after = warp(picture, motion.about_the_middle(side).inverse + place, output_shape=(side, side), order=3)  # type: ignore[no-untyped-call]
+    before = warp(picture, place, output_shape=(side, side), order=3)
+    after = warp(picture, motion.about_the_middle(side).inverse + place, output_shape=(side, side), order=3)
     if edited:
         edge = round(side * math.sqrt(edited))
         start = (side - edge) // 2
         other, other_place = photograph(1 - number, edge)
-        after[start : start + edge, start : start + edge] = warp(other, other_place, output_shape=(edge, edge))  # type: ignore[no-untyped-call]
+        after[start : start + edge, start : start + edge] = warp(other, other_place, output_shape=(edge, edge))
     rng = np.random.default_rng(seed)
     return stored(before * 255, rng), stored(after * 255, rng)
 
