@@ -177,7 +177,7 @@ from ip2p import rendering
 from ip2p.config.files import read_run
 from ip2p.dataset.card import describe_rejections
 from ip2p.dataset.inspection import describe
-from ip2p.dataset.schema import COLUMNS
+from ip2p.dataset.schema import schema_of
 from ip2p.filtering import FIRST_LOOK
 from ip2p.report.format import SCORES, reason_name
 from ip2p.store import RunFolder
@@ -191,7 +191,8 @@ thresholds = config.filtering.thresholds.with_bounds({"max_warmth": middle})
 strict = dataclasses.replace(config, filtering=dataclasses.replace(config.filtering, thresholds=thresholds))
 counts = rendering.refilter(strict)
 assert counts["high_warmth"] == sum(row["warmth"] > middle for row in rows) > 0, counts
-assert reason_name("high_warmth") == "picture too warm" and SCORES["warmth"] == "warmth" and "warmth" in COLUMNS
+assert reason_name("high_warmth") == "picture too warm" and SCORES["warmth"] == "warmth"
+assert "warmth" in schema_of(RunFolder(config.out).shards("pairs")).names
 assert "warmth, accepted" in describe(strict) and "picture too warm" in describe(strict)
 assert f"aise filtering.thresholds.further.max_warmth (now {middle:g})" in describe_rejections(strict)
 """

@@ -48,6 +48,10 @@ class EvaluationConfig:
     """open_clip's name of the judge's weights; unused for a folder."""
     vlm: VlmConfig = VlmConfig()
     """Vision-language judge. Its answers are stored."""
+    frame: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also measure how far what did not change was shifted, grown or turned."""
+    regions: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also measure similarity outside the area that the two pictures show as changed."""
     lpips: Literal["alex", "vgg", "squeeze"] | None = None
     """Backbone of LPIPS outside the area to edit, if that is known; needs the package lpips. Default: no LPIPS."""
     num_inference_steps: int = 20

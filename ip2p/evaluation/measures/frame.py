@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from ip2p.comparing import find_frame
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.evaluation.measures import Column, Measure, Values, fit_to
+from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
 
 MOVED = 0.01
 """Drift above which a picture has moved: 5 pixels of 512. In pairs that were moved by known amounts, 95 % of the
@@ -25,6 +26,11 @@ class FrameMeasure(Measure):
         Column("frame_moved", "Frame moved", "lower", "share"),
     )
     identity = fingerprint("frame", MOVED)
+
+    @classmethod
+    def from_setup(cls, setup: Setup) -> Self | None:
+        """Makes the measure if `evaluation.frame` is set."""
+        return cls() if setup.knobs.frame else None
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None if nothing can be matched, as on a flat background."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from PIL import Image
 
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
-from ip2p.evaluation.measures import Column, Measure, Values, fit_to
+from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
 from ip2p.scoring.regions import compare_regions
 
 
@@ -25,6 +26,11 @@ class RegionsMeasure(Measure):
         Column("changed_share", "Changed share", None, "mean", shown="nowhere"),
     )
     identity = fingerprint("regions")
+
+    @classmethod
+    def from_setup(cls, setup: Setup) -> Self | None:
+        """Makes the measure if `evaluation.regions` is set."""
+        return cls() if setup.knobs.regions else None
 
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns None outside an area that is the whole picture, and for pictures under 11 pixels."""
