@@ -172,7 +172,7 @@ def shapes_dit() -> PipelineConfig:
 
 
 def _shapes_dit_rendering(config: RenderingConfig, model: str) -> RenderingConfig:
-    """Shares more of the first steps than the UNet, since all of its words are told apart in joint attention.
+    """Shares more of the first steps than `_shapes_rendering`, which can share the attention to words too.
 
     The ranges were chosen on other scenes than the run's.
     """
