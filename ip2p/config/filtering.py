@@ -162,6 +162,10 @@ class FilteringConfig:
     """How far beyond a threshold the scores of a first look (`rendering.first_look_steps`) may be."""
     vlm: VlmConfig = field(default=VlmConfig(), metadata=OMIT_IF_EMPTY)
     """Vision-language judge of the pairs that pass all other thresholds. Its scores and answers are stored."""
+    vlm_rewrite: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also ask the judge which instruction each accepted pair shows, see `dataset.edit_prompt`."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_pairs_per_triplet")
+        has_judge = self.vlm.model is not None or not self.vlm_rewrite
+        check(has_judge, "filtering.vlm_rewrite needs a judge, got none. Set filtering.vlm.model.")
