@@ -237,7 +237,8 @@ def rewriting(config: PipelineConfig, judge: Judge, **changes: Any) -> PipelineC
 
 
 def pairs_of(config: PipelineConfig) -> list[dict[str, Any]]:
-    return pq.read_table(RunFolder(config.out).shard("pairs", 0)).to_pylist()  # type: ignore[no-any-return]
+    rows: list[dict[str, Any]] = pq.read_table(RunFolder(config.out).shard("pairs", 0)).to_pylist()
+    return rows
 
 
 def dataset_of(config: PipelineConfig) -> dict[tuple[str, int], dict[str, Any]]:
