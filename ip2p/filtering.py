@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ip2p.config import FilteringConfig, RenderingConfig, Thresholds
-from ip2p.picture_judge import judge_identity
-from ip2p.records import DRAWN_COLUMNS, Candidate, PairScores, Verdict
+from ip2p.picture_judge import judge_identity, shown_identity
+from ip2p.records import DRAWN_COLUMNS, SHOWN_COLUMNS, Candidate, PairScores, Verdict
 from ip2p.scoring import BOUNDS, SCORES
 
 OVER_LIMIT = "over_limit"
@@ -63,7 +63,10 @@ def passes_first_look(
 
 
 def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
-    """Replaces earlier verdicts and limits the pairs per triplet. Keeps the order of the rows."""
+    """Replaces earlier verdicts and limits the pairs per triplet. Keeps the order of the rows.
+
+    Only rows that have a place keep the instruction that they show: others are asked about when they get one.
+    """
     check_thresholds(config)
     judges = table["vlm_judge"].to_numpy(zero_copy_only=False)
     reasons = _judged(_columns_in(table), _types_in(table), judges, config)
@@ -71,7 +74,12 @@ def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
     reasons[_failures(table)] = NOT_RENDERED
     accepted = np.flatnonzero(reasons == "")
     reasons[accepted[_is_surplus(table.take(pa.array(accepted)), config)]] = OVER_LIMIT
+    if config.vlm_rewrite:
+        was_asked = table["shown_judge"].to_numpy(zero_copy_only=False) == shown_identity(config.vlm)
+        reasons[(reasons == "") & ~was_asked] = OPEN
     columns = {"accepted": pa.array(reasons == "", pa.bool_()), "reason": pa.array(reasons, pa.string())}
+    stays = pa.array([has_place(reason) for reason in reasons], pa.bool_())
+    columns |= {name: pc.if_else(stays, pc.fill_null(table[name], ""), "") for name in SHOWN_COLUMNS}
     for name, values in columns.items():
         table = table.set_column(table.column_names.index(name), name, values)
     return table

@@ -3,6 +3,9 @@
 After VIEScore (Ku et al., 2024), but with differently worded questions. One question shows both pictures and asks how
 far the instruction was followed and how much else was kept; another shows the edited one alone and asks how natural and
 how clean it is. The lower score of each question counts, and their geometric mean is the overall score.
+
+A third question asks which instruction the two pictures show. It does not name the written one, so that the answer
+follows the pictures alone.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +27,7 @@ from PIL import Image
 
 from ip2p.chat_client import ChatClient, picture_part
 from ip2p.config import VlmConfig, fingerprint
-from ip2p.images import encode_png, hash_pixels
+from ip2p.images import encode_png, hash_pixels, open_picture
 from ip2p.records import content_hash
 from ip2p.server_client import Reply
 from ip2p.store.journal import Journal
@@ -47,6 +50,10 @@ ALONE = """You see a picture that a machine made. Give two scores from 0 to 10, 
 "clean": 0 if it is full of smears, broken things and other faults, 10 if there are none.
 Answer with JSON alone, such as {"why": "a short reason", "natural": 6, "clean": 7}."""
 QUESTIONS = (BOTH, ALONE)
+SHOWN = """You see two pictures. The second was made from the first by one edit.
+Write the instruction that turns the first into the second: short, as a person would ask for it, and of nothing that the
+pictures do not show. Leave it empty if they show no edit.
+Answer with JSON alone, such as {"instruction": "make the wall blue"}."""
 
 MOST_FAILURES = 3
 """Questions in a row without an answer after which no further one is sent."""
@@ -78,12 +85,18 @@ def judge_identity(config: VlmConfig, later: Sequence[str] = ()) -> str:
     return fingerprint("vlm", *judge_settings(config), QUESTIONS, *later)
 
 
+def shown_identity(config: VlmConfig, later: Sequence[str] = ()) -> str:
+    """Returns a hash of the model and the question for the instruction that a pair shows."""
+    return fingerprint("vlm shown", *judge_settings(config), SHOWN, *later)
+
+
 class PictureJudge:
     """Asks about edits and stores every answer in a journal before it is used, so that none is asked for twice."""
 
     def __init__(self, config: VlmConfig, journal: Path, later: Sequence[str] = ()) -> None:
         self.config = config
         self.identity = judge_identity(config, later)
+        self.shown_identity = shown_identity(config, later)
         self.failures = 0
         """Questions in a row that had no answer."""
         self._journal = Journal(journal)
@@ -93,23 +106,34 @@ class PictureJudge:
         return judge_edits(self.config, edits, self._score)
 
     def score_what_it_can(self, edits: Sequence[tuple[str, Pixels, Pixels]]) -> list[EditScores | None]:
-        """Scores edits; None for those without an answer. Gives up after `MOST_FAILURES` in a row without any."""
+        """Scores edits; None for those without an answer."""
+        return self._answer_what_it_can(edits, self._score)
 
-        def score(ask: Ask, edit: tuple[str, Pixels, Pixels]) -> EditScores | None:
+    def write_what_it_can(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[str | None]:
+        """Writes the instructions that pairs of picture files show; "" if an answer holds none, None without one."""
+        return self._answer_what_it_can(pairs, self._write)
+
+    def _answer_what_it_can(self, edits: Sequence[T], about: Callable[[Ask, T], A]) -> list[A | None]:
+        """Asks about each edit. Gives up after `MOST_FAILURES` in a row without an answer."""
+
+        def attempt(ask: Ask, edit: T) -> A | None:
             if self.failures >= MOST_FAILURES:
                 return None
             try:
-                scores = self._score(ask, edit)
+                answer = about(ask, edit)
             except RuntimeError as error:
                 self.failures += 1
                 logger.warning("a pair is left open: %s", error)
                 return None
             self.failures = 0
-            return scores
+            return answer
 
         if not edits or self.failures >= MOST_FAILURES:
             return [None] * len(edits)
-        return judge_edits(self.config, edits, score)
+        return judge_edits(self.config, edits, attempt)
+
+    def _write(self, ask: Ask, pair: tuple[bytes, bytes]) -> str:
+        return read_instruction(self._answer(ask, [open_picture(content) for content in pair], SHOWN))
 
     def _score(self, ask: Ask, edit: tuple[str, Pixels, Pixels]) -> EditScores:
         instruction, *pixels = edit
@@ -151,14 +175,28 @@ def judge_edits(config: VlmConfig, edits: Sequence[T], score: Callable[[Ask, T],
 
 def read_scores(answer: str, names: Sequence[str], low: float = 0, high: float = 10) -> tuple[float, ...] | None:
     """Reads scores in low..high from the last JSON object of an answer that has them all; None if there is none."""
-    for text in reversed(re.findall(r"\{[^{}]*\}", answer)):
+    for values in _objects(answer):
         try:
-            values = json.loads(text)
             scores = tuple(float(values[name]) for name in names)
         except (ValueError, TypeError, KeyError):
             continue
         return scores if all(low <= score <= high for score in scores) else None
     return None
+
+
+def read_instruction(answer: str) -> str:
+    """Reads the instruction of the last JSON object of an answer that has one, in one line; "" if there is none."""
+    texts = (values.get("instruction") for values in _objects(answer))
+    return next((" ".join(text.split()) for text in texts if isinstance(text, str)), "")
+
+
+def _objects(answer: str) -> Iterator[dict[str, Any]]:
+    """Yields the flat JSON objects of an answer, the last first."""
+    for text in reversed(re.findall(r"\{[^{}]*\}", answer)):
+        try:
+            yield json.loads(text)
+        except ValueError:
+            continue
 
 
 def _ask_server(client: ChatClient, config: VlmConfig, pictures: Sequence[Image.Image], question: str) -> Reply:

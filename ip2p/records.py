@@ -62,7 +62,9 @@ SPEC_COLUMNS = tuple(field.name for field in fields(RenderSpec) if field.name !=
 """The columns of tables that hold a spec."""
 DRAWN_COLUMNS = tuple(name for name in SPEC_COLUMNS if name not in ("candidate", "seed"))
 """The columns that are drawn from a range; the two others are integers."""
-ANSWER_COLUMNS = ("vlm_judge", "vlm_answer")
+SHOWN_COLUMNS = ("shown_judge", "shown_prompt")
+"""The columns of tables that hold which instruction a judge sees in a pair."""
+ANSWER_COLUMNS = ("vlm_judge", "vlm_answer", *SHOWN_COLUMNS)
 """The columns of tables that hold what a judge was asked and said."""
 LATER_COLUMNS = ("picture", "image_guidance_scale", "strength", "failure", *ANSWER_COLUMNS)
 """Columns that came later: a file lacks those that none of its rows fills, so runs without them are as before."""
@@ -102,6 +104,10 @@ class PairScores:
     """Identity of the vision-language judge that was asked, if one was."""
     vlm_answer: str = ""
     """Its answers, in its own words."""
+    shown_judge: str = ""
+    """Identity of the judge that was asked which instruction the pair shows, if one was."""
+    shown_prompt: str = ""
+    """The instruction that the pair shows, by its judge; empty if its answer holds none."""
 
     @classmethod
     def of_failure(cls, reason: str) -> PairScores:

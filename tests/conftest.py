@@ -112,6 +112,20 @@ def tiny_config(tmp_path: Path, tiny_sd: Path, tiny_clip: Path, tiny_lm: Path) -
 
 
 @pytest.fixture
+def squeezenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Random weights where LPIPS looks for those of its backbone `squeeze`; returns that name."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    weights = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(weights, tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return "squeeze"
+
+
+@pytest.fixture
 def fresh_accelerator() -> Iterator[None]:
     """Accelerate keeps its precision per process, and a training's log goes on to the output of its test."""
     from accelerate.state import AcceleratorState

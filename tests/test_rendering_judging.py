@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +19,11 @@ import pytest
 from PIL import Image
 
 from ip2p import rendering, store
-from ip2p.config import FilteringConfig, PipelineConfig, ServerConfig, Thresholds, VlmConfig
+from ip2p.config import DatasetConfig, FilteringConfig, PipelineConfig, ServerConfig, Thresholds, VlmConfig
 from ip2p.config.filtering import Selection
+from ip2p.dataset import write_dataset
 from ip2p.filtering import OPEN, UNREAD, check_thresholds
+from ip2p.picture_judge import SHOWN, read_instruction
 from ip2p.store import RunFolder
 from ip2p.uses import is_complete, record_completion
 from tests.test_rendering_candidates import write_triplets
@@ -37,6 +40,8 @@ class Judge(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.questions: list[str] = []
         self.is_down = self.is_garbled = False
+        self.blind_from = math.inf
+        """Mean of an edited picture from which on no instruction is named."""
         self.answers_before_it_fails = 1 << 30
         self.lock = threading.Lock()
 
@@ -62,6 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
         level = _level(pictures[-1]["image_url"]["url"])
         scores = {"followed": level, "kept": 7} if len(pictures) == 2 else {"natural": 8, "clean": 9}
         text = "No." if self.server.is_garbled else json.dumps({"why": "it says so", **scores})
+        if question["text"] == SHOWN and not self.server.is_garbled:
+            text = json.dumps({"instruction": instruction_of(level) if level < self.server.blind_from else ""})
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
         content = json.dumps(reply).encode()
@@ -80,6 +87,11 @@ def level_of(content: bytes) -> float:
     """What the judge says about a picture."""
     with Image.open(io.BytesIO(content)) as image:
         return round(float(np.asarray(image).mean()) / 25.5, 3)
+
+
+def instruction_of(level: float) -> str:
+    """What the judge says that a picture was edited by."""
+    return f"make it as light as {level}"
 
 
 @pytest.fixture
@@ -217,3 +229,124 @@ def test_answers_outlive_a_shard_that_is_rendered_again(tiny_config: PipelineCon
 def test_a_bound_on_a_judge_needs_one() -> None:
     with pytest.raises(ValueError, match=r"filtering\.thresholds\.vlm_kept needs a judge"):
         check_thresholds(FilteringConfig(thresholds=Thresholds(vlm_kept=5)))
+
+
+def rewriting(config: PipelineConfig, judge: Judge, **changes: Any) -> PipelineConfig:
+    filtering = FilteringConfig(thresholds=replace(ANY, **changes), vlm=judge.config(), vlm_rewrite=True)
+    return replace(config, filtering=filtering, dataset=DatasetConfig(test_fraction=0.0, edit_prompt="shown"))
+
+
+def pairs_of(config: PipelineConfig) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(RunFolder(config.out).shard("pairs", 0)).to_pylist()
+    return rows
+
+
+def dataset_of(config: PipelineConfig) -> dict[tuple[str, int], dict[str, Any]]:
+    files = sorted((config.out / "dataset" / "data").glob("*.parquet"))
+    return {(row["triplet_id"], row["candidate"]): row for file in files for row in pq.read_table(file).to_pylist()}
+
+
+def test_only_accepted_pairs_are_asked_what_they_show_and_the_dataset_says_it(
+    tiny_config: PipelineConfig, judge: Judge
+) -> None:
+    write_triplets(tiny_config)
+    scoring = asking(tiny_config, judge)
+    scoring = replace(scoring, filtering=replace(scoring.filtering, max_pairs_per_triplet=1))
+    rendering.write_shard(scoring, 0)
+    judge.blind_from = max(row["vlm_followed"] for row in pairs_of(scoring))
+    config = rewriting(tiny_config, judge)
+    config = replace(config, filtering=replace(config.filtering, max_pairs_per_triplet=1))
+    rendering.write_shard(config, 0)
+    rows, pairs = rows_of(config), pairs_of(config)
+    assert 1 <= len(pairs) == sum(row["accepted"] for row in rows) < len(rows)
+    assert judge.questions.count(SHOWN) == len(pairs)
+    assert not any(row["shown_prompt"] or row["shown_judge"] for row in rows if not row["accepted"])
+    levels = [level_of(row["edited_image"]["bytes"]) for row in pairs]
+    shown = [instruction_of(level) if level < judge.blind_from else "" for level in levels]
+    assert [row["shown_prompt"] for row in pairs] == shown and {"", *shown} > {""}
+    counts = write_dataset(config)
+    assert counts["kept_written"] == shown.count("") >= 1
+    written = dataset_of(config)
+    for row, text in zip(pairs, shown, strict=True):
+        made = written[row["triplet_id"], row["candidate"]]
+        assert made["edit_prompt"] == (text or row["edit_prompt"])
+        assert (made["written_prompt"], made["shown_prompt"]) == (row["edit_prompt"], text)
+
+
+def test_a_dataset_of_written_instructions_has_those_that_are_shown_beside_them(
+    tiny_config: PipelineConfig, judge: Judge
+) -> None:
+    write_triplets(tiny_config)
+    config = replace(rewriting(tiny_config, judge), dataset=DatasetConfig(test_fraction=0.0))
+    rendering.write_shard(config, 0)
+    assert "kept_written" not in write_dataset(config)
+    rows = dataset_of(config)
+    for row in pairs_of(config):
+        made = rows[row["triplet_id"], row["candidate"]]
+        assert "written_prompt" not in made and made["edit_prompt"] == row["edit_prompt"]
+        assert made["shown_prompt"] == row["shown_prompt"] != ""
+
+
+def test_no_pair_is_asked_twice_what_it_shows(tiny_config: PipelineConfig, judge: Judge) -> None:
+    write_triplets(tiny_config)
+    rendering.write_shard(asking(tiny_config, judge), 0)
+    plain, num_scored = rows_of(tiny_config), len(judge.questions)
+    assert not {"shown_judge", "shown_prompt"} & plain[0].keys()
+    config = rewriting(tiny_config, judge)
+    assert rendering.refilter(config) == {"candidates": 6, "accepted": 6}
+    assert judge.questions[num_scored:] == [SHOWN] * 6  # the scores are there
+    first = rows_of(config)
+    judge.is_down = True
+    limit = sorted(row["vlm_followed"] for row in first)[3]
+    keeping = replace(config, rendering=replace(config.rendering, keep_rejected_images=True))
+    rendering.refilter(keeping)
+    strict = rewriting(keeping, judge, vlm_followed=limit)
+    assert rendering.refilter(strict)["accepted"] == sum(row["vlm_followed"] >= limit for row in first)
+    assert rendering.refilter(keeping)["accepted"] == 6
+    assert rows_of(config) == first and len(judge.questions) == num_scored + 6
+
+
+@pytest.mark.parametrize("num_answers", [0, 2, 8, 13, 15])
+@pytest.mark.parametrize("selection", ["best", "first"])
+def test_pairs_whose_instruction_had_no_answer_stay_open_and_a_resume_ends_as_a_run_without_the_failure(
+    tiny_config: PipelineConfig, judge: Judge, selection: Selection, num_answers: int
+) -> None:
+    def run(name: str) -> PipelineConfig:
+        config = rewriting(replace(tiny_config, out=tiny_config.out.with_name(name)), judge)
+        filtering = replace(config.filtering, selection=selection, max_pairs_per_triplet=2)
+        config = replace(config, filtering=filtering)
+        write_triplets(config)
+        return config
+
+    whole, broken = run("whole"), run("broken")
+    rendering.write_shard(whole, 0)
+    asked = sorted(judge.questions)
+    judge.questions.clear()
+    judge.answers_before_it_fails = num_answers
+    counts = rendering.write_shard(broken, 0).counts
+    assert counts[OPEN] >= 1 and rendering.shard_states(broken)[0] == "outdated"
+    assert len(pairs_of(broken)) == counts["accepted"] + counts[OPEN]
+    judge.answers_before_it_fails = 1 << 30
+    rendering.write_shard(broken, 0)
+    assert rendering.shard_states(broken)[0] == "done"
+    shown, verdicts = ["shown_judge", "shown_prompt"], ["triplet_id", "candidate", "seed", "accepted", "reason"]
+    one, two = (pq.read_table(RunFolder(each.out).shard("candidates", 0)) for each in (whole, broken))
+    assert one.select([*verdicts, *shown]).equals(two.select([*verdicts, *shown]))
+    if num_answers >= 12:  # all scores were there
+        assert sorted(judge.questions) == asked and one.equals(two)
+
+
+def test_the_last_instruction_of_an_answer_is_read_and_anything_else_is_none() -> None:
+    assert (
+        read_instruction('so {"instruction": "one"} or rather\n{"instruction": " make\\n it  blue "}.')
+        == "make it blue"
+    )
+    for answer in ("make it blue", '{"instruction": 3}', '{"instruction": null}', '{"followed": 3}', '{"instruction'):
+        assert read_instruction(answer) == ""
+
+
+def test_instructions_that_are_shown_need_a_judge_that_is_asked(tiny_config: PipelineConfig) -> None:
+    with pytest.raises(ValueError, match=r"filtering\.vlm_rewrite needs a judge"):
+        FilteringConfig(vlm_rewrite=True)
+    with pytest.raises(ValueError, match=r"Set filtering\.vlm_rewrite"):
+        replace(tiny_config, dataset=DatasetConfig(edit_prompt="shown"))

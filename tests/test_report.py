@@ -25,8 +25,11 @@ from ip2p import store
 from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.report import write_report
 from ip2p.report.data import precisions
+from ip2p.report.format import count
 from ip2p.report.reading import read_run
 from ip2p.report.svg import ticks
+from ip2p.scoring import SCORES
+from ip2p.scoring.reliability import Reliability, write_reliability
 from ip2p.shapes.language import EDIT_TYPES
 from tests.example_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
 
@@ -312,6 +315,7 @@ def test_report_goes_on_without_any_one_part(part: str, run_folder: Path, tmp_pa
         "candidates/part-00000.parquet",
         "pairs/part-00000.parquet",
         "summary.json",
+        "judges.json",
         "evaluation/figures.json",
         "evaluation/grids.parquet",
     ],
@@ -320,6 +324,24 @@ def test_report_goes_on_where_a_file_is_broken(part: str, run_folder: Path, tmp_
     config = copied(run_folder, tmp_path)
     (config.out / part).write_bytes(b"broken")
     assert Page(write_report(config).read_text()).open == []
+
+
+def test_the_judges_that_were_tried_stand_beside_the_scores(run_folder: Path, html: str, tmp_path: Path) -> None:
+    assert "How reliable the judges are" not in html
+    config = copied(run_folder, tmp_path)
+    tried = {
+        "clip_direction": Reliability(auroc=0.985, low=0.982, high=0.988, n=1400),
+        "vlm_followed": Reliability(auroc=0.75, low=0.7, high=0.8, n=90, unjudged=10),
+    }
+    write_reliability(config.out, tried)
+    page = write_report(config).read_text()
+    assert Page(page).open == []
+    table = _section(page, "scores").split("How reliable the judges are")[1]
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in table.split("<tr>")[2:]]
+    assert rows == [
+        [SCORES["direction"].title, "0.985", "0.982–0.988", count(1400)],
+        [SCORES["vlm_followed"].title, "0.750", "0.700–0.800", "90"],
+    ]
 
 
 def test_pictures_for_the_readme_are_written(run_folder: Path) -> None:

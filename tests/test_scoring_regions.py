@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import lpips
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
@@ -24,13 +26,17 @@ from tests.test_comparing import Motion, moved_pair
 GOOD = {"original": 1.0, "edited": 1.0, "direction": 1.0, "image": 1.0}
 
 
-def measured(*pairs: tuple[np.ndarray, np.ndarray], setting: str) -> dict[str, list[float]]:
+def measured(
+    *pairs: tuple[np.ndarray, np.ndarray], setting: str, config: ScoringConfig | None = None
+) -> dict[str, list[float]]:
     """The scores of a setting, without a CLIP, which they do not need."""
     originals, edited = zip(*([Image.fromarray(side) for side in pair] for pair in pairs), strict=True)
     triplet = EditTriplet(original_prompt="a", edit_prompt="b", edited_prompt="c")
     batch = Batch([triplet] * len(pairs), originals, edited, clip=None)  # type: ignore[arg-type]
     wanted = {name: score for name, score in SCORES.items() if score.setting == setting}
-    return {name: list(score.prepare(ScoringConfig())(batch)) for name, score in wanted.items() if score.prepare}
+    return {
+        name: list(score.prepare(config or ScoringConfig())(batch)) for name, score in wanted.items() if score.prepare
+    }
 
 
 def test_a_grown_picture_is_rejected_as_such_and_one_without_a_frame_passes() -> None:
@@ -70,6 +76,28 @@ def test_an_empty_area_has_no_similarity() -> None:
     assert scores["changed_share"][0] == 0 and math.isnan(scores["ssim_inside"][0])
     assert scores["changed_share"][1] > 0.9 and scores["ssim_outside"][0] > 0.8
     assert all(math.isnan(value) for (value,) in measured((before, after[:-1]), setting="regions").values())
+
+
+def test_lpips_of_the_regions_is_the_mean_of_its_authors_map_over_each_and_a_filter_reads_it(squeezenet: str) -> None:
+    before, after = moved_pair(1, 64, Motion(), edited=0.2)
+    frame = find_frame(before, after)
+    assert frame is not None
+    changed = changed_area(before, frame.align(after))
+    one, other = (torch.tensor(each).permute(2, 0, 1)[None].float() / 127.5 - 1 for each in (before, after))
+    with torch.no_grad():
+        found = lpips.LPIPS(net=squeezenet, spatial=True, verbose=False)(one, other)[0, 0].numpy()
+    pairs = (before, after), (before, before), (before, after[:-1]), (before[:31], after[:31])
+    config = ScoringConfig(lpips="squeeze", device="cpu")
+    scores = measured(*pairs, setting="lpips", config=config)
+    assert scores["lpips_inside"][0] == pytest.approx(found[changed].mean(), rel=1e-5)
+    assert scores["lpips_outside"][0] == pytest.approx(found[~changed].mean(), rel=1e-5)
+    assert math.isnan(scores["lpips_inside"][1]) and scores["lpips_outside"][1] == 0
+    assert all(math.isnan(value) for values in scores.values() for value in values[2:])
+    inside, outside = (values[0] for values in scores.values())
+    scored = PairScores.from_values([*GOOD.items(), ("lpips_inside", inside), ("lpips_outside", outside)])
+    limits = Thresholds(lpips_inside=inside * 1.01), Thresholds(max_lpips_outside=outside * 0.99)
+    assert [judge(scored, each).reason for each in limits] == ["low_lpips_inside", "high_lpips_outside"]
+    assert judge(scored, Thresholds(lpips_inside=inside, max_lpips_outside=outside)).accepted
 
 
 def test_an_edit_is_measured_against_its_input_whatever_its_size() -> None:

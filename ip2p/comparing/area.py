@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ip2p.comparing.frame import Pixels
+from ip2p.comparing.frame import Pixels, find_frame
 
 Mask = npt.NDArray[np.bool_]
 """(height, width)."""
@@ -17,6 +17,12 @@ LEAST_DIFFERENCE, SURE_DIFFERENCE = 6.0, 20.0
 """Distances in CIELAB between which Otsu's threshold may lie: below, a codec makes them; above, anybody sees them."""
 SMALLEST_PART = 0.001
 """Share of the picture below which a separate part is noise."""
+
+
+def aligned_area(before: Pixels, after: Pixels) -> Mask:
+    """Returns the places that differ visibly after the second picture was aligned, if a frame is found."""
+    frame = find_frame(before, after)
+    return changed_area(before, after if frame is None else frame.align(after))
 
 
 def changed_area(before: Pixels, after: Pixels) -> Mask:

@@ -53,6 +53,8 @@ class ScoringConfig:
     """Also score how far what did not change was moved, grown or turned."""
     regions: bool = field(default=False, metadata=OMIT_IF_EMPTY)
     """Also score how alike the two images are inside and outside the area that changed."""
+    lpips: Literal["alex", "vgg", "squeeze"] | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Backbone of LPIPS, to score the distance inside and outside that area; needs the package lpips."""
     further: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     """Settings of scores without a field here, by the `setting` that their file in ip2p/scoring declares."""
     device: str = field(default="auto", metadata=RESULT_FREE)
@@ -109,7 +111,7 @@ class Thresholds:
     max_frame_rotation: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Maximum degrees by which what did not change was turned."""
     changed_share: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
-    """Minimum share of the picture that changed; requires `scoring.regions`, as all below do."""
+    """Minimum share of the picture that changed; requires `scoring.regions`, as the next five do."""
     max_changed_share: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Maximum share of the picture that changed."""
     max_ssim_inside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
@@ -120,6 +122,10 @@ class Thresholds:
     """Minimum colour difference (CIEDE2000) inside the area that changed."""
     max_colour_outside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Maximum colour difference (CIEDE2000) outside the area that changed."""
+    lpips_inside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Minimum LPIPS inside the area that changed; requires `scoring.lpips`, not `scoring.regions`."""
+    max_lpips_outside: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Maximum LPIPS outside the area that changed; requires `scoring.lpips`."""
     vlm_followed: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     """Minimum score from 0 to 10 of how far the instruction was followed, by `filtering.vlm`."""
     vlm_kept: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
@@ -162,6 +168,10 @@ class FilteringConfig:
     """How far beyond a threshold the scores of a first look (`rendering.first_look_steps`) may be."""
     vlm: VlmConfig = field(default=VlmConfig(), metadata=OMIT_IF_EMPTY)
     """Vision-language judge of the pairs that pass all other thresholds. Its scores and answers are stored."""
+    vlm_rewrite: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Also ask the judge which instruction each accepted pair shows, see `dataset.edit_prompt`."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_pairs_per_triplet")
+        has_judge = self.vlm.model is not None or not self.vlm_rewrite
+        check(has_judge, "filtering.vlm_rewrite needs a judge, got none. Set filtering.vlm.model.")

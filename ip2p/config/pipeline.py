@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 from ip2p.config.evaluation import EvaluationConfig
-from ip2p.config.fields import RESULT_FREE, check_not_negative, check_positive, check_share, check_unit
+from ip2p.config.fields import (
+    OMIT_IF_EMPTY,
+    RESULT_FREE,
+    check,
+    check_not_negative,
+    check_positive,
+    check_share,
+    check_unit,
+)
 from ip2p.config.filtering import FilteringConfig, ScoringConfig
 from ip2p.config.prompts import PromptsConfig
 from ip2p.config.rendering import RenderingConfig
@@ -28,6 +36,9 @@ class DatasetConfig:
     """Seed of the row order."""
     max_duplicate_similarity: float | None = None
     """Drop pairs whose two images both have at least this CLIP similarity to a kept pair's. Default: keep all."""
+    edit_prompt: Literal["written", "shown"] = field(default="written", metadata=OMIT_IF_EMPTY)
+    """Instruction of a pair: the "written" one it was made for, or the one it has "shown" to `filtering.vlm_rewrite`,
+    with the written one in `written_prompt`. A pair that shows none keeps the written one."""
     license: str = "other"
     """SPDX identifier for the dataset card."""
 
@@ -72,3 +83,9 @@ class PipelineConfig:
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runner: RunnerConfig = RunnerConfig()
+
+    def __post_init__(self) -> None:
+        check(
+            self.dataset.edit_prompt == "written" or self.filtering.vlm_rewrite,
+            "dataset.edit_prompt shown needs a judge's instructions, got none. Set filtering.vlm_rewrite.",
+        )

@@ -137,6 +137,7 @@ def _front_matter(config: PipelineConfig, folder: Path, counts: Counts) -> dict[
 
 def _making(config: PipelineConfig) -> str:
     prompts, rendering, scoring, filtering = config.prompts, config.rendering, config.scoring, config.filtering
+    is_shown = config.dataset.edit_prompt == "shown"
     return "## How it was made\n\n" + _table(
         ("step", "setting"),
         [
@@ -149,6 +150,7 @@ def _making(config: PipelineConfig) -> str:
             ("candidates per triplet", str(rendering.num_candidates)),
             *((f"for {kind} edits", _differences(own)) for kind, own in sorted(rendering.per_edit_type.items())),
             ("pairs kept per triplet", f"the {filtering.selection} {filtering.max_pairs_per_triplet}, at most"),
+            *([("instructions", _SHOWN.format(public_name(filtering.vlm.model or "")))] if is_shown else []),
             ("image format", rendering.image_format),
             ("CLIP", f"{public_name(scoring.clip_model)} {scoring.clip_pretrained or ''}".strip()),
         ],
@@ -209,6 +211,8 @@ def _figures(config: PipelineConfig, counts: Counts) -> str:
     reasons = ("near_duplicate", "split_conflict", "beyond_share")
     left_out = [name for name in reasons if name == "split_conflict" or counts.get(name)]
     funnel += [("accepted", str(counts["accepted"])), *((f"- {name}", str(counts[name])) for name in left_out)]
+    if counts.get("kept_written"):
+        funnel.append(("pairs that keep the written instruction", str(counts["kept_written"])))
     parts = ["## Counts", _table(("edit type", "pairs"), types), _table(("from captions to pairs", "number"), funnel)]
     return "\n\n".join([*parts, f"{'; '.join(meanings)}."] if meanings else parts)
 
@@ -224,6 +228,7 @@ _INTRODUCTION = """# Instruction-based image editing pairs
 InstructPix2Pix (Brooks et al., 2022). Every row carries the seed and the settings it was rendered with and its CLIP \
 scores, so that the set can be filtered again."""
 
+_SHOWN = "what each pair shows, by {}; `written_prompt` is what it was made for"
 _SPLIT_NOTE = """## Splits
 
 The hash of the original caption decides the split; no caption, original or edited, is in both. A pair whose caption was

@@ -68,7 +68,7 @@ def _funnel(config: PipelineConfig, table: pa.Table) -> Iterator[str]:
         words = f"  {REASONS[reason]}" if reason in REASONS else ""
         yield f"{reason or 'accepted':<22} {count:>9}  {count / len(table):6.1%}{words}"
     rows = store.read_summary(config.out).get("dataset", {})
-    for name in ("train", "test", "split_conflict", "near_duplicate", "beyond_share"):
+    for name in ("train", "test", "split_conflict", "near_duplicate", "beyond_share", "kept_written"):
         if name in rows:
             yield f"{'dataset: ' + name:<22} {rows[name]:>9}"
 

@@ -35,21 +35,27 @@ _DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", 
 
 _OPTIONAL = {
     "picture": pa.string(),
+    "shown_prompt": pa.string(),
     **dict.fromkeys(("image_guidance_scale", "strength", *LATER_SCORES), pa.float64()),
 }
-"""Columns of which a dataset has those that its pairs have: of pairs that were made from pictures, and of scores."""
+"""Columns of which a dataset has those that its pairs have: of pairs made from pictures, of judges, and of scores."""
+
+WRITTEN = "written_prompt"
+"""The column of the instruction that a pair was made for, in a dataset whose `edit_prompt` is the one it shows."""
 
 COLUMNS = tuple(_TYPES)
 """The columns of every dataset; those of further pictures come after them."""
 
 
-def schema_of(shards: Iterable[Path], further: Sequence[str] = ()) -> pa.Schema:
+def schema_of(shards: Iterable[Path], further: Sequence[str] = (), *, has_written: bool = False) -> pa.Schema:
     """Returns the arrow schema of a dataset of these pairs and columns of further pictures.
 
-    Its metadata has the features, as `datasets` writes them.
+    If it `has_written`, the instruction that a pair was made for has a column beside `edit_prompt`. Its metadata has
+    the features, as `datasets` writes them.
     """
     present = {name for path in shards for name in pq.read_schema(path).names}
     types = _TYPES | {name: kind for name, kind in _OPTIONAL.items() if name in present}
+    types |= {WRITTEN: pa.string()} if has_written else {}
     types |= dict.fromkeys(further, IMAGE_TYPE)
     features = {
         name: {"_type": "Image"} if kind == IMAGE_TYPE else {"dtype": _DTYPES[kind], "_type": "Value"}

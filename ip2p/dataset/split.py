@@ -32,6 +32,7 @@ _INDEX_COLUMNS = (
     "source",
     "accepted",
     "picture",
+    "shown_prompt",
 )
 
 
@@ -47,6 +48,8 @@ class Place:
     order: str
     lot: float
     """The triplet's number in [0, 1): `train_share` takes those below it."""
+    is_shown: bool = False
+    """True if a judge wrote the instruction that the pair shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ def index_pairs(shards: Sequence[Path], seed: int) -> list[Place]:
                     captions = pair["source"], pair["source"]
                 order = content_hash("order", seed, pair["triplet_id"], pair["candidate"])
                 lot = hash_to_unit("share", pair["triplet_id"])
-                places.append(Place(number, row, captions, pair["edit_type"], order, lot))
+                is_shown = bool(pair.get("shown_prompt"))
+                places.append(Place(number, row, captions, pair["edit_type"], order, lot, is_shown))
     return places
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.dataset.card import Counts, describe_rejections, write_card
 from ip2p.dataset.further import FOLDER, Further, further_columns
-from ip2p.dataset.schema import CHUNKING, ROW_GROUP_BYTES, open_writer, schema_of
+from ip2p.dataset.schema import CHUNKING, ROW_GROUP_BYTES, WRITTEN, open_writer, schema_of
 from ip2p.dataset.split import (
     SPLITS,
     OutputFile,
@@ -69,7 +70,8 @@ def write_dataset(config: PipelineConfig) -> Counts:
         )
     outputs = plan_files(pairs, settings.rows_per_shard)
     partial = config.out / ".dataset.partial"
-    files = _write_files(partial, shards, outputs)
+    is_shown = settings.edit_prompt == "shown"
+    files = _write_files(partial, shards, outputs, has_written=is_shown)
     counts = {
         "accepted": len(accepted),
         "near_duplicate": len(accepted) - len(unlike),
@@ -77,6 +79,8 @@ def write_dataset(config: PipelineConfig) -> Counts:
         **_count(pairs, settings.test_fraction),
         "files": len(outputs),
     }
+    if is_shown:
+        counts["kept_written"] = sum(1 for place, split in pairs if split and not place.is_shown)
     write_card(config, partial, counts)
     counts["seconds"] = round(time.monotonic() - started, 3)
     store.write_json(partial / MANIFEST, {"fingerprint": made_from, "counts": counts, "files": files})
@@ -124,13 +128,15 @@ def _finished(dataset: Path, expected: str) -> Counts | None:
         return None
 
 
-def _write_files(folder: Path, shards: Sequence[Path], outputs: Sequence[OutputFile]) -> list[dict[str, object]]:
+def _write_files(
+    folder: Path, shards: Sequence[Path], outputs: Sequence[OutputFile], *, has_written: bool
+) -> list[dict[str, object]]:
     """Writes the planned files below `folder`; returns their entries in the manifest."""
     (folder / "data").mkdir(parents=True)
     spills = folder / ".spill"
     spills.mkdir()
     further = further_columns(path for path in map(_further_of, shards) if path.exists())
-    schema = schema_of(shards, further)
+    schema = schema_of(shards, further, has_written=has_written)
     _spill(shards, outputs, spills, schema, further)
     written = []
     for output in tqdm(outputs, desc="dataset", unit="file", disable=None, leave=False):
@@ -178,8 +184,20 @@ def _batches(path: Path, schema: pa.Schema, further: Sequence[str]) -> Iterator[
                 batch[field.name].cast(field.type) if field.name in present else pa.nulls(len(batch), field.type)
                 for field in plain
             ]
-            yield first, pictures.add_to(pa.RecordBatch.from_arrays(columns, schema=plain))
+            yield first, pictures.add_to(_with_shown(pa.RecordBatch.from_arrays(columns, schema=plain)))
             first += batch.num_rows
+
+
+def _with_shown(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Puts the instruction that a pair shows in place of the written one, if the latter has a column of its own."""
+    if WRITTEN not in batch.schema.names:
+        return batch
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    written = columns[WRITTEN] = columns["edit_prompt"]
+    if "shown_prompt" in columns:
+        shown = pc.fill_null(columns["shown_prompt"], "")
+        columns["edit_prompt"] = pc.if_else(pc.equal(shown, ""), written, shown)
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
 
 
 def _append(path: Path, batch: pa.RecordBatch, offsets_and_positions: Sequence[tuple[int, int]]) -> None:
@@ -247,6 +265,8 @@ def _log(counts: Counts) -> None:
         "dataset: %d pairs (train %d, test %d) in %d files; left out: %d whose caption is in the other split, %d alike",
         *(counts[name] for name in ("pairs", *SPLITS, "files", "split_conflict", "near_duplicate")),
     )
+    if counts.get("kept_written"):
+        logger.info("%d of the pairs keep the written instruction: the judge names none", counts["kept_written"])
     for split in SPLITS:
         if not counts[split]:
             logger.warning("there is no %s split: change dataset.test_fraction or write more triplets", split)

@@ -1,5 +1,7 @@
 """Asks the vision-language judge about the candidates of a shard that all other scores let pass.
 
+If set, it is then asked which instruction the accepted ones show.
+
 A candidate whose question had no answer stays open: it keeps its images and its place, and is asked about again at the
 next run. Answers are in a journal beside the shard before they are used; scores and words are in the table.
 """
@@ -45,14 +47,36 @@ def ask_about_pairs(
 
 
 def ask_about_table(config: PipelineConfig, judge: PictureJudge | None, table: pa.Table, images: pa.Table) -> pa.Table:
-    """Asks about the open rows of a table that have images, and judges the table again."""
-    results = read_rows(table.filter(pc.equal(table["reason"], OPEN)))
-    kept = read_images(images, {key_of(result.candidate) for result in results})
-    pairs = [(result, kept[key]) for result in results if (key := key_of(result.candidate)) in kept]
-    if judge is None or not pairs:
+    """Asks about the rows without scores by the judge that have images, and judges the table again."""
+    if judge is None or not (pairs := _open_pairs(table, images, judge, are_scored=False)):
         return table
     answered = _ask(config, judge, pairs)
     return judge_table(with_new_scores(table, answered), config.filtering)
+
+
+def ask_what_is_shown(
+    config: PipelineConfig, judge: PictureJudge | None, table: pa.Table, images: pa.Table
+) -> pa.Table:
+    """Asks which instruction the rows show that lack but this to be accepted, and judges the table again."""
+    if judge is None or not (pairs := _open_pairs(table, images, judge, are_scored=True)):
+        return table
+    texts = judge.write_what_it_can([(pair.original, pair.edited) for _, pair in pairs])
+    answered = [
+        replace(result, scores=replace(result.scores, shown_judge=judge.shown_identity, shown_prompt=text))
+        for (result, _), text in zip(pairs, texts, strict=True)
+        if text is not None
+    ]
+    return judge_table(with_new_scores(table, answered), config.filtering) if answered else table
+
+
+def _open_pairs(
+    table: pa.Table, images: pa.Table, judge: PictureJudge, *, are_scored: bool
+) -> list[tuple[ScoredCandidate, EncodedPair]]:
+    """Returns the open rows that have images, of those that the judge has scored or of those that it has not."""
+    results = read_rows(table.filter(pc.equal(table["reason"], OPEN)))
+    results = [result for result in results if (result.scores.vlm_judge == judge.identity) == are_scored]
+    kept = read_images(images, {key_of(result.candidate) for result in results})
+    return [(result, kept[key]) for result in results if (key := key_of(result.candidate)) in kept]
 
 
 def _ask(

@@ -36,7 +36,7 @@ from ip2p.prompts.pictures import read_pictures
 from ip2p.records import ScoredCandidate
 from ip2p.rendering.backends import Pictures, backend_of
 from ip2p.rendering.candidates import Key, key_of
-from ip2p.rendering.judging import ask_about_table, judge_of
+from ip2p.rendering.judging import ask_about_table, ask_what_is_shown, judge_of
 from ip2p.rendering.render import Rendered, render_again, render_needed
 from ip2p.rendering.table import (
     IMAGES_SCHEMA,
@@ -116,7 +116,9 @@ def keep_shard(
     table, stored = candidates_table(scored), images_table(images)
     if is_scored:
         table = judge_table(table, config.filtering)
-        table = ask_about_table(config, judge_of(config, shard.candidates), table, stored)
+        judge = judge_of(config, shard.candidates)
+        table = ask_about_table(config, judge, table, stored)
+        table = ask_what_is_shown(config, judge, table, stored)
     return _write(shard, table, with_images(table, stored), seconds=time.monotonic() - started, too_long=0)
 
 
@@ -190,8 +192,9 @@ def _work(config: PipelineConfig, shard: Shard, previous: Sidecar | None) -> Sid
         images = pq.read_table(shard.pairs, schema=PAIR_SCHEMA, columns=IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA)
         held, images = _with_missing_images(config, held, images, pictures, judge, name=name)
     new = render_needed(config, held, shard.triplets, pictures, name=name, again=again, judge=judge)
-    table = _merge(config, held, new)
-    pairs = with_images(table.filter(_is_kept(config, table)), pa.concat_tables([images, images_table(new.images)]))
+    images = pa.concat_tables([images, images_table(new.images)])
+    table = ask_what_is_shown(config, judge, _merge(config, held, new), images)
+    pairs = with_images(table.filter(_is_kept(config, table)), images)
     seconds, too_long = time.monotonic() - started, new.too_long
     if previous is None or new.scored:
         rate = len(new.scored) / seconds if seconds else 0.0

@@ -14,7 +14,8 @@ from ip2p.filtering import count_values
 from ip2p.prompts import inspection
 from ip2p.report.charts import Floats, by_type_chart, loss_chart, score_histogram
 from ip2p.report.facts import Figures, Json, count_of, is_number, mapping, read_figure, sequence
-from ip2p.report.format import MOST_TYPES, clipped, count, duration, percent, reason_name
+from ip2p.report.format import MOST_TYPES, clipped, count, duration, percent, reason_name, score
+from ip2p.report.format import scores as score_range
 from ip2p.report.reading import RunFacts
 from ip2p.report.svg import Chart
 from ip2p.scoring import SCORES
@@ -145,6 +146,15 @@ def scores(facts: RunFacts) -> list[Chart] | str:
     thresholds = facts.config.filtering.thresholds
     histograms = [score_histogram(facts.candidates, score, thresholds) for score in SCORES.values()]
     return [chart for chart in histograms if chart]
+
+
+def judges(facts: RunFacts) -> list[tuple[str, Sequence[str]]]:
+    """Lists each judge that was tried with its AUROC, the interval and the pairs that it judged."""
+    titles = {each.column: each.title for each in SCORES.values()}
+    return [
+        (titles.get(name, name), (score(tried.auroc), score_range(tried.low, tried.high), count(tried.n)))
+        for name, tried in facts.judges.items()
+    ]
 
 
 ACCEPTANCE = {

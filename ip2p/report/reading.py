@@ -38,6 +38,7 @@ from ip2p.report.facts import (
     read_evaluation,
 )
 from ip2p.scoring import SCORE_COLUMNS
+from ip2p.scoring.reliability import Reliability, read_reliability
 from ip2p.store.journal import RecordFile
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class RunFacts:
     generations: list[dict[str, str]]
     """Whole rows of the triplets, at most MOST_GENERATIONS."""
     candidates: pa.Table
+    judges: dict[str, Reliability]
+    """How reliable the filter's judges are, by column, as far as it was measured."""
     precision: Json
     """What `evaluation.precision` says of the pairs, counted from its verdicts if the summary lacks it."""
     pairs: list[Pair]
@@ -114,6 +117,7 @@ def read_run(config: PipelineConfig) -> RunFacts:
         triplets=read_table(run.shards("triplets"), ("caption", "reason")),
         generations=_read_generations(run.shards("triplets")),
         candidates=candidates,
+        judges=_or(dict[str, Reliability](), lambda: read_reliability(run.root)),
         precision=precision,
         pairs=_read_pairs(run, oracle),
         loss=_or([], lambda: list(_read_loss(run.training / "loss.jsonl"))),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ip2p.comparing import changed_area, find_frame
+from ip2p.comparing import aligned_area
 from ip2p.scoring.score import Batch, Measure, Score
 from ip2p.scoring.ssim import SMALLEST_SIDE, SSIM
 
@@ -39,8 +39,7 @@ def compare_regions(original: Image.Image, edited: Image.Image) -> Regions:
     before, after = np.asarray(original), np.asarray(edited)
     if before.shape != after.shape or min(original.size) < SMALLEST_SIDE:
         return NONE
-    frame = find_frame(before, after)
-    changed = changed_area(before, after if frame is None else frame.align(after))
+    changed = aligned_area(before, after)
     _, alike = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)
     colours = deltaE_ciede2000(rgb2lab(before), rgb2lab(after))
     means = [_mean(values, area) for values in (alike.mean(-1), colours) for area in (changed, ~changed)]
