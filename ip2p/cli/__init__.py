@@ -22,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "dataset export": data.export_pairs,
     "dataset invert": data.invert,
     "dataset preferences": data.prefer,
+    "dataset sessions": data.join_sessions,
     "dataset inspect": data.inspect,
     "dataset judges": data.try_judges,
     "prompts inspect": data.inspect_prompts,

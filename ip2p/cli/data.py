@@ -19,7 +19,7 @@ from ip2p.cli.runs import describe_results, enter, url_of
 from ip2p.config import FinetuneConfig, PipelineConfig
 from ip2p.config.files import read_run
 from ip2p.console import suggest
-from ip2p.dataset import exporting, inspection, inverse, preferences
+from ip2p.dataset import exporting, inspection, inverse, preferences, sessions
 from ip2p.dataset.layouts import LAYOUTS
 from ip2p.prompts import exchange, shards
 from ip2p.prompts import inspection as prompts_inspection
@@ -106,6 +106,18 @@ class Preferences(OfRun):
     """Folder to write; an earlier one in it is replaced."""
     own_originals: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also compare edits of different originals, each with its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionsOf(OfRun):
+    """Arguments of `ip2p dataset sessions`."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write; an earlier one in it is replaced."""
+    continued_by: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """Run folders whose edits start from pictures that RUN has."""
+    max_turns: Annotated[Whole, tyro.conf.arg(metavar="N")] = 3
+    """Longest session, in edits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +254,14 @@ def prefer(arguments: Preferences) -> None:
     out = arguments.out.expanduser()
     config = read_run(arguments.folder)
     counts = preferences.write_preferences(config, out, own_originals=arguments.own_originals)
+    print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
+
+
+def join_sessions(arguments: SessionsOf) -> None:
+    """Joins edits that follow each other into sessions of several turns, in MagicBrush's columns."""
+    out = arguments.out.expanduser()
+    runs = [read_run(folder) for folder in (arguments.folder, *arguments.continued_by)]
+    counts = sessions.write_sessions(runs, out, arguments.max_turns)
     print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
 
 
