@@ -1,10 +1,12 @@
-"""Sessions: pairs of runs joined where one edit starts from the very picture that another made."""
+"""Pairs joined where one edit starts from the picture that another made: as sessions, and as one edit of two."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ import pytest
 
 from ip2p.cli import main
 from ip2p.config import RenderingConfig
+from ip2p.dataset.composition import join_plainly
 from ip2p.dataset.split import side_of
 from ip2p.images import encode_png
 from ip2p.prompts.pictures import prepare
-from ip2p.shapes.language import SceneEdit, caption, describe, draw_edit, draw_edit_of
+from ip2p.prompts.wording import Change
+from ip2p.shapes.language import SceneEdit, caption, describe, draw_edit, draw_edit_of, read_edit
 from ip2p.shapes.scene import Scene, render
 from ip2p.sources.pairs import read_source
-from ip2p.store import RunFolder
+from ip2p.store import RunFolder, read_summary
+from tests.chat_server import serving
 
 DOMAIN = ["--evaluation.domain", "ip2p.shapes.domain:ShapesDomain"]
 FRACTION = ["--dataset.test-fraction", "0.3"]
@@ -187,3 +192,88 @@ def test_runs_in_which_nothing_joins_or_that_split_differently_are_refused_in_a_
     assert join(tmp_path / "out", run, runs[0]) == 2
     assert "different test fractions, 0, 0.3" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def compose(runs: tuple[Path, ...], out: Path, *words: str) -> int:
+    first, *others = map(str, runs)
+    return main(["dataset", "compose", first, str(out), "--continued-by", *others, *words])
+
+
+def composed_in(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted((out / "dataset" / "data").glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            yield path.name.partition("-")[0], row
+
+
+def sources_of(row: dict[str, Any]) -> list[str]:
+    return str(row["source"]).removeprefix("composition/").split("+")
+
+
+def test_a_composition_leads_from_the_first_picture_to_the_last_and_names_both_pairs(
+    runs: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compose(runs, tmp_path / "out", *DOMAIN, "--join") == 0
+    assert "leads back" in capsys.readouterr().out
+    pairs, kinds, captions = pairs_of(*runs), set[str](), defaultdict[str, set[str]](set)
+    for split, row in composed_in(tmp_path / "out"):
+        first, second = (pairs[name] for name in sources_of(row))
+        assert first["edited_image"]["bytes"] == second["original_image"]["bytes"]
+        assert row["original_image"]["bytes"] == first["original_image"]["bytes"] != second["edited_image"]["bytes"]
+        assert row["edited_image"]["bytes"] == second["edited_image"]["bytes"]
+        assert (row["original_prompt"], row["edited_prompt"]) == (first["original_prompt"], second["edited_prompt"])
+        if row["edit_type"] == "composition":
+            assert row["edit_prompt"] == f"{first['edit_prompt']}, and {second['edit_prompt']}"
+        else:
+            assert read_edit(row["original_prompt"], row["edit_prompt"], row["edited_prompt"])
+        kinds.add(row["edit_type"])
+        captions[split] |= {row["original_prompt"], row["edited_prompt"]}
+        assert side_of(first["original_prompt"], 0.3) == split
+    assert "composition" in kinds and len(kinds) > 1
+    assert not captions["train"] & captions["test"]
+
+
+def test_what_the_domain_cannot_word_is_joined_only_on_request(
+    runs: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compose(runs, tmp_path / "joined", *DOMAIN, "--join") == 0
+    assert compose(runs, tmp_path / "worded", *DOMAIN) == 0
+    (num,) = re.findall(r"(\d+) no wording", capsys.readouterr().out)
+    joined, worded = (read_summary(tmp_path / name)["prompts"]["imported"] for name in ("joined", "worded"))
+    assert worded == joined - int(num)
+    assert "composition" not in {row["edit_type"] for _, row in composed_in(tmp_path / "worded")}
+    assert compose(runs, tmp_path / "refused", "--prompts.backend", "template") == 2
+    assert "writes no instruction between two captions" in capsys.readouterr().err
+
+
+def test_a_server_is_given_both_instructions_and_asked_once(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        steps = json.loads(messages[-1]["content"].rpartition("one instruction: ")[2])
+        return json.dumps({"edit_type": "color", "edit_prompt": " then ".join(steps)})
+
+    with serving() as server:
+        server.answer = answer
+        words = ["--prompts.backend", "server", "--prompts.model", "m", "--prompts.server.base-url", server.url]
+        words += ["--prompts.edit-types", "color", "1"]
+        assert compose(runs, out, *words) == 0
+        asked = sum(server.asked.values())
+        assert compose(runs, out, *words) == 0
+        assert sum(server.asked.values()) == asked > 0
+    pairs = pairs_of(*runs)
+    rows = [row for _, row in composed_in(out)]
+    assert rows
+    for row in rows:
+        assert row["edit_prompt"] == " then ".join(pairs[name]["edit_prompt"] for name in sources_of(row))
+
+
+@pytest.mark.parametrize(
+    ("steps", "joined"),
+    [
+        (("make it red", "add a hat"), "make it red, and add a hat"),
+        (("Make it red.", "Add a hat!"), "Make it red, and add a hat!"),
+        (("add a hat", "UFOs in the sky"), "add a hat, and UFOs in the sky"),
+    ],
+)
+def test_joining_is_plain(steps: tuple[str, str], joined: str) -> None:
+    assert join_plainly(Change("a", "b", steps)).edit_prompt == joined

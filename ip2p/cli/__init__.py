@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "dataset import": data.import_pairs,
     "dataset export": data.export_pairs,
     "dataset invert": data.invert,
+    "dataset compose": data.compose,
     "dataset preferences": data.prefer,
     "dataset sessions": data.join_sessions,
     "dataset inspect": data.inspect,
