@@ -7,6 +7,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ip2p.cli import main
-from ip2p.config import RenderingConfig
+from ip2p.config import PipelineConfig, RenderingConfig
+from ip2p.dataset import sessions, write_dataset
 from ip2p.dataset.composition import join_plainly
+from ip2p.dataset.sessions import find_sessions
 from ip2p.dataset.split import side_of
 from ip2p.images import encode_png
 from ip2p.prompts.pictures import prepare
@@ -26,6 +29,8 @@ from ip2p.shapes.scene import Scene, render
 from ip2p.sources.pairs import read_source
 from ip2p.store import RunFolder, read_summary
 from tests.chat_server import serving
+from tests.test_rendering_pictures import as_pictures, write_folder
+from tests.test_rendering_pictures import write as write_pairs
 
 DOMAIN = ["--evaluation.domain", "ip2p.shapes.domain:ShapesDomain"]
 FRACTION = ["--dataset.test-fraction", "0.3"]
@@ -100,8 +105,8 @@ def test_every_turn_is_a_pair_of_a_run_and_starts_from_the_picture_that_the_last
 ) -> None:
     assert join(tmp_path / "out", *runs) == 0
     pairs, used = pairs_of(*runs), list[str]()
-    for sessions in sessions_in(tmp_path / "out").values():
-        for turns in sessions.values():
+    for some in sessions_in(tmp_path / "out").values():
+        for turns in some.values():
             assert [turn["turn_index"] for turn in turns] == list(range(1, len(turns) + 1))
             assert 2 <= len(turns) <= 3
             for before, after in zip(turns, turns[1:], strict=False):
@@ -124,7 +129,7 @@ def test_an_inverse_run_leads_back_to_a_picture_from_which_the_next_edit_starts(
 ) -> None:
     run, inverse, _ = runs
     assert join(tmp_path / "out", run, inverse, turns=4) == 0
-    every = [turns for sessions in sessions_in(tmp_path / "out").values() for turns in sessions.values()]
+    every = [turns for some in sessions_in(tmp_path / "out").values() for turns in some.values()]
     there_and_back = [turns for turns in every if len(turns) == 4]
     assert there_and_back
     for turns in there_and_back:
@@ -139,9 +144,9 @@ def test_no_caption_is_in_two_splits_and_every_pair_is_in_a_session_or_counted(
     assert join(tmp_path / "out", *runs) == 0
     told = {what: int(num) for num, what in re.findall(r"(\d+) ([a-z ]+)", capsys.readouterr().out.split(": ")[-1])}
     captions, num = defaultdict[str, set[str]](set), 0
-    for split, sessions in sessions_in(tmp_path / "out").items():
-        assert told[f"{split} sessions"] == len(sessions)
-        for turns in sessions.values():
+    for split, some in sessions_in(tmp_path / "out").items():
+        assert told[f"{split} sessions"] == len(some)
+        for turns in some.values():
             num += len(turns)
             captions[split] |= {turn[name] for turn in turns for name in ("original_prompt", "edited_prompt")}
             assert {side_of(turn["original_prompt"], 0.3) for turn in turns} == {split}
@@ -151,11 +156,12 @@ def test_no_caption_is_in_two_splits_and_every_pair_is_in_a_session_or_counted(
     assert num + sum(told.get(reason, 0) for reason in left_out) == len(pairs_of(*runs))
 
 
-def test_the_same_runs_give_the_same_files_which_import_and_training_read(
-    runs: tuple[Path, Path, Path], tmp_path: Path
+def test_the_same_runs_give_the_same_files_however_they_are_read_and_import_and_training_read_them(
+    runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a", "b"):
-        assert join(tmp_path / name, *runs) == 0
+    assert join(tmp_path / "a", *runs) == 0
+    monkeypatch.setattr(sessions, "READ_ROWS", 5)
+    assert join(tmp_path / "b", *runs) == 0
     files = sorted((tmp_path / "a" / "data").iterdir())
     assert files and all(path.read_bytes() == (tmp_path / "b" / "data" / path.name).read_bytes() for path in files)
     turns = [turn for each in sessions_in(tmp_path / "a")["train"].values() for turn in each]
@@ -172,7 +178,11 @@ def test_the_benchmark_takes_them_as_sessions(runs: tuple[Path, Path, Path], tmp
     found = read_benchmark(str(tmp_path / "out"))
     assert found.layout == "magicbrush"
     last = {case.session: number for number, case in enumerate(found.cases)}
-    assert set(last) == set(sessions_in(tmp_path / "out")["test"])
+    written = sessions_in(tmp_path / "out")["test"]
+    assert set(last) == set(written)
+    names = ("original_prompt", "edited_prompt", "edit_type")
+    texts = {(case.session, *(getattr(case, name) for name in names)) for case in found.cases}
+    assert texts == {(turn["img_id"], *(turn[name] for name in names)) for some in written.values() for turn in some}
     assert [number for number, case in enumerate(found.cases) if case.is_last] == sorted(last.values())
 
 
@@ -192,6 +202,20 @@ def test_runs_in_which_nothing_joins_or_that_split_differently_are_refused_in_a_
     assert join(tmp_path / "out", run, runs[0]) == 2
     assert "different test fractions, 0, 0.3" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_over_the_edited_pictures_of_another_goes_on_from_them(
+    tiny_config: PipelineConfig, tiny_editor: Path, tmp_path: Path
+) -> None:
+    whole = replace(tiny_config, dataset=replace(tiny_config.dataset, test_fraction=0.0))
+    first = write_pairs(as_pictures(whole, write_folder(tmp_path / "pictures"), tiny_editor))
+    write_dataset(first)
+    second = as_pictures(replace(first, out=tmp_path / "again"), first.out / "dataset", tiny_editor)
+    columns: Any = {"pictures_column": "edited_image", "captions_column": "edited_prompt"}
+    write_pairs(replace(second, prompts=replace(second.prompts, **columns)))
+    found = find_sessions([first, second]).found
+    assert {tuple(turn.name.partition("/")[0] for turn in turns) for turns in found} == {("run", "again")}
+    assert all(turns[0].edited == turns[1].original for turns in found)
 
 
 def compose(runs: tuple[Path, ...], out: Path, *words: str) -> int:

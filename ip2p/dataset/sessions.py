@@ -101,27 +101,17 @@ def _index(
 ) -> Iterator[Turn]:
     """Yields the pairs that may join; counts why others may not."""
     places = index_pairs(shards, seed=0)
-    splits = dict(
-        zip(
-            ((place.shard, place.row) for place in places),
-            split_pairs((place.captions for place in places), test_fraction),
-            strict=True,
-        )
-    )
+    split_by_row = defaultdict[int, dict[int, Split | None]](dict)
+    for place, split in zip(places, split_pairs((place.captions for place in places), test_fraction), strict=True):
+        split_by_row[place.shard][place.row] = split
     seen = set[tuple[str, str, str]]()
     for number, path in enumerate(tqdm(shards, desc="compare", unit="shard", disable=None, leave=False)):
-        for where, row in read_rows(path, number, {row for shard, row in splits if shard == number}):
+        splits = split_by_row[number]
+        for where, row in read_rows(path, number, splits):
             original, edited = (hash_picture(row[side]["bytes"]) for side in SIDES)
-            split, key = splits[where], (original, edited, row["edit_prompt"])
-            reason = (
-                "caption in the other split"
-                if split is None
-                else "picture unchanged"
-                if original == edited
-                else "seen before"
-                if key in seen
-                else ""
-            )
+            split, key = splits[where[1]], (original, edited, row["edit_prompt"])
+            reason = "picture unchanged" if original == edited else "seen before" if key in seen else ""
+            reason = reason or ("" if split else "caption in the other split")
             if reason or split is None:
                 left_out[reason] += 1
                 continue
