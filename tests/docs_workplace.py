@@ -234,6 +234,8 @@ class Workplace:
             "prompts export": [Path(words[4])] if len(words) > 4 else [],
             "dataset export": [out / "export.json"],
             "dataset invert": [Path(words[4]) / "dataset" / "README.md"] if len(words) > 4 else [],
+            "dataset compose": [Path(words[4]) / "dataset" / "README.md"] if len(words) > 4 else [],
+            "dataset sessions": [out / "export.json"],
             "prompts import": [Path(words[4])] if len(words) > 4 else [],
             "prompts finetune": [Path(flags.get("--output", "")) / "config.json"],
         }

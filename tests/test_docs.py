@@ -66,6 +66,9 @@ NOT_RUN = {
     "ip2p evaluate runs/shapes --evaluation.lpips alex": "fetches weights; tests/test_evaluation_measures.py has some",
     "ip2p dataset invert runs/shapes runs/inverse": "needs captions that the domain can read, of which the rules here "
     "write none: tests/test_dataset_inverse.py has some",
+    "ip2p dataset sessions runs/shapes --continued-by runs/inverse --out exports/sessions": "needs the inverse run: "
+    "tests/test_dataset_sessions.py has one",
+    "ip2p dataset compose runs/shapes runs/composed --continued-by runs/inverse --join": "needs the inverse run too",
     "ip2p dataset preferences runs/judged --own-originals --out exports/preferences": "needs rejected pairs, of which "
     "the filter here leaves none: tests/test_dataset_preferences.py has some",
     "prefect deployment run 'ip2p dataset/dataset'": "wants `ip2p serve` beside it",

@@ -19,15 +19,18 @@ from ip2p.cli.runs import describe_results, enter, url_of
 from ip2p.config import FinetuneConfig, PipelineConfig
 from ip2p.config.files import read_run
 from ip2p.console import suggest
-from ip2p.dataset import exporting, inspection, inverse, preferences
+from ip2p.dataset import composition, exporting, inspection, inverse, preferences, sessions
 from ip2p.dataset.layouts import LAYOUTS
 from ip2p.prompts import exchange, shards
 from ip2p.prompts import inspection as prompts_inspection
-from ip2p.prompts.wording import ask_server, word_by
+from ip2p.prompts.wording import Word, ask_server, word_by
 from ip2p.sources.columns import NEEDED, OURS, TRIPLET_ALIASES
 from ip2p.sources.pairs import SourceRow, read_source
 
 logger = logging.getLogger(__name__)
+
+WORDINGS = Path("answers", "wordings.jsonl")
+"""Journal in a run of what a server answered about changes between captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,8 @@ class PairsImport(OverSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inversion(OverSettings):
-    """Arguments of `ip2p dataset invert`."""
+class Derivation(OverSettings):
+    """Arguments of `ip2p dataset invert`, and of what else derives pairs from a run."""
 
     common: ClassVar[tuple[str, ...]] = (
         *in_section("prompts", "backend", "model", "server.base_url", "temperature", "seed", "examples"),
@@ -70,7 +73,7 @@ class Inversion(OverSettings):
         *in_section("evaluation", "domain"),
     )
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder whose accepted pairs are turned round."""
+    """Run folder whose accepted pairs are taken."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Run folder to write, or its URL."""
     score: bool = False
@@ -81,6 +84,16 @@ class Inversion(OverSettings):
         run = read_run(Path(self.source))
         rendering = dataclasses.replace(PipelineConfig().rendering, num_candidates=1, keep_rejected_images=True)
         return dataclasses.replace(run, rendering=rendering, out=Path(self.target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition(Derivation):
+    """Arguments of `ip2p dataset compose`."""
+
+    continued_by: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """Run folders whose edits start from pictures that RUN has."""
+    join: bool = False
+    """Join instructions plainly, "X, and y", instead of asking a language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +119,18 @@ class Preferences(OfRun):
     """Folder to write; an earlier one in it is replaced."""
     own_originals: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also compare edits of different originals, each with its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionsOf(OfRun):
+    """Arguments of `ip2p dataset sessions`."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write; an earlier one in it is replaced."""
+    continued_by: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """Run folders whose edits start from pictures that RUN has."""
+    max_turns: Annotated[Whole, tyro.conf.arg(metavar="N")] = 3
+    """Longest session, in edits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,24 +232,42 @@ def _import(
     return counts
 
 
-def invert(arguments: Inversion, config: PipelineConfig) -> None:
+def invert(arguments: Derivation, config: PipelineConfig) -> None:
     """Turns a run's pairs round, edited to original, with new instructions, as a run and a dataset."""
-    from ip2p.evaluation.cases import load_domain
-
     run = read_run(Path(arguments.source))
     with local_copy(url_of(config.out)) as folder:
         config = dataclasses.replace(config, out=folder)
-        domain: Any = load_domain(config.evaluation.domain) if config.evaluation.domain else None
-        if hasattr(domain, "word_edit"):
-            word = word_by(domain, config.prompts.seed)
-        else:
-            word = ask_server(config.prompts, folder / "answers" / "wordings.jsonl")
+        word = _word_in(config) or ask_server(config.prompts, folder / WORDINGS)
         enter(config)
         left_out = Counter[str]()
         rows = inverse.invert_pairs(run, word, left_out)
         counts = _import(config, rows, arguments.source, f"inverse of {run.out.name}", score=arguments.score)
         print(f"  {'inverse':<11} {', '.join(f'{num} {what}' for what, num in (counts | left_out).items())}")
         print(describe_results(config))
+
+
+def compose(arguments: Composition, config: PipelineConfig) -> None:
+    """Makes one edit of two that follow each other, with one instruction, as a run and a dataset."""
+    runs = [read_run(folder) for folder in (Path(arguments.source), *arguments.continued_by)]
+    with local_copy(url_of(config.out)) as folder:
+        config = dataclasses.replace(config, out=folder)
+        word = _word_in(config)
+        if word is None and not arguments.join:
+            word = ask_server(config.prompts, folder / WORDINGS)
+        enter(config)
+        left_out = Counter[str]()
+        rows = composition.compose_pairs(runs, word, left_out, join=arguments.join)
+        counts = _import(config, rows, arguments.source, "composition", score=arguments.score)
+        print(f"  {'composed':<11} {', '.join(f'{num} {what}' for what, num in (counts | left_out).items())}")
+        print(describe_results(config))
+
+
+def _word_in(config: PipelineConfig) -> Word | None:
+    """Returns how the configured domain words edits; None if it does not."""
+    from ip2p.evaluation.cases import load_domain
+
+    domain: Any = load_domain(config.evaluation.domain) if config.evaluation.domain else None
+    return word_by(domain, config.prompts.seed) if hasattr(domain, "word_edit") else None
 
 
 def export_pairs(arguments: PairsExport) -> None:
@@ -242,6 +285,14 @@ def prefer(arguments: Preferences) -> None:
     out = arguments.out.expanduser()
     config = read_run(arguments.folder)
     counts = preferences.write_preferences(config, out, own_originals=arguments.own_originals)
+    print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
+
+
+def join_sessions(arguments: SessionsOf) -> None:
+    """Joins edits that follow each other into sessions of several turns, in MagicBrush's columns."""
+    out = arguments.out.expanduser()
+    runs = [read_run(folder) for folder in (arguments.folder, *arguments.continued_by)]
+    counts = sessions.write_sessions(runs, out, arguments.max_turns)
     print(f"{out}: {', '.join(f'{num} {what}' for what, num in counts.items())}")
 
 

@@ -39,6 +39,8 @@ class Change:
 
     before: str
     after: str
+    steps: tuple[str, ...] = ()
+    """Instructions that lead there one after another, to be put into one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def _ask(config: PromptsConfig, journal: Journal, client: ChatClient, change: Ch
         "messages": messages_for(config, change),
         "temperature": config.temperature,
         "max_tokens": config.max_new_tokens,
-        "seed": hash_to_seed(config.seed, change.before, change.after) % 2**31,
+        "seed": hash_to_seed(config.seed, change.before, change.after, *change.steps) % 2**31,
     }
     key = content_hash(json.dumps(body, sort_keys=True))
     reply = journal.get(key)
@@ -132,7 +134,11 @@ def read_wording(text: str, edit_types: Sequence[str]) -> Wording | None:
 
 def _question(change: Change) -> str:
     before, after = (json.dumps(caption, ensure_ascii=False) for caption in (change.before, change.after))
-    return f"Caption: {before}\nEdit type: the one that fits\nCaption after the edit: {after}"
+    question = f"Caption: {before}\nEdit type: the one that fits\nCaption after the edit: {after}"
+    if not change.steps:
+        return question
+    steps = json.dumps(change.steps, ensure_ascii=False)
+    return f"{question}\nEdits that were made one after another, to be asked for in one instruction: {steps}"
 
 
 def _message(role: str, content: str) -> Message:

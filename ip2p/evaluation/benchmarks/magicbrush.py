@@ -11,12 +11,14 @@ from ip2p.evaluation.benchmark_cases import file_loaders, table_edits
 from ip2p.evaluation.benchmarks import Asked, Benchmark, SourceEdit, usual_setting
 from ip2p.evaluation.cases import EditCase
 from ip2p.evaluation.parts import Part, session_slices, slices
-from ip2p.sources.columns import KNOWN_SCHEMAS, MAGICBRUSH_TURN, fitting
+from ip2p.sources.columns import KNOWN_SCHEMAS, MAGICBRUSH_TURN, OPTIONAL, fitting
 from ip2p.sources.rows import Row, Table
 
 SESSIONS = "edit_sessions.json"
 CAPTIONS = ("local_descriptions.json", "local_captions.json")
 COLUMNS = KNOWN_SCHEMAS["osunlp/MagicBrush"]
+OUR_TEXTS = {name: name for name in (*OPTIONAL, "edit_type")}
+"""What sessions of our own runs have beside MagicBrush's columns."""
 Captions = Mapping[str, Row]
 """A row for each session: file names of outputs to their captions."""
 
@@ -49,7 +51,7 @@ class MagicBrush(Benchmark):
 
     def read_table(self, table: Table, asked: Asked) -> list[SourceEdit] | None:
         """Reads the dataset's columns."""
-        columns = fitting(COLUMNS, table.names, optional=MAGICBRUSH_TURN)
+        columns = fitting(COLUMNS, table.names, optional=MAGICBRUSH_TURN | OUR_TEXTS)
         if columns is None:
             return None
         captions, turn = _read_captions(asked.captions), columns.pop("turn", "")
