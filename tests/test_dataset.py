@@ -20,8 +20,8 @@ from ip2p.dataset import write as writing
 from ip2p.dataset import write_dataset
 from ip2p.dataset.schema import COLUMNS
 from ip2p.images import encode_image
-from ip2p.records import LATER_COLUMNS, Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
-from ip2p.rendering.table import as_row
+from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
+from ip2p.rendering.table import OPTIONAL_COLUMNS, as_row
 from ip2p.sources.columns import SIDES
 
 REJECTED_EVERY = 5
@@ -60,7 +60,7 @@ def write_pairs(config: PipelineConfig, *, num_shards: int = NUM_SHARDS, accept:
         table = pa.Table.from_pylist(rows)
         for stage in ("candidates", "pairs"):
             path = store.RunFolder(config.out).shard(stage, shard)
-            store.write_shard(path, table, fingerprint="test", seconds=0.0, optional=LATER_COLUMNS)
+            store.write_shard(path, table, fingerprint="test", seconds=0.0, optional=OPTIONAL_COLUMNS)
 
 
 @pytest.fixture
