@@ -324,7 +324,7 @@ def digest_of_part(run: Path, name: str) -> str:
 
 
 def training_knobs(config: TrainingConfig) -> dict[str, Any]:
-    later = [each for each in fields(TrainingConfig) if each.metadata == OMIT_IF_EMPTY]
+    later = [each for each in fields(TrainingConfig) if OMIT_IF_EMPTY.items() <= each.metadata.items()]
     unset = [each.name for each in later if getattr(config, each.name) == each.default]
     free = {*FREE_OF_TRAINING, *unset, *(["max_train_steps"] if config.lr_scheduler.startswith("constant") else [])}
     return {each.name: getattr(config, each.name) for each in fields(TrainingConfig) if each.name not in free}
