@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    ("ip2p.records", "ip2p.console", "ip2p.proxies"),
+    ("ip2p.records", "ip2p.console", "ip2p.proxies", "ip2p.plugins"),
     ("ip2p.config", "ip2p.store"),
     ("ip2p.presets", "ip2p.images", "ip2p.comparing", "ip2p.hub", "ip2p.server_client", "ip2p.sources"),
     ("ip2p.models", "ip2p.chat_client", "ip2p.images_client"),

@@ -7,9 +7,7 @@ class, its layers or its parts; they ask here.
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from ip2p.models.components import latent_shape, model_index, pixels_per_latent
 from ip2p.models.latents import folding_side
 from ip2p.models.noise import NoiseProcess, Sampler
 from ip2p.models.texts import TextEncoders, Texts
+from ip2p.plugins import modules_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +278,7 @@ class Architecture(ABC):
 
 def architectures() -> list[Architecture]:
     """Returns the architectures of this folder, in the order of their files."""
-    names = sorted(module.name for module in pkgutil.iter_modules(models.__path__, f"{models.__name__}."))
-    modules = [importlib.import_module(name) for name in names]
+    modules = modules_in(models.__name__, models.__path__)
     return [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -17,6 +17,7 @@ from ip2p.models.architecture import architecture_of, size_step
 from ip2p.models.pipelines import load_text_to_image
 from ip2p.p2p.sampler import fits_encoders
 from ip2p.records import Candidate
+from ip2p.rendering.backends import MakesPairs, Pictures
 from ip2p.rendering.table import EncodedPair
 
 logger = logging.getLogger(__name__)
@@ -29,23 +30,26 @@ def load_pipeline(config: RenderingConfig) -> DiffusionPipeline:
     )
 
 
-def too_long_triplets(config: RenderingConfig, candidates: Sequence[Candidate]) -> set[str]:
-    """Returns the triplets whose captions the model's text encoders would cut, with a warning each."""
-    pipeline = load_pipeline(config)
-    encoders = architecture_of(pipeline).text_encoders(pipeline, config.max_sequence_length)
-    firsts = [candidate for candidate in candidates if candidate.spec.candidate == 0]
-    too_long = dict.fromkeys(first.triplet.id for first in firsts if not fits_encoders(encoders, first))
-    for triplet_id in too_long:
-        limit = min(encoders.lengths)
-        logger.warning("triplet %s is not rendered: a caption is longer than %d tokens", triplet_id, limit)
-    return set(too_long)
+class ReadsCaptions(MakesPairs):
+    """A backend whose text-to-image model reads the captions."""
+
+    def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
+        """Returns the triplets whose captions the model's text encoders would cut, with a warning each."""
+        pipeline = load_pipeline(config)
+        encoders = architecture_of(pipeline).text_encoders(pipeline, config.max_sequence_length)
+        firsts = [candidate for candidate in candidates if candidate.spec.candidate == 0]
+        too_long = dict.fromkeys(first.triplet.id for first in firsts if not fits_encoders(encoders, first))
+        for triplet_id in too_long:
+            limit = min(encoders.lengths)
+            logger.warning("triplet %s is not rendered: a caption is longer than %d tokens", triplet_id, limit)
+        return too_long
 
 
 def redrawn_pairs(
     pipeline: DiffusionPipeline,
     config: RenderingConfig,
     candidates: Sequence[Candidate],
-    pictures: Mapping[str, bytes],
+    pictures: Pictures,
     redraw: Callable[[Array, Sequence[Candidate]], Array],
 ) -> Iterator[EncodedPair]:
     """Yields pairs of a picture and what `redraw` makes of it, which takes (N, H, W, 3) of a batch and its candidates.

@@ -6,10 +6,8 @@ functions, and is found by its place in this folder. A new score is one new file
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from ip2p.config import ScoringConfig
+from ip2p.plugins import modules_in
 from ip2p.scoring.score import Bound, Score, Side
 
 BESIDE = ("reliability", "score", "scorer")
@@ -18,10 +16,7 @@ BESIDE = ("reliability", "score", "scorer")
 
 def _read_scores() -> dict[str, Score]:
     """Returns the scores of all plug-ins by name, in their order. ValueError if two share a name or a column."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in BESIDE]
-    scores: list[Score] = []
-    for name in names:
-        scores += importlib.import_module(f"{__name__}.{name}").SCORES
+    scores: list[Score] = [score for module in modules_in(__name__, __path__, BESIDE) for score in module.SCORES]
     for score in scores:
         rivals = [other for other in scores if other.name == score.name or other.column == score.column]
         if len(rivals) > 1:

@@ -6,10 +6,8 @@ new layout is one new file and a row in docs/data.md.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from ip2p.dataset.layouts.layout import Export, Layout, Sample
+from ip2p.plugins import modules_in
 
 BESIDE = ("layout",)
 """Modules of this package that declare no layout."""
@@ -17,8 +15,7 @@ BESIDE = ("layout",)
 
 def _read_layouts() -> dict[str, Layout]:
     """Returns the layouts of all plug-ins by name, in the order of their names."""
-    modules = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in BESIDE]
-    layouts: list[Layout] = [importlib.import_module(f"{__name__}.{module}").LAYOUT for module in modules]
+    layouts: list[Layout] = [module.LAYOUT for module in modules_in(__name__, __path__, BESIDE)]
     return {layout.name: layout for layout in sorted(layouts, key=lambda layout: layout.name)}
 
 

@@ -18,8 +18,9 @@ from PIL import Image
 from ip2p.config import EvaluationConfig
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.editors import Setting
-from ip2p.evaluation.measures import Column, Values, classes_in
+from ip2p.evaluation.measures import Column, Values
 from ip2p.evaluation.parts import Part, slices
+from ip2p.plugins import classes_in
 from ip2p.records import content_hash
 from ip2p.sources.content import digest_of
 from ip2p.sources.rows import Table

@@ -6,14 +6,12 @@ shares or means. Figures, report, comparisons and benchmark tables derive from t
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +19,7 @@ from PIL import Image
 
 from ip2p.config import EvaluationConfig, ScoringConfig
 from ip2p.evaluation.cases import Domain, EditCase, Pixels
-
-T = TypeVar("T")
+from ip2p.plugins import classes_in
 
 Values = dict[str, float | bool | None]
 """One edit's value in each column; None if the case lacks the ground truth."""
@@ -94,17 +91,6 @@ class Measure(ABC):
     @abstractmethod
     def __call__(self, cases: Sequence[EditCase], before: Sequence[Pixels], after: Sequence[Pixels]) -> list[Values]:
         """Returns one row per edit; the picture after may differ in size from the one before."""
-
-
-def classes_in(package: str, path: Iterable[str], kind: type[T]) -> list[type[T]]:
-    """Returns the subclasses of a kind that the modules of a package define."""
-    modules = [importlib.import_module(f"{package}.{info.name}") for info in pkgutil.iter_modules(path)]
-    return [
-        value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module.__name__
-    ]
 
 
 @cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ip2p.config import MADE_BY_SERVER, OPTIONAL_RANGES, PipelineConfig, RenderingConfig
+from ip2p.plugins import classes_in
 from ip2p.presets import PRESETS
 from ip2p.records import Candidate
 from ip2p.rendering.table import EncodedPair
@@ -38,16 +37,19 @@ class MakesPairs(ABC):
     """True if it edits a picture: the original side of a pair is the picture's file, to the byte."""
     draws: ClassVar[tuple[str, ...]] = ()
     """Which of `OPTIONAL_RANGES` it reads."""
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Further settings that it does not read, which are refused."""
 
     def check(self, config: RenderingConfig) -> None:
         """Raises a ValueError of one line for settings that cannot work, before anything is loaded.
 
-        Default: refuses an optional range that the backend does not read.
+        Default: refuses what the backend does not read.
         """
-        for section in (config, *config.per_edit_type.values()):
-            for name in OPTIONAL_RANGES:
-                if getattr(section, name) is not None and name not in self.draws:
-                    raise ValueError(f"rendering.{name} is not read by the backend {self.name}. Leave it out.")
+        ranges = [name for name in OPTIONAL_RANGES if name not in self.draws]
+        drawn = [(section, name) for section in (config, *config.per_edit_type.values()) for name in ranges]
+        for section, name in [*drawn, *((config, name) for name in self.unread)]:
+            if getattr(section, name) is not None:
+                raise ValueError(f"rendering.{name} is not read by the backend {self.name}. Leave it out.")
 
     def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
         """Returns the ids of triplets whose texts would not be read whole, with a warning each. Default: none."""
@@ -70,13 +72,7 @@ class MakesPairs(ABC):
 @cache
 def backends() -> Mapping[str, MakesPairs]:
     """Returns the backend of every module of this package by name."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    classes = [
-        value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, MakesPairs) and value.__module__ == module.__name__
-    ]
+    classes = classes_in(__name__, __path__, MakesPairs)  # type: ignore[type-abstract]
     return {kind.name: kind() for kind in classes}
 
 

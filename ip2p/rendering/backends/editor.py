@@ -29,12 +29,7 @@ class EditorBackend(MakesPairs):
 
     name = "editor"
     draws = ("image_guidance_scale",)
-
-    def check(self, config: RenderingConfig) -> None:
-        """Refuses settings that an editor does not read."""
-        super().check(config)
-        if config.scheduler is not None:
-            raise ValueError("rendering.scheduler is not read by the backend editor. Leave it out.")
+    unread = ("scheduler",)
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures

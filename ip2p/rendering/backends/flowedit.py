@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from diffusers import DiffusionPipeline
@@ -11,29 +11,20 @@ from ip2p.config import RenderingConfig
 from ip2p.editing.flowedit import Way, check_flow, lead_images
 from ip2p.images import Array
 from ip2p.records import Candidate
-from ip2p.rendering.backends import MakesPairs, Pictures
+from ip2p.rendering.backends import Pictures
 from ip2p.rendering.table import EncodedPair
-from ip2p.rendering.text_to_image import load_pipeline, redrawn_pairs, too_long_triplets
+from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline, redrawn_pairs
 
 STRENGTH = 0.66
 """Its authors' for Stable Diffusion 3, where none is set: 33 of 50 steps."""
 
 
-class FlowEdit(MakesPairs):
+class FlowEdit(ReadsCaptions):
     """Needs no training and no inversion."""
 
     name = "flowedit"
     draws = ("strength",)
-
-    def check(self, config: RenderingConfig) -> None:
-        """Refuses settings that FlowEdit does not read."""
-        super().check(config)
-        if config.scheduler is not None:
-            raise ValueError("rendering.scheduler is not read by the backend flowedit. Leave it out.")
-
-    def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
-        """Returns the triplets with a caption that the text encoders would cut."""
-        return too_long_triplets(config, candidates)
+    unread = ("scheduler",)
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures

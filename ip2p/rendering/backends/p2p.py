@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -11,20 +11,16 @@ from ip2p.config import RenderingConfig
 from ip2p.images import encode_image
 from ip2p.p2p.sampler import render_pairs
 from ip2p.records import Candidate
-from ip2p.rendering.backends import MakesPairs, Pictures
+from ip2p.rendering.backends import Pictures
 from ip2p.rendering.table import EncodedPair
-from ip2p.rendering.text_to_image import load_pipeline, too_long_triplets
+from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline
 
 
-class PromptToPrompt(MakesPairs):
+class PromptToPrompt(ReadsCaptions):
     """Shares attention between the two images of a pair."""
 
     name = "p2p"
     needs_pictures = False
-
-    def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
-        """Returns the triplets with a caption that the text encoders would cut."""
-        return too_long_triplets(config, candidates)
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from diffusers import DiffusionPipeline
@@ -11,23 +11,19 @@ from ip2p.config import RenderingConfig
 from ip2p.editing.sdedit import Redrawing, redraw_images
 from ip2p.images import Array
 from ip2p.records import Candidate
-from ip2p.rendering.backends import MakesPairs, Pictures
+from ip2p.rendering.backends import Pictures
 from ip2p.rendering.table import EncodedPair
-from ip2p.rendering.text_to_image import load_pipeline, redrawn_pairs, too_long_triplets
+from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline, redrawn_pairs
 
 STRENGTH = 0.6
 """Share of the noise where none is set."""
 
 
-class SDEdit(MakesPairs):
+class SDEdit(ReadsCaptions):
     """Needs no training, and works with every text-to-image model."""
 
     name = "sdedit"
     draws = ("strength",)
-
-    def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
-        """Returns the triplets with a caption that the text encoders would cut."""
-        return too_long_triplets(config, candidates)
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
