@@ -19,7 +19,8 @@ from ip2p.evaluation.measures.regions import RegionsMeasure
 from ip2p.filtering import judge
 from ip2p.records import EditTriplet, PairScores
 from ip2p.scoring import SCORES
-from ip2p.scoring.regions import compare_regions
+from ip2p.scoring.frame import frame_of
+from ip2p.scoring.regions import area_of, compare_regions
 from ip2p.scoring.score import Batch
 from tests.test_comparing import Motion, moved_pair
 
@@ -62,7 +63,8 @@ def test_regions_are_the_plain_means_over_the_changed_area_and_the_rest() -> Non
     assert frame is not None and frame.drift(64, 64) < 0.005
     changed = changed_area(before, frame.align(after))
     colours = deltaE_ciede2000(rgb2lab(before), rgb2lab(after))
-    regions = compare_regions(Image.fromarray(before), Image.fromarray(after))
+    pair = Image.fromarray(before), Image.fromarray(after)
+    regions = compare_regions(*pair, area_of(*pair, frame_of(*pair)))
     assert regions.changed_share == changed.mean() == pytest.approx(0.2, abs=0.08)
     assert regions.colour_inside == pytest.approx(colours[changed].mean(), abs=1e-9)
     assert regions.colour_outside == pytest.approx(colours[~changed].mean(), abs=1e-9)

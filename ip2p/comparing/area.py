@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ip2p.comparing.frame import Pixels, find_frame
+from ip2p.comparing.frame import Frame, Pixels
 
 Mask = npt.NDArray[np.bool_]
 """(height, width)."""
@@ -19,23 +19,18 @@ SMALLEST_PART = 0.001
 """Share of the picture below which a separate part is noise."""
 
 
-def aligned_area(before: Pixels, after: Pixels) -> Mask:
-    """Returns the places that differ visibly after the second picture was aligned, if a frame is found."""
-    frame = find_frame(before, after)
-    return changed_area(before, after if frame is None else frame.align(after))
-
-
-def changed_area(before: Pixels, after: Pixels) -> Mask:
+def changed_area(before: Pixels, after: Pixels, frame: Frame | None = None) -> Mask:
     """Returns the places that differ visibly; ValueError for pictures of two sizes.
 
-    Align the second picture first (`Frame.align`) if it may have moved: else its edges count as changed.
+    The second picture is aligned first if it has a frame (`find_frame`): else the edges of what moved count as changed.
     """
     from skimage.color import rgb2lab
     from skimage.filters import threshold_otsu
 
     if before.shape != after.shape:
         raise ValueError(f"pictures of {before.shape} and {after.shape} cannot be compared. Fit one to the other.")
-    difference = np.linalg.norm(rgb2lab(before) - rgb2lab(after), axis=-1)
+    aligned = after if frame is None else frame.align(after)
+    difference = np.linalg.norm(rgb2lab(before) - rgb2lab(aligned), axis=-1)
     difference = ndimage.gaussian_filter(difference, max(LEAST_SMOOTHING, SMOOTHING * min(before.shape[:2])))
     limit = np.clip(threshold_otsu(difference), LEAST_DIFFERENCE, SURE_DIFFERENCE)
     filled = ndimage.binary_fill_holes(difference > limit)

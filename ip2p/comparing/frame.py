@@ -10,7 +10,7 @@ middle changed, it lost half of the pairs that this fit measures to a tenth of a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -169,7 +169,7 @@ def _fit(one: Floats, other: Floats, motion: Floats) -> _Fit | None:
         motion = motion + step
         if np.abs(step).max() * short < ENOUGH:
             break
-    return fit and _Fit(motion, fit.one, fit.other, fit.weight, fit.slopes, fit.places)
+    return fit and replace(fit, motion=motion)
 
 
 def _step(fit: _Fit, left: Floats, short: int) -> Floats:

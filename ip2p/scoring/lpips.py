@@ -9,8 +9,9 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from ip2p.comparing import aligned_area
+from ip2p.comparing import Mask
 from ip2p.config import ScoringConfig
+from ip2p.scoring.regions import areas_of
 from ip2p.scoring.score import Batch, Measure, Score
 
 Distances = tuple[float, float]
@@ -20,15 +21,14 @@ NONE: Distances = (math.nan, math.nan)
 
 
 @cache
-def comparison(net: str, device: str) -> Callable[[Image.Image, Image.Image], Distances]:
+def comparison(net: str, device: str) -> Callable[[Image.Image, Image.Image, Mask | None], Distances]:
     """Returns how a pair is compared: one and the same function for one network, so that both scores share it."""
     from ip2p.models.perceptual import SMALLEST_SIDE, lpips_map
 
-    def compare(original: Image.Image, edited: Image.Image) -> Distances:
-        before, after = np.asarray(original), np.asarray(edited)
-        if before.shape != after.shape or min(original.size) < SMALLEST_SIDE:
+    def compare(original: Image.Image, edited: Image.Image, changed: Mask | None) -> Distances:
+        if changed is None or min(original.size) < SMALLEST_SIDE:
             return NONE
-        changed = aligned_area(before, after)
+        before, after = np.asarray(original), np.asarray(edited)
         distances = lpips_map(net, device, before, after, setting="scoring.lpips")
         inside, outside = (float(distances[area].mean()) if area.any() else math.nan for area in (changed, ~changed))
         return inside, outside
@@ -44,7 +44,7 @@ def _score(name: str, title: str, meaning: str, place: int, part: int, too_low: 
         compare = comparison(str(config.lpips), config.device)
 
         def measure(batch: Batch) -> list[float]:
-            return [distances[part] for distances in batch.once(compare)]
+            return [distances[part] for distances in batch.once(compare, areas_of(batch))]
 
         return measure
 

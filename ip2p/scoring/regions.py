@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ip2p.comparing import aligned_area
+from ip2p.comparing import Frame, Mask, changed_area
+from ip2p.scoring.frame import frame_of
 from ip2p.scoring.score import Batch, Measure, Score
 from ip2p.scoring.ssim import SMALLEST_SIDE, SSIM
 
@@ -31,28 +32,39 @@ NONE = Regions(math.nan)
 """Of pictures that cannot be compared."""
 
 
-def compare_regions(original: Image.Image, edited: Image.Image) -> Regions:
-    """Compares the two images as they are; only the area is found after the one was aligned with the other."""
+def area_of(original: Image.Image, edited: Image.Image, frame: Frame | None) -> Mask | None:
+    """Returns the area that changed, once the one image is aligned with the other; None if they cannot be compared."""
+    if original.size != edited.size or min(original.size) < SMALLEST_SIDE:
+        return None
+    return changed_area(np.asarray(original), np.asarray(edited), frame)
+
+
+def areas_of(batch: Batch) -> list[Mask | None]:
+    """Returns the area of each pair; scores of the frame and of the area share what they find."""
+    return batch.once(area_of, batch.once(frame_of))
+
+
+def compare_regions(original: Image.Image, edited: Image.Image, changed: Mask | None) -> Regions:
+    """Compares the two images as they are, inside and outside the area that changed."""
     from skimage.color import deltaE_ciede2000, rgb2lab
     from skimage.metrics import structural_similarity
 
-    before, after = np.asarray(original), np.asarray(edited)
-    if before.shape != after.shape or min(original.size) < SMALLEST_SIDE:
+    if changed is None:
         return NONE
-    changed = aligned_area(before, after)
+    before, after = np.asarray(original), np.asarray(edited)
     _, alike = structural_similarity(before, after, channel_axis=-1, full=True, **SSIM)
     colours = deltaE_ciede2000(rgb2lab(before), rgb2lab(after))
     means = [_mean(values, area) for values in (alike.mean(-1), colours) for area in (changed, ~changed)]
     return Regions(float(changed.mean()), *means)
 
 
-def _mean(values: npt.NDArray[np.float64], area: npt.NDArray[np.bool_]) -> float:
+def _mean(values: npt.NDArray[np.float64], area: Mask) -> float:
     return float(values[area].mean()) if area.any() else math.nan
 
 
 def _measure(read: Callable[[Regions], float]) -> Measure:
     def measure(batch: Batch) -> list[float]:
-        return [read(regions) for regions in batch.once(compare_regions)]
+        return [read(regions) for regions in batch.once(compare_regions, areas_of(batch))]
 
     return measure
 

@@ -43,11 +43,14 @@ class Batch:
     clip: Clip
     _shared: dict[Callable[..., Any], Any] = field(default_factory=dict)
 
-    def once(self, compare: Callable[[Image.Image, Image.Image], T]) -> list[T]:
-        """Returns what a function makes of each pair's two images; several scores share one computation."""
+    def once(self, compare: Callable[..., T], *further: Sequence[object]) -> list[T]:
+        """Returns what a function makes of each pair's two images, and of further values that a pair has.
+
+        Several scores share one computation.
+        """
         if compare not in self._shared:
-            pairs = zip(self.originals, self.edited, strict=True)
-            self._shared[compare] = [compare(*images) for images in pairs]
+            pairs = zip(self.originals, self.edited, *further, strict=True)
+            self._shared[compare] = [compare(*values) for values in pairs]
         shared: list[T] = self._shared[compare]
         return shared
 

@@ -12,7 +12,8 @@ from PIL import Image
 from ip2p.config import fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Measure, Setup, Values, fit_to
-from ip2p.scoring.regions import compare_regions
+from ip2p.scoring.frame import frame_of
+from ip2p.scoring.regions import area_of, compare_regions
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class RegionsMeasure(Measure):
         """Returns None outside an area that is the whole picture, and for pictures under 11 pixels."""
         rows: list[Values] = []
         for original, edited in zip(before, after, strict=True):
-            regions = compare_regions(Image.fromarray(original), Image.fromarray(fit_to(edited, original)))
+            pair = Image.fromarray(original), Image.fromarray(fit_to(edited, original))
+            regions = compare_regions(*pair, area_of(*pair, frame_of(*pair)))
             values = {column.name: float(getattr(regions, column.name)) for column in self.columns}
             rows.append({name: None if math.isnan(value) else value for name, value in values.items()})
         return rows
