@@ -17,39 +17,23 @@ import pytest
 
 from ip2p.cli import main
 from ip2p.config import PipelineConfig, RenderingConfig
-from ip2p.dataset import sessions, write_dataset
+from ip2p.dataset import write_dataset
 from ip2p.dataset.composition import join_plainly
 from ip2p.dataset.sessions import find_sessions
 from ip2p.dataset.split import side_of
-from ip2p.images import encode_png
 from ip2p.prompts.pictures import prepare
 from ip2p.prompts.wording import Change
-from ip2p.shapes.language import SceneEdit, caption, describe, draw_edit, draw_edit_of, read_edit
-from ip2p.shapes.scene import Scene, render
+from ip2p.shapes.language import SceneEdit, draw_edit, draw_edit_of, read_edit
+from ip2p.shapes.scene import Scene
 from ip2p.sources.pairs import read_source
 from ip2p.store import RunFolder, read_summary
 from tests.chat_server import serving
+from tests.test_dataset_inverse import DOMAIN, as_row
 from tests.test_rendering_pictures import as_pictures, write_folder
 from tests.test_rendering_pictures import write as write_pairs
 
-DOMAIN = ["--evaluation.domain", "ip2p.shapes.domain:ShapesDomain"]
 FRACTION = ["--dataset.test-fraction", "0.3"]
 NUM = 24
-
-
-def cell(content: bytes) -> dict[str, Any]:
-    return {"bytes": content, "path": None}
-
-
-def as_row(edit: SceneEdit) -> dict[str, Any]:
-    return {
-        "original_prompt": caption(describe(edit.original)),
-        "original_image": cell(encode_png(render(edit.original))),
-        "edit_prompt": edit.edit_prompt,
-        "edited_prompt": caption(describe(edit.edited)),
-        "edited_image": cell(encode_png(render(edit.edited))),
-        "edit_type": edit.edit_type,
-    }
 
 
 def write_run(rows: list[dict[str, Any]], folder: Path, *words: str) -> Path:
@@ -160,7 +144,7 @@ def test_the_same_runs_give_the_same_files_however_they_are_read_and_import_and_
     runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert join(tmp_path / "a", *runs) == 0
-    monkeypatch.setattr(sessions, "READ_ROWS", 5)
+    monkeypatch.setattr("ip2p.dataset.split.READ_ROWS", 5)
     assert join(tmp_path / "b", *runs) == 0
     files = sorted((tmp_path / "a" / "data").iterdir())
     assert files and all(path.read_bytes() == (tmp_path / "b" / "data" / path.name).read_bytes() for path in files)

@@ -10,20 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from ip2p.config import PipelineConfig
-from ip2p.dataset.split import index_pairs, side_of, split_pairs
+from ip2p.dataset.split import index_pairs, pair_shards, read_rows, side_of, split_places
 from ip2p.prompts.wording import Change, Word
 from ip2p.sources.pairs import SourceRow
-from ip2p.store import RunFolder
 
 AT_ONCE = 256
 """Pairs that are put into words at a time."""
-READ_ROWS = 64
 Row = dict[str, Any]
 _COLUMNS = ["original_prompt", "edited_prompt", "original_image", "edited_image", "triplet_id", "candidate"]
 
@@ -33,21 +28,16 @@ def invert_pairs(run: PipelineConfig, word: Word, left_out: Counter[str]) -> Ite
 
     ValueError if the run has no such pair.
     """
-    shards = RunFolder(run.out).shards("pairs")
-    if not shards:
-        raise ValueError(f"{run.out} has no pairs. Run `ip2p dataset` into that folder first.")
-    settings = run.dataset
-    places = index_pairs(shards, settings.seed)
-    splits = split_pairs((place.captions for place in places), settings.test_fraction)
+    shards, settings = pair_shards(run.out), run.dataset
     kept: dict[int, set[int]] = {number: set() for number in range(len(shards))}
-    for place, split in zip(places, splits, strict=True):
+    for place, split in split_places(index_pairs(shards, settings.seed), settings.test_fraction):
         if split is None or side_of(place.captions[1], settings.test_fraction) != split:
             left_out["caption in the other split"] += 1
         else:
             kept[place.shard].add(place.row)
     num = 0
     for number, path in enumerate(shards):
-        rows = _with_captions(_read(path, kept[number]), left_out)
+        rows = _with_captions((row for _, row in read_rows(path, kept[number], _COLUMNS)), left_out)
         while chunk := list(islice(rows, AT_ONCE)):
             for row in _invert(chunk, word, left_out):
                 num += 1
@@ -63,14 +53,6 @@ def _with_captions(rows: Iterator[Row], left_out: Counter[str]) -> Iterator[Row]
             yield row
         else:
             left_out["no caption"] += 1
-
-
-def _read(path: Path, kept: set[int]) -> Iterator[Row]:
-    first = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=READ_ROWS, columns=_COLUMNS):
-            yield from (row for place, row in enumerate(batch.to_pylist(), start=first) if place in kept)
-            first += batch.num_rows
 
 
 def _invert(chunk: list[Row], word: Word, left_out: Counter[str]) -> Iterator[SourceRow]:

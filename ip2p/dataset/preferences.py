@@ -21,11 +21,10 @@ from tqdm import tqdm
 from ip2p import __version__, store
 from ip2p.config import PipelineConfig
 from ip2p.dataset.exporting import NOTE, new_folder
-from ip2p.dataset.split import Split, index_pairs, split_pairs
+from ip2p.dataset.split import Split, index_pairs, pair_shards, split_places
 from ip2p.images import IMAGE_TYPE
 from ip2p.records import hash_to_unit
 from ip2p.scoring import BOUNDS
-from ip2p.store import RunFolder
 
 TEXTS = ("original_prompt", "edited_prompt", "edit_type", "triplet_id")
 _READ = (*TEXTS, "edit_prompt", "candidate", "accepted", "reason", "original_image", "edited_image")
@@ -81,12 +80,9 @@ def write_preferences(config: PipelineConfig, out: Path, *, own_originals: bool 
 
     ValueError with the way out if there are none, or if the folder holds anything but an earlier export.
     """
-    shards = RunFolder(config.out).shards("pairs")
-    if not shards:
-        raise ValueError(f"{config.out} has no pairs. Run `ip2p dataset` into that folder first.")
-    places = index_pairs(shards, config.dataset.seed)
-    splits = split_pairs((place.captions for place in places), config.dataset.test_fraction)
-    by_place = {(place.shard, place.row): split for place, split in zip(places, splits, strict=True)}
+    shards, settings = pair_shards(config.out), config.dataset
+    placed = split_places(index_pairs(shards, settings.seed), settings.test_fraction)
+    by_place = {(place.shard, place.row): split for place, split in placed}
     schema, counts, told = schema_of(own_originals=own_originals), Counter[str](), Counter[str]()
     with new_folder(out) as folder:
         (folder / "data").mkdir()

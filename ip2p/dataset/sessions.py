@@ -21,11 +21,10 @@ from tqdm import tqdm
 from ip2p import __version__, store
 from ip2p.config import PipelineConfig
 from ip2p.dataset.exporting import NOTE, new_folder
-from ip2p.dataset.split import SPLITS, Split, index_pairs, split_pairs
+from ip2p.dataset.split import SPLITS, Split, index_pairs, pair_shards, read_rows, split_places
 from ip2p.images import IMAGE_TYPE
 from ip2p.records import content_hash, hash_picture
 from ip2p.sources.columns import KNOWN_SCHEMAS, MAGICBRUSH_TURN, SIDES
-from ip2p.store import RunFolder
 
 COLUMNS = {ours: theirs for ours, theirs in KNOWN_SCHEMAS["osunlp/MagicBrush"].items() if ours != "mask_image"}
 TEXTS = ("original_prompt", "edited_prompt", "edit_type")
@@ -39,7 +38,7 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in (*TEXTS, "source")),
     ]
 )
-READ_ROWS = 64
+COLUMNS_READ = (*SIDES, "edit_prompt", *TEXTS, "triplet_id", "candidate")
 Row = dict[str, Any]
 Where = tuple[int, int]
 """A shard's number among those of all runs, and a row in it."""
@@ -79,9 +78,7 @@ def find_sessions(runs: Sequence[PipelineConfig], max_turns: int | None = None) 
         raise ValueError(f"the runs have different test fractions, {values}. Give them one --dataset.test-fraction.")
     shards, names = list[Path](), list[str]()
     for run in runs:
-        own = RunFolder(run.out).shards("pairs")
-        if not own:
-            raise ValueError(f"{run.out} has no pairs. Run `ip2p dataset` into that folder first.")
+        own = pair_shards(run.out)
         shards += own
         names += [run.out.name] * len(own)
     left_out = Counter[str]()
@@ -100,34 +97,24 @@ def _index(
     shards: Sequence[Path], names: Sequence[str], test_fraction: float, left_out: Counter[str]
 ) -> Iterator[Turn]:
     """Yields the pairs that may join; counts why others may not."""
-    places = index_pairs(shards, seed=0)
     split_by_row = defaultdict[int, dict[int, Split | None]](dict)
-    for place, split in zip(places, split_pairs((place.captions for place in places), test_fraction), strict=True):
+    for place, split in split_places(index_pairs(shards, seed=0), test_fraction):
         split_by_row[place.shard][place.row] = split
     seen = set[tuple[str, str, str]]()
     for number, path in enumerate(tqdm(shards, desc="compare", unit="shard", disable=None, leave=False)):
         splits = split_by_row[number]
-        for where, row in read_rows(path, number, splits):
+        for row_number, row in read_rows(path, splits, COLUMNS_READ):
             original, edited = (hash_picture(row[side]["bytes"]) for side in SIDES)
-            split, key = splits[where[1]], (original, edited, row["edit_prompt"])
+            split, key = splits[row_number], (original, edited, row["edit_prompt"])
             reason = "picture unchanged" if original == edited else "seen before" if key in seen else ""
             reason = reason or ("" if split else "caption in the other split")
             if reason or split is None:
                 left_out[reason] += 1
                 continue
             seen.add(key)
-            yield Turn(where, split, *key, name=f"{names[number]}/{row['triplet_id']}-{row['candidate']}")
-
-
-def read_rows(path: Path, number: int, wanted: Iterable[int]) -> Iterator[tuple[Where, Row]]:
-    """Yields the wanted rows of the shard with this number, with what sessions are made of."""
-    columns, chosen, first = [*SIDES, "edit_prompt", *TEXTS, "triplet_id", "candidate"], set(wanted), 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=READ_ROWS, columns=columns):
-            for place, row in enumerate(batch.to_pylist(), start=first):
-                if place in chosen:
-                    yield (number, place), row
-            first += batch.num_rows
+            yield Turn(
+                (number, row_number), split, *key, name=f"{names[number]}/{row['triplet_id']}-{row['candidate']}"
+            )
 
 
 def _join(turns: Iterable[Turn], split: Split, max_turns: int | None, left_out: Counter[str]) -> Iterator[list[Turn]]:
@@ -201,4 +188,8 @@ def read_pairs(turns: Iterable[Turn], shards: Sequence[Path]) -> dict[Where, Row
     wanted = defaultdict[int, set[int]](set)
     for shard, row in (turn.where for turn in turns):
         wanted[shard].add(row)
-    return {where: row for shard in sorted(wanted) for where, row in read_rows(shards[shard], shard, wanted[shard])}
+    return {
+        (shard, place): row
+        for shard in sorted(wanted)
+        for place, row in read_rows(shards[shard], wanted[shard], COLUMNS_READ)
+    }

@@ -11,18 +11,21 @@ test fraction of f that leaves a test split of f squared.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
 from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
 from ip2p.records import content_hash, hash_to_unit
+from ip2p.store import RunFolder
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+READ_ROWS = 64
+"""Pairs that are read at a time."""
 _INDEX_COLUMNS = (
     "triplet_id",
     "candidate",
@@ -78,6 +81,27 @@ def index_pairs(shards: Sequence[Path], seed: int) -> list[Place]:
                 is_shown = bool(pair.get("shown_prompt"))
                 places.append(Place(number, row, captions, pair["edit_type"], order, lot, is_shown))
     return places
+
+
+def pair_shards(out: Path) -> list[Path]:
+    """Returns a run's shards of pairs. ValueError if it has none."""
+    if not (shards := RunFolder(out).shards("pairs")):
+        raise ValueError(f"{out} has no pairs. Run `ip2p dataset` into that folder first.")
+    return shards
+
+
+def split_places(places: Sequence[Place], test_fraction: float) -> list[tuple[Place, Split | None]]:
+    """Returns each pair with its split; None if one of its captions is in the other one."""
+    return list(zip(places, split_pairs((place.captions for place in places), test_fraction), strict=True))
+
+
+def read_rows(path: Path, rows: Container[int], columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields some rows of a shard with their numbers, without reading it whole."""
+    first = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=READ_ROWS, columns=list(columns)):
+            yield from ((row, pair) for row, pair in enumerate(batch.to_pylist(), start=first) if row in rows)
+            first += batch.num_rows
 
 
 def drop_near_duplicates(places: list[Place], shards: Sequence[Path], limit: float | None) -> list[Place]:

@@ -26,6 +26,7 @@ from ip2p.dataset.card import Counts, describe_rejections, write_card
 from ip2p.dataset.further import FOLDER, Further, further_columns
 from ip2p.dataset.schema import CHUNKING, ROW_GROUP_BYTES, WRITTEN, open_writer, schema_of
 from ip2p.dataset.split import (
+    READ_ROWS,
     SPLITS,
     OutputFile,
     Place,
@@ -34,7 +35,7 @@ from ip2p.dataset.split import (
     index_pairs,
     plan_files,
     side_of,
-    split_pairs,
+    split_places,
 )
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 LAYOUT = 1
 """Changes when the same pairs would be written differently."""
-READ_ROWS = 64
 
 
 @store.summarised("dataset")
@@ -61,8 +61,7 @@ def write_dataset(config: PipelineConfig) -> Counts:
     if not accepted:
         raise ValueError(describe_rejections(config))
     unlike = drop_near_duplicates(accepted, shards, settings.max_duplicate_similarity)
-    splits = split_pairs((place.captions for place in unlike), settings.test_fraction)
-    pairs, share = list(zip(unlike, splits, strict=True)), settings.train_share
+    pairs, share = split_places(unlike, settings.test_fraction), settings.train_share
     pairs = [(place, split) for place, split in pairs if split != "train" or place.lot < share]
     if share < 1 and not any(split == "train" for _, split in pairs):
         raise ValueError(
