@@ -154,11 +154,10 @@ class PictureJudge:
 
     def _answer(self, ask: Ask, pictures: Sequence[Image.Image], question: str) -> str:
         key = content_hash(self.identity, question, *(hash_pixels(np.asarray(picture)) for picture in pictures))
-        entry = self._journal.get(key)
-        if entry is None:
-            entry = {"question": question, "text": str(ask(pictures, question).get("text", ""))}
-            self._journal.add(key, entry)
-        return str(entry["text"])
+        texts = self._journal.once(
+            key, lambda: {"question": question, "text": str(ask(pictures, question).get("text", ""))}
+        )
+        return str(texts["text"])
 
 
 def judge_edits(config: VlmConfig, edits: Sequence[T], score: Callable[[Ask, T], A]) -> list[A]:

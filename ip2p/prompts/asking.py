@@ -142,19 +142,19 @@ def messages_for(config: PromptsConfig, request: Request) -> list[Message]:
     """Writes the conversation that ends with the caption: instructions, examples, question."""
     edit_type = draw_edit_type(config, request)
     types = ", ".join(name for name, weight in config.edit_types if weight > 0)
-    messages = [_message("system", f"{SYSTEM}{types}.")]
+    messages = [message("system", f"{SYSTEM}{types}.")]
     for example in draw_examples(config, request, edit_type):
         type_shown = example.edit_type or edit_type
-        messages.append(_message("user", _question(example.original_prompt, type_shown)))
-        messages.append(_message("assistant", format_json(type_shown, example.edit_prompt, example.edited_prompt)))
-    return [*messages, _message("user", _question(request.caption, edit_type))]
+        messages.append(message("user", _question(example.original_prompt, type_shown)))
+        messages.append(message("assistant", format_json(type_shown, example.edit_prompt, example.edited_prompt)))
+    return [*messages, message("user", _question(request.caption, edit_type))]
 
 
 def messages_about(config: PromptsConfig, request: Request, shown: Mapping[str, Any]) -> list[Message]:
     """Writes the conversation about a picture that the model sees; `shown` is the picture as a part of a message."""
     types = ", ".join(name for name, weight in config.edit_types if weight > 0)
     asked = {"type": "text", "text": f"Edit type: {draw_edit_type(config, request)}"}
-    return [_message("system", f"{LOOK}{types}."), {"role": "user", "content": [dict(shown), asked]}]
+    return [message("system", f"{LOOK}{types}."), {"role": "user", "content": [dict(shown), asked]}]
 
 
 def repair_messages(
@@ -163,7 +163,7 @@ def repair_messages(
     """Continues the conversation with what is wrong with the answer."""
     keys = f"{', '.join(fields[:-1])} and {fields[-1]}"
     complaint = f"{REPAIR[reason].format(keys=keys)} Answer again with the JSON object alone."
-    return [*messages, _message("assistant", text), _message("user", complaint)]
+    return [*messages, message("assistant", text), message("user", complaint)]
 
 
 def needs_repair(config: PromptsConfig, text: str, *, is_shown: bool = False) -> Reason:
@@ -176,5 +176,6 @@ def _question(caption: str, edit_type: str) -> str:
     return f"Caption: {json.dumps(caption, ensure_ascii=False)}\nEdit type: {edit_type}"
 
 
-def _message(role: str, content: str) -> Message:
+def message(role: str, content: str) -> Message:
+    """Returns a message of a conversation."""
     return {"role": role, "content": content}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ip2p.chat_client import ChatClient
 from ip2p.config import PromptsConfig
-from ip2p.prompts.asking import Message, read_examples
+from ip2p.prompts.asking import Message, message, read_examples
 from ip2p.prompts.backends import check_server
 from ip2p.prompts.format import FENCE
 from ip2p.records import content_hash, hash_to_seed, hash_to_unit
@@ -98,24 +98,21 @@ def _ask(config: PromptsConfig, journal: Journal, client: ChatClient, change: Ch
         "seed": hash_to_seed(config.seed, change.before, change.after, *change.steps) % 2**31,
     }
     key = content_hash(json.dumps(body, sort_keys=True))
-    reply = journal.get(key)
-    if reply is None:
-        reply = client.ask(body)
-        journal.add(key, reply)
+    reply = journal.once(key, partial(client.ask, body))
     return read_wording(str(reply.get("text", "")), [name for name, _ in config.edit_types])
 
 
 def messages_for(config: PromptsConfig, change: Change) -> list[Message]:
     """Writes the conversation that ends with the two captions: instructions, examples, question."""
     types = ", ".join(name for name, weight in config.edit_types if weight > 0)
-    messages = [_message("system", f"{SYSTEM}{types}.")]
+    messages = [message("system", f"{SYSTEM}{types}.")]
     examples = read_examples(config.examples) if config.num_examples else ()
     ordered = sorted(examples, key=lambda each: hash_to_unit("wording", config.seed, change.before, each.id))
     for each in ordered[: config.num_examples]:
         answer = dict(zip(FIELDS, (each.edit_type, each.edit_prompt), strict=True))
-        messages.append(_message("user", _question(Change(each.original_prompt, each.edited_prompt))))
-        messages.append(_message("assistant", json.dumps(answer, ensure_ascii=False)))
-    return [*messages, _message("user", _question(change))]
+        messages.append(message("user", _question(Change(each.original_prompt, each.edited_prompt))))
+        messages.append(message("assistant", json.dumps(answer, ensure_ascii=False)))
+    return [*messages, message("user", _question(change))]
 
 
 def read_wording(text: str, edit_types: Sequence[str]) -> Wording | None:
@@ -139,7 +136,3 @@ def _question(change: Change) -> str:
         return question
     steps = json.dumps(change.steps, ensure_ascii=False)
     return f"{question}\nEdits that were made one after another, to be asked for in one instruction: {steps}"
-
-
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}

@@ -7,7 +7,7 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,6 +83,13 @@ class Journal(RecordFile):
             if key not in self._answers:
                 self.append({"key": key, **answer})
                 self._answers[key] = answer
+
+    def once(self, key: str, ask: Callable[[], Record]) -> Record:
+        """Returns the stored answer to a question; asks and stores it if there is none."""
+        if (answer := self.get(key)) is None:
+            answer = ask()
+            self.add(key, answer)
+        return answer
 
     def __len__(self) -> int:
         return len(self._answers)

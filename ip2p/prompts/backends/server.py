@@ -82,11 +82,7 @@ class ServerBackend:
         if form := _response_format(config, LOOK_FIELDS if request.is_shown else JSON_FIELDS):
             body["response_format"] = form
         key = content_hash(json.dumps(body, sort_keys=True), request.attempt)
-        reply = self.journal.get(key)
-        if reply is None:
-            reply = client.ask(body)
-            self.journal.add(key, reply)
-        return reply
+        return self.journal.once(key, partial(client.ask, body))
 
 
 def _response_format(config: PromptsConfig, fields: Sequence[str]) -> dict[str, object] | None:
