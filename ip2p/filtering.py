@@ -36,6 +36,8 @@ REASONS = {
     UNREAD: "the judge's answer holds no scores",
 }
 """Words for every reason against a candidate."""
+HAVE_PLACE = ("", OPEN)
+"""Reasons, or none, of candidates that take one of their triplet's places: accepted, or so once a judge answers."""
 
 
 def judge(scores: PairScores, thresholds: Thresholds) -> Verdict:
@@ -78,7 +80,7 @@ def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
         was_asked = table["shown_judge"].to_numpy(zero_copy_only=False) == shown_identity(config.vlm)
         reasons[(reasons == "") & ~was_asked] = OPEN
     columns = {"accepted": pa.array(reasons == "", pa.bool_()), "reason": pa.array(reasons, pa.string())}
-    stays = pa.array([has_place(reason) for reason in reasons], pa.bool_())
+    stays = pc.is_in(columns["reason"], pa.array(HAVE_PLACE))
     columns |= {name: pc.if_else(stays, pc.fill_null(table[name], ""), "") for name in SHOWN_COLUMNS}
     for name, values in columns.items():
         table = table.set_column(table.column_names.index(name), name, values)
@@ -87,7 +89,7 @@ def judge_table(table: pa.Table, config: FilteringConfig) -> pa.Table:
 
 def has_place(reason: str) -> bool:
     """Returns whether a candidate takes one of its triplet's places: it is accepted, or may be once a judge answers."""
-    return reason in ("", OPEN)
+    return reason in HAVE_PLACE
 
 
 def may_pass_now(table: pa.Table, config: FilteringConfig) -> pa.Array:
@@ -130,7 +132,7 @@ def count_verdicts(table: pa.Table) -> dict[str, int]:
 
 def num_places_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
     """Counts (candidates, those that have a place) of each triplet of a table."""
-    places = pa.table({"triplet_id": table["triplet_id"], "place": pc.is_in(table["reason"], pa.array(["", OPEN]))})
+    places = pa.table({"triplet_id": table["triplet_id"], "place": pc.is_in(table["reason"], pa.array(HAVE_PLACE))})
     sums = places.group_by("triplet_id").aggregate([("place", "count"), ("place", "sum")])
     columns = (sums[name].to_pylist() for name in ("triplet_id", "place_count", "place_sum"))
     return {triplet_id: (num, num_accepted) for triplet_id, num, num_accepted in zip(*columns, strict=True)}

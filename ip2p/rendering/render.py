@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -47,7 +47,7 @@ def render_needed(
     config: PipelineConfig,
     judged: pa.Table | None,
     triplets_path: Path,
-    pictures: Pictures,
+    pictures: Callable[[], Pictures],
     *,
     name: str,
     again: Set[str] = frozenset(),
@@ -55,7 +55,8 @@ def render_needed(
 ) -> Rendered:
     """Renders the candidates that a shard's triplets need beyond those in `judged`; all of them if that is None.
 
-    `again` names triplets with candidates that are missing from `judged` since they must be rendered again.
+    `again` names triplets with candidates that are missing from `judged` since they must be rendered again; `pictures`
+    reads the shard's pictures once they are needed.
     """
     unfinished = None if judged is None else _unfinished(config, judged) | again
     if unfinished is not None and not unfinished:
@@ -70,7 +71,7 @@ def render_needed(
     fitting = _fitting(config.rendering, candidates) if judged is None else candidates
     queue = CandidateQueue(fitting, config.filtering, {} if judged is None else _settled(judged))
     scored, images = [], {}
-    for result, pair in _scored_pairs(config, queue, pictures, judge, name=name):
+    for result, pair in _scored_pairs(config, queue, pictures(), judge, name=name):
         scored.append(result)
         if pair is None or result.scores.first_look:
             continue

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from ip2p import store
 from ip2p.config import PipelineConfig, fingerprint
 from ip2p.filtering import (
+    HAVE_PLACE,
     NOT_RENDERED,
     OPEN,
     check_thresholds,
@@ -184,7 +185,7 @@ def _previous(shard: Shard) -> Sidecar | None:
 
 def _work(config: PipelineConfig, shard: Shard, previous: Sidecar | None) -> Sidecar:
     """Judges what is on disk, renders and scores kept pairs that lack images and what is needed beside, and writes."""
-    started, name, pictures = time.monotonic(), shard.candidates.stem, _pictures(config, shard)
+    started, name, pictures = time.monotonic(), shard.candidates.stem, cache(partial(_pictures, config, shard))
     held, again, images = None, frozenset[str](), IMAGES_SCHEMA.empty_table()
     judge = judge_of(config, shard.candidates)
     if previous is not None:
@@ -233,14 +234,14 @@ def _is_kept(config: PipelineConfig, table: pa.Table) -> pa.ChunkedArray:
     if config.rendering.keep_rejected_images:
         is_preview, failed = pc.fill_null(table["first_look"], False), pc.equal(table["reason"], NOT_RENDERED)
         return pc.invert(pc.or_(is_preview, failed))
-    return pc.or_(table["accepted"], pc.equal(table["reason"], OPEN))
+    return pc.is_in(table["reason"], pa.array(HAVE_PLACE))
 
 
 def _with_missing_images(
     config: PipelineConfig,
     table: pa.Table,
     images: pa.Table,
-    pictures: Pictures,
+    pictures: Callable[[], Pictures],
     judge: PictureJudge | None,
     *,
     name: str,
@@ -253,7 +254,7 @@ def _with_missing_images(
     num_judged, num_again = len(table), 0
     table = ask_about_table(config, judge, table, images)
     while missing := read_rows(lacks_images(table.filter(_is_kept(config, table)), images)):
-        scored = render_again(config, [row.candidate for row in missing], pictures, judge)
+        scored = render_again(config, [row.candidate for row in missing], pictures(), judge)
         rendered = images_table({key_of(result.candidate): pair for result, pair in scored if pair is not None})
         images = pa.concat_tables([images, rendered])
         table = judge_table(with_new_scores(table, [result for result, _ in scored]), config.filtering)
