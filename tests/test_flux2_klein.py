@@ -29,9 +29,9 @@ from ip2p.p2p.alignment import map_tokens, split_words
 from ip2p.p2p.sampler import check_renderable, fits_encoders, sample_latents
 from ip2p.records import Candidate, EditTriplet, RenderSpec
 from ip2p.training.__main__ import main
-from ip2p.training.cache import load_cache
 from ip2p.training.data import open_rows
 from ip2p.training.decoding import decode_pair
+from ip2p.training.filling import load_cache
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.lora import LORA_FILE
 from ip2p.training.run import new_trainer

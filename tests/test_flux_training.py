@@ -28,9 +28,9 @@ from ip2p.models.architecture import base_architecture
 from ip2p.models.stable_diffusion_3_instruct_pix2pix import StableDiffusion3InstructPix2PixPipeline
 from ip2p.models.texts import Texts
 from ip2p.training.__main__ import main
-from ip2p.training.cache import load_cache
 from ip2p.training.data import open_rows
 from ip2p.training.decoding import decode_pair
+from ip2p.training.filling import load_cache
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.lora import LORA_FILE, load_lora, lora_files
 from ip2p.training.run import new_trainer

@@ -24,9 +24,9 @@ from ip2p.models.architecture import architecture_of, base_architecture
 from ip2p.models.pipelines import load_text_to_image
 from ip2p.p2p.sampler import check_renderable, fits_encoders, render_pairs, sample_latents
 from ip2p.training.__main__ import main
-from ip2p.training.cache import load_cache
 from ip2p.training.data import open_rows
 from ip2p.training.decoding import decode_pair
+from ip2p.training.filling import load_cache
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.lora import load_lora
 from ip2p.training.run import new_trainer

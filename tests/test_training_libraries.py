@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from schedulefree import AdamWScheduleFree
 
 from ip2p.config import TrainingConfig
-from ip2p.training.cache import load_cache
 from ip2p.training.checkpoint import Progress, load_checkpoint, read_checkpoint, write_checkpoint
 from ip2p.training.data import open_rows
+from ip2p.training.filling import load_cache
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.run import new_trainer
 from tests.test_training import pair, tiny_training, write_pairs

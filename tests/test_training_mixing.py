@@ -114,7 +114,7 @@ def test_sources_of_other_columns_are_joined_each_with_the_cache_that_it_has_alo
     tmp_path: Path, sources: tuple[Path, Path], tiny_sd: Path, cached: bool
 ) -> None:
     first, second = sources
-    config = settings(tiny_sd, cache=cached, train_batch_size=1)
+    config = settings(tiny_sd, cache=cached, cache_epochs=0.0, train_batch_size=1)
     theirs: dict[str, Any] = {"original_image_column": "source_img", "edited_image_column": "target_img"}
     second_alone = replace(config, **theirs, edit_prompt_column="instruction")
     alone = [opened(each, data, tmp_path / data.name) for each, data in ((config, first), (second_alone, second))]

@@ -13,9 +13,9 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
 from ip2p.config import TrainingConfig
-from ip2p.training.cache import load_cache
 from ip2p.training.data import open_rows, open_table
 from ip2p.training.decoding import DecodedPair, decode_pair
+from ip2p.training.filling import load_cache
 from ip2p.training.online import OnlinePairs
 from ip2p.training.run import new_trainer
 from ip2p.training.trainer import Trainer

@@ -25,7 +25,7 @@ from ip2p.store import RunFolder
 from ip2p.store.journal import RecordFile
 from ip2p.training import launch
 from ip2p.training.__main__ import main
-from ip2p.training.cache import LatentCache, load_cache
+from ip2p.training.cache import LatentCache
 from ip2p.training.checkpoint import (
     Progress,
     find_checkpoints,
@@ -35,6 +35,7 @@ from ip2p.training.checkpoint import (
     write_checkpoint,
 )
 from ip2p.training.data import open_rows
+from ip2p.training.filling import load_cache
 from ip2p.training.flags import job_of
 from ip2p.training.launching import run_child
 from ip2p.training.loop import Interrupted, Stop
@@ -114,7 +115,7 @@ def test_a_column_is_balanced_over_the_pairs_that_can_be_used(tmp_path: Path, ti
     rows = [pair(number, edit_prompt=f"{number}", kind="add" if number < 6 else "size") for number in range(8)]
     rows[1]["edited_image"] = {"bytes": b"broken", "path": None}
     data = write_pairs(tmp_path / "data", rows)
-    config = tiny_training(tiny_sd, max_train_steps=2, train_batch_size=4)
+    config = tiny_training(tiny_sd, max_train_steps=2, train_batch_size=4, cache_epochs=0.0)
     summary = run(replace(config, balance_column="kind"), str(data), tmp_path / "out", tmp_path / "model", Stop())
     assert (summary["samples"], summary["dropped"]) == (7, 1)
     (cache,) = (LatentCache(folder, 0.0) for folder in (tmp_path / "out" / "cache").iterdir())
@@ -336,19 +337,3 @@ def test_fp16_without_a_gpu_is_refused(tmp_path: Path, data: Path, tiny_sd: Path
 def test_a_child_that_fails_says_why(program: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run_child([sys.executable, "-c", program])
-
-
-def test_a_child_sees_its_input_end_when_it_is_to_stop() -> None:
-    stop = Stop()
-    reading, writing = os.pipe()
-    saved = os.dup(0)
-    os.dup2(reading, 0)
-    try:
-        stop.on_end_of_input()
-        assert not stop.wanted.wait(0.1)
-        os.close(writing)
-        assert stop.wanted.wait(5)
-    finally:
-        os.dup2(saved, 0)
-        os.close(saved)
-        os.close(reading)

@@ -58,7 +58,14 @@ class TrainingConfig:
     streaming: bool = field(default=False, metadata=WEIGHTS_FREE)
     """Stream a hub dataset row by row instead of downloading it first."""
     cache: bool = True
-    """Encode every pair once and keep the latents on disk. Without it, pairs are encoded at every step."""
+    """Encode every pair once and keep the latents on disk, if that pays. Without it, they are encoded at every step."""
+    cache_epochs: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Epochs above which a cache pays. Default: as many as there are views of a pair, 2 with `random_flip`, else 1.
+
+    Shorter trainings encode at every step, which then encodes less. 0 always has a cache.
+    """
+    max_text_cache_gib: float = field(default=32.0, metadata=OMIT_IF_EMPTY)
+    """GiB of encoded instructions that a cache may keep. Past it, they are encoded at every step."""
     dataloader_num_workers: int = field(default=0, metadata=WEIGHTS_FREE)
     """Worker processes that decode images if there is no cache."""
     resolution: int = 256

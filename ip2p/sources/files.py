@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,16 +130,26 @@ def _is_open(lines: Sequence[str]) -> bool:
     return False
 
 
-def read_parquet(source: Path | IO[bytes], columns: Sequence[str]) -> Iterator[Values]:
+def read_parquet(
+    source: Path | IO[bytes], columns: Sequence[str], first: int = 0, stop: int | None = None
+) -> Iterator[Values]:
     """Yields the rows of a parquet file with these columns; memory holds few rows if there are pictures among them.
 
-    ValueError names a file that is broken.
+    Of rows number `first` to `stop` alone, the row groups that hold none of them are not read. ValueError names a file
+    that is broken.
     """
     with _naming(source), pq.ParquetFile(source) as opened:
         is_heavy = any(_is_heavy(opened.schema_arrow.field(name).type) for name in columns)
         size = BATCH_ROWS if is_heavy else TEXT_BATCH_ROWS
-        for batch in opened.iter_batches(batch_size=size, columns=list(columns)):
-            yield from batch.to_pylist()
+        footer = opened.metadata
+        starts = [0, *accumulate(footer.row_group(group).num_rows for group in range(footer.num_row_groups))]
+        stop = starts[-1] if stop is None else min(stop, starts[-1])
+        groups = [group for group, (low, high) in enumerate(pairwise(starts)) if low < stop and high > first]
+        number = starts[groups[0]] if groups else stop
+        for batch in opened.iter_batches(batch_size=size, row_groups=groups, columns=list(columns)):
+            wanted = batch.slice(max(0, first - number), max(0, stop - max(first, number)))
+            yield from wanted.to_pylist()
+            number += len(batch)
 
 
 @contextmanager

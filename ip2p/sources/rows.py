@@ -116,8 +116,8 @@ class Table(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yields all rows with these columns, if they have them."""
+    def read(self, columns: Sequence[str], first: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """Yields all rows, or those from number `first` to `stop`, with these columns, if they have them."""
         ...
 
     def row(self, number: int, columns: Sequence[str]) -> Row:
@@ -195,11 +195,20 @@ class ParquetTable:
     def __len__(self) -> int:
         return sum(self.num_rows)
 
-    def read(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yields all rows with these columns, if their file has them. ValueError names a broken file."""
-        for file in self.files:
+    def read(self, columns: Sequence[str], first: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """Yields all rows, or some, with these columns, if their file has them. ValueError names a broken file.
+
+        Files and row groups without such rows are not read.
+        """
+        last = len(self) if stop is None else stop
+        begin = 0
+        for file, num_rows in zip(self.files, self.num_rows, strict=True):
+            low, high = max(first - begin, 0), min(last - begin, num_rows)
+            begin += num_rows
+            if low >= high:
+                continue
             present = [name for name in dict.fromkeys(columns) if name in self.names_by_file[file]]
-            for number, values in enumerate(read_parquet(file, present), start=1):
+            for number, values in enumerate(read_parquet(file, present, low, high), start=low + 1):
                 yield Row(values, f"{file} row {number}", file.parent)
 
     def row(self, number: int, columns: Sequence[str]) -> Row:
@@ -227,9 +236,9 @@ class ListTable:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yields all rows, whole."""
-        return iter(self.rows)
+    def read(self, columns: Sequence[str], first: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """Yields all rows, or some, whole."""
+        return islice(self.rows, first, stop)
 
     def row(self, number: int, columns: Sequence[str]) -> Row:
         """Returns one whole row, counted from 0."""
@@ -255,9 +264,9 @@ class TarTable:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def read(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yields all rows, whole."""
-        return (self.row(number, columns) for number in range(len(self)))
+    def read(self, columns: Sequence[str], first: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """Yields all rows, or some, whole."""
+        return (self.row(number, columns) for number in range(len(self))[first:stop])
 
     def row(self, number: int, columns: Sequence[str]) -> Row:
         """Returns one whole row, counted from 0."""
@@ -279,10 +288,12 @@ class HubTable:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yields all rows with these columns, if there are such."""
+    def read(self, columns: Sequence[str], first: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """Yields all rows, or some, with these columns, if there are such."""
         rows = self.dataset.select_columns([name for name in dict.fromkeys(columns) if name in self.names])
-        return (Row(values, f"{self.word} row {number}") for number, values in enumerate(rows, start=1))
+        numbers = range(len(self))[first:stop]
+        chosen = rows.select(numbers) if len(numbers) < len(self) else rows
+        return (Row(values, f"{self.word} row {number}") for number, values in enumerate(chosen, start=first + 1))
 
     def row(self, number: int, columns: Sequence[str]) -> Row:
         """Returns one whole row, counted from 0."""

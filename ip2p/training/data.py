@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,7 +68,15 @@ class Rows(Protocol):
         ...
 
 
-def open_rows(data: str, config: TrainingConfig) -> Rows:
+class SourceRows(Rows, Protocol):
+    """Rows of one source, which a cache is filled from."""
+
+    def blocks(self, numbers: Sequence[int], size: int) -> Iterator[Iterable[RawPair]]:
+        """Yields blocks of so many rows, given their numbers in order; the last one may have fewer."""
+        ...
+
+
+def open_rows(data: str, config: TrainingConfig) -> SourceRows:
     """Opens the training rows of a folder, a file, a pattern or a hub id.
 
     ValueError if there are none or a column is missing, with the way out.
@@ -180,17 +188,23 @@ class TableRows:
 
     def prompts(self) -> list[str | None]:
         """Reads the instructions of all rows."""
-        rows = itertools.islice(self.table.read([self.columns.prompt]), self.num_rows)
+        rows = self.table.read([self.columns.prompt], stop=self.num_rows)
         return [row.wording(self.columns.prompt) for row in rows]
 
     def values(self, column: str) -> list[object]:
         """Reads a column of all rows."""
-        return [row.values.get(column) for row in itertools.islice(self.table.read([column]), self.num_rows)]
+        return [row.values.get(column) for row in self.table.read([column], stop=self.num_rows)]
 
     def read(self) -> Iterator[RawPair]:
         """Yields all rows; memory holds one batch."""
-        rows = itertools.islice(self.table.read(self.columns.names), self.num_rows)
-        return (self.columns.pair(row) for row in rows)
+        return self._between(0, self.num_rows)
+
+    def blocks(self, numbers: Sequence[int], size: int) -> Iterator[Iterable[RawPair]]:
+        """Yields blocks of so many rows; no others are read, but for those of the same row group."""
+        return (self._between(size * number, min(size * number + size, self.num_rows)) for number in numbers)
+
+    def _between(self, first: int, stop: int) -> Iterator[RawPair]:
+        return (self.columns.pair(row) for row in self.table.read(self.columns.names, first, stop))
 
 
 class ParquetRows(TableRows):
@@ -240,6 +254,14 @@ class StreamedRows:
     def read(self) -> Iterator[RawPair]:
         """Yields all rows."""
         return (self.columns.pair(Row(row, self.name)) for row in itertools.islice(self.dataset, self.limit))
+
+    def blocks(self, numbers: Sequence[int], size: int) -> Iterator[Iterable[RawPair]]:
+        """Yields blocks of so many rows, in one pass up to the last of them."""
+        rows = self.read()
+        for number in range(max(numbers, default=-1) + 1):
+            block = list(itertools.islice(rows, size))
+            if number in numbers:
+                yield block
 
 
 def check_columns(config: TrainingConfig, columns: Sequence[str], where: str) -> None:

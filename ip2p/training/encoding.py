@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -51,6 +52,12 @@ def load_encoder(config: TrainingConfig, device: torch.device) -> AutoencoderKL:
     """Loads the autoencoder, frozen, in the precision in which it encodes pairs."""
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     return load_vae(config, device, dtypes[config.vae_precision])
+
+
+def autocast_of_step(accelerator: Accelerator) -> torch.autocast:
+    """Computes in the training's bfloat16 what a step encodes. In float16 the autoencoder of XL overflows."""
+    is_on = accelerator.mixed_precision == "bf16"
+    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=is_on)
 
 
 def encode_pairs(vae: AutoencoderKL, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor, Tensor]:

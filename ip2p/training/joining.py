@@ -19,6 +19,7 @@ from ip2p.training.data import (
     Columns,
     RawPair,
     Rows,
+    SourceRows,
     TableRows,
     check_local_data,
     find_files,
@@ -81,7 +82,7 @@ def _columns_in(data: str) -> list[str]:
 class JoinedRows:
     """The rows of several sources in order, and by number if each source has them so."""
 
-    def __init__(self, parts: Sequence[Rows], sources: Sequence[DataSource]) -> None:
+    def __init__(self, parts: Sequence[SourceRows], sources: Sequence[DataSource]) -> None:
         self.parts, self.sources = parts, sources
         self.starts = [0, *itertools.accumulate(len(part) for part in parts)]
         self.fingerprint = fingerprint(*(part.fingerprint for part in parts))

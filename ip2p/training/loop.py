@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,15 +143,35 @@ def mean_of_last(entries: Sequence[Mapping[str, float]], num_steps: int = 100) -
 
 @dataclass(slots=True)
 class Stop:
-    """Set by a signal or by the end of the process that started this one; the loop then saves and ends."""
+    """Set by a signal or by the end of the process that started this one.
+
+    It ends what is under way at once; the loop, within `deferred`, first ends its step and saves.
+    """
 
     wanted: threading.Event = field(default_factory=threading.Event)
+    is_deferred: bool = False
 
     def on_signals(self) -> Stop:
         """Listens to SIGINT and SIGTERM."""
         for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda *_: self.wanted.set())
+            signal.signal(name, lambda *_: self._ask())
         return self
+
+    def _ask(self) -> None:
+        if self.wanted.is_set():  # what it interrupted is ending
+            return
+        self.wanted.set()
+        if not self.is_deferred:
+            raise Interrupted("stopped; what is whole is kept. Run again to resume.")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Leaves it to what is done inside to look at `wanted`."""
+        self.is_deferred = True
+        try:
+            yield
+        finally:
+            self.is_deferred = False
 
     def on_end_of_input(self) -> Stop:
         """Listens to the end of standard input, which the starting process holds open as long as it lives."""
@@ -160,8 +181,10 @@ class Stop:
     def _read_to_end(self) -> None:
         while os.read(0, 4096):  # unbuffered, so that the thread holds no lock when the process ends
             pass
-        self.wanted.set()
+        main = threading.main_thread().ident
+        if main is not None:
+            signal.pthread_kill(main, signal.SIGTERM)  # which also wakes it where it waits
 
 
-class Interrupted(RuntimeError):
-    """The training was asked to stop and saved its state."""
+class Interrupted(BaseException):
+    """The training was asked to stop and what it has done is saved. No `except Exception` takes it for a failure."""

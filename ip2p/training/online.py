@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,7 +24,7 @@ from ip2p.training.buckets import framing_of
 from ip2p.training.data import TableRows
 from ip2p.training.decoding import CENTRE, DecodedPair, decode_pair
 from ip2p.training.draws import Batch, SampleKey, SampleStream, StepDraws
-from ip2p.training.encoding import changed_of, encode_pairs, load_encoder, sizes_of
+from ip2p.training.encoding import autocast_of_step, changed_of, encode_pairs, load_encoder, sizes_of
 from ip2p.training.joining import JoinedRows
 
 logger = logging.getLogger(__name__)
@@ -84,11 +85,13 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
 class OnlinePairs:
     """Pairs whose encoders stay in memory."""
 
-    def __init__(self, rows: TableRows | JoinedRows, config: TrainingConfig, device: torch.device) -> None:
-        self.dataset, self.config, self.device = DecodedRows(rows, config), config, device
+    def __init__(self, rows: TableRows | JoinedRows, config: TrainingConfig, accelerator: Accelerator) -> None:
+        device = accelerator.device
+        self.dataset, self.config, self.accelerator = DecodedRows(rows, config), config, accelerator
         self.vae = load_encoder(config, device)
         self.encoders = base_architecture(config).load_text_encoders(config, device)
-        self.none = self.encoders.encode([""])
+        with torch.no_grad(), autocast_of_step(accelerator):
+            self.none = self.encoders.encode([""]).map(lambda values: values.float())
         self.latent_shape = torch.Size(latent_shape(config))
         self._batches: Iterator[Decoded] = iter(())
         self._next: int | None = None
@@ -116,11 +119,12 @@ class OnlinePairs:
                 batch_sampler=stream.keys(micro_step),
                 num_workers=self.config.dataloader_num_workers,
                 collate_fn=self.dataset.collate,
-                pin_memory=self.device.type == "cuda",
+                pin_memory=self.accelerator.device.type == "cuda",
             )
             self._batches = iter(loader)
         self._next = micro_step + 1
         decoded = next(self._batches)
-        mean, deviation, condition = encode_pairs(self.vae, decoded.pixels)
-        texts = self.encoders.encode(decoded.prompts)
+        with autocast_of_step(self.accelerator):
+            mean, deviation, condition = encode_pairs(self.vae, decoded.pixels)
+            texts = self.encoders.encode(decoded.prompts)
         return Batch(mean, deviation, condition, texts, decoded.sizes, decoded.changed)

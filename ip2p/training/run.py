@@ -28,11 +28,13 @@ from ip2p.sources.content import later_contents, note
 from ip2p.store import write_json
 from ip2p.store.journal import RecordFile
 from ip2p.training import export
-from ip2p.training.cache import LatentCache, cache_key, join_caches, load_cache
+from ip2p.training.cache import FINISHED as FILLED
+from ip2p.training.cache import LatentCache, cache_key, join_caches
 from ip2p.training.checkpoint import Progress, resume
 from ip2p.training.data import (
     ParquetRows,
     Rows,
+    SourceRows,
     find_test_files,
     resume_fingerprint,
     sources_of_training,
@@ -40,6 +42,7 @@ from ip2p.training.data import (
 )
 from ip2p.training.decoding import is_square
 from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream
+from ip2p.training.filling import cache_pays, load_cache
 from ip2p.training.joining import JoinedRows, open_all_rows, open_all_tables
 from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train
@@ -96,7 +99,8 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     every = job.validation_steps or (job.validation_epochs and job.validation_epochs * per_epoch) or per_epoch
     held_out = _held_out(job, accelerator, output)
     validation = Validation(output, every, num_steps, pictures, held_out)
-    progress = train(trainer, output, progress, num_steps, stop, validation)
+    with stop.deferred():
+        progress = train(trainer, output, progress, num_steps, stop, validation)
     summary: dict[str, float] = {
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
@@ -164,33 +168,40 @@ def new_stream(
     return SampleStream(config, len(pairs), *further, mixed=mixed)
 
 
-def open_pairs(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
-    """Opens the pairs through a latent cache, or encoded at every step."""
+def open_pairs(rows: SourceRows | JoinedRows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
+    """Opens the pairs through a latent cache if there is one or it pays, else encoded at every step."""
     if job.cache:
         first_rows = itertools.islice(rows.read(), PROBE_ROWS)
-        if job.center_crop or job.aspect_ratio_buckets or all(is_square(pair.original) for pair in first_rows):
-            return _load_caches(rows, job, accelerator, output)
-        logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
+        if not (job.center_crop or job.aspect_ratio_buckets or all(is_square(pair.original) for pair in first_rows)):
+            logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
+        elif pairs := _open_cache(rows, job, accelerator, output / "cache"):
+            return pairs
     if job.streaming:
         raise ValueError(
             "streamed rows can be read in order only, for a cache. Leave --streaming out, or add --center_crop."
         )
     with accelerator.main_process_first():
         table = open_all_tables(job)
-    return OnlinePairs(table, job, accelerator.device)
+    return OnlinePairs(table, job, accelerator)
 
 
-def _load_caches(rows: Rows, job: TrainingJob, accelerator: Accelerator, output: Path) -> LatentCache:
-    """Loads the cache of each source, which is the one that it has alone."""
-    if not isinstance(rows, JoinedRows):
-        return load_cache(output / "cache", rows, job, accelerator, _later_contents(job, job.data, output))
+def _open_cache(
+    rows: SourceRows | JoinedRows, job: TrainingJob, accelerator: Accelerator, root: Path
+) -> LatentCache | None:
+    """Opens the cache of each source, which is the one that it has alone; None if they are to be filled in vain."""
+    parts, configs, words = [rows], [job], [job.data]
+    if isinstance(rows, JoinedRows):
+        parts, configs, words = rows.parts, *zip(*((each.config, each.data) for each in rows.sources), strict=True)
     sources = [
-        (part, source.config, _later_contents(source.config, source.data, output))
-        for part, source in zip(rows.parts, rows.sources, strict=True)
+        (part, config, _later_contents(config, word, root.parent))
+        for part, config, word in zip(parts, configs, words, strict=True)
     ]
     keys = {cache_key(*source) for source in sources}
-    caches = [load_cache(output / "cache", *source[:2], accelerator, source[2], keys) for source in sources]
-    return join_caches(caches, [len(part) for part in rows.parts])
+    are_there = all((root / key / FILLED).exists() for key in keys)
+    if not are_there and not cache_pays(job, len(rows), accelerator.num_processes):
+        return None
+    caches = [load_cache(root, part, config, accelerator, later, keys) for part, config, later in sources]
+    return join_caches(caches, [len(part) for part in parts]) if len(caches) > 1 else caches[0]
 
 
 def _later_contents(config: TrainingConfig, data: str, output: Path) -> list[str]:

@@ -20,8 +20,8 @@ from ip2p.models.pipelines import load_text_to_image
 from ip2p.presets import data_folder, shapes
 from ip2p.rendering import draw_candidates, render_pairs
 from ip2p.shapes.domain import ShapesDomain
-from ip2p.training.cache import load_cache
 from ip2p.training.data import open_rows
+from ip2p.training.filling import load_cache
 from ip2p.training.flags import job_of
 from ip2p.training.run import new_accelerator, new_trainer
 
