@@ -59,6 +59,8 @@ T = TypeVar("T")
 class LatentCache:
     """The parts of a finished cache, mapped into memory. Rows of one size follow each other within a part."""
 
+    on_host = True
+
     def __init__(self, folder: Path, seconds: float) -> None:
         loaded = (part for path in sorted(folder.glob("rows-*.safetensors")) for part in _by_size(load_file(path)))
         self.rows = [part for part in loaded if len(part["prompt"])]

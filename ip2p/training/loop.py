@@ -12,10 +12,12 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.distributed
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,9 +34,18 @@ SECONDS_BETWEEN_REPORTS = 30.0
 def train(
     trainer: Trainer, output: Path, progress: Progress, num_steps: int, stop: Stop, validation: Validation
 ) -> Progress:
-    """Trains from `progress` to the last step. Raises Interrupted if asked to stop."""
+    """Trains from `progress` to the last step, under its way of drawing. Raises Interrupted if asked to stop."""
+    trainer = replace(trainer, stream=replace(trainer.stream, drawing=progress.drawing))
+    with trainer.reading_ahead(num_steps) as reading:
+        _train(reading, output, progress, num_steps, stop, validation)
+    return progress
+
+
+def _train(
+    trainer: Trainer, output: Path, progress: Progress, num_steps: int, stop: Stop, validation: Validation
+) -> None:
     config, accelerator, is_main = trainer.config, trainer.accelerator, trainer.accelerator.is_main_process
-    course = Course(trainer, output, progress, num_steps)
+    course, shared_stop = Course(trainer, output, progress, num_steps), SharedStop(stop, accelerator)
     steps = range(progress.step, num_steps)
     disable = None if is_main else True  # None hides the bar unless a terminal shows it
     for step in tqdm(steps, desc="train", unit="step", initial=progress.step, total=num_steps, disable=disable):
@@ -42,10 +53,7 @@ def train(
         course.add(*trainer.step(step))
         if progress.step % config.log_every == 0 or course.is_over:
             accelerator.log(course.log(), step=progress.step)
-        stopping = stop.wanted.is_set()
-        if accelerator.num_processes > 1:  # one that is asked to stop stops all
-            flag = torch.tensor(float(stopping), device=accelerator.device)
-            stopping = bool(accelerator.reduce(flag, "sum") > 0)
+        stopping = shared_stop.after_step(is_last=course.is_over)
         if progress.step % config.checkpointing_steps == 0 or course.is_over or stopping:
             course.settle()
             limit = config.checkpoints_total_limit
@@ -54,7 +62,6 @@ def train(
         if stopping and not course.is_over:
             raise Interrupted(f"stopped at step {progress.step} of {num_steps}; run again to resume.")
         validation.after_step(trainer, progress.step)
-    return progress
 
 
 class Course:
@@ -161,6 +168,39 @@ class Stop:
         while os.read(0, 4096):  # unbuffered, so that the thread holds no lock when the process ends
             pass
         self.wanted.set()
+
+
+class SharedStop:
+    """Has all processes stop after the same step if one of them is asked to.
+
+    What they ask each other after a step is answered after the next: no process waits for the others, and a device has
+    the next step to do while the answer is read.
+    """
+
+    def __init__(self, stop: Stop, accelerator: Accelerator) -> None:
+        self._stop, self._device, self._is_alone = stop, accelerator.device, accelerator.num_processes == 1
+        self._asked: tuple[torch.distributed.Work, Tensor] | None = None
+        on_gpu = self._device.type == "cuda" and not self._is_alone
+        # On a stream of its own, a read does not wait for the step that runs.
+        self._aside = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def after_step(self, *, is_last: bool) -> bool:
+        """Tells whether to stop now; every process has to ask after every step."""
+        wanted = self._stop.wanted.is_set()
+        if self._is_alone:
+            return wanted
+        stopping = self._asked is not None and self._answer(*self._asked)
+        self._asked = None if stopping or is_last else self._ask(wanted)
+        return stopping
+
+    def _ask(self, wanted: bool) -> tuple[torch.distributed.Work, Tensor]:
+        flag = torch.full((), float(wanted), device=self._device)
+        return torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True), flag
+
+    def _answer(self, work: torch.distributed.Work, flag: Tensor) -> bool:
+        with torch.cuda.stream(self._aside):
+            work.wait()
+            return bool(flag)
 
 
 class Interrupted(RuntimeError):

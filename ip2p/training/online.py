@@ -84,6 +84,8 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
 class OnlinePairs:
     """Pairs whose encoders stay in memory."""
 
+    on_host = False
+
     def __init__(self, rows: TableRows | JoinedRows, config: TrainingConfig, device: torch.device) -> None:
         self.dataset, self.config, self.device = DecodedRows(rows, config), config, device
         self.vae = load_encoder(config, device)
@@ -117,6 +119,7 @@ class OnlinePairs:
                 num_workers=self.config.dataloader_num_workers,
                 collate_fn=self.dataset.collate,
                 pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # else the workers' seeds, unused, come from the step's own
             )
             self._batches = iter(loader)
         self._next = micro_step + 1
