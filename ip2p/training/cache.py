@@ -61,6 +61,11 @@ class LatentCache:
         return int(self.starts[-1])
 
     @property
+    def on_host(self) -> bool:
+        """Whether `load` needs the host alone."""
+        return self.texts.on_host
+
+    @property
     def none(self) -> Texts:
         """The encoded text that stands for no instruction."""
         return self.texts.take([0]).map(lambda values: values.float())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import AutoModel, ModelMixin
@@ -25,6 +25,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from ip2p.models.architecture import Architecture
 from ip2p.models.loading import from_source
+from ip2p.training.draws import Drawing
 from ip2p.training.lora import trained_weights, write_lora
 from ip2p.training.optimizer import KINDS
 from ip2p.training.sharding import Parts, states_like
@@ -50,6 +51,13 @@ class Progress:
     loss_sum: float = 0.0
     """Losses since the last entry of the loss log."""
     loss_count: int = 0
+    drawing: Drawing = "by_sample"
+    """How the numbers of all steps are drawn, whichever version goes on."""
+
+    def __post_init__(self) -> None:
+        if self.drawing not in get_args(Drawing):
+            names = " or ".join(get_args(Drawing))
+            raise ValueError(f"drawing must be {names}, got {self.drawing!r}, which only a later version knows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +280,9 @@ def _load_network(network: nn.Module, trained: Trained, checkpoint: Checkpoint, 
 
 
 def _read_progress(path: Path) -> Progress:
-    """Reads the counters; a checkpoint of another script has only its step."""
+    """Reads the counters; a checkpoint of another script has only its step, and earlier versions drew by batch."""
     try:
-        return Progress(**json.loads(path.read_text()))
+        return Progress(**{"drawing": "by_batch"} | json.loads(path.read_text()))
     except FileNotFoundError:
         return Progress(step=_step_of(path.parent))
 

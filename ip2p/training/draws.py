@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from ip2p.config import TrainingConfig
 from ip2p.models.texts import Texts
 from ip2p.records import hash_to_seed
+
+Drawing = Literal["by_sample", "by_batch"]
+"""How a training draws: each sample's numbers on their own, or, as earlier versions did, those of all processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,34 @@ class StepDraws:
 
     def part(self, first: int, num: int) -> StepDraws:
         """Returns the draws of some samples."""
-        return StepDraws(*(getattr(self, field.name)[first : first + num] for field in fields(self)))
+        return self.map(lambda values: values[first : first + num])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> StepDraws:
+        """Applies a function to every tensor."""
+        return StepDraws(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+def draw_each(latent_shape: torch.Size, timestep_chances: Tensor, places: Sequence[int], *key: object) -> StepDraws:
+    """Draws for latents of (C, H, W) at places of a batch, each from a generator of its own.
+
+    What a place gets depends on neither the other places nor the number of them.
+    """
+    num, generator = len(places), torch.Generator()
+    uniform = torch.empty(num, 5)
+    posterior, noise = (torch.empty(num, *latent_shape) for _ in range(2))
+    offset = torch.empty(num, latent_shape[0], 1, 1)
+    for place, uniforms, *normals in zip(places, uniform, offset, posterior, noise, strict=True):
+        generator.manual_seed(hash_to_seed("sample", *key, place))
+        uniforms.uniform_(generator=generator)
+        for values in normals:
+            values.normal_(generator=generator)
+    level, dropout, mirrored = uniform[:, :3].T.contiguous()
+    timesteps = timesteps_at(level.double(), timestep_chances)
+    return StepDraws(posterior, noise, timesteps, dropout, mirrored < 0.5, offset, crop=uniform[:, 3:])
 
 
 def draw_step(shape: torch.Size, timestep_chances: Tensor, *key: object) -> StepDraws:
-    """Draws for a batch of latents of `shape` under a key such as (seed, step, process)."""
+    """Draws for a batch of latents of `shape` from one generator, under a key such as (seed, step, process)."""
     generator = torch.Generator().manual_seed(hash_to_seed("training", *key))
     return StepDraws(
         posterior=torch.randn(shape, generator=generator),
@@ -63,9 +89,13 @@ def draw_strata(num: int, timestep_chances: Tensor, *key: object) -> Tensor:
     """
     generator = torch.Generator().manual_seed(hash_to_seed("strata", *key))
     offset = torch.rand(1, generator=generator, dtype=torch.float64)
-    places = (torch.randperm(num, generator=generator) + offset) / num
+    return timesteps_at((torch.randperm(num, generator=generator) + offset) / num, timestep_chances)
+
+
+def timesteps_at(levels: Tensor, timestep_chances: Tensor) -> Tensor:
+    """Returns the timesteps below which such shares of the chances, in [0, 1), lie."""
     below = timestep_chances.double().cumsum(0)
-    timesteps = torch.searchsorted(below / below[-1], places, right=True)
+    timesteps = torch.searchsorted(below / below[-1], levels, right=True)
     return timesteps.clamp(max=len(below) - 1)
 
 
@@ -129,15 +159,20 @@ class Batch:
     changed: Tensor | None = None
     """(N, 1, H, W) shares of each position's pixels that change, if the loss is weighted by them."""
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Applies a function to every tensor."""
+        mean, deviation, condition, sizes = map(change, (self.mean, self.deviation, self.condition, self.sizes))
+        changed = None if self.changed is None else change(self.changed)
+        return Batch(mean, deviation, condition, self.texts.map(change), sizes, changed)
+
     def to(self, device: torch.device) -> Batch:
-        """Moves it to another device, all but the sizes in float32."""
+        """Moves it to another device, where all but the sizes are brought to float32."""
 
         def move(values: Tensor) -> Tensor:
-            return values.to(device, torch.float32, non_blocking=True)
+            moved = values.to(device, non_blocking=True)
+            return moved.float() if moved.is_floating_point() else moved
 
-        sizes = self.sizes.to(device, non_blocking=True)
-        changed = None if self.changed is None else move(self.changed)
-        return Batch(move(self.mean), move(self.deviation), move(self.condition), self.texts.map(move), sizes, changed)
+        return self.map(move)
 
 
 class Order(Protocol):
@@ -164,6 +199,7 @@ class SampleStream:
     num_processes: int = 1
     balanced: BalancedOrder | None = None
     mixed: Order | None = None
+    drawing: Drawing = "by_sample"
 
     def samples(self, micro_step: int) -> list[int]:
         """Returns the numbers of this process's samples; the stream shows each once per epoch, to one process.
@@ -180,16 +216,19 @@ class SampleStream:
 
     def draws(self, micro_step: int) -> StepDraws:
         """Draws a micro-step's random numbers: this process's part of what one process would draw for all."""
-        size = self.config.train_batch_size
+        seed, size, chances = self.config.seed, self.config.train_batch_size, self.timestep_chances
         latent_shape = self.latent_shape if self.mixed is None else self.mixed.shape(micro_step)
-        shape = torch.Size((size * self.num_processes, *latent_shape))
-        draws = draw_step(shape, self.timestep_chances, self.config.seed, micro_step, 0)
+        first, num_all = size * self.process_index, size * self.num_processes
+        if self.drawing == "by_sample":
+            draws = draw_each(latent_shape, chances, range(first, first + size), seed, micro_step)
+        else:
+            draws = draw_step(torch.Size((num_all, *latent_shape)), chances, seed, micro_step, 0).part(first, size)
         if self.config.stratified_timesteps:
             step, number = divmod(micro_step, self.config.gradient_accumulation_steps)
-            num_strata = shape[0] * self.config.gradient_accumulation_steps
-            strata = draw_strata(num_strata, self.timestep_chances, self.config.seed, step)
-            draws = replace(draws, timesteps=strata[number * shape[0] : (number + 1) * shape[0]])
-        return draws.part(size * self.process_index, size)
+            strata = draw_strata(num_all * self.config.gradient_accumulation_steps, chances, seed, step)
+            first += number * num_all
+            draws = replace(draws, timesteps=strata[first : first + size])
+        return draws
 
     def keys(self, micro_step: int) -> Iterator[list[SampleKey]]:
         """Yields the keys of each batch, from a micro-step on, endlessly."""
@@ -211,6 +250,11 @@ class SampleKey:
 
 class EncodedPairs(Protocol):
     """Encoded pairs, from a cache or encoded at each step."""
+
+    @property
+    def on_host(self) -> bool:
+        """Whether `load` needs the host alone, so that a thread may call it ahead of the step."""
+        ...
 
     @property
     def none(self) -> Texts:

@@ -12,11 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.distributed
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,14 +30,24 @@ from ip2p.training.validation import Validation
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 30.0
+KEPT = "stopped; what is whole is kept. Run again to resume."
 
 
 def train(
     trainer: Trainer, output: Path, progress: Progress, num_steps: int, stop: Stop, validation: Validation
 ) -> Progress:
-    """Trains from `progress` to the last step. Raises Interrupted if asked to stop."""
+    """Trains from `progress` to the last step, under its way of drawing. Raises Interrupted if asked to stop."""
+    trainer = replace(trainer, stream=replace(trainer.stream, drawing=progress.drawing))
+    with trainer.reading_ahead(num_steps) as reading:
+        _train(reading, output, progress, num_steps, stop, validation)
+    return progress
+
+
+def _train(
+    trainer: Trainer, output: Path, progress: Progress, num_steps: int, stop: Stop, validation: Validation
+) -> None:
     config, accelerator, is_main = trainer.config, trainer.accelerator, trainer.accelerator.is_main_process
-    course = Course(trainer, output, progress, num_steps)
+    course, shared_stop = Course(trainer, output, progress, num_steps), SharedStop(stop, accelerator)
     steps = range(progress.step, num_steps)
     disable = None if is_main else True  # None hides the bar unless a terminal shows it
     for step in tqdm(steps, desc="train", unit="step", initial=progress.step, total=num_steps, disable=disable):
@@ -43,19 +55,20 @@ def train(
         course.add(*trainer.step(step))
         if progress.step % config.log_every == 0 or course.is_over:
             accelerator.log(course.log(), step=progress.step)
-        stopping = stop.wanted.is_set()
-        if accelerator.num_processes > 1:  # one that is asked to stop stops all
-            flag = torch.tensor(float(stopping), device=accelerator.device)
-            stopping = bool(accelerator.reduce(flag, "sum") > 0)
-        if progress.step % config.checkpointing_steps == 0 or course.is_over or stopping:
-            course.settle()
-            limit = config.checkpoints_total_limit
-            write_checkpoint(output, trainer.trained, progress, limit, config.ema_decay, is_main=is_main)
-            accelerator.wait_for_everyone()
+        stopping = shared_stop.after_step(is_last=course.is_over)
+        is_saved = progress.step % config.checkpointing_steps == 0 or course.is_over or stopping
+        if is_saved:
+            course.save(output)
         if stopping and not course.is_over:
             raise Interrupted(f"stopped at step {progress.step} of {num_steps}; run again to resume.")
-        validation.after_step(trainer, progress.step)
-    return progress
+        if validation.is_due(progress.step):
+            try:
+                with nullcontext() if accelerator.num_processes > 1 else stop.at_once():  # for which others would wait
+                    validation.run(trainer, progress.step)
+            except Interrupted:
+                if not is_saved:
+                    course.save(output)
+                raise
 
 
 class Course:
@@ -87,6 +100,14 @@ class Course:
         """Brings the counters of a checkpoint up to date; every process has to take part."""
         self.progress.seconds = time.monotonic() - self.started
         self.progress.loss_sum = float(self.accelerator.reduce(self.loss_sum, "mean"))
+
+    def save(self, output: Path) -> None:
+        """Writes a checkpoint; every process has to take part."""
+        self.settle()
+        config, is_main = self.trainer.config, self.accelerator.is_main_process
+        limit, decay = config.checkpoints_total_limit, config.ema_decay
+        write_checkpoint(output, self.trainer.trained, self.progress, limit, decay, is_main=is_main)
+        self.accelerator.wait_for_everyone()
 
     def log(self) -> dict[str, float]:
         """Writes an entry of the loss log and starts the next; returns the trackers' figures."""
@@ -162,7 +183,7 @@ class Stop:
             return
         self.wanted.set()
         if not self.is_deferred:
-            raise Interrupted("stopped; what is whole is kept. Run again to resume.")
+            raise Interrupted(KEPT)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -172,6 +193,17 @@ class Stop:
             yield
         finally:
             self.is_deferred = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Heeds it inside `deferred` too, while something is done that takes long and is done anew after a resume."""
+        if self.wanted.is_set():
+            raise Interrupted(KEPT)
+        self.is_deferred = False
+        try:
+            yield
+        finally:
+            self.is_deferred = True
 
     def on_end_of_input(self) -> Stop:
         """Listens to the end of standard input, which the starting process holds open as long as it lives."""
@@ -184,6 +216,39 @@ class Stop:
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGTERM)  # which also wakes it where it waits
+
+
+class SharedStop:
+    """Has all processes stop after the same step if one of them is asked to.
+
+    What they ask each other after a step is answered after the next: no process waits for the others, and a device has
+    the next step to do while the answer is read.
+    """
+
+    def __init__(self, stop: Stop, accelerator: Accelerator) -> None:
+        self._stop, self._device, self._is_alone = stop, accelerator.device, accelerator.num_processes == 1
+        self._asked: tuple[torch.distributed.Work, Tensor] | None = None
+        on_gpu = self._device.type == "cuda" and not self._is_alone
+        # On a stream of its own, a read does not wait for the step that runs.
+        self._aside = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def after_step(self, *, is_last: bool) -> bool:
+        """Tells whether to stop now; every process has to ask after every step."""
+        wanted = self._stop.wanted.is_set()
+        if self._is_alone:
+            return wanted
+        stopping = self._asked is not None and self._answer(*self._asked)
+        self._asked = None if stopping or is_last else self._ask(wanted)
+        return stopping
+
+    def _ask(self, wanted: bool) -> tuple[torch.distributed.Work, Tensor]:
+        flag = torch.full((), float(wanted), device=self._device)
+        return torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True), flag
+
+    def _answer(self, work: torch.distributed.Work, flag: Tensor) -> bool:
+        with torch.cuda.stream(self._aside):
+            work.wait()
+            return bool(flag)
 
 
 class Interrupted(BaseException):

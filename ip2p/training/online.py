@@ -85,6 +85,8 @@ class DecodedRows(Dataset[tuple[DecodedPair, str]]):
 class OnlinePairs:
     """Pairs whose encoders stay in memory."""
 
+    on_host = False
+
     def __init__(self, rows: TableRows | JoinedRows, config: TrainingConfig, accelerator: Accelerator) -> None:
         device = accelerator.device
         self.dataset, self.config, self.accelerator = DecodedRows(rows, config), config, accelerator
@@ -120,6 +122,7 @@ class OnlinePairs:
                 num_workers=self.config.dataloader_num_workers,
                 collate_fn=self.dataset.collate,
                 pin_memory=self.accelerator.device.type == "cuda",
+                generator=torch.Generator(),  # else the workers' seeds, unused, come from the step's own
             )
             self._batches = iter(loader)
         self._next = micro_step + 1

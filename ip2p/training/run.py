@@ -140,7 +140,8 @@ def new_trainer(
     denoiser = base.widen(base.load_denoiser(config), base.channels_of_editor(pairs.latent_shape[0]))
     trained, network = new_trained(denoiser, base, config, accelerator, num_steps)
     noise, latents = noise.to(accelerator.device), load_latent_space(config)
-    return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream), num_steps
+    none = pairs.none.map(lambda values: values.to(accelerator.device))
+    return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream, none), num_steps
 
 
 def new_stream(

@@ -24,6 +24,11 @@ TEXTS_PER_PART = 1024
 class CachedTexts(Protocol):
     """Encoded texts by number; number 0 is no instruction."""
 
+    @property
+    def on_host(self) -> bool:
+        """Whether `take` needs the host alone, so that a thread may call it ahead of the step."""
+        ...
+
     def __len__(self) -> int: ...
 
     def take(self, numbers: Sequence[int]) -> Texts:
@@ -33,6 +38,8 @@ class CachedTexts(Protocol):
 
 class StoredTexts:
     """Texts in parts, which are mapped into memory."""
+
+    on_host = True
 
     def __init__(self, folder: Path) -> None:
         self.parts = [load_file(path) for path in sorted(folder.glob("text-*.safetensors"))]
@@ -51,6 +58,8 @@ class StoredTexts:
 class TextsOfStep:
     """Texts that are encoded when they are asked for, in the precision of the step."""
 
+    on_host = False
+
     def __init__(self, prompts: Sequence[str], encoders: TextEncoders, accelerator: Accelerator) -> None:
         self.prompts, self.encoders, self.accelerator = prompts, encoders, accelerator
 
@@ -68,7 +77,7 @@ class JoinedTexts:
     """The texts of several caches; their numbers count on from cache to cache."""
 
     def __init__(self, parts: Sequence[CachedTexts]) -> None:
-        self.parts = parts
+        self.parts, self.on_host = parts, all(part.on_host for part in parts)
         self.starts = np.cumsum([0, *map(len, parts)])
 
     def __len__(self) -> int:

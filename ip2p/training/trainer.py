@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from accelerate import Accelerator
@@ -20,9 +22,10 @@ from ip2p.models.latents import LatentSpace
 from ip2p.models.noise import NoiseProcess
 from ip2p.models.texts import Texts
 from ip2p.records import hash_to_seed
+from ip2p.training.ahead import Ahead
 from ip2p.training.attention import choose_attention
 from ip2p.training.checkpoint import Trained
-from ip2p.training.draws import Batch, EncodedPairs, SampleStream, drop_conditions
+from ip2p.training.draws import Batch, EncodedPairs, SampleStream, StepDraws, drop_conditions
 from ip2p.training.lora import add_lora
 from ip2p.training.optimizer import new_optimizer
 from ip2p.training.regions import position_weights
@@ -48,22 +51,49 @@ class Trainer:
     """The denoiser as the accelerator wraps it."""
     trained: Trained
     stream: SampleStream
+    none: Texts
+    """The text that stands for no instruction, on the device."""
+    ahead: Ahead[tuple[StepDraws, Batch]] | None = None
+    """Has the inputs of the next micro-steps; without it each step makes its own."""
+
+    @contextmanager
+    def reading_ahead(self, num_steps: int) -> Iterator[Self]:
+        """Has a thread make the inputs of steps up to the last, if the pairs let it."""
+        if not self.pairs.on_host:
+            yield self
+            return
+        end = num_steps * self.config.gradient_accumulation_steps
+        with Ahead(self.inputs, end, self.accelerator.device) as ahead:
+            yield replace(self, ahead=ahead)
+
+    def inputs(self, micro_step: int) -> tuple[StepDraws, Batch]:
+        """Returns the draws and the pairs of a micro-step, what lies on the host as the device can take it at once."""
+        draws = self.stream.draws(micro_step)
+        batch = self.pairs.load(self.stream, micro_step, draws)
+
+        def staged(values: Tensor) -> Tensor:
+            if self.accelerator.device.type == "cuda" and values.device.type == "cpu":
+                return values.pin_memory()
+            return values
+
+        on_cpu = self.accelerator.device.type == "cpu"
+        return draws.map(staged), batch.to(torch.device("cpu")) if on_cpu else batch.map(staged)
 
     def loss(self, micro_step: int) -> Tensor:
         """Returns the loss of this process's batch number `micro_step`."""
-        config, device, draws = self.config, self.accelerator.device, self.stream.draws(micro_step)
+        config, device = self.config, self.accelerator.device
+        draws, loaded = self.inputs(micro_step) if self.ahead is None else self.ahead.take(micro_step)
         if config.use_lora and config.lora_dropout:
             torch.manual_seed(hash_to_seed("lora dropout", config.seed, micro_step, self.stream.process_index))
-        batch = self.pairs.load(self.stream, micro_step, draws).to(device)
+        batch = loaded.to(device)
         posterior, noise, timesteps, dropout, offset = (
             value.to(device, non_blocking=True)
             for value in (draws.posterior, draws.noise, draws.timesteps, draws.dropout, draws.offset)
         )
         latents = self.latents.scaled(batch.mean + batch.deviation * posterior)
         noise = noise + config.noise_offset * offset if config.noise_offset else noise
-        none = self.pairs.none.map(lambda values: values.to(device, non_blocking=True))
         share = config.conditioning_dropout_prob or 0.0
-        condition, texts = drop_conditions(self.condition_of(batch), batch.texts, none, dropout, share)
+        condition, texts = drop_conditions(self.condition_of(batch), batch.texts, self.none, dropout, share)
         noised = self.noise.noised(latents, noise, timesteps)
         prediction = self.predict(self.network, noised, timesteps, texts, condition, batch.sizes)
         regions = None

@@ -57,11 +57,13 @@ class Validation:
     pictures: Sequence[Picture] = ()
     held_out: LatentCache | None = None
 
-    def after_step(self, trainer: Trainer, step: int) -> None:
-        """Validates at its steps and after the last."""
-        due = step == self.num_steps or step % self.every == 0
-        if not due or not (self.pictures or self.held_out is not None):
-            return
+    def is_due(self, step: int) -> bool:
+        """Tells whether to validate after a step: at its steps and after the last, if there is something to look at."""
+        is_its_step = step == self.num_steps or step % self.every == 0
+        return is_its_step and bool(self.pictures or self.held_out is not None)
+
+    def run(self, trainer: Trainer, step: int) -> None:
+        """Validates; every process has to take part."""
         with trainer.trained.averaged():
             self._validate(trainer, step)
         trainer.accelerator.wait_for_everyone()
