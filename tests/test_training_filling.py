@@ -19,13 +19,13 @@ from safetensors import safe_open
 
 from ip2p.sources.location import locate
 from ip2p.sources.rows import open_table
-from ip2p.training import filling, text_cache
+from ip2p.training import filling, text_cache, validation
 from ip2p.training.cache import join_caches
 from ip2p.training.data import open_rows
 from ip2p.training.filling import cache_pays, load_cache
 from ip2p.training.loop import Interrupted, Stop
 from tests.test_training import pair, tiny_training, write_pairs
-from tests.test_training_run import run
+from tests.test_training_run import WEIGHTS, run, same_weights
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 NUM_PAIRS = 7
@@ -247,3 +247,21 @@ def test_texts_past_the_limit_are_encoded_at_every_step(
     expected = stored.take([3, 0, 5, 3], [False] * 4)
     assert torch.allclose(mixed.texts.hidden, expected.texts.hidden, atol=1e-5)
     assert torch.equal(mixed.mean, expected.mean)
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_a_stop_while_a_training_validates_is_heeded_at_once_and_saves_the_step(
+    tmp_path: Path, data: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(pair(0)["original_image"]["bytes"])
+    looked_at = {"val_image_url_or_path": str(picture), "validation_prompt": "make it red", "validation_steps": 2}
+    config = tiny_training(tiny_sd, max_train_steps=3, checkpointing_steps=100, **looked_at)
+    with monkeypatch.context() as patched:
+        patched.setattr(validation, "show_images", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run(config, str(data), tmp_path / "cut", tmp_path / "first", Stop().on_signals())
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-2"]
+    run(config, str(data), tmp_path / "cut", tmp_path / "first", Stop())
+    run(config, str(data), tmp_path / "whole", tmp_path / "second", Stop())
+    assert same_weights(tmp_path / "first" / WEIGHTS, tmp_path / "second" / WEIGHTS)
