@@ -133,7 +133,7 @@ class Flux(Architecture):
     ) -> Tensor:
         inputs = latents if condition is None else torch.cat([latents, condition], dim=1)
         height, width = latents.shape[2:]
-        places = places_of(height, width).to(latents.device)
+        places = places_of(height, width, latents.device)
         return unpacked(call(denoiser, packed(inputs), places, timesteps, texts, guidance), height, width)
 
     def is_distilled(self, denoiser: ModelMixin) -> bool:
@@ -205,10 +205,10 @@ def unpacked(positions: Tensor, height: int, width: int) -> Tensor:
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(positions), -1, height, width)
 
 
-def places_of(height: int, width: int, *, picture: int = 0) -> Tensor:
+def places_of(height: int, width: int, device: torch.device, *, picture: int = 0) -> Tensor:
     """Returns the (h w / 4, 3) ids of packed latents: the number of the picture, row and column."""
-    rows, columns = torch.arange(height // PATCH), torch.arange(width // PATCH)
-    return torch.cartesian_prod(torch.tensor([picture]), rows, columns).float()
+    ends = (picture, picture + 1), (0, height // PATCH), (0, width // PATCH)
+    return torch.cartesian_prod(*(torch.arange(first, end, device=device) for first, end in ends)).float()
 
 
 def call(

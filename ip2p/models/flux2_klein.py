@@ -167,17 +167,17 @@ class Flux2Klein(Architecture):
         guidance: Tensor | None = None,
     ) -> Tensor:
         height, width = latents.shape[2:]
-        inputs, places = tokens_of(latents), places_of(height, width)
+        inputs, places = tokens_of(latents), places_of(height, width, device=latents.device)
         if condition is not None:
             inputs = torch.cat([inputs, tokens_of(condition)], dim=1)
             rows, columns = condition.shape[2:]
-            places = torch.cat([places, places_of(rows, columns, time=TIME_OF_PICTURE)])
+            places = torch.cat([places, places_of(rows, columns, time=TIME_OF_PICTURE, device=latents.device)])
         prediction: Tensor = denoiser(
             hidden_states=inputs,
             timestep=timesteps.expand(len(inputs)) / 1000,
             encoder_hidden_states=texts.hidden,
-            txt_ids=places_of_text(texts.hidden.shape[1]).to(latents.device),
-            img_ids=places.to(latents.device),
+            txt_ids=places_of_text(texts.hidden.shape[1], device=latents.device),
+            img_ids=places,
             return_dict=False,
         )[0]
         return prediction[:, : height * width].mT.reshape(latents.shape)
@@ -232,16 +232,16 @@ def tokens_of(latents: Tensor) -> Tensor:
     return latents.flatten(2).mT
 
 
-def places_of(height: int, width: int, *, time: int = 0) -> Tensor:
+def places_of(height: int, width: int, *, time: int = 0, device: torch.device | None = None) -> Tensor:
     """Returns the (h w, 4) ids of tokens: time, row, column, and 0 for the place in a text."""
-    rows, columns = torch.arange(height), torch.arange(width)
-    return torch.cartesian_prod(torch.tensor([time]), rows, columns, torch.tensor([0]))
+    ends = (time, time + 1), (0, height), (0, width), (0, 1)
+    return torch.cartesian_prod(*(torch.arange(first, end, device=device) for first, end in ends))
 
 
-def places_of_text(num_tokens: int) -> Tensor:
+def places_of_text(num_tokens: int, *, device: torch.device | None = None) -> Tensor:
     """Returns the (L, 4) ids of a text's tokens, of which only the last differ."""
-    zero = torch.tensor([0])
-    return torch.cartesian_prod(zero, zero, zero, torch.arange(num_tokens))
+    zero = torch.arange(1, device=device)
+    return torch.cartesian_prod(zero, zero, zero, torch.arange(num_tokens, device=device))
 
 
 ARCHITECTURE: Architecture = Flux2Klein()

@@ -44,13 +44,13 @@ class FluxKontext(Flux):
         guidance: Tensor | None = None,
     ) -> Tensor:
         height, width = latents.shape[2:]
-        inputs, places = packed(latents), places_of(height, width)
+        inputs, places = packed(latents), places_of(height, width, latents.device)
         num_positions = inputs.shape[1]
         if condition is not None:
             inputs = torch.cat([inputs, packed(condition)], dim=1)
             rows, columns = condition.shape[2:]
-            places = torch.cat([places, places_of(rows, columns, picture=1)])
-        prediction = call(denoiser, inputs, places.to(latents.device), timesteps, texts, guidance)
+            places = torch.cat([places, places_of(rows, columns, latents.device, picture=1)])
+        prediction = call(denoiser, inputs, places, timesteps, texts, guidance)
         return unpacked(prediction[:, :num_positions], height, width)
 
     def call_options(self, picture: Image.Image, instruction: str) -> dict[str, Any]:

@@ -46,19 +46,20 @@ class LatentSpace:
         """Normalises (N, C, h, w) latents as they come from the encoder."""
         latents = latents - self.shift
         if self.mean is not None and self.deviation is not None:
-            latents = (latents - _per_channel(latents, self.mean)) / _per_channel(latents, self.deviation)
+            latents = (latents - _per_channel(self.mean, latents)) / _per_channel(self.deviation, latents)
         return latents * self.scale
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Undoes `scaled`."""
         latents = latents / self.scale
         if self.mean is not None and self.deviation is not None:
-            latents = latents * _per_channel(latents, self.deviation) + _per_channel(latents, self.mean)
+            latents = latents * _per_channel(self.deviation, latents) + _per_channel(self.mean, latents)
         return latents + self.shift
 
 
-def _per_channel(latents: Tensor, values: tuple[float, ...]) -> Tensor:
-    return latents.new_tensor(values).view(1, -1, 1, 1)
+def _per_channel(values: tuple[float, ...], latents: Tensor) -> Tensor:
+    """Returns (1, C, 1, 1) values beside the latents, copied without a wait for what the device does."""
+    return torch.tensor(values, dtype=latents.dtype).view(1, -1, 1, 1).to(latents.device, non_blocking=True)
 
 
 def folding_side(config: Mapping[str, Any]) -> int:

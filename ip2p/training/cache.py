@@ -103,7 +103,7 @@ class LatentCache:
 
         def column(name: str) -> Tensor:
             both = zip(places, mirrored, strict=True)
-            return torch.stack([part[name][at][-1 if mirror else 0] for (part, at), mirror in both])
+            return torch.stack([part[name][at, -1 if mirror else 0] for (part, at), mirror in both])
 
         mean, deviation, condition, sizes = map(column, ROW_COLUMNS)
         changed = column(CHANGED) if CHANGED in self.rows[0] else None

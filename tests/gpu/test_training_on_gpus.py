@@ -73,10 +73,11 @@ def no_host_sync() -> Iterator[None]:
 @pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2, "snr_gamma": 5.0, "random_flip": True}])
 def test_a_step_never_waits_for_the_gpu(tmp_path: Path, data: Path, tiny_sd: Path, changes: dict[str, Any]) -> None:
     trainer = trainer_of(data, tiny_sd, tmp_path, mixed_precision="bf16", **changes)
-    trainer.step(0)  # the optimizer makes its states
-    with no_host_sync():
-        for number in range(1, 4):
-            trainer.step(number)
+    with trainer.reading_ahead(4) as reading:
+        reading.step(0)  # the optimizer makes its states
+        with no_host_sync():
+            for number in range(1, 4):
+                reading.step(number)
 
 
 @pytest.mark.parametrize(("name", "num"), [("fsdp", 1), ("fsdp", 2), ("multi_gpu", 2)])
