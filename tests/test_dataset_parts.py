@@ -66,9 +66,9 @@ def test_groups_of_several_files_make_the_same(
 
 def test_two_workers_in_any_order_make_the_bytes_of_one(whole: PipelineConfig, in_parts: PipelineConfig) -> None:
     def take(part: Callable[[PipelineConfig, int], None], num: int) -> None:
-        twice = [*reversed(range(num)), 0]  # a retried part finds its work done
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda number: part(in_parts, number), twice))
+            list(pool.map(lambda number: part(in_parts, number), reversed(range(num))))
+        part(in_parts, 0)  # a retried part finds its work done
 
     dataset.begin_dataset(in_parts)
     parts = dataset.plan_dataset(in_parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -117,9 +118,8 @@ def gather_pairs(folder: Path, number: int) -> None:
     if spills.exists():
         return
     plan, schema = read_plan(folder), read_schema(folder)
-    partial_folder = spills.with_name(f".{spills.name}.{os.getpid()}")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
+    spills.parent.mkdir(exist_ok=True)
+    partial_folder = Path(tempfile.mkdtemp(prefix=".", dir=spills.parent))
     with ExitStack() as stack:
         groups = _Groups(partial_folder, stack)
         for batch in _chosen_rows(folder, plan, number, schema):
@@ -165,7 +165,7 @@ class _Groups:
 
 def _chosen_rows(folder: Path, plan: Plan, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yields the chosen rows of a bundle in batches of about `READ_BYTES`, with their file, place in it and size."""
-    held: list[pa.RecordBatch] = []
+    held, size = list[pa.RecordBatch](), 0
     for shard in range(*plan.bundles[number]):
         path, rows = Path(plan.shards[shard]), _rows_of(folder, shard)
         for first, batch in _batches(folder.parent / path, schema, plan.further) if len(rows) else ():
@@ -178,9 +178,10 @@ def _chosen_rows(folder: Path, plan: Plan, number: int, schema: pa.Schema) -> It
             for name, values in zip(ADDED, (some["file"], some["position"], sizes), strict=True):
                 chosen = chosen.append_column(name, values)
             held.append(chosen)
-            if sum(each.nbytes for each in held) >= READ_BYTES:
+            size += int(pc.sum(sizes).as_py())
+            if size >= READ_BYTES:
                 yield _as_one(held)
-                held = []
+                held, size = [], 0
     if held:
         yield _as_one(held)
 
