@@ -82,10 +82,10 @@ def _wait_for(futures: Futures) -> None:
 
 def write_dataset(config: PipelineConfig, pairs: Sequence[PrefectFuture[Any]]) -> State[Any]:
     """Writes the dataset inside a flow, as `dataset.write_dataset` does; the parts go to the task runner."""
-    begun: State[int] = tasks.retrying(tasks.begin_dataset, config)(config, wait_for=pairs, return_state=True)
+    begun: State[Any] = tasks.retrying(tasks.begin_dataset, config)(config, wait_for=pairs, return_state=True)
     compared = _submit_parts(tasks.compare_pairs, config, begun.result(), "Comparing pairs")
-    planned: State[Parts] = tasks.retrying(tasks.plan_dataset, config)(config, wait_for=compared, return_state=True)
-    parts = planned.result()
+    planned: State[Any] = tasks.retrying(tasks.plan_dataset, config)(config, wait_for=compared, return_state=True)
+    parts: Parts = planned.result()
     gathered = _submit_parts(tasks.gather_pairs, config, parts.bundles, "Dataset, first pass")
     written = _submit_parts(tasks.write_files, config, parts.groups, "Dataset, second pass")
     after = [planned, *gathered, *written]

@@ -131,18 +131,21 @@ def test_a_missing_file_is_no_dataset(in_parts: PipelineConfig) -> None:
         dataset.finish_dataset(in_parts)
 
 
-def test_rows_are_as_large_as_arrow_says() -> None:
+def test_rows_are_as_large_as_arrow_says_of_what_it_has_stored() -> None:
     images = [{"bytes": b"x" * num, "path": "name"} for num in (1, 40, 0)]
     table = {
         "text": pa.array(["a", "", "ü" * 30]),
         "missing": pa.nulls(3, pa.string()),
         "image": pa.array(images, IMAGE_TYPE),
-        "no image": pa.nulls(3, IMAGE_TYPE),
         "number": pa.array([1, 2, 3]),
         "score": pa.nulls(3, pa.float64()),
         "whole": pa.array([True, False, True]),
     }
     for name, column in table.items():
         batch = pa.record_batch({name: column})
-        expected = [batch.take(pa.array([row])).nbytes for row in range(3)]
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, batch.schema) as writer:
+            writer.write_batch(batch)
+        (stored,) = pa.ipc.open_stream(stream.getvalue())
+        expected = [stored.slice(row, 1).nbytes for row in range(3)]
         np.testing.assert_array_equal(spilling.row_sizes(batch), expected, err_msg=name)

@@ -232,18 +232,18 @@ def _with_shown(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def row_sizes(batch: pa.RecordBatch) -> np.ndarray:
-    """Returns the bytes of each row in memory: values, the two offsets of a text, and one for each null."""
-    sizes = np.zeros(len(batch), dtype=np.int64)
-    for column in batch.columns:
-        sizes += _sizes(column)
+    """Returns the bytes of each row in memory: values, the offset of a text, and one for each null."""
+    return _sizes(batch.columns, len(batch))
+
+
+def _sizes(columns: Sequence[pa.Array], num_rows: int) -> np.ndarray:
+    sizes = np.zeros(num_rows, dtype=np.int64)
+    for column in columns:
+        sizes += np.asarray(column.is_null())
+        if pa.types.is_struct(column.type):
+            sizes += _sizes(column.flatten(), num_rows)
+        elif pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+            sizes += np.asarray(pc.fill_null(pc.binary_length(column), 0)) + 4
+        else:
+            sizes += -(-column.type.bit_width // 8)
     return sizes
-
-
-def _sizes(column: pa.Array) -> np.ndarray:
-    nulls = column.is_null().to_numpy(zero_copy_only=False).astype(np.int64)
-    if pa.types.is_struct(column.type):
-        return nulls + sum(map(_sizes, column.flatten()))
-    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
-        lengths = pc.fill_null(pc.binary_length(column), 0)
-        return nulls + np.asarray(lengths) + 8
-    return nulls + -(-column.type.bit_width // 8)

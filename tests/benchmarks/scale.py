@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 from ip2p import dataset, plan, prompts, rendering, store, uses
 from ip2p.config import EditTypeRendering, FilteringConfig, PipelineConfig, Thresholds
 from ip2p.dataset import inspection
-from ip2p.dataset.split import drop_near_duplicates, index_pairs, plan_files, split_places
 from ip2p.explain import explain
 from ip2p.filtering import count_verdicts, judge_table
 from ip2p.images import encode_image
@@ -191,15 +190,17 @@ def forecast(config: PipelineConfig) -> None:
 
 
 def split(config: PipelineConfig) -> None:
-    """Decides which pairs the dataset holds, in which file and order."""
-    shards, settings = RunFolder(config.out).shards("pairs"), config.dataset
-    plan_files(split_places(index_pairs(shards, settings.seed), settings.test_fraction), settings.rows_per_shard)
+    """Decides which pairs the dataset holds, in which split, file and order."""
+    dataset.begin_dataset(config)
+    dataset.plan_dataset(config)
 
 
 def near_duplicates(config: PipelineConfig) -> None:
     """Finds pairs that repeat others."""
-    shards = RunFolder(config.out).shards("pairs")
-    drop_near_duplicates(index_pairs(shards, config.dataset.seed), shards, 0.98)
+    limited = with_limit(config)
+    for number in range(dataset.begin_dataset(limited)):
+        dataset.compare_pairs(limited, number)
+    dataset.plan_dataset(limited)
 
 
 def resume(config: PipelineConfig) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dataset import write_dataset
+from flows.runners import make_task_runner
 from ip2p import dataset
-from ip2p.config import PipelineConfig
+from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.dataset import spilling
 from tests.test_dataset import contents, write_pairs
 from tests.test_dataset_parts import whole
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows")]
 def test_two_workers_of_a_flow_make_the_bytes_of_one(
     whole: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))
+    @flow(task_runner=make_task_runner(RunnerConfig(max_workers=2)))
     def only_the_dataset(config: PipelineConfig) -> None:
         write_dataset(config, [])
 
