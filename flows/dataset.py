@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect import State
+from prefect import State, Task
 from prefect.futures import PrefectFuture
 
 from flows import tasks
@@ -15,6 +15,7 @@ from flows.runners import one_thread, raise_first_failure, resources
 from flows.tasks import Count, limit_server
 from ip2p import prompts, rendering, uses
 from ip2p.config import PipelineConfig
+from ip2p.dataset import Parts
 
 
 @use_flow("dataset", task_runner=one_thread())
@@ -79,6 +80,28 @@ def _wait_for(futures: Futures) -> None:
     raise_first_failure(futures.submitted, ended)
 
 
+def write_dataset(config: PipelineConfig, pairs: Sequence[PrefectFuture[Any]]) -> State[Any]:
+    """Writes the dataset inside a flow, as `dataset.write_dataset` does; the parts go to the task runner."""
+    begun: State[Any] = tasks.retrying(tasks.begin_dataset, config)(config, wait_for=pairs, return_state=True)
+    compared = _submit_parts(tasks.compare_pairs, config, begun.result(), "Comparing pairs")
+    planned: State[Any] = tasks.retrying(tasks.plan_dataset, config)(config, wait_for=compared, return_state=True)
+    parts: Parts = planned.result()
+    gathered = _submit_parts(tasks.gather_pairs, config, parts.bundles, "Dataset, first pass")
+    written = _submit_parts(tasks.write_files, config, parts.groups, "Dataset, second pass")
+    after = [planned, *gathered, *written]
+    finished: State[Any] = tasks.retrying(tasks.finish_dataset, config)(config, wait_for=after, return_state=True)
+    finished.result()
+    return finished
+
+
+def _submit_parts(part: Task[..., Any], config: PipelineConfig, num: int, what: str) -> list[PrefectFuture[Any]]:
+    """Hands parts of the dataset's work to the task runner, waits until all have ended, and shows how many have."""
+    futures = [tasks.retrying(part, config).submit(config, number) for number in range(num)]
+    done = Count(part.name.replace("_", "-"), f"{what}, parts of {num}", num)
+    raise_first_failure(futures, lambda future: done.add())
+    return futures
+
+
 def build_dataset(config: PipelineConfig) -> State[Any]:
     """Takes the steps to the dataset, inside a flow. Only shards go to the task runner."""
     numbers = uses.shard_numbers(config)
@@ -88,8 +111,7 @@ def build_dataset(config: PipelineConfig) -> State[Any]:
     _wait_for(futures)
     prompts.summarise(config)
     rendering.summarise(config)
-    written: State[Any] = tasks.retrying(tasks.write_dataset, config)(config, wait_for=futures.pairs, return_state=True)
-    written.result()
+    written = write_dataset(config, futures.pairs)
     judged: State[Any] = tasks.retrying(tasks.judge_pairs, config)(config, wait_for=[written], return_state=True)
     judged.result()
     return judged

@@ -60,10 +60,40 @@ def render_pairs(config: PipelineConfig, number: int, triplets: Sidecar) -> Side
     return rendering.write_shard(config, number)
 
 
+@task(task_run_name="dataset-begin", cache_policy=NO_CACHE)
+def begin_dataset(config: PipelineConfig) -> int:
+    """Begins the dataset of the accepted pairs; returns in how many parts they are compared."""
+    return dataset.begin_dataset(config)
+
+
+@task(task_run_name="dataset-compare-{number:05d}", cache_policy=NO_CACHE)
+def compare_pairs(config: PipelineConfig, number: int) -> None:
+    """Finds pairs that are alike to earlier ones."""
+    dataset.compare_pairs(config, number)
+
+
+@task(task_run_name="dataset-plan", cache_policy=NO_CACHE)
+def plan_dataset(config: PipelineConfig) -> dataset.Parts:
+    """Decides which pair goes into which file; returns in how many parts they are written."""
+    return dataset.plan_dataset(config)
+
+
+@task(task_run_name="dataset-gather-{number:05d}", cache_policy=NO_CACHE)
+def gather_pairs(config: PipelineConfig, number: int) -> None:
+    """Sorts the pairs of some shards by the file that they go into."""
+    dataset.gather_pairs(config, number)
+
+
+@task(task_run_name="dataset-write-{number:05d}", cache_policy=NO_CACHE)
+def write_files(config: PipelineConfig, number: int) -> None:
+    """Writes some of the dataset's files."""
+    dataset.write_files(config, number)
+
+
 @task(task_run_name="dataset", cache_policy=NO_CACHE)
-def write_dataset(config: PipelineConfig) -> dict[str, Any]:
-    """Writes the accepted pairs as a parquet dataset."""
-    return dataset.write_dataset(config)
+def finish_dataset(config: PipelineConfig) -> dict[str, Any]:
+    """Puts the dataset's files into place."""
+    return dataset.finish_dataset(config)
 
 
 @task(task_run_name="oracle", cache_policy=NO_CACHE)

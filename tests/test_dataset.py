@@ -16,8 +16,7 @@ from datasets import Image, load_dataset
 
 from ip2p import store
 from ip2p.config import DatasetConfig, EditTypeRendering, PipelineConfig
-from ip2p.dataset import write as writing
-from ip2p.dataset import write_dataset
+from ip2p.dataset import files, write_dataset
 from ip2p.dataset.schema import COLUMNS
 from ip2p.images import encode_image
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
@@ -71,13 +70,13 @@ def config(tmp_path: Path) -> PipelineConfig:
 
 
 def rows_of(config: PipelineConfig, split: str = "*") -> list[dict[str, Any]]:
-    files = sorted((config.out / "dataset" / "data").glob(f"{split}-*.parquet"))
-    return [row for file in files for row in pq.read_table(file).to_pylist()]
+    paths = sorted((config.out / "dataset" / "data").glob(f"{split}-*.parquet"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_datasets_loads_the_folder_with_image_features_and_both_splits(config: PipelineConfig, tmp_path: Path) -> None:
@@ -93,8 +92,8 @@ def test_datasets_loads_the_folder_with_image_features_and_both_splits(config: P
 
 def test_the_files_alone_have_image_features_without_the_card(config: PipelineConfig, tmp_path: Path) -> None:
     write_dataset(config)
-    files = str(config.out / "dataset" / "data" / "train-*.parquet")
-    loaded = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    pattern = str(config.out / "dataset" / "data" / "train-*.parquet")
+    loaded = load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache"))
     assert isinstance(loaded.features["original_image"], Image)
 
 
@@ -193,7 +192,7 @@ def test_images_are_stored_plain_and_texts_compressed_with_a_page_index(config: 
 
 
 def test_row_groups_are_cut_by_size(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 2000)
+    monkeypatch.setattr(files, "ROW_GROUP_BYTES", 2000)
     write_dataset(config)
     metadata = pq.read_metadata(config.out / "dataset" / "data" / "train-00000-of-00003.parquet")
     sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
@@ -210,9 +209,9 @@ def test_a_finished_dataset_is_not_written_again(config: PipelineConfig) -> None
 def test_the_manifest_names_every_file_with_its_checksum(config: PipelineConfig) -> None:
     write_dataset(config)
     folder = config.out / "dataset"
-    files = json.loads((folder / "manifest.json").read_text())["files"]
-    assert {file["path"] for file in files} == {f"data/{path.name}" for path in (folder / "data").iterdir()}
-    assert all(store.sha256_of(folder / file["path"]) == file["sha256"] for file in files)
+    entries = json.loads((folder / "manifest.json").read_text())["files"]
+    assert {file["path"] for file in entries} == {f"data/{path.name}" for path in (folder / "data").iterdir()}
+    assert all(store.sha256_of(folder / file["path"]) == file["sha256"] for file in entries)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "manifest"])
@@ -236,7 +235,7 @@ def test_a_changed_setting_replaces_the_dataset_and_leaves_no_file_behind(config
     assert len(list((config.out / "dataset" / "data").iterdir())) == 2
 
 
-@pytest.mark.parametrize("moment", ["_swap", "write_card", "_write_file"])
+@pytest.mark.parametrize("moment", ["write._swap", "write.write_card", "files._write_file", "spilling._chosen_rows"])
 def test_a_run_killed_at_any_moment_leaves_the_old_dataset_and_the_next_run_ends_the_same(
     config: PipelineConfig, tmp_path: Path, moment: str
 ) -> None:
@@ -244,7 +243,7 @@ def test_a_run_killed_at_any_moment_leaves_the_old_dataset_and_the_next_run_ends
     before = contents(config.out / "dataset")
     longer = replace(config, dataset=replace(config.dataset, rows_per_shard=7))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writing, moment, interrupt)
+        patch.setattr(f"ip2p.dataset.{moment}", interrupt)
         write_dataset(longer)
     assert contents(config.out / "dataset") == before and (config.out / ".dataset.partial").exists()
     write_dataset(longer)

@@ -37,8 +37,8 @@ def plainly(embeddings: np.ndarray, limit: float) -> list[bool]:
 
 @pytest.mark.parametrize("limit", [0.7, 0.9, 0.97])
 def test_the_search_by_blocks_finds_what_the_definition_says(limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "ROWS", 7)
-    monkeypatch.setattr(duplicates, "COLUMNS", 11)
+    for name, size in {"ROWS": 7, "COLUMNS": 11, "PART_ROWS": 30, "AXES": 5}.items():
+        monkeypatch.setattr(duplicates, name, size)
     rng = np.random.default_rng(0)
     few = rng.normal(size=(12, 2, 16))
     many = few[rng.integers(0, 12, 150)] + rng.normal(size=(150, 2, 16)) * rng.choice([0.1, 0.3, 0.6], (150, 1, 1))

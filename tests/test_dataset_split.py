@@ -6,9 +6,14 @@ import random
 
 import pytest
 
-from ip2p.dataset.split import normalise, side_of, split_pairs
+from ip2p.dataset import split as splitting
+from ip2p.dataset.split import Split, normalise, side_of
 
 FRACTION = 0.2
+
+
+def split_pairs(captions: list[tuple[str, str]], test_fraction: float) -> list[Split | None]:
+    return list(splitting.split_pairs(captions, test_fraction))
 
 
 def draw_captions(seed: int, number: int, *, words: int = 60) -> list[tuple[str, str]]:

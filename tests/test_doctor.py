@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,12 +23,14 @@ from PIL import Image
 from ip2p import store, uses
 from ip2p.cli import main
 from ip2p.config import PipelineConfig, to_dict
+from ip2p.dataset import write_dataset
 from ip2p.doctor import examine
 from ip2p.doctor.findings import Finding
 from ip2p.doctor.inputs import denoiser_weights, examine_data, examine_model, native_side
 from ip2p.doctor.machine import examine_libraries, examine_machine, free_disk, multiplies_bf16
 from ip2p.images import encode_png
 from ip2p.models.loading import resolve_dtype
+from tests.test_dataset import write_pairs
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -246,3 +249,26 @@ def test_the_machine_is_examined_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_damaged_file_of_a_run_is_found_if_all_are_read(tmp_path: Path) -> None:
+    config = PipelineConfig(out=tmp_path / "run")
+    write_pairs(config, num_shards=2)
+    write_dataset(config)
+    uses.write_config(config)
+
+    def files_of() -> list[Finding]:
+        sections = examine(str(config.out), prefect=lambda: "none", checksums=True)
+        return [finding for section in sections if section.title == "files" for finding in section.findings]
+
+    assert [(each.status, each.text) for each in files_of()] == [
+        ("ok", "4 shards and the dataset are as they were written")
+    ]
+    shard = store.RunFolder(config.out).shard("pairs", 1)
+    file = next((config.out / "dataset/data").glob("train-*.parquet"))
+    for path in (shard, file):
+        time = path.stat().st_mtime_ns
+        path.write_bytes(b"x" * path.stat().st_size)
+        os.utime(path, ns=(time, time))
+    assert [each.status for each in files_of()] == ["problem", "problem"]
+    assert [str(path) in each.text for path, each in zip((shard, file), files_of(), strict=True)] == [True, True]

@@ -18,6 +18,7 @@ from ip2p.store import (
     RunFolder,
     finished,
     hold,
+    is_damaged,
     read_json,
     read_sidecar,
     read_summary,
@@ -101,6 +102,38 @@ def test_a_shard_with_one_wrong_byte_is_not_done(shard: Path, caplog: pytest.Log
     shard.write_bytes(content)
     assert finished(shard, "old") is None
     assert "checksum" in caplog.text
+
+
+def _set_times(path: Path, nanoseconds: int) -> None:
+    os.utime(path, ns=(nanoseconds, nanoseconds))
+
+
+def test_a_shard_of_the_noted_size_and_time_is_not_read_and_its_damage_shows_in_its_checksum(shard: Path) -> None:
+    written = shard.stat().st_mtime_ns
+    _set_times(sidecar_path(shard), written + 10**9)
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    _set_times(shard, written)
+    assert finished(shard, "old") is not None
+    assert is_damaged(shard)
+
+
+def test_a_shard_that_another_clock_or_none_tells_from_a_changed_one_is_read(shard: Path) -> None:
+    content, written = shard.read_bytes(), shard.stat().st_mtime_ns
+    for noted, now in ((written, written), (written + 10**9, written + 1)):  # in one tick; copied without its time
+        for holds in (True, False):
+            shard.write_bytes(content if holds else b"x" * len(content))
+            _set_times(shard, now)
+            _set_times(sidecar_path(shard), noted)
+            assert (finished(shard, "old") is not None) == holds == (not is_damaged(shard))
+
+
+def test_a_shard_of_an_earlier_version_of_the_package_is_read(shard: Path) -> None:
+    values = read_json(sidecar_path(shard))
+    assert values.pop("version") == [shard.stat().st_size, shard.stat().st_mtime_ns]
+    write_json(sidecar_path(shard), values)
+    assert finished(shard, "old") is not None
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    assert finished(shard, "old") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"rows": 3}', '{"unknown": 1}'])

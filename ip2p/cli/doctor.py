@@ -24,6 +24,8 @@ class Examination:
 
     place: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|DATA|MODEL")] = None
     """A run folder, a preset, data or a model. Default: this machine and the default preset."""
+    checksums: bool = False
+    """Compare every file of a run folder with its checksum; a start reads only those whose size or time changed."""
     json: bool = False
     """Print the findings as JSON."""
 
@@ -34,7 +36,7 @@ def doctor(arguments: Examination) -> None:
     from ip2p.doctor import examine
 
     counts, listed = Counter[str](), []
-    for section in examine(arguments.place, prefect=describe_server):
+    for section in examine(arguments.place, prefect=describe_server, checksums=arguments.checksums):
         if not arguments.json:
             print(section.title)
         for finding in section.findings:

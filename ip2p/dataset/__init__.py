@@ -1,5 +1,25 @@
 """Writes accepted pairs as a parquet dataset for `datasets.load_dataset`, and imports other datasets."""
 
-from ip2p.dataset.write import dataset_state, write_dataset
+from ip2p.dataset.write import (
+    Parts,
+    begin_dataset,
+    compare_pairs,
+    dataset_state,
+    finish_dataset,
+    gather_pairs,
+    plan_dataset,
+    write_dataset,
+    write_files,
+)
 
-__all__ = ["dataset_state", "write_dataset"]
+__all__ = [
+    "Parts",
+    "begin_dataset",
+    "compare_pairs",
+    "dataset_state",
+    "finish_dataset",
+    "gather_pairs",
+    "plan_dataset",
+    "write_dataset",
+    "write_files",
+]

@@ -18,7 +18,7 @@ from ip2p.config import EditTypeRendering, PipelineConfig, PromptsConfig, Render
 from ip2p.config.filtering import path_of
 from ip2p.dataset.schema import card_features
 from ip2p.dataset.split import SPLITS
-from ip2p.filtering import FIRST_LOOK, REASONS, thresholds_for
+from ip2p.filtering import FIRST_LOOK, REASONS, count_values, thresholds_for
 from ip2p.hub import public_name
 from ip2p.scoring import BOUNDS
 from ip2p.scoring.reliability import read_reliability
@@ -47,7 +47,7 @@ def tally_reasons(config: PipelineConfig, stage: str) -> Counter[str]:
     """Counts rows by reason over all shards of a stage; "" counts rows without a reason."""
     tally: Counter[str] = Counter()
     for path in RunFolder(config.out).shards(stage):
-        tally.update(pq.read_table(path, columns=["reason"]).column("reason").to_pylist())
+        tally.update(count_values(pq.read_table(path, columns=["reason"])["reason"]))
     return tally
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,13 +77,13 @@ CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_l
 """Content-defined chunking as `datasets` sets it: a store that de-duplicates keeps unchanged rows once."""
 
 
-def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def open_writer(file: Path | IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
     """Opens a parquet writer: images are stored as they are, the rest is compressed; page index and chunking are on."""
     pictures = [field.name for field in schema if field.type == IMAGE_TYPE]
     images = [f"{column}.{leaf}" for column in pictures for leaf in ("bytes", "path")]
     others = [name for name in schema.names if name not in pictures]
     return pq.ParquetWriter(
-        path,
+        file,
         schema,
         compression={**dict.fromkeys(others, "snappy"), **dict.fromkeys(images, "none")},
         use_dictionary=others,

@@ -11,14 +11,18 @@ test fraction of f that leaves a test split of f squared.)
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ip2p.dataset.duplicates import find_near_duplicates, read_embeddings
 from ip2p.records import content_hash, hash_to_unit
 from ip2p.store import RunFolder
 
@@ -57,30 +61,37 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A parquet file to write: its name and its rows, in order, as (shard, row)."""
+    """A parquet file to write: its name, and how many rows it holds."""
 
     split: Split
     name: str
-    rows: tuple[tuple[int, int], ...]
+    num_rows: int
 
 
-def index_pairs(shards: Sequence[Path], seed: int) -> list[Place]:
-    """Reads the accepted pairs of all shards, in the captions' order, without their images."""
-    places = []
+def index_pairs(shards: Sequence[Path], seed: int) -> Iterator[Place]:
+    """Yields the accepted pairs of all shards, in the captions' order, without their images."""
     for number, path in enumerate(shards):
         present = [name for name in _INDEX_COLUMNS if name in pq.read_schema(path).names]
-        for row, pair in enumerate(pq.read_table(path, columns=present).to_pylist()):
-            if pair["accepted"]:
-                captions: tuple[str, ...] = pair["original_prompt"], pair["edited_prompt"]
-                if pair.get("picture"):
-                    captions = pair["picture"], *captions
-                if not all(captions):  # imported pairs without captions go by the picture they come from
-                    captions = pair["source"], pair["source"]
-                order = content_hash("order", seed, pair["triplet_id"], pair["candidate"])
-                lot = hash_to_unit("share", pair["triplet_id"])
-                is_shown = bool(pair.get("shown_prompt"))
-                places.append(Place(number, row, captions, pair["edit_type"], order, lot, is_shown))
-    return places
+        table = pq.read_table(path, columns=present)
+        rows = accepted_rows(table)
+        for row, pair in zip(rows.tolist(), table.take(pa.array(rows)).to_pylist(), strict=True):
+            yield _place_of(number, row, pair, seed)
+
+
+def accepted_rows(table: pa.Table) -> np.ndarray:
+    """Returns the places of the accepted rows of a table of pairs."""
+    return np.flatnonzero(pc.fill_null(table["accepted"], False).to_numpy())
+
+
+def _place_of(shard: int, row: int, pair: Mapping[str, Any], seed: int) -> Place:
+    captions: tuple[str, ...] = pair["original_prompt"], pair["edited_prompt"]
+    if pair.get("picture"):
+        captions = pair["picture"], *captions
+    if not all(captions):  # imported pairs without captions go by the picture they come from
+        captions = pair["source"], pair["source"]
+    order = content_hash("order", seed, pair["triplet_id"], pair["candidate"])
+    lot = hash_to_unit("share", pair["triplet_id"])
+    return Place(shard, row, captions, pair["edit_type"], order, lot, bool(pair.get("shown_prompt")))
 
 
 def pair_shards(out: Path) -> list[Path]:
@@ -90,9 +101,10 @@ def pair_shards(out: Path) -> list[Path]:
     return shards
 
 
-def split_places(places: Sequence[Place], test_fraction: float) -> list[tuple[Place, Split | None]]:
-    """Returns each pair with its split; None if one of its captions is in the other one."""
-    return list(zip(places, split_pairs((place.captions for place in places), test_fraction), strict=True))
+def split_places(places: Iterable[Place], test_fraction: float) -> Iterator[tuple[Place, Split | None]]:
+    """Yields each pair with its split; None if one of its captions is in the other one."""
+    places, others = tee(places)
+    return zip(places, split_pairs((place.captions for place in others), test_fraction), strict=True)
 
 
 def read_rows(path: Path, rows: Container[int], columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -102,15 +114,6 @@ def read_rows(path: Path, rows: Container[int], columns: Sequence[str]) -> Itera
         for batch in file.iter_batches(batch_size=READ_ROWS, columns=list(columns)):
             yield from ((row, pair) for row, pair in enumerate(batch.to_pylist(), start=first) if row in rows)
             first += batch.num_rows
-
-
-def drop_near_duplicates(places: list[Place], shards: Sequence[Path], limit: float | None) -> list[Place]:
-    """Drops near-duplicates of earlier pairs, if there is a limit; pairs added at the end change none before them."""
-    if limit is None:
-        return places
-    embeddings = read_embeddings(shards, [(place.shard, place.row) for place in places])
-    repeats = find_near_duplicates(embeddings, limit)
-    return [place for place, is_repeat in zip(places, repeats, strict=True) if not is_repeat]
 
 
 def normalise(caption: str) -> str:
@@ -123,28 +126,53 @@ def side_of(original_prompt: str, test_fraction: float) -> Split:
     return "test" if hash_to_unit("split", normalise(original_prompt)) < test_fraction else "train"
 
 
-def split_pairs(captions: Iterable[tuple[str, ...]], test_fraction: float) -> list[Split | None]:
-    """Returns the split of each pair by the first of its captions; None if one of them is in the other split."""
+def split_pairs(captions: Iterable[tuple[str, ...]], test_fraction: float) -> Iterator[Split | None]:
+    """Yields the split of each pair by the first of its captions; None if one of them is in the other split."""
     owner: dict[str, Split] = {}
-    splits: list[Split | None] = []
     for texts_of_pair in captions:
         side = side_of(texts_of_pair[0], test_fraction)
         texts = [normalise(text) for text in texts_of_pair]
-        clean = all(owner.get(text, side) == side for text in texts)
-        if clean:
+        is_clean = all(owner.get(text, side) == side for text in texts)
+        if is_clean:
             owner.update(dict.fromkeys(texts, side))
-        splits.append(side if clean else None)
-    return splits
+        yield side if is_clean else None
 
 
-def plan_files(pairs: Sequence[tuple[Place, Split | None]], rows_per_shard: int) -> list[OutputFile]:
-    """Plans the files of each split; rows are ordered by a hash, so every stretch mixes captions and edit types."""
-    outputs = []
-    for split in SPLITS:
-        ordered = sorted((place for place, side in pairs if side == split), key=lambda place: place.order)
-        rows = tuple((place.shard, place.row) for place in ordered)
-        num_files = math.ceil(len(rows) / rows_per_shard)
-        for number in range(num_files):
-            name = f"{split}-{number:05d}-of-{num_files:05d}.parquet"
-            outputs.append(OutputFile(split, name, rows[number * rows_per_shard : (number + 1) * rows_per_shard]))
-    return outputs
+PLAN_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32()), ("file", pa.int32()), ("position", pa.int32())])
+"""Which row of which shard stands where in which file."""
+
+
+class Chosen:
+    """The pairs of a dataset in a few numbers each: a run may have millions."""
+
+    def __init__(self) -> None:
+        self._shards, self._rows, self._sides = array("i"), array("i"), array("b")
+        self._orders = array("Q")
+
+    def add(self, place: Place, split: Split) -> None:
+        """Adds a pair."""
+        self._shards.append(place.shard)
+        self._rows.append(place.row)
+        self._sides.append(SPLITS.index(split))
+        self._orders.append(int(place.order, 16))
+
+    def plan_files(self, rows_per_shard: int) -> tuple[list[OutputFile], pa.Table]:
+        """Plans the files of each split, and returns them with the `PLAN_SCHEMA` of their rows, by shard and row.
+
+        Rows are ordered by a hash, so every stretch mixes captions and edit types.
+        """
+        sides = np.asarray(self._sides)
+        order = np.lexsort((np.asarray(self._orders), sides))
+        files: list[OutputFile] = []
+        file, position = np.empty(len(order), np.int32), np.empty(len(order), np.int32)
+        end = 0
+        for number, split in enumerate(SPLITS):
+            start, end = end, end + int((sides == number).sum())
+            places, num_files = np.arange(end - start), math.ceil((end - start) / rows_per_shard)
+            file[order[start:end]] = len(files) + places // rows_per_shard
+            position[order[start:end]] = places % rows_per_shard
+            for each in range(num_files):
+                num_rows = min(rows_per_shard, end - start - each * rows_per_shard)
+                files.append(OutputFile(split, f"{split}-{each:05d}-of-{num_files:05d}.parquet", num_rows))
+        columns = np.asarray(self._shards), np.asarray(self._rows), file, position
+        return files, pa.table([pa.array(each, pa.int32()) for each in columns], schema=PLAN_SCHEMA)

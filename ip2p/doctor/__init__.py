@@ -12,6 +12,7 @@ from pathlib import Path
 from ip2p import store, uses
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run, read_run_data
+from ip2p.dataset.write import damaged_files
 from ip2p.doctor.findings import Finding, Section, look, size_of
 from ip2p.doctor.inputs import cached_model, denoiser_weights, examine_data, examine_model, is_model, native_side
 from ip2p.doctor.machine import examine_machine, free_disk, free_memory
@@ -29,10 +30,11 @@ DEFAULT_PRESET = "shapes"
 WAY_OUT = "Give a run folder, a preset, a model folder, parquet, .jsonl or .csv data, or a hub id."
 
 
-def examine(word: str | None, *, prefect: Callable[[], str]) -> list[Section]:
+def examine(word: str | None, *, prefect: Callable[[], str], checksums: bool = False) -> list[Section]:
     """Returns what to say about a run folder, a preset, a model or data; about the machine and a preset by default.
 
-    `prefect` names the Prefect server or raises ValueError. ValueError if the word names nothing.
+    `prefect` names the Prefect server or raises ValueError. With `checksums`, all files of a run folder are read.
+    ValueError if the word names nothing.
     """
     if word is None or (word in PRESETS and not Path(word).exists()):
         config = PRESETS[word or DEFAULT_PRESET]()
@@ -45,7 +47,8 @@ def examine(word: str | None, *, prefect: Callable[[], str]) -> list[Section]:
     if is_model(folder):
         return [Section(f"model {word}", examine_model(word))]
     if (folder / "config.json").is_file():
-        return [Section("machine", examine_machine(prefect)), *_run_sections(folder)]
+        files = [Section("files", _compare_checksums(folder))] if checksums else []
+        return [Section("machine", examine_machine(prefect)), *_run_sections(folder), *files]
     location = locate(word, way_out=WAY_OUT)
     if location.kind == "hub" and cached_model(word):
         return [Section(f"model {word}", examine_model(word))]
@@ -151,6 +154,17 @@ def _memory(config: PipelineConfig, weights: int) -> Finding:
         return Finding("ok", "memory", text)
     way_out = "Set training.use_lora or training.offload_ema, or shard it: training.launch_args '--config_file fsdp'."
     return Finding("problem", "memory", f"{text}. {way_out}")
+
+
+def _compare_checksums(folder: Path) -> Iterator[Finding]:
+    """Reads every shard and every file of the dataset."""
+    shards = [path for path in sorted(folder.rglob("*.parquet")) if store.sidecar_path(path).exists()]
+    damaged = [path for path in shards if store.is_damaged(path)] + damaged_files(folder / "dataset")
+    for path in damaged:
+        way_out = "Remove it and run the same command again, which makes it anew."
+        yield Finding("problem", "checksum", f"{path} is not the file that was written. {way_out}")
+    if not damaged:
+        yield Finding("ok", "checksums", f"{len(shards)} shards and the dataset are as they were written")
 
 
 def _resume(config: PipelineConfig, use: str, data: str | None) -> Iterator[Finding]:

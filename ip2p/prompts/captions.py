@@ -90,12 +90,13 @@ def read_captions(config: PromptsConfig, out: Path | None = None) -> Captions:
     if not location.is_local:
         captions = _read_copy(location, config, out) if out else _read_remote(location, config)
     elif location.path.is_file():
-        captions = _read_once(location.path, location.name, config.captions_column, config.cleaning)
+        column, num = config.captions_column, config.num_captions
+        captions = _read_once(location.path, location.name, column, config.cleaning, num)
     else:
         raise ValueError(f"captions file {config.captions} does not exist. {WAY_OUT}")
     if not captions.entries:
         raise ValueError(f"captions file {config.captions} holds no caption{_listed(captions.left_out)}. {WAY_OUT}")
-    return Captions(captions.entries[: config.num_captions], captions.left_out)
+    return captions
 
 
 def read_triplet_lines(source: str) -> list[ReadyLine]:
@@ -124,17 +125,18 @@ def numbered_lines(
         raise ValueError(f"captions file {error} {WAY_OUT}") from error
 
 
-def _read_once(path: Path, name: str, column: str | None, cleaning: CleaningConfig) -> Captions:
-    """Reads a local file, again only if it has changed: every shard starts from all captions."""
+def _read_once(path: Path, name: str, column: str | None, cleaning: CleaningConfig, num: int | None = None) -> Captions:
+    """Reads a local file, again only if it has changed: every shard starts from all captions, or the first `num`."""
     stat = path.stat()
-    return _read_version(path, name, column, cleaning, stat.st_mtime_ns, stat.st_size)
+    return _read_version(path, name, column, cleaning, num, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=4)
 def _read_version(
-    path: Path, name: str, column: str | None, cleaning: CleaningConfig, modified: int, size: int
+    path: Path, name: str, column: str | None, cleaning: CleaningConfig, num: int | None, modified: int, size: int
 ) -> Captions:
-    return _collect(numbered_lines(Location(str(path), "path")), name, path.suffix.lower(), column, cleaning)
+    captions = _collect(numbered_lines(Location(str(path), "path")), name, path.suffix.lower(), column, cleaning)
+    return Captions(captions.entries[:num], captions.left_out)
 
 
 def _read_remote(location: Location, config: PromptsConfig) -> Captions:
@@ -156,7 +158,7 @@ def _read_copy(location: Location, config: PromptsConfig, out: Path) -> Captions
         lines = [entry.text if isinstance(entry, ReadyLine) else entry for entry in captions.entries]
         store.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         store.write_json(counts, {"captions": config.captions, "left_out": dict(captions.left_out)})
-    entries = _read_once(path, location.name, None, CleaningConfig()).entries
+    entries = _read_once(path, location.name, None, CleaningConfig(), config.num_captions).entries
     return Captions(entries, store.read_json(counts)["left_out"])
 
 

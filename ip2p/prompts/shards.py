@@ -8,6 +8,7 @@ rejected does it also depend on the shards before it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import tempfile
@@ -148,11 +149,20 @@ def _earlier_shards(config: PipelineConfig, number: int) -> Earlier:
         return []
     shards = []
     for path in (store.RunFolder(config.out).shard("triplets", earlier) for earlier in range(number)):
-        sidecar = store.read_sidecar(path)
-        if sidecar is None or not path.exists():
+        note = store.sidecar_path(path)
+        stat = note.stat() if note.exists() and path.exists() else None
+        digest = _checksum_of(path, stat.st_ino, stat.st_mtime_ns) if stat else None
+        if digest is None:
             raise RuntimeError(f"{path} is missing, and shard {number} is compared with it. Write it first.")
-        shards.append((path, sidecar.sha256))
+        shards.append((path, digest))
     return shards
+
+
+@functools.lru_cache(maxsize=2**16)
+def _checksum_of(path: Path, *version: int) -> str | None:
+    """Reads what a version of a shard's sidecar names: every later shard asks for it."""
+    sidecar = store.read_sidecar(path)
+    return sidecar.sha256 if sidecar else None
 
 
 _indices: dict[tuple[Path, float], tuple[Earlier, WordIndex]] = {}

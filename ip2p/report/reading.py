@@ -153,8 +153,17 @@ def _or(default: T, read: Callable[[], T]) -> T:
 def read_table(files: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
     """Reads columns of all files as one table, without files that cannot be read; `optional` ones if they exist."""
     read = functools.partial(_read_columns, columns=columns, optional=optional)
-    tables = [table for file in files if (table := _or(None, functools.partial(read, file))) is not None]
+    found = (_or(None, functools.partial(read, file)) for file in files)
+    tables = [_emptied(table, optional) for table in found if table is not None]
     return _or(pa.table({}), lambda: pa.concat_tables(tables, promote_options="permissive")) if tables else pa.table({})
+
+
+def _emptied(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Returns the table with those columns that hold nothing but null as such: they take no memory."""
+    for place, name in enumerate(table.column_names):
+        if name in names and table[name].null_count == len(table):
+            table = table.set_column(place, name, pa.nulls(len(table)))
+    return table
 
 
 def _read_columns(

@@ -1,7 +1,8 @@
 """Files that are whole or absent, and shards of parquet with their sidecars.
 
 A shard is written under a temporary name and renamed; its sidecar is written last. A shard is done if its sidecar names
-the requested fingerprint and its checksum holds.
+the requested fingerprint and the file is the one that was written: of the size and time that the sidecar names or, if
+these differ, of its checksum.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -36,6 +37,8 @@ class Sidecar:
     counts: dict[str, int] = field(default_factory=dict)
     """Rows per reason and other tallies of the stage."""
     extra: dict[str, Any] = field(default_factory=dict)
+    version: list[int] = field(default_factory=list)
+    """The `version_of` the shard once it was written; sidecars of earlier versions lack it."""
 
 
 def sidecar_path(path: Path) -> Path:
@@ -103,6 +106,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def version_of(path: Path) -> list[int]:
+    """Returns a file's size and time of modification, in nanoseconds: whoever writes to it changes them."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def is_whole(path: Path, sha256: str, version: Sequence[int], *, noted_in: Path) -> bool:
+    """Returns whether a file is the one that was written; it is read only if its size or time differs.
+
+    A version that was noted within the tick of the clock in which the file was written does not tell it from one that
+    was changed right after.
+    """
+    if version_of(path) == list(version) and noted_in.stat().st_mtime_ns > version[1]:
+        return True
+    return sha256_of(path) == sha256
+
+
 def write_shard(
     path: Path,
     table: pa.Table,
@@ -125,6 +145,7 @@ def write_shard(
         seconds=round(seconds, 3),
         counts=dict(counts or {}),
         extra=dict(extra or {}),
+        version=version_of(path),
     )
     write_json(sidecar_path(path), asdict(sidecar))
     return sidecar
@@ -155,12 +176,18 @@ def state_of(path: Path, fingerprint: str) -> State:
     return "done" if sidecar.fingerprint == fingerprint else "outdated"
 
 
+def is_damaged(path: Path) -> bool:
+    """Reads a shard and returns whether it differs from its checksum; one without a sidecar is not finished yet."""
+    sidecar = read_sidecar(path)
+    return sidecar is not None and sha256_of(path) != sidecar.sha256
+
+
 def finished(path: Path, fingerprint: str) -> Sidecar | None:
     """Returns the sidecar of a shard that is done under this fingerprint, else None."""
     sidecar = read_sidecar(path)
     if sidecar is None or sidecar.fingerprint != fingerprint or not path.exists():
         return None
-    if sha256_of(path) != sidecar.sha256:
+    if not is_whole(path, sidecar.sha256, sidecar.version, noted_in=sidecar_path(path)):
         logger.warning("%s does not match its checksum and is made again", path)
         return None
     return sidecar
