@@ -11,19 +11,23 @@ from prefect.futures import PrefectFuture
 
 from flows import tasks
 from flows.handover import use_flow
-from flows.runners import one_thread, raise_first_failure, resources
+from flows.runners import as_workers_see, one_thread, raise_first_failure, resources, store_of
 from flows.tasks import Count, limit_server
 from ip2p import prompts, rendering, uses
 from ip2p.config import PipelineConfig
 from ip2p.dataset import Parts
+from ip2p.store.mirror import Mirror
+from ip2p.store.shard_copy import files_of_shard
 
 
 @use_flow("dataset", task_runner=one_thread())
 def dataset_flow(config: PipelineConfig) -> None:
     """Regenerates the dataset and reports on it."""
     judged = build_dataset(config)
-    tasks.publish_counts(config)
-    tasks.publish_report(tasks.write_report(config, wait_for=[judged]))
+    report = tasks.write_report(config, wait_for=[judged])
+    with tasks.for_looking_at("the counts and the report"):
+        tasks.publish_counts(config)
+        tasks.publish_report(report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def submit_shards(config: PipelineConfig, numbers: Sequence[int]) -> Futures:
         if number >= lead:
             place = number - lead
             render = tasks.retrying(tasks.render_pairs, config)
-            futures.pairs.append(render.submit(config, numbers[place], futures.triplets[place]))
+            futures.pairs.append(render.submit(config, numbers[place], [futures.triplets[place]]))
             futures.submitted.append(futures.pairs[-1])
         if number < len(numbers):
             _submit_prompts(config, numbers[number], futures)
@@ -64,9 +68,12 @@ def _submit_prompts(config: PipelineConfig, number: int, futures: Futures) -> No
     futures.submitted.extend([*before[:1], futures.triplets[-1]])
 
 
-def _wait_for(futures: Futures) -> None:
-    """Waits until all shards have ended, and shows how many have."""
-    num, rendered = len(futures.pairs), set(map(id, futures.pairs))
+def _wait_for(futures: Futures, numbers: Sequence[int], store: Mirror | None) -> None:
+    """Waits until all shards have ended, shows how many have, and copies those that workers have put into a store."""
+    num, rendered = (
+        len(futures.pairs),
+        {id(future): number for future, number in zip(futures.pairs, numbers, strict=True)},
+    )
     written = set(map(id, futures.triplets))
     prompts_done = Count("prompts", f"Prompts, shards of {num}", num)
     pairs_done = Count("rendering", f"Rendering, shards of {num}", num)
@@ -76,6 +83,8 @@ def _wait_for(futures: Futures) -> None:
             prompts_done.add()
         elif id(future) in rendered:
             pairs_done.add()
+            if store is not None:
+                store.pull(files_of_shard(rendered[id(future)]))
 
     raise_first_failure(futures.submitted, ended)
 
@@ -95,9 +104,17 @@ def write_dataset(config: PipelineConfig, pairs: Sequence[PrefectFuture[Any]]) -
 
 
 def _submit_parts(part: Task[..., Any], config: PipelineConfig, num: int, what: str) -> list[PrefectFuture[Any]]:
-    """Hands parts of the dataset's work to the task runner, waits until all have ended, and shows how many have."""
-    futures = [tasks.retrying(part, config).submit(config, number) for number in range(num)]
-    done = Count(part.name.replace("_", "-"), f"{what}, parts of {num}", num)
+    """Hands parts of the dataset's work to the task runner, waits until all have ended, and shows how many have.
+
+    Workers that share no folder with this process lack the pairs, so it then does all parts itself.
+    """
+    done, part = Count(part.name.replace("_", "-"), f"{what}, parts of {num}", num), tasks.retrying(part, config)
+    if store_of(config) is not None:
+        for number in range(num):
+            part(config, number)
+            done.add()
+        return []
+    futures = [part.submit(config, number) for number in range(num)]
     raise_first_failure(futures, lambda future: done.add())
     return futures
 
@@ -107,8 +124,8 @@ def build_dataset(config: PipelineConfig) -> State[Any]:
     numbers = uses.shard_numbers(config)
     limit_server(config.prompts)
     with resources(config.runner):
-        futures = submit_shards(config, numbers)
-    _wait_for(futures)
+        futures = submit_shards(as_workers_see(config), numbers)
+    _wait_for(futures, numbers, store_of(config))
     prompts.summarise(config)
     rendering.summarise(config)
     written = write_dataset(config, futures.pairs)

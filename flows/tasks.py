@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
+from prefect.settings import temporary_settings
 
+from flows.ending import ASK_ONCE
 from ip2p import ablation, dataset, evaluation, prompts, rendering, report, training
 from ip2p.config import PipelineConfig, PromptsConfig
+from ip2p.console import first_line
 from ip2p.evaluation.metrics import Figures
 from ip2p.records import content_hash
 from ip2p.store import RunFolder, Sidecar, read_summary
 from ip2p.store.journal import RecordFile
+from ip2p.store.mirror import is_url, url_of
+from ip2p.store.shard_copy import shard_copy
 
 
 def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -40,24 +46,41 @@ def retrying(stage: Task[..., Any], config: PipelineConfig) -> Task[..., Any]:
     return stage.with_options(retries=config.runner.retries, retry_delay_seconds=1, retry_condition_fn=worth_retrying)
 
 
+@contextmanager
+def at_hand(config: PipelineConfig, number: int) -> Iterator[PipelineConfig]:
+    """Yields the config with the folder that a shard is made in: the run's, or a copy of what its store has of it."""
+    url = url_of(config.out)
+    if not is_url(url):
+        yield config
+        return
+    earlier = ("triplets/",) if prompts.depends_on_earlier_shards(config) else ()
+    with shard_copy(url, number, also=earlier) as folder:
+        yield replace(config, out=folder)
+
+
 @task(task_run_name="answers-{number:05d}", cache_policy=NO_CACHE)
 def write_answers(config: PipelineConfig, number: int) -> Sidecar | None:
     """Asks a language model about captions."""
-    with server_slot(config.prompts):
-        return prompts.write_answers(config, number)
+    with server_slot(config.prompts), at_hand(config, number) as here:
+        return prompts.write_answers(here, number)
 
 
 @task(task_run_name="prompts-{number:05d}", cache_policy=NO_CACHE)
 def write_triplets(config: PipelineConfig, number: int) -> Sidecar:
     """Turns captions into edit triplets."""
-    with nullcontext() if prompts.depends_on_earlier_shards(config) else server_slot(config.prompts):
-        return prompts.write_shard(config, number)
+    slot = nullcontext() if prompts.depends_on_earlier_shards(config) else server_slot(config.prompts)
+    with slot, at_hand(config, number) as here:
+        return prompts.write_shard(here, number)
 
 
 @task(task_run_name="render-{number:05d}", cache_policy=NO_CACHE)
-def render_pairs(config: PipelineConfig, number: int, triplets: Sidecar) -> Sidecar:
-    """Renders edit triplets as candidate pairs with scores and verdicts."""
-    return rendering.write_shard(config, number)
+def render_pairs(config: PipelineConfig, number: int, after: Sequence[Sidecar]) -> Sidecar:
+    """Renders edit triplets as candidate pairs with scores and verdicts.
+
+    `after` is what it waits for. It is a list, as Prefect would ask its server about an argument that is a future.
+    """
+    with at_hand(config, number) as here:
+        return rendering.write_shard(here, number)
 
 
 @task(task_run_name="dataset-begin", cache_policy=NO_CACHE)
@@ -155,6 +178,15 @@ logger = logging.getLogger("ip2p.progress")
 SECONDS_BETWEEN_UPDATES = 2.0
 
 
+@contextmanager
+def for_looking_at(what: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Surrounds what is shown on Prefect's page only: no run fails because its server does not take it."""
+    try:
+        yield
+    except Exception as error:  # of the client's many kinds
+        logger.log(level, "Prefect's page lacks %s: %s", what, first_line(error))
+
+
 class Bar:
     """Progress artifact, made when there is something to show."""
 
@@ -168,13 +200,11 @@ class Bar:
         percent, now = round(100 * min(max(share, 0.0), 1.0), 1), time.monotonic()
         if percent == self._shown or (percent < 100 and now - self._at < SECONDS_BETWEEN_UPDATES):
             return
-        try:
+        with for_looking_at(f"the progress of {self._key}", logging.DEBUG), temporary_settings(ASK_ONCE):
             if self._id is None:
                 self._id = create_progress_artifact(percent, key=f"progress-{self._key}", description=self._description)
             else:
                 update_progress_artifact(self._id, percent)
-        except Exception as error:  # of the client's many kinds; progress is for looking at only
-            logger.debug("the progress of %s was not reported: %s", self._key, error)
         self._shown, self._at = percent, now
 
 

@@ -16,28 +16,15 @@ from ip2p.cli import main
 from ip2p.cli.parsing import local_copy
 from ip2p.store.mirror import OWNER, Mirror, scratch_for
 from tests import processes
+from tests.s3_server import serving_s3
 from tests.test_dataset_importing import dataset_rows, write_original
-
-BUCKET = "pairs"
 
 
 @pytest.fixture(scope="module")
-def s3(request: pytest.FixtureRequest) -> Iterator[str]:
+def s3() -> Iterator[str]:
     """A URL in a bucket of an S3 server on this machine."""
-    pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    patch = pytest.MonkeyPatch()
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "test")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.filesystem("s3").mkdir(BUCKET)
-    yield f"s3://{BUCKET}/runs/one"
-    server.stop()
-    patch.undo()
+    with serving_s3() as bucket:
+        yield f"{bucket}/runs/one"
 
 
 @pytest.fixture
