@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ip2p.config import FlowEditConfig, RenderingConfig
 from ip2p.editing.flowedit import Way, check_flow, lead_images, lead_latents
-from ip2p.images import encode_png, open_pixels
+from ip2p.images import encode_png
 from ip2p.models.latents import LatentSpace, decode_images, encode_posterior
 from ip2p.models.pipelines import load_text_to_image
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_picture
 from ip2p.rendering.backends import backend_of
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair
 from tests.test_rendering_exact import BOTH, CIRCLE, SQUARE, distance
 
 STEPS = 6
@@ -177,9 +177,9 @@ def test_pairs_depend_neither_on_their_batch_nor_on_their_order(base: str, reque
     together = list(backend.make_pairs(config, candidates, stored))
     apart = list(backend.make_pairs(replace(config, batch_size=1), candidates[::-1], stored))[::-1]
     for candidate, one, other in zip(candidates, together, apart, strict=True):
-        assert isinstance(one, EncodedPair) and isinstance(other, EncodedPair)
+        assert isinstance(one, DrawnPair) and isinstance(other, DrawnPair)
         assert one.original == other.original == stored[candidate.triplet.picture]
-        difference = open_pixels(one.edited).astype(int) - open_pixels(other.edited)
+        difference = one.edited.astype(int) - other.edited
         assert np.abs(difference).max() <= 1
 
 

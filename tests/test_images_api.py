@@ -28,7 +28,7 @@ from ip2p.config.files import read_config
 from ip2p.images import encode_png, open_pixels
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_picture
 from ip2p.rendering.backends import Failure, MakesPairs, backend_of
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair, EncodedPair
 from tests.chat_server import running
 from tests.images_server import ImagesServer, inverted
 from tests.processes import fork, kill, wait_until
@@ -71,7 +71,7 @@ def backend(config: RenderingConfig, tmp_path: Path) -> MakesPairs:
     return backend_of(config).keeping(tmp_path / "answers")
 
 
-def make(backend: MakesPairs, config: RenderingConfig) -> list[EncodedPair | Failure]:
+def make(backend: MakesPairs, config: RenderingConfig) -> list[DrawnPair | EncodedPair | Failure]:
     return list(backend.make_pairs(config, CANDIDATES, PICTURES))
 
 
@@ -79,7 +79,7 @@ def with_server(config: RenderingConfig, **changed: Any) -> RenderingConfig:
     return replace(config, server=replace(config.server, **changed))
 
 
-def check_pairs(made: list[EncodedPair | Failure], *, without: int | None = None) -> None:
+def check_pairs(made: list[DrawnPair | EncodedPair | Failure], *, without: int | None = None) -> None:
     """Each candidate has its own original, to the byte, and its own edit."""
     for number, (candidate, pair) in enumerate(zip(CANDIDATES, made, strict=True)):
         if number == without:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ip2p.models.stable_diffusion import ARCHITECTURE as BASE
 from ip2p.p2p.attention import CrossSharing, SelfSharing
 from ip2p.p2p.installing import shared_attention
-from ip2p.p2p.steps import plan_step
+from ip2p.p2p.steps import StepShares
 from tests.explicit_attention import ExplicitAttention
 from tests.tiny import specs, tiny_unet
 
@@ -52,7 +52,7 @@ def run(unet: UNet2DConditionModel, rows: int) -> Tensor:
 
 @pytest.mark.parametrize("active", [(True, True, True), (True, False, True), (False, False, False)])
 def test_shared_queries_and_keys_equal_shared_maps(unet: UNet2DConditionModel, active: tuple[bool, ...]) -> None:
-    source = plan_step(specs(p2p=[float(each) for each in active]), 0, 4, num_halves=2).itself
+    source = StepShares.of(specs(p2p=[float(each) for each in active]), 0, 4).plan(2).itself
     with shared_attention(BASE.attention_layers(unet)) as shared:
         shared.itself = source
         found = run(unet, 12)
@@ -73,7 +73,7 @@ def test_moving_values_equals_moving_the_maps_of_tokens(unet: UNet2DConditionMod
         token_maps=torch.stack([moved, torch.zeros(5, 5)]),
         own=torch.tensor([[0, 0, 0, 0, 1.0], [1, 0, 2, 1, 1]]),
     )
-    source = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=1).itself
+    source = StepShares.of(specs(p2p=(1.0, 0.0, 1.0)), 0, 4).plan(1).itself
     model = tiny_unet().to(dtype)
     model.load_state_dict(unet.state_dict())
     with shared_attention(BASE.attention_layers(model), cross=True) as shared:
@@ -93,7 +93,7 @@ def test_moving_values_equals_moving_the_maps_of_tokens(unet: UNet2DConditionMod
 def test_sharing_changes_edited_rows_of_active_pairs_only(unet: UNet2DConditionModel) -> None:
     plain = run(unet, 12)
     with shared_attention(BASE.attention_layers(unet)) as shared:
-        shared.itself = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).itself
+        shared.itself = StepShares.of(specs(p2p=(1.0, 0.0, 1.0)), 0, 4).plan(2).itself
         found = run(unet, 12)
     changed = [(a - b).abs().max().item() > 1e-5 for a, b in zip(plain, found, strict=True)]
     assert changed == [False, False, False, True, False, True] * 2
@@ -130,7 +130,7 @@ def test_queries_and_keys_that_nobody_takes_are_not_computed(unet: UNet2DConditi
         layer.to_v.register_forward_hook(lambda _, args, __: rows.append((0, len(args[0])))),
     ]
     with shared_attention(BASE.attention_layers(unet)) as shared:
-        shared.itself = plan_step(specs(p2p=(1.0, 0.0, 1.0)), 0, 4, num_halves=2).itself
+        shared.itself = StepShares.of(specs(p2p=(1.0, 0.0, 1.0)), 0, 4).plan(2).itself
         run(unet, 12)
     for hook in hooks:
         hook.remove()

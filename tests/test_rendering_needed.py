@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import pytest
 
 from ip2p.config import FilteringConfig, Thresholds
+from ip2p.config.filtering import Selection
 from ip2p.filtering import judge
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate
-from ip2p.rendering.candidates import CandidateQueue, Key, key_of
+from ip2p.rendering.candidates import CandidateQueue, Key, even_size, key_of
 
 THRESHOLDS = Thresholds(original=0, edited=0, direction=0.5, image=0)
 
@@ -23,6 +24,14 @@ def candidate(triplet: int, number: int, *, guidance_scale: float = 1.0) -> Cand
     return Candidate(triplet=record, spec=spec)
 
 
+def settled(candidates: Sequence[Candidate], outcome: dict[Key, bool]) -> list[ScoredCandidate]:
+    found = [scores(outcome[key_of(each)]) for each in candidates]
+    return [
+        ScoredCandidate(candidate=each, scores=measured, verdict=judge(measured, THRESHOLDS))
+        for each, measured in zip(candidates, found, strict=True)
+    ]
+
+
 def scores(accepted: bool) -> PairScores:
     return PairScores(original=1.0, edited=1.0, direction=1.0 if accepted else 0.0, image=1.0)
 
@@ -33,14 +42,7 @@ def run(queue: CandidateQueue, outcome: dict[Key, bool], rng: random.Random) -> 
     while batch := queue.take(rng.randint(1, 7)):
         assert len({each.spec.guidance_scale > 1 for each in batch}) == 1
         rendered += [key_of(each) for each in batch]
-        queue.settle(
-            ScoredCandidate(
-                candidate=each,
-                scores=scores(outcome[key_of(each)]),
-                verdict=judge(scores(outcome[key_of(each)]), THRESHOLDS),
-            )
-            for each in batch
-        )
+        queue.settle(settled(batch, outcome))
     assert queue.num_queued == len(rendered)
     return rendered
 
@@ -88,3 +90,46 @@ def test_the_best_of_a_fixed_number_need_all_of_them() -> None:
     assert rendered == [key_of(each) for each in candidates]
     known = {key: key[1] % 2 == 0 for key in rendered}
     assert CandidateQueue(candidates, filtering, known).take(5) == []
+
+
+@pytest.mark.parametrize(("num", "sizes"), [(70, [32, 19, 19]), (64, [32, 32]), (33, [17, 16]), (5, [5]), (1, [1])])
+def test_no_small_batch_is_left_at_the_end(num: int, sizes: list[int]) -> None:
+    candidates = [candidate(t, 0) for t in range(num)]
+    queue = CandidateQueue(candidates, FilteringConfig(thresholds=THRESHOLDS))
+    assert [len(batch) for batch in iter(lambda: queue.take(32), [])] == sizes
+    assert all(even_size(left, 32) >= min(16, left) for left in range(1, 200))
+
+
+def batches_of(
+    queue: CandidateQueue, outcome: dict[Key, bool], size: int, *, ahead: bool
+) -> tuple[list[list[Key]], int]:
+    """Renders until the queue is dry, with batches taken ahead of verdicts if that can be, and counts those."""
+    batches, num_ahead = list[list[Key]](), 0
+    unsettled: list[Candidate] = []
+    while True:
+        batch = queue.take(size, num_unsettled=len(unsettled)) if ahead or not unsettled else []
+        num_ahead += bool(batch and unsettled)
+        if not batch and not unsettled:
+            return batches, num_ahead
+        queue.settle(settled(unsettled, outcome))
+        unsettled = batch
+        batches += [[key_of(each) for each in batch]] if batch else []
+
+
+@pytest.mark.parametrize("selection", ["best", "first"])
+def test_batches_taken_ahead_of_verdicts_are_those_taken_after_them(selection: Selection) -> None:
+    rng, total = random.Random(0), 0
+    for _ in range(60):
+        scale = rng.choice([(1.0,), (1.0, 3.0), (1.0, 1.0, 1.0, 3.0)])
+        candidates = [
+            candidate(t, n, guidance_scale=rng.choice(scale)) for t in range(rng.randint(1, 60)) for n in range(3)
+        ]
+        outcome = {key_of(each): rng.random() < 0.5 for each in candidates}
+        filtering = FilteringConfig(thresholds=THRESHOLDS, max_pairs_per_triplet=1, selection=selection)
+        size = rng.randint(1, 9)
+        after, none = batches_of(CandidateQueue(candidates, filtering), outcome, size, ahead=False)
+        before, num_ahead = batches_of(CandidateQueue(candidates, filtering), outcome, size, ahead=True)
+        assert before == after and none == 0
+        total += num_ahead
+        assert selection == "first" or num_ahead == len(after) - 1
+    assert total > 100

@@ -27,7 +27,7 @@ from ip2p.prompts.shards import read_triplets
 from ip2p.records import Candidate, EditTriplet, content_hash, hash_picture
 from ip2p.rendering.backends import Failure, MakesPairs, backend_of, backends
 from ip2p.rendering.candidates import draw_candidates
-from ip2p.rendering.table import EncodedPair, from_row
+from ip2p.rendering.table import DrawnPair, EncodedPair, from_row
 from ip2p.store import RunFolder, read_sidecar, write_json
 from tests.processes import fork, kill, wait_until
 from tests.tiny import CAPTIONS
@@ -128,7 +128,7 @@ def test_an_edit_does_not_depend_on_batch_or_order(config: PipelineConfig) -> No
 
     def edits(candidates: Sequence[Candidate], size: int) -> list[np.ndarray]:
         made = backend.make_pairs(replace(config.rendering, batch_size=size), candidates, stored)
-        return [open_pixels(pair.edited).astype(int) for pair in made if isinstance(pair, EncodedPair)]
+        return [pair.edited.astype(int) for pair in made if isinstance(pair, DrawnPair)]
 
     together, alone, backwards = edits(candidates, 8), edits(candidates, 1), edits(candidates[::-1], 4)[::-1]
     for one, two, three in zip(together, alone, backwards, strict=True):
@@ -267,7 +267,7 @@ class Failing(MakesPairs):
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Any
-    ) -> Iterator[EncodedPair | Failure]:
+    ) -> Iterator[DrawnPair | EncodedPair | Failure]:
         self.asked += [each.triplet.id for each in candidates]
         for candidate, pair in zip(candidates, self.real.make_pairs(config, candidates, pictures), strict=True):
             yield Failure("even") if candidate.spec.seed % 2 else pair

@@ -23,7 +23,7 @@ from ip2p.p2p.sampler import (
     fits_encoders,
     sample_latents,
 )
-from ip2p.p2p.steps import is_shared, plan_step
+from ip2p.p2p.steps import StepShares, is_shared
 from ip2p.records import Candidate, EditTriplet, RenderSpec
 from ip2p.rendering import render_pairs
 
@@ -173,7 +173,7 @@ def test_the_unconditional_half_keeps_its_cross_attention(pipeline: Any) -> None
     """Both sides of it read the empty text, whose tokens are not those that the captions' alignment speaks of."""
     pair = candidate(CIRCLE, SQUARE, guidance_scale=3.0, cross_p2p=1.1)
     with torch.inference_mode():
-        plan = plan_step([pair.spec], 0, 4, num_halves=2)
+        plan = StepShares.of([pair.spec], 0, 4).plan(2)
         maps = stack_maps([map_tokens(pipeline.tokenizer, CIRCLE, SQUARE, "replace")], torch.device("cpu"))
     cross = plan.cross_sharing(maps)
     assert cross is not None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from ip2p.p2p.alignment import TokenMap
-from ip2p.p2p.steps import StepRows, is_shared, plan_step
+from ip2p.p2p.steps import StepRows, StepShares, is_shared
+from ip2p.records import RenderSpec
 from tests.tiny import specs
+
+
+def plan_step(pairs: Sequence[RenderSpec], step: int, num_steps: int, *, num_halves: int) -> StepRows:
+    return StepShares.of(pairs, step, num_steps).plan(num_halves)
 
 
 def sources(plan: StepRows) -> list[int]:
@@ -60,5 +66,6 @@ def test_words_are_watched_where_they_are_attended_to_and_where_their_maps_come_
     assert watched.rows.tolist() == [6, 7, 9, 10, 7]
     assert watched.slots.tolist() == [0, 1, 3, 4, 4]
     assert watched.words.tolist() == [[0, 1, 0], [0, 1, 0], [0, 1, 1], [0, 1, 0], [0, 1, 0]]
-    assert plan.is_blended.tolist() == [False] * 3
-    assert plan_step(blending, 3, 4, num_halves=2).is_blended.tolist() == [True, True, False]
+    last = plan_step(blending, 3, 4, num_halves=2).is_blended
+    assert plan.is_blended is None and last is not None
+    assert last.tolist() == [True, True, False]

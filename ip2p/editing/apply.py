@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ip2p.models.architecture import Architecture, architecture_of, size_step
 from ip2p.models.latents import LatentSpace, decode_images, encode_posterior
+from ip2p.models.noise import draw_noise
 from ip2p.models.texts import Texts, join_texts
 
 Picture = Image.Image | NDArray[np.uint8]
@@ -118,11 +119,10 @@ def denoise(
     scheduler = base.noise.new_scheduler(pipeline.scheduler, None)
     shape = conditions.image.shape[1:]
     sampler = base.sampler(scheduler, num_steps, shape, denoiser.device, generators)
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    latents = sampler.start(noise.to(denoiser.device))
-    for timestep in sampler.timesteps:
+    latents = sampler.start(draw_noise(generators, shape, denoiser.device))
+    for timestep, told_timestep in zip(sampler.timesteps, sampler.told, strict=True):
 
-        def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = timestep) -> Tensor:
+        def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = told_timestep) -> Tensor:
             rows, sizes = inputs.to(denoiser.dtype), conditions.sizes
             told = _per_row(guidance_scale, rows)
             return base.predict(denoiser, rows, at, texts, condition=image, sizes=sizes, guidance=told).float()

@@ -24,6 +24,8 @@ class CaptionedDenoiser:
     """(1 + M, …) no text, then the captions."""
     scales: Tensor
     """(M,) guidance; at 1 or below, the prediction with the caption is taken as it is."""
+    guided: tuple[bool, ...]
+    """Whether each caption's scale is above 1, for the host, which does not wait for the device to tell."""
     has_one_half: bool
     """Whether the denoiser was distilled with guidance, so that it needs no half without text."""
     sizes: Tensor
@@ -44,13 +46,17 @@ class CaptionedDenoiser:
         texts = base.encode(pipeline, ["", *captions], max_sequence_length)
         told = torch.tensor([max(1.0, scale) for scale in scales], device=denoiser.device)
         sizes = torch.tensor([*size, 0, 0, *size], device=denoiser.device)
-        return cls(base, denoiser, texts, told, base.has_one_half(pipeline), sizes)
+        guided = tuple(scale > 1 for scale in scales)
+        return cls(base, denoiser, texts, told, guided, base.has_one_half(pipeline), sizes)
 
     def predict(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> Tensor:
-        """Returns the float32 predictions for (R, C, h, w) latents, whose rows follow the captions numbered `rows`."""
-        rows = rows.to(self.scales.device)
+        """Returns the float32 predictions for (R, C, h, w) latents, whose rows follow the captions numbered `rows`.
+
+        `rows` are on the host.
+        """
+        num_halves = 1 if self.has_one_half or not any(self.guided[row] for row in rows.tolist()) else 2
+        rows = rows.to(self.scales.device, non_blocking=True)
         scales = self.scales[rows]
-        num_halves = 1 if self.has_one_half or bool((scales <= 1).all()) else 2
         inputs = latents.to(self.denoiser.dtype).repeat(num_halves, 1, 1, 1)
         places = rows + 1 if num_halves == 1 else torch.cat([torch.zeros_like(rows), rows + 1])
         texts = self.texts.map(lambda values: values[places.to(values.device)])

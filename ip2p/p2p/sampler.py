@@ -1,7 +1,8 @@
 """Renders many independent pairs at once, each with its own seed, guidance and share of prompt-to-prompt.
 
-Both sides of a pair start from the same noise and draw the same ancestral noise, each from its own CPU generator with
-the pair's seed. So a pair does not depend on its batch, and two equal prompts give two equal images.
+Both sides of a pair start from the same noise and get the same ancestral noise, from a CPU generator with the pair's
+seed. So a pair does not depend on its batch, and two equal prompts give two equal images. No step waits for the device:
+what it shares is planned before the first, and noise is copied while the device is at work.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from ip2p.config import RenderingConfig
 from ip2p.images import Array
 from ip2p.models.architecture import Architecture, architecture_of, architectures, latent_step, size_step
 from ip2p.models.latents import decode_images, widen_if_it_overflows
+from ip2p.models.noise import draw_noise
 from ip2p.models.texts import TextEncoders, Texts, tokenizer_lock
 from ip2p.p2p.attention import choose_kernel, sdpa
 from ip2p.p2p.installing import shared_attention
-from ip2p.p2p.steps import WordSharing, blend, plan_step
+from ip2p.p2p.steps import WordSharing, blend, plan_steps
 from ip2p.records import Candidate, RenderSpec
 
 
@@ -85,11 +87,11 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
     shape = latent_shape(pipeline, config)
     height, width = (side * latent_step(pipeline) for side in shape[1:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=device)
-    generators = [torch.Generator().manual_seed(candidate.spec.seed) for _ in range(2) for candidate in batch]
+    generators = [torch.Generator().manual_seed(spec.seed) for spec in specs] * 2
     scheduler = base.noise.new_scheduler(pipeline.scheduler, config.scheduler)
     sampler = base.sampler(scheduler, config.num_inference_steps, shape, device, generators)
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    latents = sampler.start(noise.to(device))
+    latents = sampler.start(draw_noise(generators, shape, device))
+    plans = plan_steps(specs, len(sampler.timesteps), num_halves=num_halves, device=device)
     kernel = choose_kernel(config.attention_backend, device, dtype)
     words = WordSharing.of(base.text_encoders(pipeline, config.max_sequence_length), batch, config, device)
     layers = base.attention_layers(denoiser)
@@ -97,22 +99,21 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
         shared.max_positions = config.p2p_max_positions
         shared.num_text_tokens = captions.hidden.shape[2]
         shared.word_offset = 0 if words is None else words.offset
-        for step, timestep in enumerate(sampler.timesteps):
-            plan = plan_step(specs, step, len(sampler.timesteps), num_halves=num_halves).to(device)
+        for plan, timestep, told in zip(plans, sampler.timesteps, sampler.told, strict=True):
             shared.itself = plan.itself
             if words is not None:
                 words.before_step(plan, shared)
             rows = sampler.inputs(latents, timestep)[plan.computed].repeat(num_halves, 1, 1, 1).to(dtype)
             texts = _texts_of(captions, plan.computed)
             guidance = scale[plan.computed].flatten() if is_distilled else None
-            predicted = base.predict(denoiser, rows, timestep, texts, sizes=sizes, guidance=guidance).float()
+            predicted = base.predict(denoiser, rows, told, texts, sizes=sizes, guidance=guidance).float()
             guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = sampler.step(guided, timestep, latents)
             if words is not None and shared.watched is not None:
                 words.places.add(shared.watched)
-            if plan.is_blended.any():
+            if plan.is_blended is not None:
                 places = None if words is None or config.blend_by_difference else words.places
-                latents = blend(latents, plan, places, config.blend_threshold)
+                latents = blend(latents, plan.is_blended, places, config.blend_threshold)
     return latents
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,90 +24,155 @@ from ip2p.records import Candidate, RenderSpec
 
 
 @dataclass(frozen=True, slots=True)
-class StepRows:
-    """Which rows of [originals, edited], 2 N in all, the denoiser computes in a step, and what they share."""
+class PairRows:
+    """K pairs of a batch, and their rows in the last of the halves that are computed."""
 
-    num_halves: int
+    pairs: Tensor
+    """(K,) their numbers."""
+    originals: Tensor
+    """(K,) rows."""
+    edited: Tensor
+    """(K,) rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedRows:
+    """Where the changed words of K pairs are looked for."""
+
+    pairs: Tensor
+    """(K,) their numbers."""
+    takes: Tensor
+    """(K,) bool: pairs whose edited sides take cross-attention maps of their originals."""
+    taking: Tensor
+    """(T,) the places of those among the K."""
+    rows: Tensor
+    """(2 K + T,) the rows of the originals, of the edited sides, and of the originals that maps are taken from."""
+    slots: Tensor
+    """(2 K + T,) the rows of `PlacesOfWords` under which they are summed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """Which rows of [originals, edited], 2 N in all, the denoiser computes in a step, and what they share.
+
+    What is None is not shared by any pair.
+    """
+
     computed: Tensor
     """(R,) rows: the N originals, then the edited sides that do not share the whole step."""
     result_of: Tensor
     """(2 N,) for each row the place of its prediction among `computed`."""
     itself: SelfSharing | None
-    """Self-attention of the halves * R computed rows; None if every row takes its own."""
-    crossing: Tensor
-    """(N,) bool: pairs whose edited sides take cross-attention maps of their originals."""
-    emphasised: Tensor
-    """(N,) bool: pairs whose new words are weighted."""
-    watched: Tensor
-    """(N,) bool: pairs whose changed words are looked for."""
-    is_blended: Tensor
+    """Self-attention of the halves * R computed rows."""
+    crossing: PairRows | None
+    """Pairs whose edited sides take cross-attention maps of their originals."""
+    emphasised: PairRows | None
+    """Pairs whose new words are weighted."""
+    watched: WatchedRows | None
+    """Pairs whose changed words are looked for."""
+    is_blended: Tensor | None
     """(N,) bool: pairs whose sides are blended after the step."""
 
-    def to(self, device: torch.device) -> StepRows:
-        """Returns the same rows on another device."""
-        names = ("computed", "result_of", "crossing", "emphasised", "watched", "is_blended")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        itself = self.itself and SelfSharing(self.itself.distinct.to(device), self.itself.place.to(device))
-        return replace(self, **moved, itself=itself)
-
     def cross_sharing(self, token_maps: TokenMap) -> CrossSharing | None:
-        """Returns what cross-attention shares; None if no pair does."""
-        pairs = self.crossing.nonzero().flatten()
-        if not len(pairs):
+        """Returns what cross-attention shares."""
+        if (taking := self.crossing) is None:
             return None
-        originals, edited = self._rows_of(pairs)
-        return CrossSharing(edited, originals, token_maps.matrix[pairs], token_maps.own[pairs])
+        matrix, own = token_maps.matrix[taking.pairs], token_maps.own[taking.pairs]
+        return CrossSharing(taking.edited, taking.originals, matrix, own)
 
     def emphasis(self, token_maps: TokenMap, factors: Tensor) -> Emphasis | None:
-        """Returns the weights of new words, from `factors` (N,); None if no pair has any."""
-        pairs = self.emphasised.nonzero().flatten()
-        if not len(pairs):
+        """Returns the weights of new words, from `factors` (N,)."""
+        if (weighted := self.emphasised) is None:
             return None
-        return Emphasis(self._rows_of(pairs)[1], 1 + (factors[pairs, None] - 1) * token_maps.new[pairs])
+        pairs = weighted.pairs
+        return Emphasis(weighted.edited, 1 + (factors[pairs, None] - 1) * token_maps.new[pairs])
 
     def watched_words(self, token_maps: TokenMap, max_positions: int) -> WatchedWords | None:
         """Marks words gone from the original rows, and new ones in the edited rows and in those they take maps from."""
-        pairs = self.watched.nonzero().flatten()
-        if not len(pairs):
+        if (watched := self.watched) is None:
             return None
-        originals, edited = self._rows_of(pairs)
-        new, crossing = token_maps.new[pairs], self.crossing[pairs]
-        own = torch.where(crossing[:, None], new * token_maps.own[pairs], new)
-        taken = torch.einsum("pij,pj->pi", token_maps.matrix[pairs[crossing]], new[crossing])
-        edited_slots = pairs + len(self.crossing)
-        return WatchedWords(
-            rows=torch.cat([originals, edited, originals[crossing]]),
-            words=torch.cat([token_maps.gone[pairs], own, taken]),
-            slots=torch.cat([pairs, edited_slots, edited_slots[crossing]]),
-            max_positions=max_positions,
+        pairs, taking = watched.pairs, watched.taking
+        new = token_maps.new[pairs]
+        own = torch.where(watched.takes[:, None], new * token_maps.own[pairs], new)
+        taken = torch.einsum("pij,pj->pi", token_maps.matrix[pairs[taking]], new[taking])
+        words = torch.cat([token_maps.gone[pairs], own, taken])
+        return WatchedWords(rows=watched.rows, words=words, slots=watched.slots, max_positions=max_positions)
+
+
+def plan_steps(specs: Sequence[RenderSpec], num_steps: int, *, num_halves: int, device: torch.device) -> list[StepRows]:
+    """Plans all steps of a batch; the rows are on the device before the first, so that no step waits for a copy."""
+    shares = [StepShares.of(specs, step, num_steps) for step in range(num_steps)]
+    plans = {each: _moved(each.plan(num_halves), device) for each in dict.fromkeys(shares)}
+    return [plans[each] for each in shares]
+
+
+class StepShares(NamedTuple):
+    """Marks the N pairs that do something in a step; pairs that share the whole step share nothing else."""
+
+    apart: tuple[bool, ...]
+    """Pairs that do not share the whole step."""
+    attending: tuple[bool, ...]
+    """Pairs whose edited sides take self-attention maps of their originals."""
+    crossing: tuple[bool, ...]
+    """The same of cross-attention maps."""
+    emphasised: tuple[bool, ...]
+    """Pairs whose new words are weighted."""
+    watched: tuple[bool, ...]
+    """Pairs whose changed words are looked for."""
+    blended: tuple[bool, ...]
+    """Pairs whose sides are blended after the step."""
+
+    @classmethod
+    def of(cls, specs: Sequence[RenderSpec], step: int, num_steps: int) -> StepShares:
+        """Reads step `step` of 0 … num_steps - 1 off the pairs' specs."""
+
+        def marks(rule: Callable[[RenderSpec], bool]) -> tuple[bool, ...]:
+            return tuple(map(rule, specs))
+
+        return cls(
+            apart=marks(lambda spec: not is_shared(spec.shared_steps, step, num_steps)),
+            attending=marks(lambda spec: is_shared(spec.p2p, step, num_steps)),
+            crossing=marks(lambda spec: is_shared(spec.cross_p2p, step, num_steps)),
+            emphasised=marks(lambda spec: spec.reweight != 1 and is_shared(spec.reweight_steps, step, num_steps)),
+            watched=marks(lambda spec: spec.local_blend > 0),
+            blended=marks(lambda spec: is_shared(spec.local_blend, num_steps - 1 - step, num_steps)),
         )
 
-    def _rows_of(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the rows of the batch of both sides of pairs, in the last half."""
-        first = len(self.computed) * (self.num_halves - 1)
-        return pairs + first, self.result_of[len(self.crossing) + pairs] + first
+    def plan(self, num_halves: int) -> StepRows:
+        """Returns the rows of the step, on the host."""
+        num = len(self.apart)
+        apart = [pair for pair in range(num) if self.apart[pair]]
+        places = {pair: num + place for place, pair in enumerate(apart)}
+        first = (num + len(apart)) * (num_halves - 1)
+
+        def rows_of(marks: Sequence[bool]) -> PairRows | None:
+            pairs = [pair for pair in apart if marks[pair]]
+            if not pairs:
+                return None
+            numbers, edited = torch.tensor(pairs), torch.tensor([places[pair] for pair in pairs])
+            return PairRows(numbers, numbers + first, edited + first)
+
+        blended = [pair in places and self.blended[pair] for pair in range(num)]
+        return StepRows(
+            computed=torch.tensor([*range(num), *(pair + num for pair in apart)]),
+            result_of=torch.tensor([*range(num), *(places.get(pair, pair) for pair in range(num))]),
+            itself=_share_itself([self.attending[pair] for pair in apart], apart, num, num_halves),
+            crossing=rows_of(self.crossing),
+            emphasised=rows_of(self.emphasised),
+            watched=_watch(rows_of(self.watched), self.crossing),
+            is_blended=torch.tensor(blended) if any(blended) else None,
+        )
 
 
-def plan_step(specs: Sequence[RenderSpec], step: int, num_steps: int, *, num_halves: int) -> StepRows:
-    """Plans step `step` of 0 … num_steps - 1."""
-    num = len(specs)
-    apart = [index for index, spec in enumerate(specs) if not is_shared(spec.shared_steps, step, num_steps)]
-    result_of = torch.arange(num).repeat(2)
-    result_of[[num + index for index in apart]] = torch.arange(num, num + len(apart))
-
-    def pairs_that(rule: Callable[[RenderSpec], bool]) -> Tensor:
-        return torch.tensor([index in apart and rule(spec) for index, spec in enumerate(specs)])
-
-    return StepRows(
-        num_halves=num_halves,
-        computed=torch.cat([torch.arange(num), torch.tensor(apart, dtype=torch.long) + num]),
-        result_of=result_of,
-        itself=_share_itself([is_shared(specs[index].p2p, step, num_steps) for index in apart], apart, num, num_halves),
-        crossing=pairs_that(lambda spec: is_shared(spec.cross_p2p, step, num_steps)),
-        emphasised=pairs_that(lambda spec: spec.reweight != 1 and is_shared(spec.reweight_steps, step, num_steps)),
-        watched=pairs_that(lambda spec: spec.local_blend > 0),
-        is_blended=pairs_that(lambda spec: is_shared(spec.local_blend, num_steps - 1 - step, num_steps)),
-    )
+def _watch(watched: PairRows | None, crosses: Sequence[bool]) -> WatchedRows | None:
+    """Adds to pairs whose words are looked for the rows of the originals that they take maps from."""
+    if watched is None:
+        return None
+    takes = torch.tensor([crosses[pair] for pair in watched.pairs.tolist()])
+    taking, edited_slots = takes.nonzero().flatten(), watched.pairs + len(crosses)
+    rows = torch.cat([watched.originals, watched.edited, watched.originals[taking]])
+    slots = torch.cat([watched.pairs, edited_slots, edited_slots[taking]])
+    return WatchedRows(watched.pairs, takes, taking, rows, slots)
 
 
 def _share_itself(attending: Sequence[bool], apart: Sequence[int], num: int, num_halves: int) -> SelfSharing | None:
@@ -117,6 +183,19 @@ def _share_itself(attending: Sequence[bool], apart: Sequence[int], num: int, num
     half = torch.cat([torch.arange(num), torch.where(torch.tensor(attending), torch.tensor(apart), own)])
     source = torch.cat([half + len(half) * number for number in range(num_halves)])
     return SelfSharing(*torch.unique(source, return_inverse=True))
+
+
+Rows = TypeVar("Rows", StepRows, PairRows, WatchedRows, SelfSharing)
+
+
+def _moved(rows: Rows, device: torch.device) -> Rows:
+    """Returns the same rows on a device, without waiting for it."""
+    parts = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    moved: dict[str, Any] = {
+        name: part.to(device, non_blocking=True) if isinstance(part, Tensor) else part and _moved(part, device)
+        for name, part in parts.items()
+    }
+    return replace(rows, **moved)
 
 
 def is_shared(fraction: float, step: int, num_steps: int) -> bool:
@@ -167,15 +246,15 @@ def uses_words(spec: RenderSpec, config: RenderingConfig) -> bool:
     return spec.cross_p2p > 0 or blends or (spec.reweight != 1 and spec.reweight_steps > 0)
 
 
-def blend(latents: Tensor, plan: StepRows, places: PlacesOfWords | None, threshold: float) -> Tensor:
-    """Blends (2 N, C, h, w) latents: where a pair may not differ, its edited side gets the original's latents.
+def blend(latents: Tensor, is_blended: Tensor, places: PlacesOfWords | None, threshold: float) -> Tensor:
+    """Blends (2 N, C, h, w) latents of the marked pairs: where one may not differ, its edited side gets the original's.
 
     A pair may differ at the places of its words or, if they are not looked for, where it differs already.
     """
     originals, edited = latents.chunk(2)
     size = (latents.shape[2], latents.shape[3])
     may_differ = find_differences(latents, threshold) if places is None else places.mask(size, threshold)
-    may_differ = may_differ | ~plan.is_blended.view(-1, 1, 1, 1)
+    may_differ = may_differ | ~is_blended.view(-1, 1, 1, 1)
     return torch.cat([originals, torch.where(may_differ, edited, originals)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -54,7 +55,7 @@ def key_of(candidate: Candidate) -> Key:
 
 
 class CandidateQueue:
-    """Hands out batches of candidates; each batch must be settled with its scores before the queue can run dry."""
+    """Hands out batches of candidates, each of which must be settled with its scores."""
 
     def __init__(
         self, candidates: Sequence[Candidate], filtering: FilteringConfig, settled: Mapping[Key, bool] | None = None
@@ -76,10 +77,17 @@ class CandidateQueue:
             for _ in range(min(at_once, len(later))):
                 self._queue_next(triplet_id)
 
-    def take(self, num: int) -> list[Candidate]:
-        """Returns at most `num` candidates, all guided or all not; an empty list once no more are needed."""
-        waiting = max(self._waiting.values(), key=len)
-        return [waiting.popleft() for _ in range(min(num, len(waiting)))]
+    def take(self, num: int, *, num_unsettled: int = 0) -> list[Candidate]:
+        """Returns at most `num` candidates, all guided or all not; an empty list once no more are needed.
+
+        While `num_unsettled` candidates are out, also an empty list if their verdicts could change the batch, so that
+        batches are the same whether or not they are taken ahead.
+        """
+        waiting, fewer = sorted(self._waiting.values(), key=len, reverse=True)
+        num_coming = num_unsettled if any(self._later.values()) else 0
+        if num_coming and (len(waiting) < 2 * num or len(waiting) <= len(fewer) + num_coming):
+            return []
+        return [waiting.popleft() for _ in range(even_size(len(waiting), num))]
 
     def settle(self, scored: Iterable[ScoredCandidate]) -> None:
         """Takes verdicts back; a rejected candidate is followed by the next of its triplet."""
@@ -98,3 +106,8 @@ class CandidateQueue:
                 self.num_queued += 1
             if passes is not False:
                 return
+
+
+def even_size(num_left: int, most: int) -> int:
+    """Returns the size of the next batch: full while two full ones are left, so that the last two are of one size."""
+    return min(most, num_left if num_left <= most else math.ceil(num_left / 2))

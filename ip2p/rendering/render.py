@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.filtering import OVER_LIMIT, has_place, judge_batch, num_places_by_triplet, passes_first_look
-from ip2p.images import open_picture
+from ip2p.images import Array, encode_image, open_picture
 from ip2p.p2p.sampler import is_guided
 from ip2p.picture_judge import PictureJudge
 from ip2p.prompts import read_triplets
 from ip2p.records import Candidate, PairScores, ScoredCandidate
 from ip2p.rendering.backends import Failure, Pictures, backend_of
-from ip2p.rendering.candidates import CandidateQueue, Key, draw_candidates, key_of, settings_for
+from ip2p.rendering.candidates import CandidateQueue, Key, draw_candidates, even_size, key_of, settings_for
 from ip2p.rendering.judging import ScoredPair, ask_about_pairs
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair, EncodedPair
 from ip2p.scoring.scorer import Scorer, load_scorer
 
 ANSWERS = "answers"
@@ -108,39 +108,87 @@ def _fitting(config: RenderingConfig, candidates: Sequence[Candidate]) -> list[C
 def _scored_pairs(
     config: PipelineConfig, queue: CandidateQueue, pictures: Pictures, judge: PictureJudge | None, *, name: str
 ) -> Iterator[ScoredPair]:
-    """Renders, encodes, decodes, scores and judges what the queue hands out.
-
-    With a first look, candidates that pass it wait until they fill a batch. A batch is guided as a whole or not at all.
-    """
-    size, promising = config.rendering.batch_size, list[Candidate]()
-    batch = queue.take(size)
-    if not batch:
+    """Renders, stores, scores and judges what the queue hands out."""
+    first = queue.take(config.rendering.batch_size)
+    if not first:
         return
-    scorer = load_scorer(config.scoring)
+    batches = _overlapped if config.rendering.first_look_steps is None else _looked_at
     with tqdm(desc=f"render {name}", unit="pair", disable=None) as bar:
-        while batch or promising:
-            bar.total = queue.num_queued
-            passed, results = _look(config, scorer, batch, pictures)
-            promising += passed
-            first_is_guided = bool(promising) and is_guided(promising[0].spec)
-            ready = [candidate for candidate in promising if is_guided(candidate.spec) == first_is_guided][:size]
-            if len(ready) == size or not batch or config.rendering.first_look_steps is None:
-                promising = [candidate for candidate in promising if candidate not in ready]
-                new = _score(config, scorer, ready, list(make_pairs(config, ready, pictures)))
-                results += ask_about_pairs(config, judge, new)
+        for results in batches(config, load_scorer(config.scoring), queue, first, pictures, judge):
             yield from results
             queue.settle(result for result, _ in results)
+            bar.total = queue.num_queued
             bar.update(len(results))
-            batch = queue.take(size)
+
+
+def _overlapped(
+    config: PipelineConfig,
+    scorer: Scorer,
+    queue: CandidateQueue,
+    batch: Sequence[Candidate],
+    pictures: Pictures,
+    judge: PictureJudge | None,
+) -> Iterator[list[ScoredPair]]:
+    """Yields the results of `batch` and of those after it; the caller settles them.
+
+    One batch is stored, scored and judged on another thread while the next is made, if verdicts cannot change that one.
+    """
+    scoring: Future[list[ScoredPair]] | None = None
+    num_scored = 0
+    with ThreadPoolExecutor(1, "scoring") as thread:
+        while batch or scoring is not None:
+            made = list(make_pairs(config, batch, pictures))
+            if scoring is not None:
+                yield scoring.result()
+            scoring, num_scored = None, len(batch)
+            if batch:
+                scoring = thread.submit(copy_context().run, _finish, config, scorer, batch, made, judge)
+            batch = queue.take(config.rendering.batch_size, num_unsettled=num_scored)
+
+
+def _looked_at(
+    config: PipelineConfig,
+    scorer: Scorer,
+    queue: CandidateQueue,
+    batch: Sequence[Candidate],
+    pictures: Pictures,
+    judge: PictureJudge | None,
+) -> Iterator[list[ScoredPair]]:
+    """Yields the same with a first look: candidates that pass it wait until they fill a batch.
+
+    A batch is guided as a whole or not at all.
+    """
+    size, promising = config.rendering.batch_size, list[Candidate]()
+    while batch or promising:
+        passed, results = _look(config, scorer, batch, pictures)
+        promising += passed
+        first_is_guided = bool(promising) and is_guided(promising[0].spec)
+        ready = [candidate for candidate in promising if is_guided(candidate.spec) == first_is_guided][:size]
+        if len(ready) == size or not batch:
+            promising = [candidate for candidate in promising if candidate not in ready]
+            results += _finish(config, scorer, ready, list(make_pairs(config, ready, pictures)), judge)
+        yield results
+        batch = queue.take(size)
+
+
+def _finish(
+    config: PipelineConfig,
+    scorer: Scorer,
+    batch: Sequence[Candidate],
+    outcomes: Sequence[DrawnPair | EncodedPair | Failure],
+    judge: PictureJudge | None,
+) -> list[ScoredPair]:
+    """Stores, scores and judges the pairs of a batch, and asks the judge of the filter about them."""
+    return ask_about_pairs(config, judge, _score(config, scorer, batch, outcomes))
 
 
 def _look(
     config: PipelineConfig, scorer: Scorer, batch: Sequence[Candidate], pictures: Pictures
 ) -> tuple[list[Candidate], list[ScoredPair]]:
-    """Takes a first look of few steps, if set; returns the candidates that pass it and the results of the others."""
+    """Takes a first look of few steps; returns the candidates that pass it and the results of the others."""
     steps = config.rendering.first_look_steps
     if steps is None or not batch:
-        return list(batch), []
+        return [], []
     few_steps = replace(config.rendering, first_look_steps=None, num_inference_steps=steps)
     quick = replace(config, rendering=few_steps)
     results = _score(config, scorer, batch, list(make_pairs(quick, batch, pictures)), first_look=True)
@@ -154,14 +202,16 @@ def _score(
     config: PipelineConfig,
     scorer: Scorer,
     batch: Sequence[Candidate],
-    outcomes: Sequence[EncodedPair | Failure],
+    outcomes: Sequence[DrawnPair | EncodedPair | Failure],
     *,
     first_look: bool = False,
 ) -> list[ScoredPair]:
-    """Scores and judges the pairs of a batch; a failure is judged as such."""
-    pairs = {place: each for place, each in enumerate(outcomes) if isinstance(each, EncodedPair)}
+    """Encodes, scores and judges the pairs of a batch; a failure is judged as such."""
+    pairs, images = _stored(
+        config.rendering, {place: each for place, each in enumerate(outcomes) if not isinstance(each, Failure)}
+    )
     triplets = [batch[place].triplet for place in pairs]
-    measured, embeddings = scorer.score(triplets, *_decoded(list(pairs.values()))) if pairs else ([], [])
+    measured, embeddings = scorer.score(triplets, *images) if pairs else ([], [])
     scored = {place: replace(values, first_look=first_look) for place, values in zip(pairs, measured, strict=True)}
     kept = {
         place: replace(pair, embeddings=both) for (place, pair), both in zip(pairs.items(), embeddings, strict=True)
@@ -181,23 +231,32 @@ def render_again(
     config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures, judge: PictureJudge | None = None
 ) -> list[ScoredPair]:
     """Renders and scores candidates whose images were not kept."""
-    size = config.rendering.batch_size
-    scorer, pairs = load_scorer(config.scoring), make_pairs(config, candidates, pictures)
-    blocks = (candidates[start : start + size] for start in range(0, len(candidates), size))
-    scored = (_score(config, scorer, block, list(islice(pairs, len(block)))) for block in blocks)
-    return [pair for block in scored for pair in ask_about_pairs(config, judge, block)]
+    scorer, scored, left = load_scorer(config.scoring), list[ScoredPair](), list(candidates)
+    while left:
+        block = left[: even_size(len(left), config.rendering.batch_size)]
+        scored += _finish(config, scorer, block, list(make_pairs(config, block, pictures)), judge)
+        left = left[len(block) :]
+    return scored
 
 
-def _decoded(pairs: Sequence[EncodedPair]) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Returns the original and the edited images."""
+def _stored(
+    config: RenderingConfig, drawn: Mapping[int, DrawnPair | EncodedPair]
+) -> tuple[dict[int, EncodedPair], tuple[list[Image.Image], list[Image.Image]]]:
+    """Encodes what is pixels; returns the files by place, and the original and the edited images that they hold."""
+
+    def encoded(image: Array | bytes) -> bytes:
+        return image if isinstance(image, bytes) else encode_image(image, config.image_format, config.image_quality)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        originals = list(pool.map(open_picture, [pair.original for pair in pairs]))
-        return originals, list(pool.map(open_picture, [pair.edited for pair in pairs]))
+        originals = list(pool.map(encoded, [pair.original for pair in drawn.values()]))
+        edited = list(pool.map(encoded, [pair.edited for pair in drawn.values()]))
+        files = dict(zip(drawn, map(EncodedPair, originals, edited), strict=True))
+        return files, (list(pool.map(open_picture, originals)), list(pool.map(open_picture, edited)))
 
 
 def make_pairs(
     config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures
-) -> Iterator[EncodedPair | Failure]:
+) -> Iterator[DrawnPair | EncodedPair | Failure]:
     """Yields what the backend makes of each candidate, in order; a candidate that lacks its picture fails."""
     backend = backend_of(config.rendering).keeping(config.out / "pairs" / ANSWERS)
     lacks = [backend.needs_pictures and candidate.triplet.picture not in pictures for candidate in candidates]

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ip2p.images import IMAGE_TYPE, format_of
+from ip2p.images import IMAGE_TYPE, Array, format_of
 from ip2p.records import (
     ANSWER_COLUMNS,
     DRAWN_COLUMNS,
@@ -46,6 +46,15 @@ STORED = (*SIDES, EMBEDDINGS_COLUMN)
 """Columns of pairs that candidates do not have."""
 PAIR_SCHEMA = pa.schema([*SCHEMA, *(pa.field(side, IMAGE_TYPE) for side in SIDES), (EMBEDDINGS_COLUMN, pa.binary())])
 IMAGES_SCHEMA = pa.schema([PAIR_SCHEMA.field(name) for name in ("triplet_id", "candidate", *STORED)])
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnPair:
+    """Two images before they are stored."""
+
+    original: Array | bytes
+    """Pixels, or the file of a picture that is stored as it is."""
+    edited: Array
 
 
 @dataclass(frozen=True, slots=True)

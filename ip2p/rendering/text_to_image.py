@@ -6,19 +6,18 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 from diffusers import DiffusionPipeline
 
 from ip2p.config import RenderingConfig
-from ip2p.images import Array, encode_image, open_pixels
+from ip2p.images import Array, open_pixels
 from ip2p.models.architecture import architecture_of, size_step
 from ip2p.models.pipelines import load_text_to_image
 from ip2p.p2p.sampler import fits_encoders
 from ip2p.records import Candidate
 from ip2p.rendering.backends import MakesPairs, Pictures
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +50,15 @@ def redrawn_pairs(
     candidates: Sequence[Candidate],
     pictures: Pictures,
     redraw: Callable[[Array, Sequence[Candidate]], Array],
-) -> Iterator[EncodedPair]:
-    """Yields pairs of a picture and what `redraw` makes of it, which takes (N, H, W, 3) of a batch and its candidates.
-
-    The codec works on other threads, so that the next batch does not wait for it.
-    """
-    encode = partial(encode_image, image_format=config.image_format, quality=config.image_quality)
+) -> Iterator[DrawnPair]:
+    """Yields pairs of a picture and what `redraw` makes of it, which takes (N, H, W, 3) and the batch's candidates."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(candidates), config.batch_size):
             batch = candidates[start : start + config.batch_size]
             originals = [pictures[candidate.triplet.picture] for candidate in batch]
             images = np.stack(list(pool.map(open_pixels, originals)))
             _check_size(pipeline, images.shape[1:3])
-            yield from map(EncodedPair, originals, pool.map(encode, redraw(images, batch)))
+            yield from map(DrawnPair, originals, redraw(images, batch))
 
 
 def _check_size(pipeline: DiffusionPipeline, size: tuple[int, ...]) -> None:

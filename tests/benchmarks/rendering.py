@@ -3,8 +3,9 @@
 A table of the same pairs of the same model, steps, guidance and precision, each way in a process of its own, in turns:
 one pair at a time with explicit maps on diffusers' model as it loads, which is how the original software does it, the
 unconditional half included at any guidance; with `--community FILE` diffusers' community prompt-to-prompt pipeline;
-ours. Options add how many renders an accepted pair takes, what memory many triplets take, and what a second worker
-process brings. The last line is ours over the first way, in pairs per second.
+ours. The table tells the share of the time in the denoiser too. `--model FOLDER --size PIXELS --once` compares them on
+a large model: one round, without one to warm up. Options add how many renders an accepted pair takes, what memory many
+triplets take, and what a second worker process brings. The last line is ours over the first way, in pairs per second.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def compared(options: argparse.Namespace) -> RenderingConfig:
         num_candidates=1,
         batch_size=options.batch_size,
         attention_backend="xformers" if options.way == "ours, xformers" else "sdpa",
+        height=options.size,
+        width=options.size,
     )
 
 
@@ -81,6 +84,8 @@ def community(pipeline: Any, candidates: list[Candidate], config: RenderingConfi
             num_inference_steps=config.num_inference_steps,
             guidance_scale=candidate.spec.guidance_scale,
             generator=torch.Generator().manual_seed(candidate.spec.seed),
+            height=config.height,
+            width=config.width,
             cross_attention_kwargs={"edit_type": "refine", **shares},
         )
 
@@ -92,11 +97,33 @@ def ours(pipeline: Any, candidates: list[Candidate], config: RenderingConfig) ->
     list(render_pairs(pipeline, candidates, config))
 
 
+class Stopwatch:
+    """Adds up the seconds in which a network is at work."""
+
+    def __init__(self, network: Any, device: str) -> None:
+        self.seconds, self._device = 0.0, device
+        network.register_forward_pre_hook(lambda *_: self._add(-1))
+        network.register_forward_hook(lambda *_: self._add(1))
+
+    def _add(self, sign: int) -> None:
+        finish(self._device)
+        self.seconds += sign * time.perf_counter()
+
+
+def finish(device: str) -> None:
+    """Waits until a device has done what it was given."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Pairs per second and peak memory of one way, in this process."""
+    """Pairs per second, peak memory and the denoiser's share of the time of one way, in this process."""
     import torch
     from diffusers import DiffusionPipeline
 
+    from ip2p.models.architecture import architecture_of
     from ip2p.models.loading import resolve_device
     from ip2p.models.pipelines import load_text_to_image
     from ip2p.rendering import draw_candidates
@@ -115,14 +142,16 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     }.get(options.way, ours)
     num = options.pairs if way is ours else max(1, options.pairs // 8)
     candidates = [draw_candidates(config, triplet)[0] for triplet in draw_triplets(num)]
-    way(pipeline, candidates[: config.batch_size if way is ours else 2], config)
+    if not options.once:
+        way(pipeline, candidates[: config.batch_size if way is ours else 2], config)
+    watch = Stopwatch(architecture_of(pipeline).denoiser(pipeline), device)
     started = time.perf_counter()
     way(pipeline, candidates, config)
-    if device == "cuda":
-        torch.cuda.synchronize()
+    finish(device)
     seconds = time.perf_counter() - started
     on_card = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    return {"rate": num / seconds, "memory": (on_card or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
+    memory = on_card or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"rate": num / seconds, "memory": memory, "share": watch.seconds / seconds}
 
 
 def in_a_process_of_its_own(*arguments: str) -> dict[str, Any]:
@@ -142,7 +171,7 @@ def table(options: argparse.Namespace) -> float:
     ways = ["explicit maps", *(["community"] if options.community else []), "ours"]
     ways += ["ours, xformers"] if torch.cuda.is_available() else []
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    for _ in range(ROUNDS):
+    for _ in range(1 if options.once else ROUNDS):
         for way, results in found.items():
             try:
                 results.append(in_a_process_of_its_own("--way", way))
@@ -155,10 +184,13 @@ def table(options: argparse.Namespace) -> float:
     print(
         f"{options.steps} steps, {options.dtype}, guidance {options.guidance:g}, p2p 0.1 to 0.9, {options.pairs} pairs"
     )
-    print("| way | pairs a second | to explicit maps | peak memory, MiB |\n|---|---|---|---|")
+    print(
+        "| way | pairs a second | to explicit maps | peak memory, MiB | time in the denoiser |\n|---|---|---|---|---|"
+    )
     for way, rate in rates.items():
         memory = max(each["memory"] for each in found[way]) / 2**20
-        print(f"| {way} | {rate:.2f} | {rate / rates['explicit maps']:.2f} | {memory:.0f} |")
+        share = statistics.median(each["share"] for each in found[way])
+        print(f"| {way} | {rate:.3g} | {rate / rates['explicit maps']:.2f} | {memory:.0f} | {share:.0%} |")
     return rates["ours"] / rates["explicit maps"]
 
 
@@ -250,6 +282,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0, help="at 1, the shapes model's own, ours skips a half")
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--size", type=int, default=None, metavar="PIXELS", help="side of the images; the model's own")
+    parser.add_argument("--once", action="store_true", help="one round, without one to warm up, for a large model")
     parser.add_argument("--community", default="", help="diffusers' examples/community/pipeline_prompt2prompt.py")
     parser.add_argument("--needed", type=int, default=0, metavar="TRIPLETS", help="count renders per accepted pair")
     parser.add_argument("--memory", type=int, default=0, metavar="TIMES", help="peak memory at 100 and TIMES x 100")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import torch
 from diffusers import SchedulerMixin
 from torch import Generator, Tensor
+from torch.overrides import TorchFunctionMode
 
 from ip2p.config import TrainingConfig
 
@@ -17,7 +18,9 @@ class Sampler(Protocol):
     """Leads a batch from noise to latents, step by step."""
 
     timesteps: Tensor
-    """The steps' timesteps, the noisiest first."""
+    """The steps' timesteps, the noisiest first, on the host: a scheduler looks at their values."""
+    told: Tensor
+    """The same on the device, as the denoiser is told them."""
 
     def start(self, noise: Tensor) -> Tensor:
         """Scales standard normal noise to what the first step takes."""
@@ -37,6 +40,46 @@ class Sampler(Protocol):
     def step(self, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         """Returns the latents of the next timestep."""
         ...
+
+
+def draw_noise(generators: Sequence[Generator], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Draws standard normal (N, *shape) on the host, each row from its generator; rows with the same one are equal.
+
+    The copy does not wait for what the device has to do before.
+    """
+    distinct = list(dict.fromkeys(generators))
+    drawn = torch.empty(len(distinct), *shape, pin_memory=device.type == "cuda")
+    for row, generator in zip(drawn, distinct, strict=True):
+        row.normal_(generator=generator)
+    drawn = drawn.to(device, non_blocking=True)
+    if len(distinct) == len(generators):
+        return drawn
+    rows = dict(zip(distinct, drawn, strict=True))
+    return torch.stack([rows[generator] for generator in generators])
+
+
+class RowNoise(TorchFunctionMode):
+    """Gives a scheduler of diffusers what it draws in a step as `draw_noise` draws it.
+
+    Left alone, it draws each row by itself and waits for the device at every step.
+    """
+
+    def __init__(self, generators: Sequence[Generator], device: torch.device) -> None:
+        super().__init__()
+        self.generators, self._device = list(generators), device
+        self._rows: list[Tensor] = []
+        """Rows of the draw under way that the scheduler has yet to ask for."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if func is not torch.randn or options.get("generator") not in self.generators:
+            return func(*args, **options)
+        if not self._rows:
+            drawn = draw_noise(self.generators, args[0][1:], self._device)
+            self._rows = list(drawn.to(options["dtype"])[:, None])
+        return self._rows.pop(0)
 
 
 class NoiseProcess(ABC):

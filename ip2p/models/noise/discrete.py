@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from ip2p.config import TrainingConfig
 from ip2p.models.components import load_config, load_part
-from ip2p.models.noise import NoiseProcess, Sampler
+from ip2p.models.noise import NoiseProcess, RowNoise, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -139,11 +139,13 @@ class DiscreteSampler:
     def __init__(
         self, scheduler: SchedulerMixin, num_steps: int, device: torch.device, generators: Sequence[Generator]
     ) -> None:
-        scheduler.set_timesteps(num_steps, device=device)
+        scheduler.set_timesteps(num_steps, device="cpu")
         self.scheduler, self.num_steps = scheduler, num_steps
         self.timesteps: Tensor = scheduler.timesteps
+        self.told = self.timesteps.to(torch.float32 if self.timesteps.is_floating_point() else torch.int64).to(device)
+        self.noise = RowNoise(generators, device)
         takes_generators = "generator" in inspect.signature(scheduler.step).parameters
-        self.options = {"generator": generators} if takes_generators else {}
+        self.options = {"generator": self.noise.generators} if takes_generators else {}
 
     def start(self, noise: Tensor) -> Tensor:
         return noise * float(self.scheduler.init_noise_sigma)
@@ -161,7 +163,8 @@ class DiscreteSampler:
         return scaled
 
     def step(self, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
-        stepped: Tensor = self.scheduler.step(prediction, timestep, latents, **self.options, return_dict=False)[0]
+        with self.noise:
+            stepped: Tensor = self.scheduler.step(prediction, timestep, latents, **self.options, return_dict=False)[0]
         return stepped
 
 

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from ip2p.config import TrainingConfig
 from ip2p.models.components import load_config, load_part
-from ip2p.models.noise import NoiseProcess, Sampler
+from ip2p.models.noise import NoiseProcess, RowNoise, Sampler
 
 SCHEDULERS: dict[str, dict[str, bool]] = {
     "FlowMatchEulerDiscreteScheduler": {},
@@ -162,9 +162,10 @@ class FlowSampler:
         mu: float | None,
         sigmas: list[float] | None,
     ) -> None:
-        scheduler.set_timesteps(num_steps, device=device, sigmas=sigmas, mu=mu)
-        self.scheduler, self.generators = scheduler, list(generators)
+        scheduler.set_timesteps(num_steps, device="cpu", sigmas=sigmas, mu=mu)
+        self.scheduler, self.noise = scheduler, RowNoise(generators, device)
         self.timesteps: Tensor = scheduler.timesteps
+        self.told = self.timesteps.to(device)
 
     def start(self, noise: Tensor) -> Tensor:
         return noise
@@ -180,6 +181,7 @@ class FlowSampler:
         return latents
 
     def step(self, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
-        options = {"generator": self.generators, "return_dict": False}
-        stepped: Tensor = self.scheduler.step(prediction, timestep, latents, **options)[0]
+        options = {"generator": self.noise.generators, "return_dict": False}
+        with self.noise:
+            stepped: Tensor = self.scheduler.step(prediction, timestep, latents, **options)[0]
         return stepped

@@ -13,7 +13,7 @@ from ip2p.config import MADE_BY_SERVER, OPTIONAL_RANGES, PipelineConfig, Renderi
 from ip2p.plugins import classes_in
 from ip2p.presets import PRESETS
 from ip2p.records import Candidate
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair, EncodedPair
 from ip2p.store import RunFolder
 
 Pictures = Mapping[str, bytes]
@@ -62,8 +62,10 @@ class MakesPairs(ABC):
     @abstractmethod
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
-    ) -> Iterator[EncodedPair | Failure]:
+    ) -> Iterator[DrawnPair | EncodedPair | Failure]:
         """Yields a pair or a failure per candidate, in order, `config.batch_size` at a time.
+
+        Pixels are encoded later, while the next batch is made.
 
         Each candidate has its own generator, seeded with `spec.seed`: a pair depends on nothing else in its batch.
         """

@@ -17,11 +17,11 @@ from PIL import Image
 
 from ip2p.config import RenderingConfig
 from ip2p.editing import Knobs, edit_images, load_editor
-from ip2p.images import Array, encode_image, open_picture
+from ip2p.images import Array, open_picture
 from ip2p.models.pipelines import load_foreign_editor
 from ip2p.records import Candidate
 from ip2p.rendering.backends import MakesPairs, Pictures
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair
 
 
 class EditorBackend(MakesPairs):
@@ -33,7 +33,7 @@ class EditorBackend(MakesPairs):
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
-    ) -> Iterator[EncodedPair]:
+    ) -> Iterator[DrawnPair]:
         """Edits `config.batch_size` pictures at a time."""
         source = config.model, config.device, config.revision, config.dtype
         foreign = load_foreign_editor(*source)
@@ -43,8 +43,7 @@ class EditorBackend(MakesPairs):
             batch = candidates[start : start + config.batch_size]
             originals = [pictures[candidate.triplet.picture] for candidate in batch]
             edited = edit(pipeline, config, batch, [open_picture(original) for original in originals])
-            for original, pixels in zip(originals, edited, strict=True):
-                yield EncodedPair(original, encode_image(pixels, config.image_format, config.image_quality))
+            yield from map(DrawnPair, originals, edited)
 
 
 def _edit_batch(

@@ -12,7 +12,7 @@ from ip2p.editing.flowedit import Way, check_flow, lead_images
 from ip2p.images import Array
 from ip2p.records import Candidate
 from ip2p.rendering.backends import Pictures
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair
 from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline, redrawn_pairs
 
 STRENGTH = 0.66
@@ -28,7 +28,7 @@ class FlowEdit(ReadsCaptions):
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
-    ) -> Iterator[EncodedPair]:
+    ) -> Iterator[DrawnPair]:
         """Leads a batch of pictures at a time. ValueError for a base that is not trained by flow matching."""
         pipeline = load_pipeline(config)
         check_flow(pipeline)

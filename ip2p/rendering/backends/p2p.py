@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from ip2p.config import RenderingConfig
-from ip2p.images import encode_image
 from ip2p.p2p.sampler import render_pairs
 from ip2p.records import Candidate
 from ip2p.rendering.backends import Pictures
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair
 from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline
 
 
@@ -24,10 +20,7 @@ class PromptToPrompt(ReadsCaptions):
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
-    ) -> Iterator[EncodedPair]:
-        """Renders pairs; the codec works on other threads, so that the next batch does not wait for it."""
-        encode = partial(encode_image, image_format=config.image_format, quality=config.image_quality)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pairs = render_pairs(load_pipeline(config), candidates, config)
-            encoded = [pool.map(encode, (pair.original, pair.edited)) for pair in pairs]
-            yield from (EncodedPair(*files) for files in encoded)
+    ) -> Iterator[DrawnPair]:
+        """Renders pairs."""
+        for pair in render_pairs(load_pipeline(config), candidates, config):
+            yield DrawnPair(pair.original, pair.edited)

@@ -12,7 +12,7 @@ from ip2p.editing.sdedit import Redrawing, redraw_images
 from ip2p.images import Array
 from ip2p.records import Candidate
 from ip2p.rendering.backends import Pictures
-from ip2p.rendering.table import EncodedPair
+from ip2p.rendering.table import DrawnPair
 from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline, redrawn_pairs
 
 STRENGTH = 0.6
@@ -27,7 +27,7 @@ class SDEdit(ReadsCaptions):
 
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
-    ) -> Iterator[EncodedPair]:
+    ) -> Iterator[DrawnPair]:
         """Draws a batch of pictures at a time, each with its own strength and guidance."""
         pipeline = load_pipeline(config)
         yield from redrawn_pairs(pipeline, config, candidates, pictures, partial(_redraw, pipeline, config))
