@@ -4,7 +4,8 @@
 its pipeline and the trainer put zeros. Shapes are those of the released models, so that a step costs what theirs costs;
 nothing is downloaded, and pictures made with such weights are noise. The tokenizer is that of the shapes domain beneath
 an embedding of CLIP's 49,408 tokens. `--depth` cuts the transformer blocks, `--width` all channels, and both make
-another architecture than the one that is named: tell so with every figure. `--editor` writes an InstructPix2Pix.
+another architecture than the one that is named: tell so with every figure. `--editor` writes an InstructPix2Pix,
+`--size` sets the pixels that are rendered unless another size is asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,23 @@ CLIP_TOKENS, CLIP_LENGTH = 49_408, 77
 DISCRETE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 DUAL_LAYERS, T5_WIDTH = 13, 4096
 """The first blocks of Stable Diffusion 3.5 medium, which have a second attention, and the features of its texts."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is asked of an architecture; as it was released by default."""
+
+    width: float = 1.0
+    """Share of the channels."""
+    depth: int | None = None
+    """Transformer layers of a block, or blocks, at most."""
+    size: int | None = None
+    """Pixels on a side of its own pictures."""
+    is_editor: bool = False
+    """Whether it takes a picture beside the noise."""
+
+
+WHOLE = Shape()
 
 
 def channels(full: int, width: float) -> int:
@@ -84,21 +103,23 @@ def two_clips(tokenizer: CLIPTokenizer, width: float) -> tuple[CLIPTextConfig, C
     return text_config(tokenizer, width, 12, 12, "quick_gelu"), text_config(tokenizer, width, 20, 32, "gelu")
 
 
-def stable_diffusion_15(tokenizer: CLIPTokenizer, width: float, depth: int | None, *, is_editor: bool) -> Any:
+def stable_diffusion_15(tokenizer: CLIPTokenizer, shape: Shape) -> Any:
     """860 million parameters in the UNet. ValueError for a depth."""
-    if depth is not None:
-        raise ValueError(f"the blocks of sd15 have one transformer layer each, got a depth of {depth}. Leave it out.")
-    texts = text_config(tokenizer, width, 12, 12, "quick_gelu")
+    if shape.depth is not None:
+        raise ValueError(
+            f"the blocks of sd15 have one transformer layer each, got a depth of {shape.depth}. Leave it out."
+        )
+    texts = text_config(tokenizer, shape.width, 12, 12, "quick_gelu")
     unet = UNet2DConditionModel(
-        sample_size=64,
-        in_channels=8 if is_editor else 4,
-        block_out_channels=tuple(channels(full, width) for full in (320, 640, 1280, 1280)),
+        sample_size=(shape.size or 512) // 8,
+        in_channels=8 if shape.is_editor else 4,
+        block_out_channels=tuple(channels(full, shape.width) for full in (320, 640, 1280, 1280)),
         attention_head_dim=8,
         cross_attention_dim=texts.hidden_size,
     )
-    kind = StableDiffusionInstructPix2PixPipeline if is_editor else StableDiffusionPipeline
+    kind = StableDiffusionInstructPix2PixPipeline if shape.is_editor else StableDiffusionPipeline
     return kind(
-        vae=new_autoencoder(width, sample_size=512, scaling_factor=0.18215),
+        vae=new_autoencoder(shape.width, sample_size=512, scaling_factor=0.18215),
         text_encoder=CLIPTextModel(texts),
         tokenizer=tokenizer,
         unet=unet,
@@ -109,27 +130,27 @@ def stable_diffusion_15(tokenizer: CLIPTokenizer, width: float, depth: int | Non
     )
 
 
-def stable_diffusion_xl(tokenizer: CLIPTokenizer, width: float, depth: int | None, *, is_editor: bool) -> Any:
+def stable_diffusion_xl(tokenizer: CLIPTokenizer, shape: Shape) -> Any:
     """2.57 billion parameters in the UNet at full depth, 10."""
-    first, second = two_clips(tokenizer, width)
-    blocks = tuple(channels(full, width) for full in (320, 640, 1280))
+    first, second = two_clips(tokenizer, shape.width)
+    blocks = tuple(channels(full, shape.width) for full in (320, 640, 1280))
     unet = UNet2DConditionModel(
-        sample_size=128,
-        in_channels=8 if is_editor else 4,
+        sample_size=(shape.size or 1024) // 8,
+        in_channels=8 if shape.is_editor else 4,
         block_out_channels=blocks,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=tuple(max(1, size // HEAD) for size in blocks),
-        transformer_layers_per_block=tuple(min(layers, depth or layers) for layers in (1, 2, 10)),
+        transformer_layers_per_block=tuple(min(layers, shape.depth or layers) for layers in (1, 2, 10)),
         use_linear_projection=True,
         cross_attention_dim=first.hidden_size + second.hidden_size,
         addition_embed_type="text_time",
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=6 * 256 + second.projection_dim,
     )
-    kind = StableDiffusionXLInstructPix2PixPipeline if is_editor else StableDiffusionXLPipeline
+    kind = StableDiffusionXLInstructPix2PixPipeline if shape.is_editor else StableDiffusionXLPipeline
     return kind(
-        vae=new_autoencoder(width, sample_size=1024, scaling_factor=0.13025),
+        vae=new_autoencoder(shape.width, sample_size=1024, scaling_factor=0.13025),
         text_encoder=CLIPTextModel(first),
         text_encoder_2=CLIPTextModelWithProjection(second),
         tokenizer=tokenizer,
@@ -140,21 +161,21 @@ def stable_diffusion_xl(tokenizer: CLIPTokenizer, width: float, depth: int | Non
     )
 
 
-def stable_diffusion_3(tokenizer: CLIPTokenizer, width: float, depth: int | None, *, is_editor: bool) -> Any:
+def stable_diffusion_3(tokenizer: CLIPTokenizer, shape: Shape) -> Any:
     """2.24 billion parameters in the transformer at full depth, 24. ValueError for an editor: there is none."""
-    if is_editor:
+    if shape.is_editor:
         raise ValueError("diffusers has no InstructPix2Pix of sd3, got --editor. Train one, or leave it out.")
-    first, second = two_clips(tokenizer, width)
-    layers, heads = min(depth or 24, 24), max(1, round(24 * width))
+    first, second = two_clips(tokenizer, shape.width)
+    layers, heads = min(shape.depth or 24, 24), max(1, round(24 * shape.width))
     transformer = SD3Transformer2DModel(
-        sample_size=128,
+        sample_size=(shape.size or 1024) // 8,
         patch_size=2,
         in_channels=16,
         out_channels=16,
         num_layers=layers,
         attention_head_dim=HEAD,
         num_attention_heads=heads,
-        joint_attention_dim=channels(T5_WIDTH, width),
+        joint_attention_dim=channels(T5_WIDTH, shape.width),
         caption_projection_dim=heads * HEAD,
         pooled_projection_dim=first.projection_dim + second.projection_dim,
         pos_embed_max_size=384,
@@ -165,7 +186,7 @@ def stable_diffusion_3(tokenizer: CLIPTokenizer, width: float, depth: int | None
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=new_autoencoder(width, 16, sample_size=1024, **options),
+        vae=new_autoencoder(shape.width, 16, sample_size=1024, **options),
         text_encoder=CLIPTextModelWithProjection(first),
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(second),
@@ -175,7 +196,7 @@ def stable_diffusion_3(tokenizer: CLIPTokenizer, width: float, depth: int | None
     )
 
 
-BASES: dict[str, Callable[..., Any]] = {
+BASES: dict[str, Callable[[CLIPTokenizer, Shape], Any]] = {
     "sd15": stable_diffusion_15,
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
@@ -193,15 +214,13 @@ def built_in(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def write_model(
-    name: str, folder: Path, *, depth: int | None = None, width: float = 1.0, is_editor: bool = False, seed: int = 0
-) -> DiffusionPipeline:
+def write_model(name: str, folder: Path, shape: Shape = WHOLE, seed: int = 0) -> DiffusionPipeline:
     """Writes the folder, in float16, which every loader widens to what it computes in; returns the pipeline."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(folder / "tokenizer", CLIP_LENGTH)
     with built_in(torch.float16):
-        pipeline = BASES[name](tokenizer, width, depth, is_editor=is_editor)
+        pipeline = BASES[name](tokenizer, shape)
     pipeline.save_pretrained(folder)
     for place in folder.glob("tokenizer*"):
         write_tokenizer(place, CLIP_LENGTH)
@@ -215,11 +234,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--depth", type=int, help="transformer layers of a block (sdxl) or blocks (sd3) at most")
     parser.add_argument("--width", type=float, default=1.0, help="share of the channels, in tenths")
+    parser.add_argument("--size", type=int, help="pixels on a side of its own pictures; 512 for sd15, else 1024")
     parser.add_argument("--editor", action="store_true", help="an InstructPix2Pix, which also takes a picture")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    shape = {"depth": options.depth, "width": options.width, "is_editor": options.editor}
-    pipeline = write_model(options.name, options.folder, **shape, seed=options.seed)
+    shape = Shape(options.width, options.depth, options.size, options.editor)
+    pipeline = write_model(options.name, options.folder, shape, options.seed)
     num = architecture_of(pipeline).denoiser(pipeline).num_parameters()
     size = sum(path.stat().st_size for path in options.folder.rglob("*.safetensors"))
     parameters = f"{num / 1e6:.1f} million parameters in the denoiser"
