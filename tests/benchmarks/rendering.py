@@ -26,11 +26,14 @@ from ip2p import store
 from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.presets import shapes
 from ip2p.records import Candidate, EditTriplet
+from tests.benchmarks.flops import count_operations, peak_memory, seconds_of
 
 ROUNDS = 3
 COMMAND = "import sys; from ip2p.cli import main; sys.exit(main())"
 FIXED_CANDIDATES, PAIRS_EACH = 100, 4
 """What the original renders of a triplet and keeps of it at most."""
+COUNTED = 4
+"""Pairs of ours whose operations are counted: pairs of a batch share different parts of their steps."""
 
 
 def compared(options: argparse.Namespace) -> RenderingConfig:
@@ -93,7 +96,7 @@ def ours(pipeline: Any, candidates: list[Candidate], config: RenderingConfig) ->
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Pairs per second and peak memory of one way, in this process."""
+    """Pairs per second, peak memory and the operations of a pair of one way, in this process."""
     import torch
     from diffusers import DiffusionPipeline
 
@@ -116,13 +119,12 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     num = options.pairs if way is ours else max(1, options.pairs // 8)
     candidates = [draw_candidates(config, triplet)[0] for triplet in draw_triplets(num)]
     way(pipeline, candidates[: config.batch_size if way is ours else 2], config)
-    started = time.perf_counter()
-    way(pipeline, candidates, config)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    on_card = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    return {"rate": num / seconds, "memory": (on_card or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
+    seconds = seconds_of(lambda: way(pipeline, candidates, config), device)
+    found = {"rate": num / seconds, "memory": float(peak_memory(device))}
+    if config.attention_backend == "sdpa":  # xformers' kernels are not counted
+        few = candidates[: COUNTED if way is ours else 1]
+        found["operations"] = count_operations(lambda: way(pipeline, few, config)) / len(few)
+    return found
 
 
 def in_a_process_of_its_own(*arguments: str) -> dict[str, Any]:
@@ -241,8 +243,8 @@ def workers() -> None:
     print(f"two over one: {rates[2] / rates[1]:.2f}")
 
 
-def main() -> None:
-    """Runs what is asked for."""
+def parser() -> argparse.ArgumentParser:
+    """What can be asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="folder of a Stable Diffusion; the shapes domain's by default")
     parser.add_argument("--dtype", default="float32")
@@ -256,7 +258,12 @@ def main() -> None:
     parser.add_argument("--workers", action="store_true", help="two worker processes against one")
     parser.add_argument("--way", default="", help=argparse.SUPPRESS)
     parser.add_argument("--peak-of", type=int, default=0, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Runs what is asked for."""
+    options = parser().parse_args()
     if options.way:
         print(json.dumps(measure(options)))
     elif options.peak_of:
