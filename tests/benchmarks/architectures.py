@@ -80,6 +80,12 @@ def new_autoencoder(width: float, latent_channels: int = 4, **options: Any) -> A
     )
 
 
+def new_scheduler(kind: Callable[..., Any], **options: Any) -> Any:
+    """A scheduler, which computes its tables as it is made: on the CPU also where models are made without values."""
+    with torch.device("cpu"):
+        return kind(**options)
+
+
 def text_config(tokenizer: CLIPTokenizer, width: float, heads: int, layers: int, activation: str) -> CLIPTextConfig:
     """A CLIP text encoder: ViT-L/14's has 12 heads and layers, OpenCLIP's ViT-bigG/14's 20 and 32."""
     hidden = HEAD * max(1, round(heads * width))
@@ -98,8 +104,8 @@ def text_config(tokenizer: CLIPTokenizer, width: float, heads: int, layers: int,
     )
 
 
-def two_clips(tokenizer: CLIPTokenizer, width: float) -> tuple[CLIPTextConfig, CLIPTextConfig]:
-    """The text encoders of Stable Diffusion XL and 3."""
+def two_clips(tokenizer: CLIPTokenizer, width: float) -> tuple[Any, Any]:
+    """The configs of the text encoders of Stable Diffusion XL and 3."""
     return text_config(tokenizer, width, 12, 12, "quick_gelu"), text_config(tokenizer, width, 20, 32, "gelu")
 
 
@@ -123,7 +129,7 @@ def stable_diffusion_15(tokenizer: CLIPTokenizer, shape: Shape) -> Any:
         text_encoder=CLIPTextModel(texts),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=PNDMScheduler(**DISCRETE, set_alpha_to_one=False, skip_prk_steps=True),
+        scheduler=new_scheduler(PNDMScheduler, **DISCRETE, set_alpha_to_one=False, skip_prk_steps=True),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -156,7 +162,7 @@ def stable_diffusion_xl(tokenizer: CLIPTokenizer, shape: Shape) -> Any:
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,
-        scheduler=EulerDiscreteScheduler(**DISCRETE, timestep_spacing="leading"),
+        scheduler=new_scheduler(EulerDiscreteScheduler, **DISCRETE, timestep_spacing="leading"),
         add_watermarker=False,
     )
 
@@ -185,7 +191,7 @@ def stable_diffusion_3(tokenizer: CLIPTokenizer, shape: Shape) -> Any:
     options = {"scaling_factor": 1.5305, "shift_factor": 0.0609, "use_quant_conv": False, "use_post_quant_conv": False}
     return StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=new_scheduler(FlowMatchEulerDiscreteScheduler, shift=3.0),
         vae=new_autoencoder(shape.width, 16, sample_size=1024, **options),
         text_encoder=CLIPTextModelWithProjection(first),
         tokenizer=tokenizer,

@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,10 @@ def measure(data: Path, model: str, folder: Path, steps: int, **settings: Any) -
     device = trainer.accelerator.device.type
     for number in range(WARM_UP):
         trainer.step(number)
-    taken = [seconds_of(lambda at=number: trainer.step(at), device) for number in range(WARM_UP, WARM_UP + steps)]
+    taken = [seconds_of(partial(trainer.step, number), device) for number in range(WARM_UP, WARM_UP + steps)]
     memory = peak_memory(device)
     passes = Passes(trainer)
-    operations = count_operations(lambda: trainer.step(WARM_UP + steps))
+    operations = count_operations(partial(trainer.step, WARM_UP + steps))
     alone = [seconds_of(passes, device) for _ in range(WARM_UP + steps)][WARM_UP:]
     seconds = statistics.median(taken)
     return Measured(settings["train_batch_size"] / seconds, seconds, statistics.median(alone), operations, memory)
