@@ -117,7 +117,8 @@ def train(way: str, options: argparse.Namespace, steps: int, folder: Path) -> Ru
     if status:
         raise SystemExit(f"{way}: {log.read_text()[-3000:]}")
     memory = int(note.read_text()) if options.gpu else usage.ru_maxrss * 1024
-    losses, times = read_log(folder / "logs/instruct-pix2pix")
+    (logs,) = (folder / "logs").glob("instruct-pix2pix*")  # the XL script's ends in -xl
+    losses, times = read_log(logs)
     finished = folder / FINISHED
     caching = json.loads(finished.read_text())["summary"]["seconds_caching"] if finished.exists() else 0.0
     return Run(total, memory, caching, losses, [at - began for at in times])
