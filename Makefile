@@ -4,6 +4,7 @@
 # docs   the documentation site, into build/site; a warning is an error
 # lint   ruff, ruff format and mypy, changing nothing
 # lock   renew requirements.lock from pyproject.toml
+# gpu    what needs a card, measured and tested in nine minutes, into build/gpu; SCRIPT=FILE is diffusers' to compare with
 # wheel-test   the built wheel runs the default in an empty folder
 #
 # Where .venv or the lock is new, .venv is made from the lock first; where not, that costs nothing.
@@ -14,7 +15,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 INSTALLED := .venv/.installed
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: install run test quick docs lint lock wheel-test
+.PHONY: install run test quick docs lint lock gpu wheel-test
 
 install: $(INSTALLED)
 
@@ -37,6 +38,13 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Installs nothing: a machine with a card may have no network, and a torch of its own.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu:
+	PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(GPU_PYTHON) -m tests.benchmarks.kit \
+		$(if $(SCRIPT),--script $(SCRIPT)) $(ARGS)
 
 wheel-test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_wheel.py $(ARGS)

@@ -82,7 +82,7 @@ class ExplicitPair(ExplicitAttention):
         if self.within(spec.cross_p2p):
             moved = maps[-2] @ self.words.matrix.to(maps.dtype)
             maps[-1] = moved + maps[-1] * self.words.own.to(maps.dtype)
-        for row, name in ((-2, "gone"), (-1, "new")):
+        for row, name in ((-2, "gone"), (-1, "new")) if spec.local_blend else ():
             seen = (maps[row].float().mean(0) * getattr(self.words, name)).sum(-1)
             self.places[name][maps.shape[2]] = self.places[name].get(maps.shape[2], 0) + seen
         if self.within(spec.reweight_steps):
@@ -124,13 +124,13 @@ class ExplicitPair(ExplicitAttention):
             ids = pipeline.tokenizer(
                 texts, padding="max_length", max_length=pipeline.tokenizer.model_max_length, return_tensors="pt"
             ).input_ids
-            return {"encoder_hidden_states": pipeline.text_encoder(ids)[0]}
+            return {"encoder_hidden_states": pipeline.text_encoder(ids.to(pipeline.device))[0]}
         found = pipeline.encode_prompt(prompts, do_classifier_free_guidance=guided)
         states, no_states, pooled, no_pooled = found
         if guided:
             states, pooled = torch.cat([no_states, states]), torch.cat([no_pooled, pooled])
         pixels = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]]).repeat(len(states), 1)
+        sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]], device=states.device).repeat(len(states), 1)
         return {"encoder_hidden_states": states, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
     @property
@@ -151,7 +151,8 @@ class ExplicitPair(ExplicitAttention):
         self.num_steps = len(scheduler.timesteps)
         chance = [torch.Generator().manual_seed(spec.seed) for _ in range(2)]
         size = (network.config.in_channels, network.config.sample_size, network.config.sample_size)
-        latents = torch.stack([torch.randn(size, generator=each) for each in chance]) * scheduler.init_noise_sigma
+        noise = torch.stack([torch.randn(size, generator=each) for each in chance]).to(pipeline.device)
+        latents = noise * scheduler.init_noise_sigma
         options = {"generator": chance} if "generator" in inspect.signature(scheduler.step).parameters else {}
         before = dict(network.attn_processors)
         network.set_attn_processor(self)

@@ -41,9 +41,13 @@ from tests.tiny_flow import write_tiny_klein, write_tiny_kontext, write_tiny_sd3
 NEEDS_A_HUB = "uploads: tests/test_dataset_push.py and tests/test_training_hub.py do, to a hub of their own"
 NEEDS_A_CLUSTER = "needs other machines: tests/flows/test_ray.py has a cluster on this one"
 NEEDS_GPUS = "needs several GPUs: tests/test_training_run.py and tests/test_training_sharding.py have two processes"
+NEEDS_A_CARD = "needs a GPU: tests/test_benchmarks.py runs the kit in miniature"
 NOT_RUN = {
     "make run": "installs and takes a quarter of an hour; what it calls is run here",
     "make test": "is what runs this",
+    "make gpu SCRIPT=train_instruct_pix2pix.py": NEEDS_A_CARD,
+    "pip install --no-index --no-deps --target site 'wheels/*.whl'": NEEDS_A_CARD,
+    "PYTHONPATH=site make gpu GPU_PYTHON=python3": NEEDS_A_CARD,
     "ray start --head": NEEDS_A_CLUSTER,
     "prefect server start --host 0.0.0.0": "opens a port to others; tests/flows has a server on this machine",
     "export PREFECT_API_URL=http://HEAD:4200/api": NEEDS_A_CLUSTER,
@@ -78,15 +82,21 @@ NOT_RUN = {
 
 OWN_FLAGS = {"--help", "--debug", "--version", *SHORT_FORMS.values(), *flags_of(MoreHelp)}
 """Flags of every command."""
-OTHER_PROGRAMS = {"--multi_gpu", "--config_file", "--num_processes", "--head", "--address", "--host", "--script"} | {
-    flag for layout in LAYOUTS.values() for flag in re.findall(r"--[\w-]+", layout.start)
+OTHER_PROGRAMS = {"--multi_gpu", "--config_file", "--num_processes", "--head", "--address", "--host"} | {
+    *("--no-index", "--no-deps", "--target"),
+    *(flag for layout in LAYOUTS.values() for flag in re.findall(r"--[\w-]+", layout.start)),
 }
-"""Flags of accelerate, ray, prefect, a benchmark and other trainers."""
+"""Flags of accelerate, ray, prefect, pip and other trainers."""
+BENCHMARK = "python -m tests.benchmarks."
+"""Begins a command that takes minutes to hours, on models of gigabytes, and prints figures.
+
+Only its flags are looked at here; tests/test_benchmarks.py runs what the benchmarks are made of.
+"""
 READY = {"app": "The page is at", "serve": "Ctrl-C ends them"}
 """Commands that run until Ctrl-C, and what they say when they are ready for it."""
 
 EVERY_COMMAND = [command for page in PAGES for command in pages.commands(page)]
-RUN = [command for command in EVERY_COMMAND if command.text not in NOT_RUN]
+RUN = [each for each in EVERY_COMMAND if each.text not in NOT_RUN and not each.text.startswith(BENCHMARK)]
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +271,12 @@ def _known_flags() -> set[str]:
         hint for action in COMMANDS.values() for hint in typing.get_type_hints(action).values() if hint is not NoneType
     }
     taken = {flag for kind in kinds for flag in flags_of(kind)}
-    return trained | negated | taken | OWN_FLAGS | OTHER_PROGRAMS
+    benchmarks = {
+        flag
+        for path in (ROOT / "tests" / "benchmarks").glob("*.py")
+        for flag in re.findall(r"add_argument\(\s*\"(--[\w-]+)", path.read_text())
+    }
+    return trained | negated | taken | benchmarks | OWN_FLAGS | OTHER_PROGRAMS
 
 
 @pytest.mark.parametrize("page", PAGES)

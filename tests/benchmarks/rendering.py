@@ -27,11 +27,14 @@ from ip2p import store
 from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.presets import shapes
 from ip2p.records import Candidate, EditTriplet
+from tests.benchmarks.flops import count_operations, peak_memory, seconds_of, synchronise
 
 ROUNDS = 3
 COMMAND = "import sys; from ip2p.cli import main; sys.exit(main())"
 FIXED_CANDIDATES, PAIRS_EACH = 100, 4
 """What the original renders of a triplet and keeps of it at most."""
+COUNTED = 4
+"""Pairs of ours whose operations are counted: pairs of a batch share different parts of their steps."""
 
 
 def compared(options: argparse.Namespace) -> RenderingConfig:
@@ -106,20 +109,12 @@ class Stopwatch:
         network.register_forward_hook(lambda *_: self._add(1))
 
     def _add(self, sign: int) -> None:
-        finish(self._device)
+        synchronise(self._device)
         self.seconds += sign * time.perf_counter()
 
 
-def finish(device: str) -> None:
-    """Waits until a device has done what it was given."""
-    import torch
-
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Pairs per second, peak memory and the denoiser's share of the time of one way, in this process."""
+    """Pairs per second, peak memory, the denoiser's share of the time and a pair's operations, in this process."""
     import torch
     from diffusers import DiffusionPipeline
 
@@ -145,13 +140,12 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     if not options.once:
         way(pipeline, candidates[: config.batch_size if way is ours else 2], config)
     watch = Stopwatch(architecture_of(pipeline).denoiser(pipeline), device)
-    started = time.perf_counter()
-    way(pipeline, candidates, config)
-    finish(device)
-    seconds = time.perf_counter() - started
-    on_card = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    memory = on_card or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"rate": num / seconds, "memory": memory, "share": watch.seconds / seconds}
+    seconds = seconds_of(lambda: way(pipeline, candidates, config), device)
+    found = {"rate": num / seconds, "memory": float(peak_memory(device)), "share": watch.seconds / seconds}
+    if config.attention_backend == "sdpa" and not options.once:  # xformers' kernels are not counted
+        few = candidates[: COUNTED if way is ours else 1]
+        found["operations"] = count_operations(lambda: way(pipeline, few, config)) / len(few)
+    return found
 
 
 def in_a_process_of_its_own(*arguments: str) -> dict[str, Any]:
@@ -273,8 +267,8 @@ def workers() -> None:
     print(f"two over one: {rates[2] / rates[1]:.2f}")
 
 
-def main() -> None:
-    """Runs what is asked for."""
+def parser() -> argparse.ArgumentParser:
+    """What can be asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="folder of a Stable Diffusion; the shapes domain's by default")
     parser.add_argument("--dtype", default="float32")
@@ -290,7 +284,12 @@ def main() -> None:
     parser.add_argument("--workers", action="store_true", help="two worker processes against one")
     parser.add_argument("--way", default="", help=argparse.SUPPRESS)
     parser.add_argument("--peak-of", type=int, default=0, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Runs what is asked for."""
+    options = parser().parse_args()
     if options.way:
         print(json.dumps(measure(options)))
     elif options.peak_of:

@@ -136,7 +136,7 @@ def domain_words(num_edits: int = 4000) -> list[str]:
     return sorted(words)
 
 
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
+def write_tokenizer(folder: Path, context_length: int = CONTEXT_LENGTH) -> CLIPTokenizer:
     """Builds the tokenizer, with the end token last as CLIP's pooling expects, and saves it in both file formats."""
     learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trainer = trainers.BpeTrainer(
@@ -147,7 +147,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(a + b for a, b in merges)]
     vocab = {token: index for index, token in enumerate(dict.fromkeys([*symbols, START, END]))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT_LENGTH)  # type: ignore[arg-type]
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
