@@ -13,7 +13,7 @@ from ip2p.p2p.sampler import render_pairs
 from ip2p.records import Candidate
 from ip2p.rendering.backends import Pictures
 from ip2p.rendering.table import EncodedPair
-from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline
+from ip2p.rendering.text_to_image import ReadsCaptions
 
 
 class PromptToPrompt(ReadsCaptions):
@@ -28,6 +28,6 @@ class PromptToPrompt(ReadsCaptions):
         """Renders pairs; the codec works on other threads, so that the next batch does not wait for it."""
         encode = partial(encode_image, image_format=config.image_format, quality=config.image_quality)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pairs = render_pairs(load_pipeline(config), candidates, config)
+            pairs = render_pairs(self.load_pipeline(config), candidates, config)
             encoded = [pool.map(encode, (pair.original, pair.edited)) for pair in pairs]
             yield from (EncodedPair(*files) for files in encoded)
