@@ -412,6 +412,6 @@ def test_memory_holds_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_docs_have_a_row_and_the_starting_line_of_each_layout(name: str) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "exchange.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
     assert LAYOUTS[name].start in row and f"{LAYOUTS[name].trainer}:" in row
