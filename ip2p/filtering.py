@@ -130,6 +130,22 @@ def count_verdicts(table: pa.Table) -> dict[str, int]:
     return {"candidates": len(table), "accepted": counts.pop("", 0), **dict(sorted(counts.items()))}
 
 
+def count_shown(tables: Iterable[Path]) -> dict[str, int]:
+    """Counts the accepted pairs by what the judge says that they show.
+
+    `rewritten` pairs show another instruction than the written one, `as_written` the same; of `unnamed` it names none.
+    """
+    counts = {"rewritten": 0, "as_written": 0, "unnamed": 0}
+    for path in tables:
+        pairs = pq.read_table(path, columns=["edit_prompt", "shown_prompt"], filters=pc.field("accepted"))
+        shown = pc.fill_null(pairs["shown_prompt"], "")
+        unnamed = pc.sum(pc.equal(shown, "")).as_py() or 0
+        as_written = pc.sum(pc.equal(shown, pairs["edit_prompt"])).as_py() or 0
+        for name, num in zip(counts, (len(pairs) - as_written - unnamed, as_written, unnamed), strict=True):
+            counts[name] += num
+    return counts
+
+
 def num_places_by_triplet(table: pa.Table) -> dict[str, tuple[int, int]]:
     """Counts (candidates, those that have a place) of each triplet of a table."""
     places = pa.table({"triplet_id": table["triplet_id"], "place": pc.is_in(table["reason"], pa.array(HAVE_PLACE))})

@@ -31,8 +31,8 @@ MAX_PIXELS = 2**26
 """Larger pictures are refused, since they would fill the memory."""
 MAX_SHAPE_DIFFERENCE = 0.02
 """By how much the aspect ratios of a pair's images may differ; what one has more is cropped."""
-WHITE = 250
-"""Darkest value of a white pixel in a mask without transparency."""
+MARKED = 250
+"""Darkest value of a pixel that counts as marked where a mask is read as yes or no."""
 STORED_AS_IS = ("PNG", "JPEG", "WEBP")
 """Formats in which a plain picture is kept byte for byte."""
 
@@ -56,12 +56,23 @@ def open_upright(source: Picture) -> Image.Image:
         return image
 
 
+def open_mask(source: Picture) -> Image.Image:
+    """Opens a mask in grey, as how far it marks each pixel. ValueError as in `open_picture`.
+
+    A mask marks what it makes transparent or, if that is nothing, what is white in it.
+    """
+    image = open_upright(source)
+    if image.has_transparency_data:
+        opacity = image.convert("RGBA").getchannel("A")
+        if np.asarray(opacity).min() < 255:
+            return ImageOps.invert(opacity)
+    return _as_rgb(image).convert("L")
+
+
 def read_mask(source: Picture) -> NDArray[np.bool_]:
-    """Reads the area that a mask marks: what it makes transparent or, if nothing, what is white in it."""
-    opaque = np.asarray(open_upright(source).convert("RGBA"))
-    through: NDArray[np.bool_] = opaque[..., 3] == 0
-    white: NDArray[np.bool_] = opaque[..., :3].min(-1) >= WHITE
-    return through if through.any() else white
+    """Reads the area that a mask marks, by the rule of `open_mask`: what it marks wholly or all but."""
+    marked: NDArray[np.bool_] = np.asarray(open_mask(source)) >= MARKED
+    return marked
 
 
 def encode_mask(source: Picture) -> bytes:

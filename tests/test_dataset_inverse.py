@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from ip2p.cli import main
+from ip2p.config import PromptsConfig
 from ip2p.dataset.split import side_of
 from ip2p.images import encode_png
-from ip2p.prompts.wording import read_wording
+from ip2p.models import loading
+from ip2p.models.loading import unload_all
+from ip2p.prompts.wording import Change, Wording, ask_model, messages_for, read_wording
 from ip2p.shapes.domain import ShapesDomain
 from ip2p.shapes.language import SceneEdit, caption, describe, draw_edit, read_edit
 from ip2p.shapes.scene import render
 from ip2p.store import RunFolder, read_summary
 from tests.chat_server import serving
+from tests.trained_models import chat_config, render_talk, write_trained_chat_model
 
 DOMAIN = ["--evaluation.domain", "ip2p.shapes.domain:ShapesDomain"]
 NUM = 40
@@ -129,6 +135,69 @@ def test_a_server_words_the_way_back_once_per_pair_and_bad_answers_are_counted(r
     assert not any("circle" in row["original_prompt"] for row in rows)
 
 
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory: pytest.TempPathFactory) -> tuple[PromptsConfig, dict[Change, str]]:
+    """A chat model that was taught what leads from one caption to another, and once an answer in prose."""
+    told = {
+        Change("a red circle", "a blue circle"): '{"edit_type": "colour", "edit_prompt": "paint it blue"}',
+        Change("a blue circle", "a red circle"): '{"edit_type": "colour", "edit_prompt": "paint it red"}',
+        Change("a star", "a star and a ring"): '{"edit_type": "add", "edit_prompt": "add a ring"}',
+        Change("a star and a ring", "a star"): "Sure!",
+    }
+    folder = tmp_path_factory.mktemp("worded") / "chat"
+    config = replace(chat_config(folder), device="cpu", batch_size=2)
+    texts = [(render_talk(messages_for(config, change)), answer) for change, answer in told.items()]
+    write_trained_chat_model(folder, 120, texts)
+    return config, told
+
+
+def test_a_chat_model_in_this_process_words_changes_and_none_twice(
+    worded: tuple[PromptsConfig, dict[Change, str]], tmp_path: Path
+) -> None:
+    config, told = worded
+    changes, journal = [*told, *told], tmp_path / "wordings.jsonl"
+    expected = [
+        Wording("colour", "paint it blue"),
+        Wording("colour", "paint it red"),
+        Wording("add", "add a ring"),
+        None,
+    ]
+    assert ask_model(config, journal)(changes) == 2 * expected
+    assert len(journal.read_text().splitlines()) == len(told)
+    unload_all()
+    assert ask_model(config, journal)(changes[::-1]) == 2 * expected[::-1]
+    assert not loading._models  # every answer is there
+    alone = ask_model(replace(config, batch_size=1), tmp_path / "other.jsonl")
+    assert [alone([change])[0] for change in told] == expected
+    folder = shutil.copytree(config.model, tmp_path / "copy")
+    (folder / "generation_config.json").write_text((folder / "generation_config.json").read_text() + "\n")
+    journal.write_text(journal.read_text().replace(config.model, str(folder)))
+    assert ask_model(replace(config, model=str(folder)), journal)(changes[:1]) == expected[:1]
+    assert len(journal.read_text().splitlines()) == len(told) + 1  # another content under the name
+
+
+def test_pairs_are_turned_round_by_a_chat_model(
+    worded: tuple[PromptsConfig, dict[Change, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, told = worded
+    row = as_row(draw_edit(random.Random(1)))
+    rows = [row | {"original_prompt": change.after, "edited_prompt": change.before} for change in told]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    assert main(["dataset", "import", str(tmp_path / "train.parquet"), run, "--dataset.test-fraction", "0"]) == 0
+    words = ["--prompts.backend", "chat", "--prompts.model", config.model, "--prompts.temperature", "0"]
+    words += ["--prompts.num-examples", "0", "--prompts.max-new-tokens", "60", "--prompts.device", "cpu"]
+    words += ["--prompts.edit-types", *(str(each) for pair in config.edit_types for each in pair)]
+    assert main(["dataset", "invert", run, str(out), *words]) == 0
+    assert "1 no wording" in capsys.readouterr().out
+    made = {(row["original_prompt"], row["edited_prompt"]): row["edit_prompt"] for row in rows_of(out)["train"]}
+    assert made == {
+        ("a red circle", "a blue circle"): "paint it blue",
+        ("a blue circle", "a red circle"): "paint it red",
+        ("a star", "a star and a ring"): "add a ring",
+    }
+
+
 def test_pairs_without_captions_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (as_row(draw_edit(random.Random(seed))) for seed in (1, 2))
     rows = [first, second | {"original_prompt": "", "edited_prompt": ""}]
@@ -146,7 +215,7 @@ def test_pairs_without_captions_are_left_out_and_counted(tmp_path: Path, capsys:
 def test_a_backend_that_cannot_word_a_change_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["dataset", "invert", str(run), str(tmp_path / "out"), "--prompts.backend", "template"]
+    words = ["dataset", "invert", str(run), str(tmp_path / "out"), "--prompts.backend", "causal_lm"]
     assert main(words) == 2
     assert "writes no instruction between two captions" in capsys.readouterr().err
 

@@ -287,6 +287,81 @@ def test_a_killed_export_leaves_the_earlier_one_and_the_next_is_whole(given: Giv
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "out"]
 
 
+STOPPED = """
+import os, signal, sys
+from ip2p.dataset.layouts import LAYOUTS, webdataset
+from ip2p.dataset import exporting
+exporting.AT_ONCE, webdataset.ARCHIVE_BYTES = 2, 5000
+checked, most, num = exporting.plain_file, int(sys.argv[4]), 0
+def counting(content):
+    global num
+    num += 1
+    if num == most:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return checked(content)
+exporting.plain_file = counting
+split = sys.argv[5] if len(sys.argv) > 5 else None
+print(exporting.export_dataset(sys.argv[1], LAYOUTS[sys.argv[3]], exporting.Path(sys.argv[2]), split=split))
+print(num)
+"""
+"""Exports with small stretches and archives; kills itself at a picture, or says at the end how many it has checked."""
+
+
+def start(given: Given, out: Path, name: str, kill_at: int = 0, split: str = "") -> list[str] | int:
+    command = [
+        sys.executable,
+        "-c",
+        STOPPED,
+        str(given.folder),
+        str(out),
+        name,
+        str(kill_at),
+        *([split] if split else []),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode or done.stdout.splitlines()
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["ai-toolkit", "musubi", "webdataset"])
+def test_a_killed_export_goes_on_to_the_same_bytes_and_keeps_what_is_whole(
+    name: str, given: Given, tmp_path: Path
+) -> None:
+    path = next((given.folder / "data").glob("train-*"))
+    rows = pq.read_table(path)
+    broken = rows.slice(1, 1).set_column(2, "edit_prompt", pa.array([" "]))  # left out, before the kill
+    pq.write_table(pa.concat_tables([rows.slice(0, 1), broken, rows, rows]), path)
+    apart = tmp_path / "untouched" / "out"
+    counts, num_checked = start(given, apart, name)  # type: ignore[misc]
+    assert int(num_checked) == 2 * (11 + 2)
+    out = tmp_path / "out"
+    assert start(given, out, name, kill_at=17) == -9
+    assert not out.exists() and (tmp_path / ".out.partial").is_dir()
+    assert start(given, out, name, kill_at=9) == -9
+    again, num_again = start(given, out, name)  # type: ignore[misc]
+    assert again == counts and "1 no instruction" not in again and "'no instruction': 1" in again
+    assert 0 < int(num_again) <= 14
+    expected = {
+        path: content.replace(str(apart).encode(), str(out).encode()) for path, content in files_in(apart).items()
+    }
+    assert files_in(out) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "out", "untouched"]
+
+
+def test_what_a_kill_left_of_another_export_or_of_other_data_is_not_kept(given: Given, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert start(given, out, "ai-toolkit", kill_at=9) == -9
+    assert start(given, out, "ai-toolkit", split="train") == ["{'train': 5}", "10"]
+    assert start(given, out, "ai-toolkit", kill_at=9) == -9
+    path = next((given.folder / "data").glob("train-*"))
+    pq.write_table(pq.read_table(path).slice(1), path)
+    assert start(given, out, "ai-toolkit") == ["{'train': 4, 'test': 2}", "12"]
+    assert len(list((out / "train" / "target").glob("*.txt"))) == 4
+
+
 def test_two_exports_into_one_folder_are_refused(given: Given, tmp_path: Path) -> None:
     with exporting.new_folder(tmp_path / "out"):
         code = "import sys; from ip2p.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -337,6 +412,6 @@ def test_memory_holds_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_docs_have_a_row_and_the_starting_line_of_each_layout(name: str) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "exchange.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
     assert LAYOUTS[name].start in row and f"{LAYOUTS[name].trainer}:" in row

@@ -178,6 +178,33 @@ def test_a_run_is_examined_with_all_it_reads_and_nothing_is_written(tiny_config:
     assert {finding.text for finding in findings(str(folder))[-5:]} == {"done"}
 
 
+def test_further_data_of_a_run_are_examined_as_its_data_are(tiny_config: PipelineConfig, tmp_path: Path) -> None:
+    known = {"source_image": _png(), "edited_image": _png(), "edit_prompt": "make it red"}
+    own = {"original_image": _png(), "edited_image": _png(), "edit_prompt": "make it red"}
+    rows = {
+        "known": [known, known],
+        "own": [own, own | {"edited_image": _png(32, 64)}],
+        "foreign": [{"before": _png(), "after": _png(), "text": "make it red"}],
+    }
+    for name, some in rows.items():
+        pq.write_table(pa.Table.from_pylist(some), tmp_path / f"{name}.parquet")
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in (*rows, "gone")}
+    config = replace(tiny_config, training=replace(tiny_config.training, more_data=tuple(paths.values())))
+    store.write_run_config(config.out, to_dict(config), None)
+    sections = {section.title: section.findings for section in examine(str(config.out), prefect=lambda: "none")}
+    found = {
+        name: {finding.subject: finding for finding in sections[f"training.more_data {path}"]}
+        for name, path in paths.items()
+    }
+    assert found["known"]["columns"].text == "source_image, edit_prompt, edited_image"
+    assert found["known"]["sample"].text == "2 of 2 pairs can be used"
+    assert found["own"]["columns"].text == "original_image, edit_prompt, edited_image"
+    assert "1 of 2 pairs can be used; left out: 1 two shapes" in found["own"]["sample"].text
+    assert "has no column original_image" in found["foreign"]["rows"].text
+    assert "gone.parquet does not exist" in found["gone"]["rows"].text
+    assert [found[name]["rows"].status for name in ("foreign", "gone")] == ["problem"] * 2
+
+
 def test_a_run_that_cannot_resume_as_it_was_is_told_why(tiny_config: PipelineConfig, tmp_path: Path) -> None:
     base = replace(tiny_config.training, pretrained_model_name_or_path=str(tmp_path / "gone"))
     config = replace(tiny_config, training=base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -198,6 +199,23 @@ def test_gedit_is_viescore_averaged_over_task_types_by_language_and_set(config: 
 def test_the_judge_of_gedit_sees_pictures_of_one_area(size: tuple[int, int]) -> None:
     width, height = judged_size(*size)
     assert 0 <= 512 * 512 - width * height < width + height and width / height == pytest.approx(size[0] / size[1], 0.01)
+
+
+def test_edits_of_kris_that_take_several_pictures_are_counted_and_alone_refused(
+    kris: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listing = kris / "biology" / "annotation.json"
+    rows = json.loads(listing.read_text())
+    rows |= {"3": rows["1"] | {"ori_img": ["1.png", "2.png"]}, "4": rows["1"] | {"ori_img": "gone.png"}}
+    listing.write_text(json.dumps(rows | {"5": rows["1"] | {"ins_en": ""}, "6": rows["1"] | {"ori_img": ["1.png"]}}))
+    assert len(read_benchmark(str(kris)).cases) == 9
+    several = "with several pictures, where an editor takes one"
+    assert f"edits left out: 3 {several}, 1 with no picture, 1 with no instruction" in caplog.text
+    for folder in kris.iterdir():
+        if folder.name != "temporal_prediction":
+            shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=f"kris holds no edit that can be made: 2 {several}. Add other tasks"):
+        read_benchmark(str(kris))
 
 
 @pytest.mark.slow

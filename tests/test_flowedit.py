@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ip2p.config import FlowEditConfig, RenderingConfig
-from ip2p.editing.flowedit import Way, check_flow, lead_images, lead_latents
+from ip2p.config import FlowEditConfig, PipelineConfig, PromptsConfig, RenderingBackend, RenderingConfig
+from ip2p.editing.flowedit import Way, lead_images, lead_latents
 from ip2p.images import encode_png
 from ip2p.models.latents import LatentSpace, decode_images, encode_posterior
 from ip2p.models.pipelines import load_text_to_image
 from ip2p.records import Candidate, EditTriplet, RenderSpec, hash_picture
-from ip2p.rendering.backends import backend_of
+from ip2p.rendering.backends import backend_of, check_backend
 from ip2p.rendering.table import DrawnPair
 from tests.test_rendering_exact import BOTH, CIRCLE, SQUARE, distance
 
@@ -189,6 +190,22 @@ def test_a_scheduler_is_refused_since_its_steps_are_not_taken() -> None:
         backend_of(config).check(config)
 
 
-def test_a_base_that_is_not_trained_by_flow_matching_is_refused(tiny_sd: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a base that is trained by flow matching.*Set rendering.backend"):
-        check_flow(load(tiny_sd))
+def test_a_base_that_is_not_trained_by_flow_matching_is_refused_by_its_class(tmp_path: Path) -> None:
+    index = {"_class_name": "StableDiffusionPipeline"}  # there are no weights to load
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    rendering = RenderingConfig(backend="flowedit", model=str(tmp_path))
+    config = PipelineConfig(rendering=rendering, prompts=PromptsConfig(pictures=str(tmp_path)))
+    message = r"is a Stable Diffusion .*expected a base that is trained by flow.*Set rendering.backend to sdedit"
+    with pytest.raises(ValueError, match=message) as caught:
+        check_backend(config)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message):
+        next(iter(backend_of(rendering).make_pairs(rendering, [], {})))
+
+
+@pytest.mark.parametrize("backend", ["p2p", "sdedit", "flowedit"])
+def test_a_base_whose_class_is_not_known_is_refused_before_the_start(backend: RenderingBackend, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxFillPipeline"}))
+    config = RenderingConfig(backend=backend, model=str(tmp_path))
+    with pytest.raises(ValueError, match=r"is a FluxFillPipeline, which is not supported. Give one of: FLUX.1, "):
+        backend_of(config).check(config)

@@ -10,7 +10,19 @@ import pytest
 from PIL import Image, ImageCms
 
 from ip2p import images
-from ip2p.images import check_size, fitted_size, open_picture, open_pixels, plain_file
+from ip2p.images import (
+    check_size,
+    encode_mask,
+    encode_png,
+    fitted_size,
+    open_mask,
+    open_picture,
+    open_pixels,
+    plain_file,
+    read_mask,
+)
+from ip2p.training.data import RawPair
+from ip2p.training.decoding import Framing, Regions, decode_pair
 
 RAMP = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(4, 0)
 
@@ -92,3 +104,26 @@ def test_the_short_side_is_fitted() -> None:
     assert fitted_size((90, 60), 32) == (48, 32)
     assert fitted_size((90, 60), 33, multiple=8) == (48, 32)
     assert fitted_size((4000, 10), 64) == (25600, 64)
+
+
+def test_every_reader_of_a_mask_asks_one_rule_what_it_marks() -> None:
+    """Grey levels for the trainer, yes or no for the evaluation and the exports, of masks of every kind."""
+    marks = np.zeros((4, 6), np.uint8)
+    marks[1:3, 2:5], marks[3, 5] = 255, 100
+    clear = np.dstack([np.full((4, 6, 3), 9, np.uint8), 255 - marks])
+    masks = {
+        "white on black": Image.fromarray(marks),
+        "in colours": Image.fromarray(np.dstack([marks] * 3)),
+        "transparent": Image.fromarray(clear),
+        "opaque, with transparency": Image.fromarray(np.dstack([marks, np.full_like(marks, 255)]), "LA"),
+        "sixteen bits": Image.fromarray(marks.astype(np.uint16) * 257),
+    }
+    black = encode_png(np.zeros((4, 6, 3), np.uint8))
+    framing = Framing(lambda size: size, Regions(1, 0.1, from_mask=True))
+    for name, mask in masks.items():
+        content = saved(mask, "PNG")
+        assert np.array_equal(np.asarray(open_mask(content)), marks), name
+        assert np.array_equal(read_mask(content), marks == 255), name
+        assert np.array_equal(np.asarray(open_mask(encode_mask(content))), (marks == 255) * 255), name
+        changed = decode_pair(RawPair(black, black, "-", content), framing).changed
+        assert changed is not None and np.array_equal(np.round(changed * 255), marks), name

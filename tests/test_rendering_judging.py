@@ -266,6 +266,10 @@ def test_only_accepted_pairs_are_asked_what_they_show_and_the_dataset_says_it(
     assert [row["shown_prompt"] for row in pairs] == shown and {"", *shown} > {""}
     counts = write_dataset(config)
     assert counts["kept_written"] == shown.count("") >= 1
+    same = [row["shown_prompt"] == row["edit_prompt"] for row in pairs].count(True)
+    told = rendering.summarise(config)["shown"]
+    assert told == {"rewritten": len(pairs) - same - shown.count(""), "as_written": same, "unnamed": shown.count("")}
+    assert store.read_summary(config.out)["rendering"]["shown"] == told and told["rewritten"]
     written = dataset_of(config)
     for row, text in zip(pairs, shown, strict=True):
         made = written[row["triplet_id"], row["candidate"]]
@@ -279,7 +283,7 @@ def test_a_dataset_of_written_instructions_has_those_that_are_shown_beside_them(
     write_triplets(tiny_config)
     config = replace(rewriting(tiny_config, judge), dataset=DatasetConfig(test_fraction=0.0))
     rendering.write_shard(config, 0)
-    assert "kept_written" not in write_dataset(config)
+    assert "kept_written" not in write_dataset(config) and "shown" not in rendering.summarise(tiny_config)
     rows = dataset_of(config)
     for row in pairs_of(config):
         made = rows[row["triplet_id"], row["candidate"]]

@@ -25,12 +25,13 @@ from ip2p import store
 from ip2p.config import EvaluationConfig, PipelineConfig
 from ip2p.report import write_report
 from ip2p.report.data import precisions
-from ip2p.report.format import count
+from ip2p.report.format import count, percent
 from ip2p.report.reading import read_run
 from ip2p.report.svg import ticks
 from ip2p.scoring import SCORES
 from ip2p.scoring.reliability import Reliability, write_reliability
 from ip2p.shapes.language import EDIT_TYPES
+from ip2p.store.run import update_summary
 from tests.example_run import HOSTILE, SCALES, synthetic_config, write_synthetic_run
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -341,6 +342,22 @@ def test_the_judges_that_were_tried_stand_beside_the_scores(run_folder: Path, ht
     assert rows == [
         [SCORES["direction"].title, "0.985", "0.982–0.988", count(1400)],
         [SCORES["vlm_followed"].title, "0.750", "0.700–0.800", "90"],
+    ]
+
+
+def test_the_page_says_which_instruction_the_accepted_pairs_show(run_folder: Path, html: str, tmp_path: Path) -> None:
+    title = "Which instruction the accepted pairs show"
+    assert title not in html
+    config = copied(run_folder, tmp_path)
+    update_summary(config.out, "rendering", {"shown": {"rewritten": 30, "as_written": 9, "unnamed": 1}})
+    page = write_report(config).read_text()
+    assert Page(page).open == []
+    table = _section(page, "scores").split(title)[1]
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in table.split("<tr>")[2:]]
+    assert rows == [
+        ["another than the written one", "30", percent(0.75)],
+        ["the written one", "9", percent(0.225)],
+        ["none that the judge could name", "1", percent(0.025)],
     ]
 
 

@@ -106,21 +106,27 @@ def _chat_texts() -> list[tuple[str, str]]:
             answer = format_json(kind, f"{kind} it", f"{caption}, {kind}")
             talk = messages_for(config, request)
             if caption == TRAINED_CAPTIONS[0] and attempt == 0:
-                texts.append((_render(talk), "Sure!"))
+                texts.append((render_talk(talk), "Sure!"))
                 talk = repair_messages(talk, "Sure!", "unparsable")
-            texts.append((_render(talk), answer))
+            texts.append((render_talk(talk), answer))
     return texts
 
 
-def _render(talk: list[dict[str, str]]) -> str:
+def render_talk(talk: list[dict[str, str]]) -> str:
+    """Writes a conversation as the chat template does."""
     shown = (each for each in talk if each["role"] != "system")
     return "".join(f"<|{each['role']}|>{each['content']}\n" for each in shown) + "<|assistant|>"
 
 
-def write_trained_chat_model(folder: Path, num_steps: int = 220) -> Path:
-    """Writes a GPT-2 that was trained on a few conversations as a folder with a chat template."""
+def write_trained_chat_model(
+    folder: Path, num_steps: int = 220, texts: Sequence[tuple[str, str]] | None = None
+) -> Path:
+    """Writes a GPT-2 that was trained on a few conversations as a folder with a chat template.
+
+    `texts` are the (conversation, answer) that it learns. Default: triplets about the captions.
+    """
     torch.manual_seed(0)
-    texts = _chat_texts()
+    texts = texts or _chat_texts()
     tokenizer = _tokenizer([prompt + answer for prompt, answer in texts], vocab_size=700)
     tokenizer.chat_template = CHAT_TEMPLATE
     end = tokenizer.eos_token_id

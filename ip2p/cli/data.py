@@ -23,7 +23,7 @@ from ip2p.dataset import composition, exporting, inspection, inverse, preference
 from ip2p.dataset.layouts import LAYOUTS
 from ip2p.prompts import exchange, shards
 from ip2p.prompts import inspection as prompts_inspection
-from ip2p.prompts.wording import Word, ask_server, word_by
+from ip2p.prompts.wording import Word, ask_model, word_by
 from ip2p.sources.columns import NEEDED, OURS, TRIPLET_ALIASES
 from ip2p.sources.pairs import SourceRow, read_source
 from ip2p.store.mirror import url_of
@@ -238,7 +238,7 @@ def invert(arguments: Derivation, config: PipelineConfig) -> None:
     run = read_run(Path(arguments.source))
     with local_copy(url_of(config.out)) as folder:
         config = dataclasses.replace(config, out=folder)
-        word = _word_in(config) or ask_server(config.prompts, folder / WORDINGS)
+        word = _word_in(config) or ask_model(config.prompts, folder / WORDINGS)
         enter(config)
         left_out = Counter[str]()
         rows = inverse.invert_pairs(run, word, left_out)
@@ -254,7 +254,7 @@ def compose(arguments: Composition, config: PipelineConfig) -> None:
         config = dataclasses.replace(config, out=folder)
         word = _word_in(config)
         if word is None and not arguments.join:
-            word = ask_server(config.prompts, folder / WORDINGS)
+            word = ask_model(config.prompts, folder / WORDINGS)
         enter(config)
         left_out = Counter[str]()
         rows = composition.compose_pairs(runs, word, left_out, join=arguments.join)

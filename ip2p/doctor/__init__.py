@@ -65,6 +65,10 @@ def _run_sections(folder: Path) -> list[Section]:
         sections.append(Section(f"data {data}", examine_data(data, config.training)))
     elif (folder / "dataset").is_dir():
         sections.append(Section(f"dataset of {folder}", examine_data(str(folder), config.training)))
+    if use != "dataset":
+        for each in config.training.more_data:
+            found = examine_data(each, config.training, is_further=True)
+            sections.append(Section(f"training.more_data {each}", found))
     return [*sections, Section("resuming", _resume(config, use, data))]
 
 

@@ -27,6 +27,7 @@ from ip2p.sources.rows import ParquetTable, open_table, stream_rows
 from ip2p.store import read_json_or_empty
 from ip2p.training.data import RawPair, Rows, TableRows, check_columns, find_files, open_rows
 from ip2p.training.decoding import decode_pair
+from ip2p.training.joining import with_columns
 
 if TYPE_CHECKING:
     from ip2p.models.architecture import Architecture
@@ -172,18 +173,24 @@ def read_weights(folder: Path, variant: str | None) -> Weights:
     return Weights(num_weights, sum(path.stat().st_size for path in paths))
 
 
-def examine_data(data: str, config: TrainingConfig | None = None) -> Iterator[Finding]:
+def examine_data(data: str, config: TrainingConfig | None = None, *, is_further: bool = False) -> Iterator[Finding]:
     """Yields findings about pairs: splits, columns, and a sample that is decoded as the trainer decodes it.
 
-    Without a config, the columns are those of the known schema that fits.
+    Without a config, the columns are those of the known schema that fits. Data that `is_further`, of
+    `training.more_data`, have the config's columns or those of such a schema.
     """
-    location = locate(data)
+    try:
+        location = locate(data)
+    except ValueError as error:
+        yield Finding("problem", "rows", str(error))
+        return
     if files := data_files(location):
         yield (splits := look("splits", partial(_describe_splits, files, location)))
         if splits.status != "ok":
             return
     try:
-        columns = config or _guess_columns(location)
+        own = with_columns(data, config) if config and is_further else config
+        columns = own or _guess_columns(location)
         pairs = sample_pairs(data, columns)
     except Exception as error:  # a client of an object store raises many kinds
         yield Finding("problem", "rows", one_line(error))

@@ -20,7 +20,6 @@ from ip2p.editing.apply import encode_posteriors
 from ip2p.editing.captioned import CaptionedDenoiser
 from ip2p.models.architecture import architecture_of
 from ip2p.models.latents import LatentSpace, decode_images, widen_if_it_overflows
-from ip2p.models.noise.flow import FlowNoise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +33,6 @@ class Way:
     strength: float
     """Share of the steps that are taken, the last ones: n_max over their number."""
     seed: int
-
-
-def check_flow(pipeline: DiffusionPipeline) -> None:
-    """Raises ValueError for a base that is not trained by flow matching."""
-    base = architecture_of(pipeline)
-    if not issubclass(base.noise, FlowNoise):
-        raise ValueError(
-            f"rendering.model is a {base.title}, expected a base that is trained by flow matching, such as Stable "
-            "Diffusion 3.5 or FLUX.1. Set rendering.backend to sdedit."
-        )
 
 
 @torch.inference_mode()

@@ -143,8 +143,8 @@ def load_base(base: TrainingConfig, device: str) -> DiffusionPipeline:
     """Loads the base model by itself, as its text-to-image pipeline."""
     from ip2p.models.pipelines import load_text_to_image
 
-    name, options = base.pretrained_model_name_or_path, {"revision": base.revision, "variant": base.variant}
-    return load_text_to_image(name, **options, dtype="float32", device=device)
+    name = base.pretrained_model_name_or_path
+    return load_text_to_image(name, revision=base.revision, variant=base.variant, dtype="float32", device=device)
 
 
 def _draw_again(

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from ip2p.models.architecture import Architecture, architectures, class_name, pipeline_kind
+from ip2p.models.architecture import Architecture, architecture_named, architectures, class_name, pipeline_kind
 from ip2p.models.components import INDEX, read_index
 from ip2p.models.loading import check_model_source, from_source, load_once, resolve_device, resolve_dtype, weights_in
 
 
 def load_text_to_image(
-    model: str, *, revision: str | None, variant: str | None, dtype: str, device: str
+    model: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    dtype: str,
+    device: str,
+    check_base: Callable[[Architecture], None] | None = None,
 ) -> DiffusionPipeline:
-    """Loads the text-to-image pipeline of a folder or hub id, without safety checker and progress bar."""
+    """Loads the text-to-image pipeline of a folder or hub id, without safety checker and progress bar.
+
+    `check_base` may refuse the base by a ValueError, before the weights are read.
+    """
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
 
     def load() -> DiffusionPipeline:
-        source = check_model_source(model, what="rendering.model", marker=INDEX)
-        index = read_index(source, revision)
+        source, index = _source_and_index(model, revision)
         architecture, kind = pipeline_kind(index, what=f"rendering.model {source}")
+        if check_base:
+            check_base(architecture)
         options: dict[str, Any] = {"revision": revision, "torch_dtype": getattr(torch, precision)}
         options |= architecture.load_options(index)
         pipeline = from_source(kind.from_pretrained, source, **options, **weights_in(Path(source), variant))
@@ -33,6 +44,17 @@ def load_text_to_image(
         return _made_ready(pipeline, architecture, place)
 
     return load_once(("text-to-image", model, revision, variant, precision, place), load, files=[model])
+
+
+def text_to_image_base(model: str, revision: str | None) -> Architecture:
+    """Returns the base of a text-to-image model by the class in its index. ValueError if it is not supported."""
+    source, index = _source_and_index(model, revision)
+    return architecture_named(class_name(index), what=f"rendering.model {source}")
+
+
+def _source_and_index(model: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    source = check_model_source(model, what="rendering.model", marker=INDEX)
+    return source, read_index(source, revision)
 
 
 def load_editor(

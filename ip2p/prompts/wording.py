@@ -1,6 +1,7 @@
 """Puts the change between two captions into words: an instruction for pictures that exist already.
 
-An OpenAI-compatible server is asked. Every answer is in a journal before it is used, so that none is asked for twice.
+An OpenAI-compatible server is asked, or a chat model in this process. Every answer is in a journal before it is used,
+so that none is asked for twice.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from tqdm import tqdm
 from ip2p.chat_client import ChatClient
 from ip2p.config import PromptsConfig
 from ip2p.prompts.asking import Message, message, read_examples
-from ip2p.prompts.backends import check_server
+from ip2p.prompts.backends import check_backend, open_chat
 from ip2p.prompts.format import FENCE
 from ip2p.records import content_hash, hash_to_seed, hash_to_unit
+from ip2p.sources.content import Source, content_of
 from ip2p.store.journal import Journal, Record
 
 FIELDS = ("edit_type", "edit_prompt")
@@ -73,33 +75,74 @@ def word_by(domain: WordsEdits, seed: int) -> Word:
     return word
 
 
-def ask_server(config: PromptsConfig, journal: Path) -> Word:
-    """Returns a function that asks the configured server. ValueError if the config names none."""
-    if config.backend != "server":
+def ask_model(config: PromptsConfig, journal: Path) -> Word:
+    """Returns a function that asks the configured server or chat model.
+
+    ValueError if the backend is of another kind, or its model is not there.
+    """
+    if config.backend not in ("chat", "server"):
         raise ValueError(
-            f"prompts.backend {config.backend} writes no instruction between two captions. Take "
-            "--prompts.backend server, or a domain that words edits."
+            f"prompts.backend {config.backend} writes no instruction between two captions. Take --prompts.backend chat "
+            "or server, or a domain that words edits."
         )
-    check_server(config)
-    return partial(_word, config, Journal(journal))
+    check_backend(config)
+    ask = _ask_server if config.backend == "server" else _ask_chat_model
+    return partial(_word, config, partial(ask, config, Journal(journal)))
 
 
-def _word(config: PromptsConfig, journal: Journal, changes: Sequence[Change]) -> list[Wording | None]:
-    with closing(ChatClient(config.server)) as client, tqdm(total=len(changes), desc="wording", disable=None) as bar:
-        return client.ask_together(changes, partial(_ask, config, journal, client), bar.update)
+Ask = Callable[[Sequence[Change], Callable[[int], object]], list[str]]
+"""Returns the answers about changes, in order; calls the function with the number of new ones."""
 
 
-def _ask(config: PromptsConfig, journal: Journal, client: ChatClient, change: Change) -> Wording | None:
-    body: Record = {
+def _word(config: PromptsConfig, ask: Ask, changes: Sequence[Change]) -> list[Wording | None]:
+    with tqdm(total=len(changes), desc="wording", disable=None) as bar:
+        answers = ask(changes, bar.update)
+    edit_types = [name for name, _ in config.edit_types]
+    return [read_wording(answer, edit_types) for answer in answers]
+
+
+def _ask_server(
+    config: PromptsConfig, journal: Journal, changes: Sequence[Change], on_answer: Callable[[int], object]
+) -> list[str]:
+    def ask(change: Change) -> str:
+        body = _body(config, change)
+        reply = journal.once(_key_of(body), partial(client.ask, body))
+        return str(reply.get("text", ""))
+
+    with closing(ChatClient(config.server)) as client:
+        return client.ask_together(changes, ask, on_answer)
+
+
+def _ask_chat_model(
+    config: PromptsConfig, journal: Journal, changes: Sequence[Change], on_answer: Callable[[int], object]
+) -> list[str]:
+    """Asks about a batch at a time; the content of the model is part of each question."""
+    content = content_of(Source("prompts.model", config.model, config.revision))
+    further = {"content": content, "dtype": config.dtype, "top_p": config.top_p}
+    bodies = [_body(config, change) | further for change in changes]
+    keys = [_key_of(body) for body in bodies]
+    new = list({key: body for key, body in zip(keys, bodies, strict=True) if journal.get(key) is None}.items())
+    on_answer(len(keys) - len(new))
+    for start in range(0, len(new), config.batch_size):
+        batch = new[start : start + config.batch_size]
+        talks, draws = [body["messages"] for _, body in batch], [(body["seed"],) for _, body in batch]
+        for (key, _), text in zip(batch, open_chat(config).converse(talks, draws, on_answer), strict=True):
+            journal.add(key, {"text": text})
+    return [str((journal.get(key) or {}).get("text", "")) for key in keys]
+
+
+def _body(config: PromptsConfig, change: Change) -> Record:
+    return {
         "model": config.model,
         "messages": messages_for(config, change),
         "temperature": config.temperature,
         "max_tokens": config.max_new_tokens,
         "seed": hash_to_seed(config.seed, change.before, change.after, *change.steps) % 2**31,
     }
-    key = content_hash(json.dumps(body, sort_keys=True))
-    reply = journal.once(key, partial(client.ask, body))
-    return read_wording(str(reply.get("text", "")), [name for name, _ in config.edit_types])
+
+
+def _key_of(body: Record) -> str:
+    return content_hash(json.dumps(body, sort_keys=True))
 
 
 def messages_for(config: PromptsConfig, change: Change) -> list[Message]:

@@ -26,6 +26,7 @@ from ip2p.filtering import (
     NOT_RENDERED,
     OPEN,
     check_thresholds,
+    count_shown,
     count_verdicts,
     judge_table,
     may_pass_now,
@@ -145,8 +146,10 @@ def summarise(config: PipelineConfig) -> dict[str, Any]:
     """Returns counts and seconds of the finished shards, for the run's summary."""
     counts = store.summarise_shards(config.out, "candidates")
     per_pair = round(counts["candidates"] / counts["accepted"], 2) if counts.get("accepted") else None
-    acceptance = measure_acceptance(RunFolder(config.out).shards("candidates"), config.rendering)
-    return {**counts, "candidates_per_accepted": per_pair, "acceptance": acceptance}
+    tables = RunFolder(config.out).shards("candidates")
+    shown = {"shown": count_shown(tables)} if config.filtering.vlm_rewrite else {}
+    acceptance = measure_acceptance(tables, config.rendering)
+    return {**counts, "candidates_per_accepted": per_pair, **shown, "acceptance": acceptance}
 
 
 def _shard(config: PipelineConfig, number: int) -> Shard:

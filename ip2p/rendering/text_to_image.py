@@ -6,14 +6,15 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from diffusers import DiffusionPipeline
 
 from ip2p.config import RenderingConfig
 from ip2p.images import Array, open_pixels
-from ip2p.models.architecture import architecture_of, size_step
-from ip2p.models.pipelines import load_text_to_image
+from ip2p.models.architecture import Architecture, architecture_of, size_step
+from ip2p.models.pipelines import load_text_to_image, text_to_image_base
 from ip2p.p2p.sampler import fits_encoders
 from ip2p.records import Candidate
 from ip2p.rendering.backends import MakesPairs, Pictures
@@ -22,19 +23,32 @@ from ip2p.rendering.table import DrawnPair
 logger = logging.getLogger(__name__)
 
 
-def load_pipeline(config: RenderingConfig) -> DiffusionPipeline:
-    """Loads the model that a config names, once per process."""
-    return load_text_to_image(
-        config.model, revision=config.revision, variant=config.variant, dtype=config.dtype, device=config.device
-    )
-
-
 class ReadsCaptions(MakesPairs):
     """A backend whose text-to-image model reads the captions."""
 
+    def check(self, config: RenderingConfig) -> None:
+        """Refuses the base of a model on this machine by its class; that of one on the hub is refused when it loads."""
+        super().check(config)
+        if Path(config.model).expanduser().is_dir():
+            self.check_base(text_to_image_base(config.model, config.revision))
+
+    def check_base(self, base: Architecture) -> None:
+        """Raises a ValueError of one line for a base that it cannot render with. Default: takes every base."""
+
+    def load_pipeline(self, config: RenderingConfig) -> DiffusionPipeline:
+        """Loads the model that a config names, once per process."""
+        return load_text_to_image(
+            config.model,
+            revision=config.revision,
+            variant=config.variant,
+            dtype=config.dtype,
+            device=config.device,
+            check_base=self.check_base,
+        )
+
     def too_long(self, config: RenderingConfig, candidates: Sequence[Candidate]) -> Collection[str]:
         """Returns the triplets whose captions the model's text encoders would cut, with a warning each."""
-        pipeline = load_pipeline(config)
+        pipeline = self.load_pipeline(config)
         encoders = architecture_of(pipeline).text_encoders(pipeline, config.max_sequence_length)
         firsts = [candidate for candidate in candidates if candidate.spec.candidate == 0]
         too_long = dict.fromkeys(first.triplet.id for first in firsts if not fits_encoders(encoders, first))

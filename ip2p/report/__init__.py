@@ -57,6 +57,7 @@ def describe_run(facts: RunFacts) -> dict[str, object]:
         "triplets": data.triplets(facts),
         "scores": data.scores(facts),
         "judges": data.judges(facts),
+        "shown": data.shown(facts),
         "own_thresholds": sorted(facts.config.filtering.per_edit_type),
         "acceptance": data.acceptance(facts),
         "precision": data.precision(facts),

@@ -157,6 +157,25 @@ def judges(facts: RunFacts) -> list[tuple[str, Sequence[str]]]:
     ]
 
 
+SHOWN = {
+    "rewritten": "another than the written one",
+    "as_written": "the written one",
+    "unnamed": "none that the judge could name",
+}
+"""Words for what `filtering.count_shown` counts."""
+
+
+def shown(facts: RunFacts) -> list[tuple[str, tuple[str, str]]]:
+    """Lists how many accepted pairs show which instruction, with their shares; empty if the judge was not asked."""
+    counts = {name: count_of(num) for name, num in mapping(facts.summary_of("rendering").get("shown")).items()}
+    total = sum(counts.values())
+    return [
+        (words, (count(counts.get(name, 0)), percent(counts.get(name, 0) / total)))
+        for name, words in SHOWN.items()
+        if total
+    ]
+
+
 ACCEPTANCE = {
     "edit_type": "Edit type",
     "guidance_scale": "Guidance scale",

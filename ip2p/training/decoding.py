@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ip2p.images import check_shapes, fit_picture, open_picture, open_upright, read_size
+from ip2p.images import check_shapes, fit_picture, open_mask, open_picture, read_size
 from ip2p.training.data import RawPair
 
 Size = tuple[int, int]
@@ -110,7 +110,7 @@ def decode_pair(pair: RawPair, framing: Framing | int, crop: tuple[float, float]
     if not framing.regions.from_mask:
         return replace(decoded, changed=_changed_pixels(pixels, framing.regions))
     try:
-        mask = open_mask(pair.mask, original.size)
+        mask = _mask_of(pair, original.size)
     except ValueError:
         nowhere = np.zeros((height, width), dtype=np.float32)
         return replace(decoded, changed=share_by_position(nowhere, framing.regions.side), lacks_mask=True)
@@ -139,20 +139,13 @@ def share_by_position(levels: NDArray[np.float32], side: int) -> NDArray[np.floa
     return shares
 
 
-def open_mask(picture: bytes | Path | None, size: tuple[int, int]) -> Image.Image:
-    """Opens a mask in grey: transparent if some of it is, else white, is where a picture of (width, height) changes.
-
-    ValueError if there is none, if it does not decode or if it has another shape.
-    """
-    if not picture:
+def _mask_of(pair: RawPair, size: tuple[int, int]) -> Image.Image:
+    """Opens the mask of a pair of (width, height). ValueError if there is none or it has another shape."""
+    if not pair.mask:
         raise ValueError("no mask")
-    image = open_upright(picture)
-    check_shapes(size, image.size)
-    if image.has_transparency_data:
-        alpha = image.convert("RGBA").getchannel("A")
-        if np.asarray(alpha).min() < 255:
-            return ImageOps.invert(alpha)
-    return image.convert("L")
+    mask = open_mask(pair.mask)
+    check_shapes(size, mask.size)
+    return mask
 
 
 def is_square(picture: bytes | Path | None) -> bool:

@@ -1,7 +1,7 @@
 """Layouts of other trainers: how each wants pairs on disk. A registry that needs no torch.
 
 Every module here but those in `BESIDE` is a plug-in: it declares a `LAYOUT` and is found by its place in this folder. A
-new layout is one new file and a row in docs/data.md.
+new layout is one new file and a row in docs/exchange.md.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ folder brings back the same pairs with all of their texts.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,22 @@ class Export:
         return next((split for split in self.counts if split != "train"), "")
 
 
+def num_listed(folder: Path) -> int:
+    """Counts the samples in a split's table, which has a line for each that is written; cuts off half a line."""
+    table = folder / TABLE
+    if not table.exists():
+        return 0
+    with table.open("rb+") as file:
+        num = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.seek(-len(line), os.SEEK_END)
+                file.truncate()
+                break
+            num += 1
+    return num
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How a trainer wants pairs on disk."""
@@ -74,7 +91,9 @@ class Layout:
     start: str
     """The line that starts the trainer or opens the data; FOLDER stands for the exported folder."""
     write_split: Callable[[Iterable[Sample], Path], None]
-    """Writes the samples of a split below a folder, one after another."""
+    """Writes the samples of a split below a folder, one after another, behind those that are whole there."""
+    num_whole: Callable[[Path], int] = num_listed
+    """Counts the first samples of a split that are whole after a kill."""
     write_config: Callable[[Export], None] = lambda export: None
     """Writes the trainer's own config file, if it has one."""
 
@@ -98,7 +117,7 @@ def write_folder(
     one_suffix: bool = False,
     describe: Describe = describe_image_folder,
 ) -> None:
-    """Writes pictures, texts and the table of a split.
+    """Writes pictures, texts and the table of a split; a sample's line is written when all else of it is.
 
     `places` are the paths of pictures by column, with `{stem}` and `{suffix}`; a fixed `.png` re-encodes what is not
     PNG, without loss. `text` is the path of the instruction; `one_line` writes its line breaks as spaces. `one_suffix`
@@ -106,7 +125,7 @@ def write_folder(
     """
     for place in {Path(path).parent for path in (*places.values(), text) if path}:
         (folder / place).mkdir(parents=True, exist_ok=True)
-    with (folder / TABLE).open("w", encoding="utf-8", newline="\n") as table:
+    with (folder / TABLE).open("a", encoding="utf-8", newline="\n", buffering=1) as table:
         for sample in samples:
             paths = _write_pictures(sample, folder, places, one_suffix=one_suffix)
             if text:

@@ -8,7 +8,7 @@ several pictures, temporal prediction and multi-element composition, are left ou
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,13 +121,21 @@ class Kris(Benchmark):
         listings = [path for name in DIMENSION_OF if (path := asked.path / name / LISTING).is_file()]
         if not listings:
             return None
-        edits, left_out = list[SourceEdit](), 0
+        edits, left_out = list[SourceEdit](), Counter[str]()
         for path in listings:
-            rows = read_listing(path)
-            read = [edit for key, row in rows if (edit := _read_edit(path.parent, key, row)) is not None]
-            edits, left_out = edits + read, left_out + len(rows) - len(read)
-        if left_out:
-            logger.warning("left out %d edits that take several pictures or lack one", left_out)
+            for key, row in read_listing(path):
+                if reason := _lacks(path.parent, row):
+                    left_out[reason] += 1
+                    logger.info("left out %s: %s", row.where, reason)
+                else:
+                    edits.append(_read_edit(path.parent, key, row))
+        told = ", ".join(f"{num} with {reason}" for reason, num in left_out.items())
+        if not edits:
+            raise ValueError(
+                f"{asked.source} holds no edit that can be made: {told or 'it is empty'}. Add other tasks."
+            )
+        if told:
+            logger.warning("edits left out: %s", told)
         return edits
 
     def ask(self, case: EditCase, before: Pixels, after: Pixels) -> list[Question]:
@@ -176,18 +184,24 @@ class Kris(Benchmark):
         ]
 
 
-def _read_edit(folder: Path, key: str, row: Row) -> SourceEdit | None:
-    """Reads an edit; None if it takes several pictures, or lacks its picture or its instruction."""
-    instruction, picture, truth = row.wording("ins_en"), row.picture("ori_img"), row.picture("gt_img")
-    if instruction is None or not isinstance(picture, Path) or folder.name in SEVERAL:
-        logger.info("left out %s", row.where)
-        return None
+def _lacks(folder: Path, row: Row) -> str:
+    """Says why an edit cannot be made; empty if it can."""
+    pictures = row.values.get("ori_img")
+    if folder.name in SEVERAL or (isinstance(pictures, list) and len(pictures) > 1):
+        return "several pictures, where an editor takes one"
+    if row.wording("ins_en") is None:
+        return "no instruction"
+    return "" if isinstance(row.picture("ori_img"), Path) else "no picture"
+
+
+def _read_edit(folder: Path, key: str, row: Row) -> SourceEdit:
+    picture, truth = row.picture("ori_img"), row.picture("gt_img")
     facts = Facts(
         output=f"{folder.name}/{key}.jpg",
         texts={EXPLANATION: row.text("explain_en")},
         files={TRUTH: truth} if isinstance(truth, Path) else {},
     )
-    texts = {"edit_prompt": instruction, "edit_type": folder.name}
+    texts = {"edit_prompt": row.wording("ins_en") or "", "edit_type": folder.name}
     return SourceEdit(texts, file_loaders({"original_image": picture}), facts)
 
 

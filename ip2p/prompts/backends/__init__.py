@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ip2p.config import PromptsConfig
 from ip2p.prompts.asking import Backend, read_examples
 from ip2p.prompts.backends.rules import TemplateBackend
 from ip2p.prompts.backends.server import ServerBackend
 from ip2p.store.journal import Journal
+
+if TYPE_CHECKING:
+    from ip2p.models.loading import LanguageModel
+    from ip2p.prompts.backends.transformers import ChatBackend
 
 
 def open_backend(config: PromptsConfig, journal: Path, pictures: Mapping[str, bytes] | None = None) -> Backend:
@@ -24,15 +29,24 @@ def open_backend(config: PromptsConfig, journal: Path, pictures: Mapping[str, by
     if config.backend == "server":
         check_server(config)
         return ServerBackend(config, Journal(journal), pictures or {})
-    if config.backend == "chat" and pictures:
-        return _open_seeing(config, pictures)
-    from ip2p.models.loading import load_language_model
-    from ip2p.prompts.backends.transformers import CausalBackend, ChatBackend
+    if config.backend == "chat":
+        return _open_seeing(config, pictures) if pictures else open_chat(config)
+    from ip2p.prompts.backends.transformers import CausalBackend
 
-    language_model = load_language_model(
-        config.model, revision=config.revision, device=config.device, dtype=config.dtype
-    )
-    return (ChatBackend if config.backend == "chat" else CausalBackend)(language_model, config)
+    return CausalBackend(_load_language_model(config), config)
+
+
+def open_chat(config: PromptsConfig) -> ChatBackend:
+    """Returns the backend of an instruction-tuned model in this process. ValueError as in `open_backend`."""
+    from ip2p.prompts.backends.transformers import ChatBackend
+
+    return ChatBackend(_load_language_model(config), config)
+
+
+def _load_language_model(config: PromptsConfig) -> LanguageModel:
+    from ip2p.models.loading import load_language_model
+
+    return load_language_model(config.model, revision=config.revision, device=config.device, dtype=config.dtype)
 
 
 def _open_seeing(config: PromptsConfig, pictures: Mapping[str, bytes]) -> Backend:

@@ -167,28 +167,28 @@ class ChatBackend(TransformersBackend):
     def answer(self, requests: Sequence[Request], *, on_answer: Callable[[int], object]) -> list[Answer]:
         """Returns one answer per request, in order."""
         talks = [messages_for(self.config, request) for request in requests]
-        answers = [Answer(text) for text in self._continue(requests, talks, 0, on_answer)]
+        draws = [(request.topic, request.attempt) for request in requests]
+        answers = [Answer(text) for text in self.converse(talks, draws, on_answer)]
         for repair in range(1, self.config.num_repairs + 1):
             reasons = [needs_repair(self.config, answer.text) for answer in answers]
             malformed = [index for index, reason in enumerate(reasons) if reason]
             for index in malformed:
                 talks[index] = repair_messages(talks[index], answers[index].text, reasons[index])
-            again = [requests[index] for index in malformed]
-            texts = self._continue(again, [talks[index] for index in malformed], repair, lambda num: None)
+            drawn_anew = [(*draws[index], repair) for index in malformed]
+            texts = self.converse([talks[index] for index in malformed], drawn_anew, lambda num: None)
             for index, text in zip(malformed, texts, strict=True):
                 answers[index] = Answer(text, (*answers[index].earlier, answers[index].text))
         return answers
 
-    def _continue(
+    def converse(
         self,
-        requests: Sequence[Request],
         talks: Sequence[list[Message]],
-        repair: int,
+        draws: Sequence[tuple[object, ...]],
         on_answer: Callable[[int], object],
     ) -> list[str]:
+        """Returns the next message of each conversation; each draws by a hash of its own values."""
         tokenizer, prompts = self.language_model.tokenizer, []
-        for request, talk in zip(requests, talks, strict=True):
+        for talk, values in zip(talks, draws, strict=True):
             text = str(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
-            draws = (request.topic, request.attempt, *([repair] if repair else []))
-            prompts.append(Prompt(list(tokenizer(text, add_special_tokens=False)["input_ids"]), draws))
+            prompts.append(Prompt(list(tokenizer(text, add_special_tokens=False)["input_ids"]), values))
         return self.continue_prompts(prompts, on_answer)

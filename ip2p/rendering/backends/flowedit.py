@@ -8,12 +8,14 @@ from functools import partial
 from diffusers import DiffusionPipeline
 
 from ip2p.config import RenderingConfig
-from ip2p.editing.flowedit import Way, check_flow, lead_images
+from ip2p.editing.flowedit import Way, lead_images
 from ip2p.images import Array
+from ip2p.models.architecture import Architecture
+from ip2p.models.noise.flow import FlowNoise
 from ip2p.records import Candidate
 from ip2p.rendering.backends import Pictures
 from ip2p.rendering.table import DrawnPair
-from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline, redrawn_pairs
+from ip2p.rendering.text_to_image import ReadsCaptions, redrawn_pairs
 
 STRENGTH = 0.66
 """Its authors' for Stable Diffusion 3, where none is set: 33 of 50 steps."""
@@ -26,12 +28,19 @@ class FlowEdit(ReadsCaptions):
     draws = ("strength",)
     unread = ("scheduler",)
 
+    def check_base(self, base: Architecture) -> None:
+        """Requires a base that is trained by flow matching."""
+        if not issubclass(base.noise, FlowNoise):
+            raise ValueError(
+                f"rendering.model is a {base.title}, expected a base that is trained by flow matching, such as Stable "
+                "Diffusion 3.5 or FLUX.1. Set rendering.backend to sdedit."
+            )
+
     def make_pairs(
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
     ) -> Iterator[DrawnPair]:
-        """Leads a batch of pictures at a time. ValueError for a base that is not trained by flow matching."""
-        pipeline = load_pipeline(config)
-        check_flow(pipeline)
+        """Leads a batch of pictures at a time."""
+        pipeline = self.load_pipeline(config)
         yield from redrawn_pairs(pipeline, config, candidates, pictures, partial(_lead, pipeline, config))
 
 

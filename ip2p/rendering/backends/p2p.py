@@ -9,7 +9,7 @@ from ip2p.p2p.sampler import render_pairs
 from ip2p.records import Candidate
 from ip2p.rendering.backends import Pictures
 from ip2p.rendering.table import DrawnPair
-from ip2p.rendering.text_to_image import ReadsCaptions, load_pipeline
+from ip2p.rendering.text_to_image import ReadsCaptions
 
 
 class PromptToPrompt(ReadsCaptions):
@@ -22,5 +22,5 @@ class PromptToPrompt(ReadsCaptions):
         self, config: RenderingConfig, candidates: Sequence[Candidate], pictures: Pictures
     ) -> Iterator[DrawnPair]:
         """Renders pairs."""
-        for pair in render_pairs(load_pipeline(config), candidates, config):
+        for pair in render_pairs(self.load_pipeline(config), candidates, config):
             yield DrawnPair(pair.original, pair.edited)
