@@ -71,7 +71,9 @@ def test_latents_are_packed_and_placed_as_the_pipeline_does(folders: dict[str, P
     pipeline, latents = load(folders["dev"]), torch.randn(2, 4, 6, 10)
     assert torch.equal(packed(latents), pipeline._pack_latents(latents, 2, 4, 6, 10))
     assert torch.equal(unpacked(packed(latents), 6, 10), latents)
-    assert torch.equal(places_of(6, 10), pipeline._prepare_latent_image_ids(2, 3, 5, "cpu", torch.float32))
+    assert torch.equal(
+        places_of(6, 10, torch.device("cpu")), pipeline._prepare_latent_image_ids(2, 3, 5, "cpu", torch.float32)
+    )
 
 
 @pytest.mark.parametrize("length", [None, NUM_TEXTS])

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +22,7 @@ from ip2p.sources.rows import open_table
 from ip2p.training import filling, text_cache, validation
 from ip2p.training.cache import join_caches
 from ip2p.training.data import open_rows
+from ip2p.training.encoding import encode_views
 from ip2p.training.filling import cache_pays, load_cache
 from ip2p.training.loop import Interrupted, Stop
 from tests.test_training import pair, tiny_training, write_pairs
@@ -96,7 +97,7 @@ def test_a_stop_ends_the_filling_at_once_and_keeps_whole_parts(
     tmp_path: Path, data: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_training(tiny_sd, max_train_steps=2, cache_epochs=0.0)
-    encode, calls = filling.encode_views, list[int]()
+    encode, calls = encode_views, list[int]()
 
     def stopped_in_the_third(*arguments: Any) -> dict[str, torch.Tensor]:
         calls.append(1)
@@ -212,9 +213,9 @@ def test_each_process_reads_and_encodes_its_own_parts(tmp_path: Path, data: Path
     shared = tmp_path / "shared"
     shared.mkdir()
     with torch.no_grad():
-        for rank in map(_Rank, range(2)):
-            filling._write_texts(shared, prompts, config, rank)  # type: ignore[arg-type]
-            filling._write_rows(shared, rows, prompts, config, rank)  # type: ignore[arg-type]
+        for rank in map(cast(type[Any], _Rank), range(2)):
+            filling._write_texts(shared, prompts, config, rank)
+            filling._write_rows(shared, rows, prompts, config, rank)
     assert read == [[0, 2], [1, 3]]
     alone = load_cache(tmp_path / "alone", rows, config, Accelerator(cpu=True))
     (folder,) = (tmp_path / "alone").iterdir()

@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ip2p.config import TrainingConfig
 from ip2p.training.ahead import Ahead
-from ip2p.training.cache import load_cache
 from ip2p.training.checkpoint import Progress, load_checkpoint, read_checkpoint
 from ip2p.training.data import open_rows, open_table
 from ip2p.training.draws import Drawing, SampleStream, StepDraws
+from ip2p.training.filling import load_cache
 from ip2p.training.loop import Interrupted, SharedStop, Stop
 from ip2p.training.online import OnlinePairs
 from ip2p.training.run import new_trainer

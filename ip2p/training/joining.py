@@ -18,7 +18,6 @@ from ip2p.sources.rows import open_table as open_source
 from ip2p.training.data import (
     Columns,
     RawPair,
-    Rows,
     SourceRows,
     TableRows,
     check_local_data,
@@ -118,7 +117,7 @@ class JoinedRows:
         return itertools.chain.from_iterable(part.read() for part in self.parts)
 
 
-def open_all_rows(job: TrainingJob) -> Rows:
+def open_all_rows(job: TrainingJob) -> SourceRows | JoinedRows:
     """Opens the rows of all of a training's data. ValueError as in `open_rows`."""
     sources = data_sources(job.data, job)
     if len(sources) == 1:

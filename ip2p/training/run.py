@@ -43,7 +43,7 @@ from ip2p.training.data import (
 from ip2p.training.decoding import is_square
 from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream
 from ip2p.training.filling import cache_pays, load_cache
-from ip2p.training.joining import JoinedRows, open_all_rows, open_all_tables
+from ip2p.training.joining import JoinedRows, data_sources, open_all_rows, open_all_tables
 from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train
 from ip2p.training.mixing import MixedOrder, shares_of
@@ -190,12 +190,10 @@ def _open_cache(
     rows: SourceRows | JoinedRows, job: TrainingJob, accelerator: Accelerator, root: Path
 ) -> LatentCache | None:
     """Opens the cache of each source, which is the one that it has alone; None if they are to be filled in vain."""
-    parts, configs, words = [rows], [job], [job.data]
-    if isinstance(rows, JoinedRows):
-        parts, configs, words = rows.parts, *zip(*((each.config, each.data) for each in rows.sources), strict=True)
+    parts, named = (rows.parts, rows.sources) if isinstance(rows, JoinedRows) else ([rows], data_sources(job.data, job))
     sources = [
-        (part, config, _later_contents(config, word, root.parent))
-        for part, config, word in zip(parts, configs, words, strict=True)
+        (part, each.config, _later_contents(each.config, each.data, root.parent))
+        for part, each in zip(parts, named, strict=True)
     ]
     keys = {cache_key(*source) for source in sources}
     are_there = all((root / key / FILLED).exists() for key in keys)
