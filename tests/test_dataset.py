@@ -254,7 +254,7 @@ def test_a_run_killed_at_any_moment_leaves_the_old_dataset_and_the_next_run_ends
     assert not list(config.out.glob(".dataset*")) and not list((config.out / "dataset").glob(".*"))
 
 
-def interrupt(*arguments: object) -> None:
+def interrupt(*arguments: object, **named: object) -> None:
     raise KeyboardInterrupt
 
 
