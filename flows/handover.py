@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Flow, State
 from prefect.futures import PrefectFuture
 
+from flows.ending import note_flow_run
 from ip2p.store import write_json
 
 MOST_BYTES = 500_000
@@ -42,7 +43,7 @@ class UseFlow(Flow[P, R]):
 
 def use_flow(name: str, **options: Any) -> Callable[[Callable[P, R]], UseFlow[P, R]]:
     """Makes the flow of a use from a function; `options` are those of Prefect's `flow`."""
-    return lambda function: UseFlow(function, name=name, **options)
+    return lambda function: UseFlow(function, name=name, on_running=[note_flow_run], **options)
 
 
 def form_of_any_size(parameters: dict[str, Any], fields: Container[str], folder: Path) -> dict[str, Any]:

@@ -43,6 +43,9 @@ _IDLE_SERVICES = (
 )
 """Services that a run without deployments does not need; the task run recorder must stay, it feeds the DAG."""
 
+SECONDS_TO_END = 2
+"""Time that a private server waits for its clients when it ends; they may wait for its end themselves."""
+
 PROXY_ERRORS = (407, 502, 503, 504)
 """What a proxy answers with if it wants a password or does not reach the server."""
 
@@ -260,7 +263,8 @@ def serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    uvicorn.run(create_app(final=True), host="127.0.0.1", port=port, log_level="warning")
+    app = create_app(final=True)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END)
 
 
 if __name__ == "__main__":

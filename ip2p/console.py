@@ -8,8 +8,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +20,7 @@ import psutil
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30.0
-"""Time that child processes get to write a checkpoint before this process ends."""
+"""Time that child processes get to write a checkpoint before this process ends, and then its last acts."""
 
 NOISE = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine", "prefect.task_runner", "prefect.flow_engine")
 """Loggers that would repeat the command's one-line error with tracebacks; the log file has everything."""
@@ -104,15 +106,40 @@ def _log_files() -> list[LogFile]:
 
 def end_on_signals() -> None:
     """Makes Ctrl-C and SIGTERM end this process with one line; finished shards and checkpoints are on disk already."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
 
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        os.write(2, f"\nip2p: interrupted. {RESUME_HINT}\n".encode())
-        _end_children()
-        os._exit(128 + number)
 
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
+_last_acts: list[Callable[[], object]] = []
+
+
+@contextmanager
+def last_act(act: Callable[[], object]) -> Iterator[None]:
+    """Has something done if a signal ends the process while the body runs, after the child processes have ended."""
+    _last_acts.append(act)
+    try:
+        yield
+    finally:
+        _last_acts.remove(act)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    os.write(2, f"\nip2p: interrupted. {RESUME_HINT}\n".encode())
+    _end_children()
+    acting = [threading.Thread(target=_attempt, args=(act,), daemon=True) for act in _last_acts]
+    for thread in acting:
+        thread.start()
+    for thread in acting:
+        thread.join(GRACE_SECONDS)
+    os._exit(128 + number)
+
+
+def _attempt(act: Callable[[], object]) -> None:
+    try:
+        act()
+    except Exception as error:
+        os.write(2, f"ip2p: {one_line(error)}\n".encode())
 
 
 def _end_children() -> None:

@@ -131,17 +131,32 @@ def workplace(
 
 
 def _train_here(command: list[str]) -> None:
-    """What the launcher starts as a child runs in this process: a tenth of the time; tests/flows has it whole."""
-    assert _train(command[command.index("ip2p.training") + 1 :]) == 0
+    """What the launcher starts as a child runs in this process: a tenth of the time; tests/flows has it whole.
+
+    It is in the flow's thread, where no signal is heard.
+    """
+    from ip2p.training.flags import parse
+    from ip2p.training.loop import Stop
+    from ip2p.training.run import run
+
+    with _own_accelerator():
+        run(parse(command[command.index("ip2p.training") + 1 :]), Stop())
 
 
 def _train(words: Sequence[str]) -> int:
-    from accelerate.state import AcceleratorState
-
     from ip2p.training.__main__ import main as train
 
-    try:
+    with _own_accelerator():
         return train(list(words))
+
+
+@contextlib.contextmanager
+def _own_accelerator() -> Iterator[None]:
+    """Leaves no state of accelerate behind, which keeps its precision per process."""
+    from accelerate.state import AcceleratorState
+
+    try:
+        yield
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ip2p.console import last_act
 from ip2p.records import content_hash
 from ip2p.store.shards import read_json, write_json
 
@@ -147,17 +148,22 @@ class Mirror:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Copies finished files while the body runs, and everything else at its end, also after an error."""
+        """Copies finished files while the body runs, and everything else at its end, also after an error or a signal."""
         done = threading.Event()
         thread = threading.Thread(target=self._follow, args=(done,), daemon=True)
         thread.start()
-        try:
-            yield
-        finally:
+
+        def end() -> None:
             done.set()
             thread.join()
             self.push(delete=True)
             self.release()
+
+        try:
+            with last_act(end):
+                yield
+        finally:
+            end()
 
     def _follow(self, done: threading.Event) -> None:
         renewed = time.monotonic()
