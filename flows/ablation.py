@@ -22,7 +22,9 @@ def ablation_flow(config: PipelineConfig, run: Path, variants: Sequence[str] = t
     for variant in ablation.variants_of(run, config, variants):
         build_variant(variant)
         configs.append(variant.config)
-    tasks.publish_report(tasks.compare_runs(configs, config.out / "index.html"))
+    page = tasks.compare_runs(configs, config.out / "index.html")
+    with tasks.for_looking_at("the page of the variants"):
+        tasks.publish_report(page)
 
 
 def build_variant(variant: ablation.Variant) -> None:

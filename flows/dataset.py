@@ -21,8 +21,10 @@ from ip2p.config import PipelineConfig
 def dataset_flow(config: PipelineConfig) -> None:
     """Regenerates the dataset and reports on it."""
     judged = build_dataset(config)
-    tasks.publish_counts(config)
-    tasks.publish_report(tasks.write_report(config, wait_for=[judged]))
+    report = tasks.write_report(config, wait_for=[judged])
+    with tasks.for_looking_at("the counts and the report"):
+        tasks.publish_counts(config)
+        tasks.publish_report(report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def submit_shards(config: PipelineConfig, numbers: Sequence[int]) -> Futures:
         if number >= lead:
             place = number - lead
             render = tasks.retrying(tasks.render_pairs, config)
-            futures.pairs.append(render.submit(config, numbers[place], futures.triplets[place]))
+            futures.pairs.append(render.submit(config, numbers[place], [futures.triplets[place]]))
             futures.submitted.append(futures.pairs[-1])
         if number < len(numbers):
             _submit_prompts(config, numbers[number], futures)

@@ -18,6 +18,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +46,9 @@ _IDLE_SERVICES = (
 
 SECONDS_TO_END = 2
 """Time that a private server waits for its clients when it ends; they may wait for its end themselves."""
+
+MOST_STARTS = 10
+"""Times that a private server is started again in a run."""
 
 PROXY_ERRORS = (407, 502, 503, 504)
 """What a proxy answers with if it wants a password or does not reach the server."""
@@ -133,7 +137,14 @@ def describe_server() -> str:
 
 
 def _set_defaults(environment: os._Environ[str]) -> None:
-    """Sets what the user has not set; prefect reads it when it is imported."""
+    """Sets what the user has not set; prefect reads it when it is imported.
+
+    A request is tried again for four minutes, with growing pauses, while the server is away. A shard's end is in its
+    state already and is not logged too.
+    """
+    environment.setdefault("PREFECT_CLIENT_MAX_RETRIES", "7")
+    environment.setdefault("PREFECT_LOGGING_TO_API_BATCH_INTERVAL", "5")
+    environment.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL", "WARNING")
     environment.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "ip2p")
     environment.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     environment.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -173,11 +184,12 @@ def _private_server(home: Path, meanwhile: Callable[[], object], port: int, idle
     url = f"http://127.0.0.1:{port}/api"
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("w") as log:
-        server = _start(port, log, idle)
+        server = _Server(port, log, idle)
         os.environ["PREFECT_API_URL"] = url
         try:
             meanwhile()
-            _wait_until_healthy(server, url, Path(log.name))
+            _wait_until_healthy(server.process, url, Path(log.name))
+            threading.Thread(target=server.start_again_if_it_ends, daemon=True).start()
             logger.info(
                 "the Prefect server is up after %.1f s: %s", time.monotonic() - started, url.removesuffix("/api")
             )
@@ -185,7 +197,7 @@ def _private_server(home: Path, meanwhile: Callable[[], object], port: int, idle
         finally:
             _send_what_is_left()
             del os.environ["PREFECT_API_URL"]
-            _stop(server)
+            server.stop()
 
 
 def _send_what_is_left() -> None:
@@ -200,28 +212,60 @@ def _send_what_is_left() -> None:
     APILogWorker.drain_all(timeout=10)
 
 
-def _start(port: int, log: IO[str], idle: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts the server in a session of its own, so that a terminal's Ctrl-C does not end it before the run does.
+@dataclass(slots=True)
+class _Server:
+    """A private server's process, or the one that took its place."""
 
-    Its page needs the API's address, or it would ask at the usual port.
-    """
-    environment = dict(os.environ) | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api"}
-    environment |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in idle}
-    command = [sys.executable, "-m", "flows.server", str(port)]
-    return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    port: int
+    log: IO[str]
+    idle: Sequence[str]
+    process: subprocess.Popen[bytes] = field(init=False)
+    _is_wanted: bool = True
+    _changing: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self.process = self._start()
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Closes the pipe that keeps the server alive and waits for its end."""
-    if server.stdin:
-        server.stdin.close()
-    try:
-        server.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Starts the server in a session of its own, so that a terminal's Ctrl-C does not end it before the run does.
+
+        Its page needs the API's address, or it would ask at the usual port.
+        """
+        environment = dict(os.environ) | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{self.port}/api"}
+        environment |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in self.idle}
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.server", str(self.port)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def start_again_if_it_ends(self) -> None:
+        """Starts a server again that was killed or broke, on the same port and database; requests are tried until then.
+
+        One that was asked to end is not: this process is about to end too.
+        """
+        for _ in range(MOST_STARTS):
+            code = self.process.wait()
+            with self._changing:
+                if not self._is_wanted or code in (0, -signal.SIGTERM):
+                    return
+                logger.warning("the Prefect server ended with exit code %d and is started again", code)
+                self.process = self._start()
+
+    def stop(self) -> None:
+        """Closes the pipe that keeps the server alive and waits for its end."""
+        with self._changing:
+            self._is_wanted = False
+        if self.process.stdin:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

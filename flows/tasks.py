@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
+from prefect.settings import temporary_settings
 
+from flows.ending import ASK_ONCE
 from ip2p import ablation, dataset, evaluation, prompts, rendering, report, training
 from ip2p.config import PipelineConfig, PromptsConfig
+from ip2p.console import first_line
 from ip2p.evaluation.metrics import Figures
 from ip2p.records import content_hash
 from ip2p.store import RunFolder, Sidecar, read_summary
@@ -55,8 +58,11 @@ def write_triplets(config: PipelineConfig, number: int) -> Sidecar:
 
 
 @task(task_run_name="render-{number:05d}", cache_policy=NO_CACHE)
-def render_pairs(config: PipelineConfig, number: int, triplets: Sidecar) -> Sidecar:
-    """Renders edit triplets as candidate pairs with scores and verdicts."""
+def render_pairs(config: PipelineConfig, number: int, after: Sequence[Sidecar]) -> Sidecar:
+    """Renders edit triplets as candidate pairs with scores and verdicts.
+
+    `after` is what it waits for. It is a list, as Prefect would ask its server about an argument that is a future.
+    """
     return rendering.write_shard(config, number)
 
 
@@ -125,6 +131,15 @@ logger = logging.getLogger("ip2p.progress")
 SECONDS_BETWEEN_UPDATES = 2.0
 
 
+@contextmanager
+def for_looking_at(what: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Surrounds what is shown on Prefect's page only: no run fails because its server does not take it."""
+    try:
+        yield
+    except Exception as error:  # of the client's many kinds
+        logger.log(level, "Prefect's page lacks %s: %s", what, first_line(error))
+
+
 class Bar:
     """Progress artifact, made when there is something to show."""
 
@@ -138,13 +153,11 @@ class Bar:
         percent, now = round(100 * min(max(share, 0.0), 1.0), 1), time.monotonic()
         if percent == self._shown or (percent < 100 and now - self._at < SECONDS_BETWEEN_UPDATES):
             return
-        try:
+        with for_looking_at(f"the progress of {self._key}", logging.DEBUG), temporary_settings(ASK_ONCE):
             if self._id is None:
                 self._id = create_progress_artifact(percent, key=f"progress-{self._key}", description=self._description)
             else:
                 update_progress_artifact(self._id, percent)
-        except Exception as error:  # of the client's many kinds; progress is for looking at only
-            logger.debug("the progress of %s was not reported: %s", self._key, error)
         self._shown, self._at = percent, now
 
 

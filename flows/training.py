@@ -29,6 +29,8 @@ def build_editor(config: PipelineConfig, data: str, after: Sequence[State[Any]] 
     trained.result()
     scored = tasks.retrying(tasks.evaluate_editor, config)(config, data, wait_for=[trained], return_state=True)
     scored.result()
-    tasks.publish_counts(config)
-    tasks.publish_scores(config)
-    tasks.publish_report(tasks.write_report(config, wait_for=[scored]))
+    report = tasks.write_report(config, wait_for=[scored])
+    with tasks.for_looking_at("the counts, the scores and the report"):
+        tasks.publish_counts(config)
+        tasks.publish_scores(config)
+        tasks.publish_report(report)
