@@ -11,10 +11,12 @@ from prefect.futures import PrefectFuture
 
 from flows import tasks
 from flows.handover import use_flow
-from flows.runners import one_thread, raise_first_failure, resources
+from flows.runners import as_workers_see, one_thread, raise_first_failure, resources, store_of
 from flows.tasks import Count, limit_server
 from ip2p import prompts, rendering, uses
 from ip2p.config import PipelineConfig
+from ip2p.store.mirror import Mirror
+from ip2p.store.shard_copy import files_of_shard
 
 
 @use_flow("dataset", task_runner=one_thread())
@@ -65,9 +67,12 @@ def _submit_prompts(config: PipelineConfig, number: int, futures: Futures) -> No
     futures.submitted.extend([*before[:1], futures.triplets[-1]])
 
 
-def _wait_for(futures: Futures) -> None:
-    """Waits until all shards have ended, and shows how many have."""
-    num, rendered = len(futures.pairs), set(map(id, futures.pairs))
+def _wait_for(futures: Futures, numbers: Sequence[int], store: Mirror | None) -> None:
+    """Waits until all shards have ended, shows how many have, and copies those that workers have put into a store."""
+    num, rendered = (
+        len(futures.pairs),
+        {id(future): number for future, number in zip(futures.pairs, numbers, strict=True)},
+    )
     written = set(map(id, futures.triplets))
     prompts_done = Count("prompts", f"Prompts, shards of {num}", num)
     pairs_done = Count("rendering", f"Rendering, shards of {num}", num)
@@ -77,6 +82,8 @@ def _wait_for(futures: Futures) -> None:
             prompts_done.add()
         elif id(future) in rendered:
             pairs_done.add()
+            if store is not None:
+                store.pull(files_of_shard(rendered[id(future)]))
 
     raise_first_failure(futures.submitted, ended)
 
@@ -86,8 +93,8 @@ def build_dataset(config: PipelineConfig) -> State[Any]:
     numbers = uses.shard_numbers(config)
     limit_server(config.prompts)
     with resources(config.runner):
-        futures = submit_shards(config, numbers)
-    _wait_for(futures)
+        futures = submit_shards(as_workers_see(config), numbers)
+    _wait_for(futures, numbers, store_of(config))
     prompts.summarise(config)
     rendering.summarise(config)
     written: State[Any] = tasks.retrying(tasks.write_dataset, config)(config, wait_for=futures.pairs, return_state=True)

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib import import_module
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
@@ -19,8 +20,9 @@ from prefect import Flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from ip2p.config import RunnerConfig
+from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.console import start_logging
+from ip2p.store.mirror import Mirror, mirror_of
 from ip2p.uses import USES
 
 RAY_RETRIES = 5
@@ -68,6 +70,19 @@ def resources(config: RunnerConfig) -> AbstractContextManager[Any]:
 
     gpus = config.num_gpus if config.num_gpus is not None else float(bool(_gpus()))
     return remote_options(num_gpus=gpus, max_retries=RAY_RETRIES)  # type: ignore[no-any-return]
+
+
+def store_of(config: PipelineConfig) -> Mirror | None:
+    """Returns the object store that the workers use in place of the run folder; None if they see the folder itself."""
+    return mirror_of(config.out) if config.runner.kind == "ray" and config.runner.address else None
+
+
+def as_workers_see(config: PipelineConfig) -> PipelineConfig:
+    """Returns the config that shards are handed out with: its folder is the store, which then has what they read."""
+    if (store := store_of(config)) is None:
+        return config
+    store.push()
+    return replace(config, out=Path(store.url))
 
 
 def start_worker(claims: str, places: Sequence[dict[str, str]]) -> None:

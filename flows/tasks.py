@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from ip2p.evaluation.metrics import Figures
 from ip2p.records import content_hash
 from ip2p.store import RunFolder, Sidecar, read_summary
 from ip2p.store.journal import RecordFile
+from ip2p.store.mirror import is_url, url_of
+from ip2p.store.shard_copy import shard_copy
 
 
 def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -43,18 +46,31 @@ def retrying(stage: Task[..., Any], config: PipelineConfig) -> Task[..., Any]:
     return stage.with_options(retries=config.runner.retries, retry_delay_seconds=1, retry_condition_fn=worth_retrying)
 
 
+@contextmanager
+def at_hand(config: PipelineConfig, number: int) -> Iterator[PipelineConfig]:
+    """Yields the config with the folder that a shard is made in: the run's, or a copy of what its store has of it."""
+    url = url_of(config.out)
+    if not is_url(url):
+        yield config
+        return
+    earlier = ("triplets/",) if prompts.depends_on_earlier_shards(config) else ()
+    with shard_copy(url, number, also=earlier) as folder:
+        yield replace(config, out=folder)
+
+
 @task(task_run_name="answers-{number:05d}", cache_policy=NO_CACHE)
 def write_answers(config: PipelineConfig, number: int) -> Sidecar | None:
     """Asks a language model about captions."""
-    with server_slot(config.prompts):
-        return prompts.write_answers(config, number)
+    with server_slot(config.prompts), at_hand(config, number) as here:
+        return prompts.write_answers(here, number)
 
 
 @task(task_run_name="prompts-{number:05d}", cache_policy=NO_CACHE)
 def write_triplets(config: PipelineConfig, number: int) -> Sidecar:
     """Turns captions into edit triplets."""
-    with nullcontext() if prompts.depends_on_earlier_shards(config) else server_slot(config.prompts):
-        return prompts.write_shard(config, number)
+    slot = nullcontext() if prompts.depends_on_earlier_shards(config) else server_slot(config.prompts)
+    with slot, at_hand(config, number) as here:
+        return prompts.write_shard(here, number)
 
 
 @task(task_run_name="render-{number:05d}", cache_policy=NO_CACHE)
@@ -63,7 +79,8 @@ def render_pairs(config: PipelineConfig, number: int, after: Sequence[Sidecar]) 
 
     `after` is what it waits for. It is a list, as Prefect would ask its server about an argument that is a future.
     """
-    return rendering.write_shard(config, number)
+    with at_hand(config, number) as here:
+        return rendering.write_shard(here, number)
 
 
 @task(task_run_name="dataset", cache_policy=NO_CACHE)

@@ -305,7 +305,7 @@ def was_asked(config: PipelineConfig, name: str, **arguments: Any) -> bool:
 def shard_numbers(config: PipelineConfig) -> list[int]:
     """Returns the numbers of the run's shards, and removes shards that an earlier, longer run left behind."""
     num_shards = prompts.num_shards(config)
-    for stage in ("pictures", "answers", "triplets", "candidates", "pairs"):
+    for stage in store.SHARDED:
         store.RunFolder(config.out).drop_shards_from(stage, num_shards)
     return list(range(num_shards))
 

@@ -20,9 +20,9 @@ from ip2p import uses
 from ip2p.cli import COMMANDS, main
 from ip2p.cli.arguments import NewRun
 from ip2p.cli.parsing import flags_of, parse_over_base
-from ip2p.cli.runs import url_of
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.store import read_sidecar
+from ip2p.store.mirror import url_of
 from tests import processes
 
 HEAVY = ("torch", "prefect", "diffusers", "transformers", "datasets", "open_clip")

@@ -49,6 +49,8 @@ NOT_RUN = {
     "export PREFECT_API_URL=http://HEAD:4200/api": NEEDS_A_CLUSTER,
     "ip2p dataset sd15 --prompts.captions captions.txt --out /shared/run --runner ray --ray-address HEAD:6379 "
     "--runner.num-gpus 1": NEEDS_A_CLUSTER,
+    "ip2p dataset sd15 --prompts.captions s3://bucket/captions.txt --out s3://bucket/run --runner ray "
+    "--ray-address HEAD:6379": NEEDS_A_CLUSTER,
     "ip2p dataset sd15 --prompts.captions captions.txt --out runs/mine --dataset.license cc-by-4.0 "
     "--push-to-hub OWNER/NAME": NEEDS_A_HUB,
     "python -m ip2p.training --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 "

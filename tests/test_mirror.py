@@ -16,28 +16,15 @@ from ip2p.cli import main
 from ip2p.cli.parsing import local_copy
 from ip2p.store.mirror import OWNER, Mirror, scratch_for
 from tests import processes
+from tests.s3_server import files_of, serving_s3, stored
 from tests.test_dataset_importing import dataset_rows, write_original
-
-BUCKET = "pairs"
 
 
 @pytest.fixture(scope="module")
-def s3(request: pytest.FixtureRequest) -> Iterator[str]:
+def s3() -> Iterator[str]:
     """A URL in a bucket of an S3 server on this machine."""
-    pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    patch = pytest.MonkeyPatch()
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "test")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.filesystem("s3").mkdir(BUCKET)
-    yield f"s3://{BUCKET}/runs/one"
-    server.stop()
-    patch.undo()
+    with serving_s3() as bucket:
+        yield f"{bucket}/runs/one"
 
 
 @pytest.fixture
@@ -50,22 +37,6 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     become("first")
     return become
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-    return {name: content for name, content in names.items() if "/." not in f"/{name}" and name != "run.log"}
-
-
-def stored(url: str) -> dict[str, bytes]:
-    fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    start = len(root) + 1
-    return {path[start:]: fs.cat_file(path) for path in fs.find(root) if _counts(path[start:])}
-
-
-def _counts(path: str) -> bool:
-    return "/." not in f"/{path}" and path != "run.log"  # which goes on to be written
 
 
 @pytest.mark.slow

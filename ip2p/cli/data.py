@@ -15,7 +15,7 @@ import tyro
 from ip2p import dataset, plan, uses
 from ip2p.cli.arguments import Columns, NewRun, OfRun, OverSettings, Preset, Whole, in_section, read_columns
 from ip2p.cli.parsing import local_copy
-from ip2p.cli.runs import describe_results, enter, url_of
+from ip2p.cli.runs import describe_results, enter
 from ip2p.config import FinetuneConfig, PipelineConfig
 from ip2p.config.files import read_run
 from ip2p.console import suggest
@@ -26,6 +26,7 @@ from ip2p.prompts import inspection as prompts_inspection
 from ip2p.prompts.wording import Word, ask_server, word_by
 from ip2p.sources.columns import NEEDED, OURS, TRIPLET_ALIASES
 from ip2p.sources.pairs import SourceRow, read_source
+from ip2p.store.mirror import url_of
 
 logger = logging.getLogger(__name__)
 

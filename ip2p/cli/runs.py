@@ -26,6 +26,7 @@ from ip2p.explain import explain
 from ip2p.hub import push_dataset
 from ip2p.report import write_comparison, write_report
 from ip2p.store import RunFolder, read_summary
+from ip2p.store.mirror import url_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,12 +206,6 @@ def _explain(arguments: Start, config: PipelineConfig, use: str, **values: objec
             for each in explain(dataclasses.replace(config, out=folder), use, **values):
                 print(f"  {each.stage:<11} {each.state:<11} {'; '.join(each.reasons)}".rstrip())
     return arguments.explain
-
-
-def url_of(out: Path) -> str:
-    """Returns a run folder as it was written: a path has one slash of a URL's two."""
-    scheme, colon, rest = str(out).partition(":/")
-    return f"{scheme}://{rest.lstrip('/')}" if colon and len(scheme) > 1 and "/" not in scheme else str(out)
 
 
 def run_flow(config: PipelineConfig, use: str, **arguments: object) -> PipelineConfig:

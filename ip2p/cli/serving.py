@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar
 import tyro
 
 from ip2p.cli.arguments import NewRun, Whole
-from ip2p.cli.runs import url_of
 from ip2p.config import PipelineConfig
 from ip2p.console import suggest
 from ip2p.presets import PRESETS
+from ip2p.store.mirror import url_of
 from ip2p.uses import USES
 
 DEPLOYMENTS = {use.command: use for use in USES.values()}

@@ -2,6 +2,7 @@
 
 from ip2p.store.locks import hold, lock_file
 from ip2p.store.run import (
+    SHARDED,
     RunFolder,
     describe_environment,
     read_environments,
@@ -30,6 +31,7 @@ from ip2p.store.shards import (
 )
 
 __all__ = [
+    "SHARDED",
     "RunFolder",
     "Sidecar",
     "State",

@@ -4,6 +4,9 @@ A thread looks for new files every few seconds. It copies a shard before its sid
 last. So the store holds what the local folder held a moment ago, under the same rule: a shard is done if its sidecar is
 there and its checksum holds. A run that is resumed elsewhere first copies the store's files. A file in the store names
 the owner, who renews it; two runs that start within the same second can both claim the folder.
+
+Workers of the owner that do not share its disk write shards to the store themselves (`shard_copy`); it copies them from
+there as they end.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,11 +38,19 @@ LAST = ("config.json", "summary.json", "completed.json", "manifest.json")
 """Files about other files."""
 LEFT_OUT = ("training/cache/",)
 """Files that are faster to make again than to copy."""
+ALL = ("",)
+"""Beginning of every path in a run folder."""
 
 
 def is_url(word: str) -> bool:
     """Returns whether a run folder is given as a URL such as s3://bucket/run."""
     return "://" in word
+
+
+def url_of(out: Path) -> str:
+    """Returns a run folder as it was written: a path has one slash of a URL's two."""
+    scheme, colon, rest = str(out).partition(":/")
+    return f"{scheme}://{rest.lstrip('/')}" if colon and len(scheme) > 1 and "/" not in scheme else str(out)
 
 
 def scratch_for(url: str) -> Path:
@@ -68,13 +79,17 @@ class Mirror:
     copied: dict[str, Copied] = field(default_factory=dict)
     """Files by path."""
     me: str = field(default_factory=lambda: f"process {os.getpid()} on {platform.node()}")
+    _copying: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
-    def open(cls, url: str) -> Mirror:
-        """Opens a URL. ValueError if its protocol needs a package that is missing, or if it cannot be reached."""
+    def open(cls, url: str, local: Path | None = None) -> Mirror:
+        """Opens a URL, with its scratch folder or another one as the local copy.
+
+        ValueError if its protocol needs a package that is missing, or if it cannot be reached.
+        """
         import fsspec
 
-        local = scratch_for(url)
+        local = local or scratch_for(url)
         try:
             fs, root = fsspec.core.url_to_fs(url.rstrip("/"), use_listings_cache=False)
         except (ImportError, ValueError) as error:
@@ -106,10 +121,17 @@ class Mirror:
         """Gives the claim up."""
         self.fs.rm_file(f"{self.root}/{OWNER}")
 
-    def pull(self) -> int:
-        """Copies files that the local folder lacks or has in an older version; returns their number."""
+    def pull(self, beginnings: Sequence[str] = ALL) -> int:
+        """Copies files that the local folder lacks or has in an older version; returns their number.
+
+        Only files whose paths have one of the beginnings count, here as below.
+        """
+        with self._copying:
+            return self._pull(beginnings)
+
+    def _pull(self, beginnings: Sequence[str]) -> int:
         num = 0
-        for path, info in self._stored().items():
+        for path, info in self._stored(beginnings).items():
             local, token, copied = self.local / path, _token(info), self.copied.get(path)
             if local.is_file() and (copied is None or copied.token == token):
                 continue  # unchanged, or made here and not copied yet when the process ended
@@ -123,9 +145,16 @@ class Mirror:
         self._save()
         return num
 
-    def push(self, *, delete: bool = False) -> int:
-        """Copies new local files and returns their number; `delete` also removes files that are gone from the store."""
-        files = dict(self._local_files())
+    def push(self, beginnings: Sequence[str] = ALL, *, delete: bool = False) -> int:
+        """Copies new local files and returns their number; `delete` also removes files that are gone from the store.
+
+        A file that was never here, as a worker wrote it, is not removed.
+        """
+        with self._copying:
+            return self._push(beginnings, delete)
+
+    def _push(self, beginnings: Sequence[str], delete: bool) -> int:
+        files = {path: stat for path, stat in self._local_files() if path.startswith(tuple(beginnings))}
         new = [path for path, stat in files.items() if self.copied.get(path, ())[:2] != stat]
         stats: dict[str, os.stat_result] = {}
         for path in sorted(new, key=_rank):
@@ -137,27 +166,38 @@ class Mirror:
             stats[path] = stat
         if not stats and not delete:
             return 0
-        stored = self._stored()
+        stored = self._stored(beginnings)
         for path in stats.keys() & stored.keys():
             self.copied[path] = Copied(stats[path].st_mtime_ns, stats[path].st_size, _token(stored[path]))
-        for path in (stored.keys() - files.keys()) if delete else ():
+        for path in (stored.keys() & self.copied.keys()) - files.keys() if delete else ():
             self.fs.rm_file(f"{self.root}/{path}")
             self.copied.pop(path, None)
         self._save()
         return len(stats)
 
+    def forget(self, beginnings: Sequence[str]) -> None:
+        """Removes local files, which stay in the store."""
+        for path, _ in list(self._local_files()):
+            if path.startswith(tuple(beginnings)):
+                (self.local / path).unlink(missing_ok=True)
+                self.copied.pop(path, None)
+
     @contextmanager
-    def following(self) -> Iterator[None]:
-        """Copies finished files while the body runs, and everything else at its end, also after an error or a signal."""
+    def following(self, beginnings: Sequence[str] = ALL, *, is_owner: bool = True) -> Iterator[None]:
+        """Copies finished files while the body runs, and the others at its end, also after an error or a signal.
+
+        The owner also renews its claim, removes files from the store that are gone here, and gives the claim up.
+        """
         done = threading.Event()
-        thread = threading.Thread(target=self._follow, args=(done,), daemon=True)
+        thread = threading.Thread(target=self._follow, args=(done, beginnings, is_owner), daemon=True)
         thread.start()
 
         def end() -> None:
             done.set()
             thread.join()
-            self.push(delete=True)
-            self.release()
+            self.push(beginnings, delete=is_owner)
+            if is_owner:
+                self.release()
 
         try:
             with last_act(end):
@@ -165,12 +205,12 @@ class Mirror:
         finally:
             end()
 
-    def _follow(self, done: threading.Event) -> None:
+    def _follow(self, done: threading.Event, beginnings: Sequence[str], is_owner: bool) -> None:
         renewed = time.monotonic()
         while not done.wait(SECONDS_BETWEEN_LOOKS):
             try:
-                self.push()
-                if time.monotonic() - renewed > OWNER_LIVES / 3:
+                self.push(beginnings)
+                if is_owner and time.monotonic() - renewed > OWNER_LIVES / 3:
                     self._renew()
                     renewed = time.monotonic()
             except OSError as error:  # the store may be unavailable for a moment; only the last copy must succeed
@@ -187,17 +227,31 @@ class Mirror:
             except FileNotFoundError:
                 continue
 
-    def _stored(self) -> dict[str, Any]:
-        """Returns the store's files by path, without hidden ones."""
-        try:
-            files = self.fs.find(self.root, detail=True)
-        except FileNotFoundError:
-            return {}
+    def _stored(self, beginnings: Sequence[str] = ALL) -> dict[str, Any]:
+        """Returns the store's files by path, without hidden ones; lists no more than the beginnings require."""
+        found: dict[str, Any] = {}
+        for beginning in beginnings:
+            folder, _, name = beginning.rpartition("/")
+            place = f"{self.root.rstrip('/')}/{folder}".rstrip("/")
+            with suppress(FileNotFoundError):
+                found |= self.fs.find(place, detail=True, **({"prefix": name} if name else {}))
         start = len(self.root.rstrip("/")) + 1
-        return {path[start:]: info for path, info in files.items() if "/." not in f"/{path[start:]}"}
+        files = {path[start:]: info for path, info in found.items()}
+        return {
+            path: info for path, info in files.items() if path.startswith(tuple(beginnings)) and "/." not in f"/{path}"
+        }
 
     def _save(self) -> None:
         write_json(self.local / RECORD, self.copied)
+
+
+_open: dict[Path, Mirror] = {}
+"""Mirrors of the runs that this process works in, by local copy."""
+
+
+def mirror_of(folder: Path) -> Mirror | None:
+    """Returns the mirror whose local copy a run folder of this process is; None if it is a folder like any other."""
+    return _open.get(folder)
 
 
 @contextmanager
@@ -210,8 +264,12 @@ def working_copy(place: str) -> Iterator[Path]:
     mirror.take()
     num = mirror.pull()
     logger.info("%s: working in %s, %d files copied from there", place, mirror.local, num)
-    with mirror.following():
-        yield mirror.local
+    _open[mirror.local] = mirror
+    try:
+        with mirror.following():
+            yield mirror.local
+    finally:
+        del _open[mirror.local]
 
 
 def _token(info: Mapping[str, object]) -> str:

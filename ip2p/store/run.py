@@ -27,6 +27,8 @@ LIBRARIES = (
     "numpy",
 )
 """Libraries that decide results."""
+SHARDED = ("pictures", "answers", "triplets", "candidates", "pairs")
+"""Folders of a run that are filled by shards."""
 
 
 @dataclass(frozen=True, slots=True)
