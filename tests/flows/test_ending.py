@@ -1,4 +1,4 @@
-"""A run that is told to end does so at once and tells Prefect."""
+"""A run that is told to end does so at once, at any stage, keeps what is whole, and is gone on with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -55,3 +56,29 @@ def test_a_shard_that_would_take_hours_is_not_waited_for(ready_config: PipelineC
         runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=20)
     (run,) = (each for each in runs if each.parameters.get("config", {}).get("out") == str(config.out))
     assert run.state_name == "Crashed"
+
+
+def test_every_stage_ends_when_told_to_and_the_run_goes_on_from_there(ready_config: PipelineConfig) -> None:
+    training = dataclasses.replace(ready_config.training, max_train_steps=40, checkpointing_steps=40)
+    config, folder = dataclasses.replace(ready_config, training=training), RunFolder(ready_config.out)
+
+    def any_file(pattern: str) -> Callable[[], bool]:
+        return lambda: any(folder.root.glob(pattern))
+
+    stages = {
+        "prompts": any_file("triplets/part-*.parquet"),
+        "rendering": any_file("candidates/part-*.parquet"),
+        "dataset": any_file("*dataset*"),
+        "training": any_file("training/loss.jsonl"),
+        "evaluation": any_file("evaluation/parts/*.parquet"),
+    }
+    whole: dict[Path, bytes] = {}
+    for stage, is_there in stages.items():
+        end_once(config, is_there, "run")
+        assert all(path.read_bytes() == content for path, content in whole.items()), f"{stage}: shards were made again"
+        kept = [path for name in ("triplets", "candidates", "pairs") for path in folder.shards(name)]
+        whole = {path: path.read_bytes() for path in kept}
+    assert len(list(folder.training.glob("checkpoint-*/state.json"))) > 1  # at the signal and at the end
+    processes.run(processes.command, ["run", *words_for(config)[1:]], config.out.with_suffix(".log"), environment())
+    assert all(path.read_bytes() == content for path, content in whole.items())
+    assert (folder.report / "index.html").exists() and (folder.model / "model_index.json").exists()

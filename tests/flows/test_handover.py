@@ -24,7 +24,8 @@ from tests.flows.test_deployments import run_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows")]
 
-WORDS = tuple(f"unwanted-word-{number}" for number in range(40_000))
+WORDS = tuple(f"unwanted-word-{number:06d}" for number in range(50_000))
+"""More than a mebibyte, and Prefect takes half of one."""
 
 
 def with_words(config: PipelineConfig, words: tuple[str, ...] = WORDS) -> PipelineConfig:
@@ -43,7 +44,12 @@ def recorded_config(name: str) -> object:
 
 @pytest.mark.parametrize("use", list(uses.USES))
 def test_every_use_hands_its_config_over_whatever_the_runner(use: str) -> None:
-    assert isinstance(flow_of(use, RunnerConfig()), UseFlow)
+    flow, config = flow_of(use, RunnerConfig()), with_words(PipelineConfig())
+    assert isinstance(flow, UseFlow)
+    assert len(json.dumps(to_dict(config))) > 1 << 20
+    arguments = {argument.name: argument.choices or "somewhere" for argument in uses.USES[use].arguments}
+    recorded = flow.serialize_parameters({"config": config, **arguments})
+    assert fits(recorded) and recorded["config"] == str(config.out)
 
 
 @pytest.fixture

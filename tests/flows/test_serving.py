@@ -23,6 +23,7 @@ from ip2p import uses
 from ip2p.cli import main
 from ip2p.config import PipelineConfig, to_dict
 from ip2p.config.files import read_run
+from tests.flows.test_handover import WORDS, with_words
 
 pytestmark = pytest.mark.slow
 TOO_LONG = 400.0
@@ -103,7 +104,8 @@ def test_a_run_from_the_page_completes_with_progress_and_a_bad_one_says_why(
     environment = _environment(tmp_path / "cache", PREFECT_HOME=str(tmp_path / "home"))
     server = (sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     asked = tmp_path / "asked.json"
-    asked.write_text(json.dumps(to_dict(ready_config)))
+    asked.write_text(json.dumps(to_dict(with_words(ready_config))))
+    assert asked.stat().st_size > 1 << 20
     with _running(*server, log=tmp_path / "server.log", cwd=tmp_path, environment=environment) as prefect:
         _wait(lambda: urllib.request.urlopen(f"{url}/health", timeout=5).status == 200, prefect)
         with _running(
@@ -125,6 +127,8 @@ def test_a_run_from_the_page_completes_with_progress_and_a_bad_one_says_why(
             bad = start("dataset", settings={"rendering": {"p2p": [0.5, 0.1]}})
             with pytest.raises(urllib.error.HTTPError, match="409"):
                 start("dataset", settings={"rendering": {"num_steps": 3}})
+            with pytest.raises(urllib.error.HTTPError, match="422"):  # the field says to give a file instead
+                start("dataset", settings={"prompts": {"screening": {"banned_words": WORDS}}})
             state = _wait(lambda: _ended(url, good), serving)
             assert (state["type"], state["message"]) == ("COMPLETED", "The results are in made.")
             state = _wait(lambda: _ended(url, bad), serving)
