@@ -16,7 +16,7 @@ from ip2p.cli import main
 from ip2p.cli.parsing import local_copy
 from ip2p.store.mirror import OWNER, Mirror, scratch_for
 from tests import processes
-from tests.s3_server import serving_s3
+from tests.s3_server import files_of, serving_s3, stored
 from tests.test_dataset_importing import dataset_rows, write_original
 
 
@@ -37,22 +37,6 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     become("first")
     return become
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-    return {name: content for name, content in names.items() if "/." not in f"/{name}" and name != "run.log"}
-
-
-def stored(url: str) -> dict[str, bytes]:
-    fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    start = len(root) + 1
-    return {path[start:]: fs.cat_file(path) for path in fs.find(root) if _counts(path[start:])}
-
-
-def _counts(path: str) -> bool:
-    return "/." not in f"/{path}" and path != "run.log"  # which goes on to be written
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from ip2p.store import shard_copy as module
 from ip2p.store.locks import lock_file
 from ip2p.store.mirror import Mirror, mirror_of, scratch_for, working_copy
 from ip2p.store.shard_copy import files_of_shard, shard_copy
-from tests.test_mirror import files_of, stored
+from tests.s3_server import files_of, stored
 
 URL = "memory://apart/run"
 

@@ -23,8 +23,7 @@ from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.store import RunFolder
 from ip2p.store.mirror import working_copy
 from tests.flows.conftest import one_thread
-from tests.s3_server import serving_s3
-from tests.test_mirror import files_of, stored
+from tests.s3_server import files_of, serving_s3, stored
 
 pytest.importorskip("prefect_ray")
 pytestmark = pytest.mark.slow
