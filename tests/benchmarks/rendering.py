@@ -33,8 +33,6 @@ ROUNDS = 3
 COMMAND = "import sys; from ip2p.cli import main; sys.exit(main())"
 FIXED_CANDIDATES, PAIRS_EACH = 100, 4
 """What the original renders of a triplet and keeps of it at most."""
-COUNTED = 4
-"""Pairs of ours whose operations are counted: pairs of a batch share different parts of their steps."""
 
 
 def compared(options: argparse.Namespace) -> RenderingConfig:
@@ -137,14 +135,15 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     }.get(options.way, ours)
     num = options.pairs if way is ours else max(1, options.pairs // 8)
     candidates = [draw_candidates(config, triplet)[0] for triplet in draw_triplets(num)]
+    found: dict[str, float] = {}
     if not options.once:
-        way(pipeline, candidates[: config.batch_size if way is ours else 2], config)
+        first = candidates[: config.batch_size if way is ours else 2]
+        operations = count_operations(lambda: way(pipeline, first, config)) / len(first)
+        if config.attention_backend == "sdpa":  # xformers' kernels are not counted
+            found["operations"] = operations
     watch = Stopwatch(architecture_of(pipeline).denoiser(pipeline), device)
     seconds = seconds_of(lambda: way(pipeline, candidates, config), device)
-    found = {"rate": num / seconds, "memory": float(peak_memory(device)), "share": watch.seconds / seconds}
-    if config.attention_backend == "sdpa" and not options.once:  # xformers' kernels are not counted
-        few = candidates[: COUNTED if way is ours else 1]
-        found["operations"] = count_operations(lambda: way(pipeline, few, config)) / len(few)
+    found |= {"rate": num / seconds, "memory": float(peak_memory(device)), "share": watch.seconds / seconds}
     return found
 
 
