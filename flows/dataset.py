@@ -97,7 +97,7 @@ def write_dataset(config: PipelineConfig, pairs: Sequence[PrefectFuture[Any]]) -
     parts: Parts = planned.result()
     gathered = _submit_parts(tasks.gather_pairs, config, parts.bundles, "Dataset, first pass")
     written = _submit_parts(tasks.write_files, config, parts.groups, "Dataset, second pass")
-    after = [planned, *gathered, *written]
+    after: list[Any] = [planned, *gathered, *written]
     finished: State[Any] = tasks.retrying(tasks.finish_dataset, config)(config, wait_for=after, return_state=True)
     finished.result()
     return finished
@@ -111,7 +111,8 @@ def _submit_parts(part: Task[..., Any], config: PipelineConfig, num: int, what: 
     done, part = Count(part.name.replace("_", "-"), f"{what}, parts of {num}", num), tasks.retrying(part, config)
     if store_of(config) is not None:
         for number in range(num):
-            part(config, number)
+            state: State[Any] = part(config, number, wait_for=[], return_state=True)
+            state.result()
             done.add()
         return []
     futures = [part.submit(config, number) for number in range(num)]

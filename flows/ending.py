@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import Flow, State
+from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -20,9 +20,9 @@ _begun: list[UUID] = []
 """Flow runs of this process."""
 
 
-def note_flow_run(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+def note_flow_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Notes that a flow run has begun in this process."""
-    _begun.append(run.id)
+    _begun.append(flow_run.id)
 
 
 def tell_of_interruption() -> None:

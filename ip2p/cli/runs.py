@@ -276,4 +276,5 @@ def _serve_and_run(config: PipelineConfig, use: str, **arguments: object) -> Non
         # In a thread of its own, so that this one heeds a signal whatever the flow is at. In this one Prefect would
         # heed SIGTERM itself, and wait for the shards in flight.
         with last_act(tell_of_interruption), ThreadPoolExecutor(1) as thread:
-            thread.submit(copy_context().run, flow, config, **arguments).result()
+            context = copy_context()
+            thread.submit(lambda: context.run(flow, config, **arguments)).result()
