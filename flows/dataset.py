@@ -111,7 +111,7 @@ def _submit_parts(part: Task[..., Any], config: PipelineConfig, num: int, what: 
     done, part = Count(part.name.replace("_", "-"), f"{what}, parts of {num}", num), tasks.retrying(part, config)
     if store_of(config) is not None:
         for number in range(num):
-            state: State[Any] = part(config, number, wait_for=[], return_state=True)
+            state: Any = part(config, number, return_state=True)
             state.result()
             done.add()
         return []

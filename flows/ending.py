@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import State
+from prefect import Flow, State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
