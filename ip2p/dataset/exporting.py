@@ -158,7 +158,7 @@ class _Split:
         self.name, self.table, self.progress, self.num_whole = name, table, progress, num_whole
         self.mapping = map_columns(table.names, None, where=word)
         records = (record for record in progress.read()[1:] if record["split"] == name and record["num"] <= num_whole)
-        last = max(records, key=itemgetter("rows"), default={})
+        last: dict[str, Any] = max(records, key=itemgetter("rows"), default={})
         self.num_rows: int = last.get("rows", 0)
         self.num: int = last.get("num", 0)
         self.reasons = Counter[str](last.get("reasons", {}))
@@ -170,8 +170,11 @@ class _Split:
         When the next stretch of rows is asked for, the samples of those before it have been written.
         """
         rows = itertools.islice(self.table.read(self.table.names), self.num_rows, None)
-        shown = {"total": len(self.table), "initial": self.num_rows, "desc": self.name, "unit": "pair"}
-        with ThreadPoolExecutor() as pool, tqdm(**shown, disable=None) as bar:
+        total, initial = len(self.table), self.num_rows
+        with (
+            ThreadPoolExecutor() as pool,
+            tqdm(total=total, initial=initial, desc=self.name, unit="pair", disable=None) as bar,
+        ):
             while chunk := list(itertools.islice(rows, AT_ONCE)):
                 self._record()
                 contents = pool.map(lambda row: _contents_of(row, self.mapping), chunk)
