@@ -114,7 +114,7 @@ def test_the_losses_are_those_of_a_plain_loop(
     if cached:
         source: Any = load_cache(tmp_path / "cache", open_rows(str(data), config), config, accelerator)
     else:
-        source = OnlinePairs(open_table(str(data), config), config, accelerator.device)
+        source = OnlinePairs(open_table(str(data), config), config, accelerator)
     trainer, _ = new_trainer(source, config, accelerator)
     reference = Reference(config, data)
     for step in range(STEPS):

@@ -149,7 +149,7 @@ def test_the_weighted_losses_are_those_of_a_plain_loop(
     options = {"lr_warmup_steps": 0, "use_ema": False, "conditioning_dropout_prob": 0.0, "random_flip": flip}
     config = tiny_training(tiny_sd, region_weight=weight, mask_column=mask, max_train_steps=3, **options)
     accelerator = Accelerator(cpu=True)
-    source: Any = OnlinePairs(open_table(str(boxes), config), config, accelerator.device)
+    source: Any = OnlinePairs(open_table(str(boxes), config), config, accelerator)
     if cached:
         source = load_cache(tmp_path / "cache", open_rows(str(boxes), config), config, accelerator)
     trainer, _ = new_trainer(source, config, accelerator)

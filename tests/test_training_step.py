@@ -206,7 +206,7 @@ def test_steps_see_the_same_with_inputs_made_ahead(
 def test_making_inputs_leaves_the_global_generator_alone(tmp_path: Path, data: Path, tiny_sd: Path) -> None:
     config = tiny_training(tiny_sd, train_batch_size=2, random_flip=True, dataloader_num_workers=0)
     cached = trainer_on(data, tmp_path, config)
-    online = replace(cached, pairs=OnlinePairs(open_table(str(data), config), config, CPU))
+    online = replace(cached, pairs=OnlinePairs(open_table(str(data), config), config, Accelerator(cpu=True)))
     for trainer in (cached, online):
         before = torch.get_rng_state()
         trainer.inputs(3)
