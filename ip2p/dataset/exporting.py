@@ -170,16 +170,11 @@ class _Split:
         When the next stretch of rows is asked for, the samples of those before it have been written.
         """
         rows = itertools.islice(self.table.read(self.table.names), self.num_rows, None)
-<<<<<<< HEAD
-        bar = tqdm(total=len(self.table), initial=self.num_rows, desc=self.name, unit="pair", disable=None)
-        with ThreadPoolExecutor() as pool, bar:
-=======
         total, initial = len(self.table), self.num_rows
         with (
             ThreadPoolExecutor() as pool,
             tqdm(total=total, initial=initial, desc=self.name, unit="pair", disable=None) as bar,
         ):
->>>>>>> refs/heads/tails
             while chunk := list(itertools.islice(rows, AT_ONCE)):
                 self._record()
                 contents = pool.map(lambda row: _contents_of(row, self.mapping), chunk)
