@@ -137,8 +137,10 @@ def count_shown(tables: Iterable[Path]) -> dict[str, int]:
     """
     counts = {"rewritten": 0, "as_written": 0, "unnamed": 0}
     for path in tables:
-        pairs = pq.read_table(path, columns=["edit_prompt", "shown_prompt"], filters=pc.field("accepted"))
-        shown = pc.fill_null(pairs["shown_prompt"], "")
+        table = pq.ParquetFile(path).read(["edit_prompt", "accepted", "shown_prompt"])
+        pairs = table.filter(table["accepted"])
+        is_left_out = "shown_prompt" not in pairs.column_names  # as a column without a value is
+        shown = pa.array([""] * len(pairs), pa.string()) if is_left_out else pc.fill_null(pairs["shown_prompt"], "")
         unnamed = pc.sum(pc.equal(shown, "")).as_py() or 0
         as_written = pc.sum(pc.equal(shown, pairs["edit_prompt"])).as_py() or 0
         for name, num in zip(counts, (len(pairs) - as_written - unnamed, as_written, unnamed), strict=True):

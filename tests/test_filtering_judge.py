@@ -7,10 +7,22 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ip2p.config import FilteringConfig, Thresholds
-from ip2p.filtering import count_verdicts, judge, judge_batch, judge_table, num_places_by_triplet, thresholds_for
+from ip2p.filtering import (
+    count_shown,
+    count_verdicts,
+    judge,
+    judge_batch,
+    judge_table,
+    num_places_by_triplet,
+    thresholds_for,
+)
 from ip2p.records import Candidate, EditTriplet, PairScores, RenderSpec, ScoredCandidate, Verdict
 from ip2p.rendering.table import candidates_table, read_rows
 
@@ -182,3 +194,11 @@ def test_a_table_is_judged_as_its_rows_are() -> None:
 
 def test_an_empty_table_is_judged() -> None:
     assert count_verdicts(judge_table(candidates_table([]), FilteringConfig())) == {"candidates": 0, "accepted": 0}
+
+
+def test_pairs_are_counted_by_what_the_judge_says_that_they_show_whatever_columns_a_shard_has(tmp_path: Path) -> None:
+    rows = {"edit_prompt": ["a", "b", "c", "d"], "accepted": [True, True, True, False]}
+    pq.write_table(pa.table(rows | {"shown_prompt": ["a", "x", None, "y"]}), tmp_path / "all.parquet")
+    pq.write_table(pa.table(rows), tmp_path / "without.parquet")
+    shards = sorted(tmp_path.iterdir())
+    assert count_shown(shards) == {"rewritten": 1, "as_written": 1, "unnamed": 1 + 3}

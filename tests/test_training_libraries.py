@@ -85,7 +85,8 @@ def test_steps_are_those_of_the_librarys_own_loop(
 def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name].detach(), value.detach(), atol=2e-4, rtol=1e-2)
+        # Adam makes a whole step of a gradient near zero, whose sign is a matter of rounding.
+        torch.testing.assert_close(found[name].detach(), value.detach(), atol=5e-4, rtol=1e-2)
 
 
 @pytest.mark.parametrize("optim", OPTIMS)

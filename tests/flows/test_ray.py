@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import torch
 from prefect.settings import PREFECT_API_URL
@@ -21,9 +18,7 @@ from ip2p.cli.arguments import NewRun
 from ip2p.cli.parsing import parse_over_base
 from ip2p.config import PipelineConfig, RunnerConfig
 from ip2p.store import RunFolder
-from ip2p.store.mirror import working_copy
 from tests.flows.conftest import one_thread
-from tests.s3_server import files_of, serving_s3, stored
 
 pytest.importorskip("prefect_ray")
 pytestmark = pytest.mark.slow
@@ -101,53 +96,3 @@ def test_a_killed_node_changes_nothing(ready_config: PipelineConfig, cluster: Ca
     one, two = ([path.read_bytes() for path in RunFolder(each.out).shards("pairs")] for each in (alone, apart))
     assert len(one) == 8
     assert one == two
-
-
-GUARD = """
-import os, sys
-
-def refuse(event, arguments):
-    if event in ("open", "os.listdir", "os.scandir", "os.mkdir") and isinstance(arguments[0], (str, bytes)):
-        if os.fsdecode(arguments[0]).startswith(os.environ["NOT_HERE"]):
-            raise RuntimeError(f"{arguments[0]} is on another machine")
-
-sys.addaudithook(refuse)
-"""
-"""What makes a worker fail that opens, lists or makes something below a folder."""
-
-
-def test_nodes_that_share_nothing_but_a_store_make_the_same_dataset_though_one_is_killed(
-    ready_config: PipelineConfig, cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def own_disk(name: str) -> dict[str, str]:
-        return {
-            "IP2P_SCRATCH": str(tmp_path / name),
-            "NOT_HERE": str(tmp_path / "driver"),
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path / "guard"), os.environ.get("PYTHONPATH")))),
-        }
-
-    (tmp_path / "guard").mkdir()
-    (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD)
-    monkeypatch.setenv("IP2P_SCRATCH", str(tmp_path / "driver"))
-    with serving_s3() as bucket:
-        captions, url = f"{bucket}/triplets.jsonl", f"{bucket}/runs/apart"
-        fsspec.filesystem("s3").put_file(ready_config.prompts.captions, captions)
-        Path(ready_config.prompts.captions).unlink()
-        prompts = dataclasses.replace(ready_config.prompts, captions=captions, shard_size=2)
-        alone = dataclasses.replace(ready_config, prompts=prompts, out=tmp_path / "driver" / "alone")
-        with one_thread():
-            dataset_flow(alone)
-        nodes = cluster(own_disk("first"))
-        node = nodes.add_node(num_cpus=1, env_vars=own_disk("second"))
-        runner = RunnerConfig(kind="ray", max_workers=2, address=nodes.address, num_gpus=0)
-        killed = kill_once(lambda: any((tmp_path / "second").rglob("triplets/part-*.json")), nodes, node)
-        with working_copy(url) as folder:
-            with_runner(dataset_flow, runner)(dataclasses.replace(alone, out=folder, runner=runner))
-            assert killed.is_set()
-            one, two = (files_of(RunFolder(place).dataset) for place in (alone.out, folder))
-            assert len(one) > 4 and one == two
-            shards = [RunFolder(place).shards("pairs") for place in (alone.out, folder)]
-            assert len(shards[0]) == 8
-            assert [path.read_bytes() for path in shards[0]] == [path.read_bytes() for path in shards[1]]
-        assert stored(url) == files_of(folder)
-    assert list((tmp_path / "first").glob("ip2p-runs/*-workers/*")) and not list((tmp_path / "first").rglob("part-*"))
