@@ -140,14 +140,14 @@ def worded(tmp_path_factory: pytest.TempPathFactory) -> tuple[PromptsConfig, dic
     """A chat model that was taught what leads from one caption to another, and once an answer in prose."""
     told = {
         Change("a red circle", "a blue circle"): '{"edit_type": "colour", "edit_prompt": "paint it blue"}',
-        Change("a blue circle", "a red circle"): '{"edit_type": "colour", "edit_prompt": "paint it red"}',
+        Change("a blue square", "a red square"): '{"edit_type": "colour", "edit_prompt": "paint it red"}',
         Change("a star", "a star and a ring"): '{"edit_type": "add", "edit_prompt": "add a ring"}',
         Change("a star and a ring", "a star"): "Sure!",
     }
     folder = tmp_path_factory.mktemp("worded") / "chat"
     config = replace(chat_config(folder), device="cpu", batch_size=2)
     texts = [(render_talk(messages_for(config, change)), answer) for change, answer in told.items()]
-    write_trained_chat_model(folder, 120, texts)
+    write_trained_chat_model(folder, 300, texts)
     return config, told
 
 
@@ -193,7 +193,7 @@ def test_pairs_are_turned_round_by_a_chat_model(
     made = {(row["original_prompt"], row["edited_prompt"]): row["edit_prompt"] for row in rows_of(out)["train"]}
     assert made == {
         ("a red circle", "a blue circle"): "paint it blue",
-        ("a blue circle", "a red circle"): "paint it red",
+        ("a blue square", "a red square"): "paint it red",
         ("a star", "a star and a ring"): "add a ring",
     }
 

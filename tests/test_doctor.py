@@ -200,7 +200,7 @@ def test_further_data_of_a_run_are_examined_as_its_data_are(tiny_config: Pipelin
     assert found["known"]["sample"].text == "2 of 2 pairs can be used"
     assert found["own"]["columns"].text == "original_image, edit_prompt, edited_image"
     assert "1 of 2 pairs can be used; left out: 1 two shapes" in found["own"]["sample"].text
-    assert "has no column original_image" in found["foreign"]["rows"].text
+    assert "has no column 'original_image'" in found["foreign"]["rows"].text
     assert "gone.parquet does not exist" in found["gone"]["rows"].text
     assert [found[name]["rows"].status for name in ("foreign", "gone")] == ["problem"] * 2
 
