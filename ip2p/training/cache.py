@@ -33,7 +33,7 @@ from ip2p.training.encoding import CHANGED, ROW_COLUMNS
 from ip2p.training.regions import regions_of
 from ip2p.training.text_cache import CachedTexts, JoinedTexts, StoredTexts
 
-FINISHED = "finished.json"
+FILLED = "finished.json"
 """Is written last, when all parts are there."""
 LAYOUT = 2
 """Is raised when the same pairs are stored differently."""

@@ -32,7 +32,7 @@ from ip2p.models.architecture import base_architecture
 from ip2p.models.texts import TextEncoders, join_texts
 from ip2p.store import read_json_or_empty, write_json
 from ip2p.training.buckets import framing_of
-from ip2p.training.cache import FINISHED, LatentCache, cache_key, counts_of, storage_of
+from ip2p.training.cache import FILLED, LatentCache, cache_key, counts_of, storage_of
 from ip2p.training.data import RawPair, SourceRows
 from ip2p.training.decoding import DecodedPair, Framing, Size, decode_pair
 from ip2p.training.encoding import encode_views, load_encoder
@@ -43,9 +43,8 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 1024
 TEXTS_PER_BATCH = 64
-PIXELS_PER_BATCH = {"cpu": 64 * 64**2}
+CPU_PIXELS, GPU_PIXELS = 64 * 64**2, 32 * 256**2
 """Pixels of the pairs that are encoded together, on one side; a CPU gains nothing from more, which only take memory."""
-PIXELS_PER_GPU_BATCH = 32 * 256**2
 PAIRS_PER_BATCH = 64
 LOGGED_ERRORS = 5
 GIB = 2**30
@@ -101,7 +100,7 @@ def load_cache(
             partial.unlink()
     accelerator.wait_for_everyone()
     prompts: list[str] = []
-    if not (folder / FINISHED).exists():
+    if not (folder / FILLED).exists():
         prompts = unique_prompts(rows.prompts())
         with torch.no_grad():
             if _keeps_texts(folder, prompts, config, accelerator):
@@ -114,7 +113,7 @@ def load_cache(
         logger.info("using the latent cache in %s", folder)
     seconds = time.monotonic() - started
     if accelerator.is_main_process:
-        write_json(folder / FINISHED, {"rows": len(rows)})
+        write_json(folder / FILLED, {"rows": len(rows)})
     texts: CachedTexts = StoredTexts(folder)
     if not read_json_or_empty(folder / TEXTS).get("kept", True):
         encoders = base_architecture(config).load_text_encoders(config, accelerator.device)
@@ -224,7 +223,7 @@ def _encode_block(
 ) -> tuple[dict[str, Tensor], Counts]:
     """Encodes the rows that decode, those of each size together; counts the others by reason."""
     side = max(config.bucket_resolutions, default=config.resolution)
-    pixels = PIXELS_PER_BATCH.get(vae.device.type, PIXELS_PER_GPU_BATCH)
+    pixels = CPU_PIXELS if vae.device.type == "cpu" else GPU_PIXELS
     batch_size = max(1, min(PAIRS_PER_BATCH, pixels // side**2))
     encoded: defaultdict[Size, list[dict[str, Tensor]]] = defaultdict(list)
     counts: Counts = {"dropped": Counter(), "without_mask": Counter()}

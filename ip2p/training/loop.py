@@ -58,7 +58,7 @@ def _train(
         stopping = shared_stop.after_step(is_last=course.is_over)
         is_saved = progress.step % config.checkpointing_steps == 0 or course.is_over or stopping
         if is_saved:
-            course.save(output)
+            course.save()
         if stopping and not course.is_over:
             raise Interrupted(f"stopped at step {progress.step} of {num_steps}; run again to resume.")
         if validation.is_due(progress.step):
@@ -67,7 +67,7 @@ def _train(
                     validation.run(trainer, progress.step)
             except Interrupted:
                 if not is_saved:
-                    course.save(output)
+                    course.save()
                 raise
 
 
@@ -75,7 +75,7 @@ class Course:
     """Counts what a training has done: steps, seconds, the loss since the last entry of the log, and its speed."""
 
     def __init__(self, trainer: Trainer, output: Path, progress: Progress, num_steps: int) -> None:
-        self.trainer, self.accelerator = trainer, trainer.accelerator
+        self.trainer, self.accelerator, self.output = trainer, trainer.accelerator, output
         self.progress, self.num_steps, self.first_step = progress, num_steps, progress.step
         self.losses = LossLog(output / "loss.jsonl", progress.step, enabled=self.accelerator.is_main_process)
         self.loss_sum = torch.tensor(progress.loss_sum, device=self.accelerator.device)
@@ -101,12 +101,12 @@ class Course:
         self.progress.seconds = time.monotonic() - self.started
         self.progress.loss_sum = float(self.accelerator.reduce(self.loss_sum, "mean"))
 
-    def save(self, output: Path) -> None:
+    def save(self) -> None:
         """Writes a checkpoint; every process has to take part."""
         self.settle()
         config, is_main = self.trainer.config, self.accelerator.is_main_process
         limit, decay = config.checkpoints_total_limit, config.ema_decay
-        write_checkpoint(output, self.trainer.trained, self.progress, limit, decay, is_main=is_main)
+        write_checkpoint(self.output, self.trainer.trained, self.progress, limit, decay, is_main=is_main)
         self.accelerator.wait_for_everyone()
 
     def log(self) -> dict[str, float]:

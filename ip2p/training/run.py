@@ -28,8 +28,7 @@ from ip2p.sources.content import later_contents, note
 from ip2p.store import write_json
 from ip2p.store.journal import RecordFile
 from ip2p.training import export
-from ip2p.training.cache import FINISHED as FILLED
-from ip2p.training.cache import LatentCache, cache_key, join_caches
+from ip2p.training.cache import FILLED, LatentCache, cache_key, join_caches
 from ip2p.training.checkpoint import Progress, resume
 from ip2p.training.data import (
     ParquetRows,
@@ -175,7 +174,7 @@ def open_pairs(rows: SourceRows | JoinedRows, job: TrainingJob, accelerator: Acc
         first_rows = itertools.islice(rows.read(), PROBE_ROWS)
         if not (job.center_crop or job.aspect_ratio_buckets or all(is_square(pair.original) for pair in first_rows)):
             logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
-        elif pairs := _open_cache(rows, job, accelerator, output / "cache"):
+        elif (pairs := _open_cache(rows, job, accelerator, output / "cache")) is not None:
             return pairs
     if job.streaming:
         raise ValueError(

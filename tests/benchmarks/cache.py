@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ip2p.training.cache import FINISHED, LatentCache
+from ip2p.training.cache import FILLED, LatentCache
 from ip2p.training.draws import draw_samples
 from ip2p.training.filling import ROWS_PER_PART
 from ip2p.training.text_cache import TEXTS_PER_PART
@@ -40,7 +40,7 @@ def write_cache(folder: Path, num_pairs: int, side: int) -> None:
     for number in range(1, num_pairs // ROWS_PER_PART):
         for kind, path in first.items():
             os.link(path, folder / f"{kind}-{number:05d}.safetensors")
-    (folder / FINISHED).write_text("{}")
+    (folder / FILLED).write_text("{}")
 
 
 def measure(folder: Path) -> None:
