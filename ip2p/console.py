@@ -11,9 +11,12 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import psutil
 
@@ -21,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30.0
 """Time that child processes get to write a checkpoint before this process ends, and then its last acts."""
+SECONDS_BETWEEN_SIGNALS = 0.5
+"""How often a main thread that waits for another looks for signals."""
+T = TypeVar("T")
 
 NOISE = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine", "prefect.task_runner", "prefect.flow_engine")
 """Loggers that would repeat the command's one-line error with tracebacks; the log file has everything."""
@@ -123,16 +129,32 @@ def last_act(act: Callable[[], object]) -> Iterator[None]:
         _last_acts.remove(act)
 
 
+def heed_signals_during(work: Callable[[], T]) -> T:
+    """Does the work in a thread of its own and returns its result, while this one, the main one, heeds signals.
+
+    The kernel may hand a signal to any thread of the process, and Python handles it in the main one, which such a
+    signal does not wake. So that one wakes by itself.
+    """
+    context = copy_context()
+    with ThreadPoolExecutor(1) as thread:
+        working = thread.submit(lambda: context.run(work))
+        while not wait([working], SECONDS_BETWEEN_SIGNALS).done:
+            pass
+        return working.result()
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)
-    os.write(2, f"\nip2p: interrupted. {RESUME_HINT}\n".encode())
-    _end_children()
-    acting = [threading.Thread(target=_attempt, args=(act,), daemon=True) for act in _last_acts]
-    for thread in acting:
-        thread.start()
-    for thread in acting:
-        thread.join(GRACE_SECONDS)
-    os._exit(128 + number)
+    try:
+        os.write(2, f"\nip2p: interrupted. {RESUME_HINT}\n".encode())
+        _end_children()
+        acting = [threading.Thread(target=_attempt, args=(act,), daemon=True) for act in _last_acts]
+        for thread in acting:
+            thread.start()
+        for thread in acting:
+            thread.join(GRACE_SECONDS)
+    finally:  # an error here would leave the process to its work, deaf to this signal
+        os._exit(128 + number)
 
 
 def _attempt(act: Callable[[], object]) -> None:

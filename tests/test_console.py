@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from ip2p.console import log_failure, log_to_file, start_logging
+from ip2p.console import end_on_signals, heed_signals_during, log_failure, log_to_file, start_logging
+from tests import processes
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +56,32 @@ def test_logging_that_is_started_twice_writes_each_line_once(capsys: pytest.Capt
     start_logging()
     logging.getLogger("ip2p.rendering").info("once")
     assert capsys.readouterr().err.count("once") == 1
+
+
+def wait_for_a_signal_to(words: list[str]) -> int:
+    """Ends by a signal that the kernel hands to a thread that only works, or whose handling fails."""
+    end_on_signals()
+
+    def work() -> None:
+        if words == ["failing"]:
+            psutil.wait_procs = None  # type: ignore[assignment]
+        threading.Event().wait(0.3)  # until the main thread waits too; if it does not yet, this shows less
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        threading.Event().wait()
+
+    heed_signals_during(work)
+    return 0
+
+
+@pytest.mark.parametrize("way", ["working", "failing"])
+def test_a_signal_ends_the_command_whichever_thread_gets_it(tmp_path: Path, way: str) -> None:
+    child = processes.fork(wait_for_a_signal_to, [way], tmp_path / "log")
+    child.join()
+    assert child.exitcode == 128 + signal.SIGTERM
+    assert "interrupted" in (tmp_path / "log").read_text()
+
+
+def test_work_beside_signals_returns_its_result_or_raises_its_error() -> None:
+    assert heed_signals_during(lambda: 3) == 3
+    with pytest.raises(KeyError, match="lost"):
+        heed_signals_during(lambda: {}["lost"])

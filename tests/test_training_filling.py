@@ -135,8 +135,8 @@ def test_the_end_of_input_wakes_what_waits() -> None:
     os.dup2(reading, 0)
     try:
         stop.on_end_of_input()
-        os.close(writing)
         with pytest.raises(Interrupted):
+            os.close(writing)
             threading.Event().wait(60)
     finally:
         os.dup2(saved, 0)

@@ -6,9 +6,7 @@ import dataclasses
 import importlib
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -21,7 +19,7 @@ from ip2p.cli.arguments import ExistingRun, NewRun, OfRun, OverSettings, in_sect
 from ip2p.cli.parsing import local_copy
 from ip2p.config import PipelineConfig
 from ip2p.config.files import read_run, read_run_data
-from ip2p.console import end_on_signals, last_act
+from ip2p.console import end_on_signals, heed_signals_during, last_act
 from ip2p.explain import explain
 from ip2p.hub import push_dataset
 from ip2p.report import write_comparison, write_report
@@ -273,8 +271,6 @@ def _serve_and_run(config: PipelineConfig, use: str, **arguments: object) -> Non
         from flows.runners import flow_of
 
         flow = flow_of(use, config.runner)
-        # In a thread of its own, so that this one heeds a signal whatever the flow is at. In this one Prefect would
-        # heed SIGTERM itself, and wait for the shards in flight.
-        with last_act(tell_of_interruption), ThreadPoolExecutor(1) as thread:
-            context = copy_context()
-            thread.submit(lambda: context.run(flow, config, **arguments)).result()
+        # In this thread Prefect would heed SIGTERM itself, and wait for the shards in flight.
+        with last_act(tell_of_interruption):
+            heed_signals_during(lambda: flow(config, **arguments))
