@@ -64,7 +64,7 @@ def wait_for_a_signal_to(words: list[str]) -> int:
 
     def work() -> None:
         if words == ["failing"]:
-            psutil.wait_procs = None  # type: ignore[assignment]
+            psutil.wait_procs = None
         threading.Event().wait(0.3)  # until the main thread waits too; if it does not yet, this shows less
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         threading.Event().wait()
@@ -84,4 +84,4 @@ def test_a_signal_ends_the_command_whichever_thread_gets_it(tmp_path: Path, way:
 def test_work_beside_signals_returns_its_result_or_raises_its_error() -> None:
     assert heed_signals_during(lambda: 3) == 3
     with pytest.raises(KeyError, match="lost"):
-        heed_signals_during(lambda: {}["lost"])
+        heed_signals_during(lambda: dict[str, int]()["lost"])
