@@ -75,6 +75,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(top_pad, 2**28)
 
 
+def return_freed_memory() -> None:
+    """Has glibc hand back what is free now, despite `keep_freed_memory`: what comes next has no use for its pieces."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def load_once(key: Hashable, load: Callable[[], T], *, files: Iterable[str | None] = ()) -> T:
     """Returns the model under `key`, loading it the first time, also when several threads ask at once.
 

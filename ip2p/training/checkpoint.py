@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ip2p.models.architecture import Architecture
-from ip2p.models.loading import from_source
+from ip2p.models.loading import from_source, return_freed_memory
 from ip2p.training.draws import Drawing
 from ip2p.training.lora import trained_weights, write_lora
 from ip2p.training.optimizer import KINDS
@@ -149,6 +149,7 @@ def write_checkpoint(
     if is_main:
         remove_folder(temporary)
         temporary.mkdir(parents=True)
+    return_freed_memory()  # that of gradients: weights are copied as they are written
     _save_network(trained.denoiser, trained, temporary / DENOISER, is_main)
     if trained.average is not None:
         _save_network(trained.average, trained, temporary / AVERAGE, is_main)

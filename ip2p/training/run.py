@@ -22,7 +22,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.models.architecture import base_architecture
 from ip2p.models.components import load_latent_space
-from ip2p.models.loading import resolve_device, resolve_dtype
+from ip2p.models.loading import resolve_device, resolve_dtype, return_freed_memory
 from ip2p.models.quantization import check_quantization
 from ip2p.sources.content import later_contents, note
 from ip2p.store import write_json
@@ -109,6 +109,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
         "dropped": len(rows) - len(pairs),
     }
     base, folder = trainer.base, Path(job.export_dir or job.output_dir)
+    return_freed_memory()  # before the models that are exported too are loaded
     with trainer.trained.averaged():
         editor = trainer.trained.editor(is_main=accelerator.is_main_process)
         if editor is not None:
