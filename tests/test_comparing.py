@@ -15,7 +15,7 @@ from scipy import ndimage
 from skimage.transform import SimilarityTransform, warp
 from sklearn.datasets import load_sample_images
 
-from ip2p.comparing import Frame, changed_area, find_frame
+from ip2p.comparing import Frame, changed_area, composite, find_frame
 from ip2p.shapes.domain import ShapesDomain
 
 Pixels = npt.NDArray[np.uint8]
@@ -171,3 +171,36 @@ def test_noise_and_jpeg_change_nothing_and_everything_is_an_area_too() -> None:
     assert changed_area(before, 255 - before).mean() > 0.9
     with pytest.raises(ValueError, match="cannot be compared"):
         changed_area(before, after[:-1])
+
+
+@pytest.mark.parametrize("motion", [Motion(), Motion(dx=3, scale=1.03)])
+def test_a_composite_is_the_first_picture_but_for_the_change(motion: Motion) -> None:
+    before, after = moved_pair(0, 128, motion, edited=0.2)
+    edge = round(128 * math.sqrt(0.2))
+    inside, far = np.zeros((128, 128), bool), np.zeros((128, 128), bool)
+    far[8:-8, 8:-8] = True  # at the border, what came from beyond it is a change
+    start = (128 - edge) // 2
+    inside[start + 4 : start + edge - 4, start + 4 : start + edge - 4] = True
+    far[start - 16 : start + edge + 16, start - 16 : start + edge + 16] = False
+    joined = composite(before, after)
+    frame = find_frame(before, after)
+    aligned = after if frame is None else frame.align(after)
+    assert (joined[far] == before[far]).all(-1).mean() > 0.98 and (before[far] != after[far]).any(-1).mean() > 0.9
+    assert np.abs(joined[inside] - aligned[inside].astype(float)).mean() < 1
+
+
+def test_a_composite_of_a_drifted_edit_is_nearer_to_the_true_one() -> None:
+    chance = np.random.default_rng(0)
+    for case in ShapesDomain().draw_cases(70, 3):
+        if case.target_image is None or case.mask is None:
+            continue
+        drifted = np.where(case.mask[..., None], case.target_image, case.original_image)
+        noise = ndimage.gaussian_filter(chance.normal(0, 12, drifted.shape), (1, 1, 0))
+        drifted = (drifted + noise).clip(0, 255).astype(np.uint8)
+        errors = [
+            np.abs(side - case.target_image.astype(float)).mean()
+            for side in (drifted, composite(case.original_image, drifted))
+        ]
+        assert errors[1] < 0.8 * errors[0] or case.mask.mean() > 0.5
+    with pytest.raises(ValueError, match="cannot be compared"):
+        composite(drifted, drifted[:-1])

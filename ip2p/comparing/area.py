@@ -19,10 +19,12 @@ SMALLEST_PART = 0.001
 """Share of the picture below which a separate part is noise."""
 
 
-def changed_area(before: Pixels, after: Pixels, frame: Frame | None = None) -> Mask:
+def changed_area(before: Pixels, after: Pixels, frame: Frame | None = None, *, with_holes: bool = False) -> Mask:
     """Returns the places that differ visibly; ValueError for pictures of two sizes.
 
     The second picture is aligned first if it has a frame (`find_frame`): else the edges of what moved count as changed.
+    What lies wholly inside the area counts to it, unless it comes `with_holes`: those of a new background are what
+    stands before it.
     """
     from skimage.color import rgb2lab
     from skimage.filters import threshold_otsu
@@ -33,8 +35,8 @@ def changed_area(before: Pixels, after: Pixels, frame: Frame | None = None) -> M
     difference = np.linalg.norm(rgb2lab(before) - rgb2lab(aligned), axis=-1)
     difference = ndimage.gaussian_filter(difference, max(LEAST_SMOOTHING, SMOOTHING * min(before.shape[:2])))
     limit = np.clip(threshold_otsu(difference), LEAST_DIFFERENCE, SURE_DIFFERENCE)
-    filled = ndimage.binary_fill_holes(difference > limit)
-    parts, num = ndimage.label(filled)
+    area = difference > limit
+    parts, num = ndimage.label(area if with_holes else ndimage.binary_fill_holes(area))
     sizes = np.bincount(parts.ravel(), minlength=num + 1)
     sizes[0] = 0
     return np.asarray((sizes >= SMALLEST_PART * parts.size)[parts] & (parts > 0))

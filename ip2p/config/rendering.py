@@ -167,6 +167,9 @@ class RenderingConfig:
     """Image height in pixels. Default: the model's own."""
     width: int | None = None
     """Image width in pixels. Default: the model's own."""
+    composite: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    """Take what did not visibly change from the original, with a soft edge, once the edited picture is aligned with it.
+    All but the change is then exactly alike in both."""
     image_format: ImageFormat = "png"
     """Codec of the stored images. Scores are computed on the decoded images."""
     image_quality: int = 95

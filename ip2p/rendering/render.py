@@ -13,9 +13,10 @@ import pyarrow as pa
 from PIL import Image
 from tqdm import tqdm
 
+from ip2p.comparing import composite
 from ip2p.config import PipelineConfig, RenderingConfig
 from ip2p.filtering import OVER_LIMIT, has_place, judge_batch, num_places_by_triplet, passes_first_look
-from ip2p.images import Array, encode_image, open_picture
+from ip2p.images import Array, encode_image, open_picture, open_pixels
 from ip2p.p2p.sampler import is_guided
 from ip2p.picture_judge import PictureJudge
 from ip2p.prompts import read_triplets
@@ -257,9 +258,23 @@ def _stored(
 def make_pairs(
     config: PipelineConfig, candidates: Sequence[Candidate], pictures: Pictures
 ) -> Iterator[DrawnPair | EncodedPair | Failure]:
-    """Yields what the backend makes of each candidate, in order; a candidate that lacks its picture fails."""
+    """Yields what the backend makes of each candidate, in order; a candidate that lacks its picture fails.
+
+    With `rendering.composite`, what did not change is the original's.
+    """
     backend = backend_of(config.rendering).keeping(config.out / "pairs" / ANSWERS)
     lacks = [backend.needs_pictures and candidate.triplet.picture not in pictures for candidate in candidates]
     usable = [candidate for candidate, is_lacking in zip(candidates, lacks, strict=True) if not is_lacking]
     made = backend.make_pairs(config.rendering, usable, pictures) if usable else iter(())
-    return (Failure("no picture") if is_lacking else next(made) for is_lacking in lacks)
+    outcomes = (Failure("no picture") if is_lacking else next(made) for is_lacking in lacks)
+    return map(_composited, outcomes) if config.rendering.composite else outcomes
+
+
+def _composited(made: DrawnPair | EncodedPair | Failure) -> DrawnPair | EncodedPair | Failure:
+    """Leaves a pair of two sizes as it is: nothing of it lies in one place."""
+    if isinstance(made, Failure):
+        return made
+    original, edited = (
+        open_pixels(image) if isinstance(image, bytes) else image for image in (made.original, made.edited)
+    )
+    return DrawnPair(made.original, composite(original, edited)) if original.shape == edited.shape else made
