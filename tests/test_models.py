@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel, StableDiffusionPipeline
+from diffusers import AutoencoderKL, PixArtTransformer2DModel, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from ip2p import models
 from ip2p.config import RenderingConfig, TrainingConfig
 from ip2p.editing import edit_images, load_editor
+from ip2p.models import latents
 from ip2p.models.architecture import architecture_of, architectures, base_architecture
-from ip2p.models.latents import LatentSpace
+from ip2p.models.latents import LatentSpace, decode_images
 from ip2p.models.pipelines import load_text_to_image
 from ip2p.models.texts import Texts, join_texts
 from ip2p.p2p.sampler import render_pairs, sample_latents
@@ -196,12 +197,35 @@ def test_an_xl_that_knows_no_zeros_reads_the_empty_text_for_none(tiny_xl: Path, 
 
 def test_latents_are_normalised_by_scale_shift_mean_and_deviation_and_back() -> None:
     config = {"scaling_factor": 0.4, "shift_factor": 0.1, "latents_mean": [1.0, -1.0], "latents_std": [2.0, 0.5]}
-    latents = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    own = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     space = LatentSpace.of(config)
-    scaled = space.scaled(latents)
-    torch.testing.assert_close(scaled[:, 0], (latents[:, 0] - 1.1) / 2 * 0.4)
-    torch.testing.assert_close(space.unscaled(scaled), latents)
+    scaled = space.scaled(own)
+    torch.testing.assert_close(scaled[:, 0], (own[:, 0] - 1.1) / 2 * 0.4)
+    torch.testing.assert_close(space.unscaled(scaled), own)
     assert LatentSpace.of({}) == LatentSpace(0.18215)
+
+
+def test_pictures_are_decoded_a_few_at_a_time(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = AutoencoderKL.from_pretrained(tiny_sd, subfolder="vae")
+    decode, sizes = vae.decode, list[int]()
+
+    def counted(part: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(part))
+        return decode(part, **options)
+
+    monkeypatch.setattr(vae, "decode", counted)
+    channels = vae.config.latent_channels
+    some = torch.randn(5, channels, 4, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = decode_images(vae, some)
+        num_pixels = whole.shape[1] * whole.shape[2]
+        monkeypatch.setattr(latents, "CPU_PIXELS", 2 * num_pixels + 1)
+        in_parts = decode_images(vae, some)
+        monkeypatch.setattr(latents, "CPU_PIXELS", num_pixels - 1)
+        alone = decode_images(vae, some)
+    assert sizes == [5, 2, 2, 1, *[1] * 5]
+    for each in (in_parts, alone):
+        assert each.shape == whole.shape and np.abs(each.astype(int) - whole).max() <= 1
 
 
 def test_texts_keep_their_pooled_states_beside_them() -> None:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderKLFlux2, DiffusionPipeline
 from torch import nn
 
 from ip2p.config import TrainingConfig
-from ip2p.models.latents import LatentSpace, folding_side
+from ip2p.models.latents import LatentSpace, downsampling, folding_side
 from ip2p.models.loading import check_model_source, from_source, weights_in
 
 INDEX = "model_index.json"
@@ -89,7 +89,7 @@ def pixels_per_latent(config: TrainingConfig) -> int:
 
 
 def _pixels_per_latent(vae: Mapping[str, Any]) -> int:
-    return int(2 ** (len(vae["block_out_channels"]) - 1)) * folding_side(vae)
+    return downsampling(vae) * folding_side(vae)
 
 
 def _vae_config(config: TrainingConfig) -> dict[str, Any]:

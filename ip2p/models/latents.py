@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+CPU_PIXELS, GPU_PIXELS = 64 * 64**2, 32 * 256**2
+"""Pixels that an autoencoder takes at once; a CPU gains nothing from more, which only take memory."""
 STABLE_DIFFUSIONS_SCALE = 0.18215
 """Autoencoders whose config gives no factor are those of Stable Diffusion 1.x."""
 
@@ -68,6 +70,11 @@ def folding_side(config: Mapping[str, Any]) -> int:
     return int(sides[0])
 
 
+def downsampling(config: Mapping[str, Any]) -> int:
+    """Returns the side in pixels of the square that an unfolded place of an autoencoder's latents stands for."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Folding:
     """Squares of latents as channels, normalised by an autoencoder's running statistics."""
@@ -110,12 +117,22 @@ def widen_if_it_overflows(vae: Any) -> None:
         vae.to(torch.float32)
 
 
+def pictures_at_once(vae: Any, num_pixels: int) -> int:
+    """Returns how many pictures of so many pixels an autoencoder takes at once on its device, at least one."""
+    return max(1, (CPU_PIXELS if vae.device.type == "cpu" else GPU_PIXELS) // num_pixels)
+
+
 def decode_images(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     """Decodes normalised (N, C, h, w) latents to (N, H, W, 3) uint8, rounded to the nearest level."""
     unscaled = LatentSpace.of(vae.config).unscaled(latents)
     if (folding := Folding.of(vae)) is not None:
         unscaled = folding.decoded_form(unscaled)
-    pixels = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0].float()
+    num_pixels = downsampling(vae.config) ** 2 * unscaled.shape[2] * unscaled.shape[3]
+    parts = torch.split(unscaled.to(vae.dtype), pictures_at_once(vae, num_pixels))
+    return np.concatenate([_levels(vae.decode(part, return_dict=False)[0].float()) for part in parts])
+
+
+def _levels(pixels: Tensor) -> NDArray[np.uint8]:
     levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     images: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).cpu().numpy()
     return images

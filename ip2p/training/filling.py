@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from ip2p.config import TrainingConfig
 from ip2p.models.architecture import base_architecture
+from ip2p.models.latents import pictures_at_once
 from ip2p.models.texts import TextEncoders, join_texts
 from ip2p.store import read_json_or_empty, write_json
 from ip2p.training.buckets import framing_of
@@ -43,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 1024
 TEXTS_PER_BATCH = 64
-CPU_PIXELS, GPU_PIXELS = 64 * 64**2, 32 * 256**2
-"""Pixels of the pairs that are encoded together, on one side; a CPU gains nothing from more, which only take memory."""
 PAIRS_PER_BATCH = 64
 LOGGED_ERRORS = 5
 GIB = 2**30
@@ -223,8 +222,7 @@ def _encode_block(
 ) -> tuple[dict[str, Tensor], Counts]:
     """Encodes the rows that decode, those of each size together; counts the others by reason."""
     side = max(config.bucket_resolutions, default=config.resolution)
-    pixels = CPU_PIXELS if vae.device.type == "cpu" else GPU_PIXELS
-    batch_size = max(1, min(PAIRS_PER_BATCH, pixels // side**2))
+    batch_size = min(PAIRS_PER_BATCH, pictures_at_once(vae, side**2))
     encoded: defaultdict[Size, list[dict[str, Tensor]]] = defaultdict(list)
     counts: Counts = {"dropped": Counter(), "without_mask": Counter()}
     for batch in _batched(block, batch_size):
