@@ -27,7 +27,7 @@ from ip2p.prompts.shards import _fingerprint as triplets_fingerprint
 from ip2p.rendering.shards import _shard
 from ip2p.sources import content
 from ip2p.sources.content import NOTE, Source, content_of, digest_of, hub_commit, later_contents, note
-from ip2p.training.data import models_of, training_fingerprint
+from ip2p.training.fingerprints import models_of, training_fingerprint
 from tests.golden import drawn_png
 
 

@@ -13,9 +13,11 @@ import pytest
 
 from ip2p.images import encode_png
 from ip2p.sources.files import read_json_file
+from ip2p.sources.hub import HubTable, lay_out
 from ip2p.sources.location import data_files, held_out_files, locate, split_files
 from ip2p.sources.pairs import read_source
-from ip2p.sources.rows import HubTable, ParquetTable, lay_out, open_table, read_file
+from ip2p.sources.rows import open_table, read_file
+from ip2p.sources.tables import ParquetTable
 
 PICTURE = encode_png(np.zeros((4, 6, 3), np.uint8))
 

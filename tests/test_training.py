@@ -25,7 +25,7 @@ from ip2p.models.noise.discrete import DiscreteNoise
 from ip2p.models.stable_diffusion import widen_conv_in
 from ip2p.models.texts import Texts, hidden_states
 from ip2p.store.journal import RecordFile
-from ip2p.training.data import check_local_data, open_rows, open_table, training_fingerprint
+from ip2p.training.data import check_local_data, open_rows, open_table
 from ip2p.training.decoding import decode_pair
 from ip2p.training.draws import (
     BalancedOrder,
@@ -36,6 +36,7 @@ from ip2p.training.draws import (
     drop_conditions,
 )
 from ip2p.training.filling import load_cache
+from ip2p.training.fingerprints import training_fingerprint
 from ip2p.training.loop import LossLog, mean_of_last
 from tests.tiny import tiny_unet
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from ip2p.config import TrainingConfig, TrainingJob
 from ip2p.store.journal import RecordFile
-from ip2p.training.data import training_fingerprint
 from ip2p.training.draws import EncodedPairs, SampleKey, SampleStream
+from ip2p.training.fingerprints import training_fingerprint
 from ip2p.training.flags import job_of, parse
 from ip2p.training.joining import check_sources, open_all_rows
 from ip2p.training.loop import Interrupted, Stop

@@ -25,10 +25,11 @@ from ip2p.images import open_picture
 from ip2p.models.components import load_vae
 from ip2p.training.buckets import buckets_of
 from ip2p.training.cache import LatentCache, cache_key
-from ip2p.training.data import RawPair, open_rows, open_table, training_fingerprint
+from ip2p.training.data import RawPair, open_rows, open_table
 from ip2p.training.decoding import DecodedPair, Framing, Regions, Square, decode_pair
 from ip2p.training.draws import SampleStream
 from ip2p.training.filling import load_cache
+from ip2p.training.fingerprints import training_fingerprint
 from ip2p.training.flags import parse
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.online import OnlinePairs

@@ -21,8 +21,11 @@ from ip2p.images import open_picture
 from ip2p.records import content_hash
 from ip2p.scoring import SCORE_COLUMNS, SCORES
 from ip2p.sources.columns import find_column, image_columns
+from ip2p.sources.hub import stream_rows
 from ip2p.sources.location import data_files, held_out_files, locate
-from ip2p.sources.rows import ListTable, ParquetTable, Row, Table, open_table, stream_rows
+from ip2p.sources.row import Row, Table
+from ip2p.sources.rows import open_table
+from ip2p.sources.tables import ListTable, ParquetTable
 from ip2p.store import RunFolder, write_atomic
 
 TEXTS = {

@@ -32,7 +32,8 @@ from ip2p.sources.columns import FURTHER_PICTURES, PICTURES, SIDES, map_columns
 from ip2p.sources.content import Source, content_of, version_of
 from ip2p.sources.location import Location, data_files, dataset_in, locate
 from ip2p.sources.pairs import TEXTS
-from ip2p.sources.rows import Row, Table, open_table, split_names
+from ip2p.sources.row import Row, Table
+from ip2p.sources.rows import open_table, split_names
 from ip2p.store.journal import RecordFile
 
 logger = logging.getLogger(__name__)

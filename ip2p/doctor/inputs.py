@@ -22,8 +22,10 @@ from ip2p.images import read_size
 from ip2p.sources.columns import guess_columns
 from ip2p.sources.content import weight_files
 from ip2p.sources.files import read_footer
+from ip2p.sources.hub import stream_rows
 from ip2p.sources.location import Location, data_files, dataset_in, locate, split_of
-from ip2p.sources.rows import ParquetTable, open_table, stream_rows
+from ip2p.sources.rows import open_table
+from ip2p.sources.tables import ParquetTable
 from ip2p.store import read_json_or_empty
 from ip2p.training.data import RawPair, Rows, TableRows, check_columns, find_files, open_rows
 from ip2p.training.decoding import decode_pair

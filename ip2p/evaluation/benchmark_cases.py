@@ -16,8 +16,11 @@ from ip2p.evaluation.benchmarks import TEXTS, Asked, Facts, SourceEdit, benchmar
 from ip2p.evaluation.cases import EditCase, Mask, Pixels
 from ip2p.images import Picture, open_pixels, read_mask
 from ip2p.sources.files import parse_json
+from ip2p.sources.hub import HubTable, lay_out
 from ip2p.sources.location import locate
-from ip2p.sources.rows import HubTable, ParquetTable, Row, Table, lay_out, open_table
+from ip2p.sources.row import Row, Table
+from ip2p.sources.rows import open_table
+from ip2p.sources.tables import ParquetTable
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from ip2p.config import PipelineConfig
 from ip2p.images import IMAGE_TYPE, encode_image, encode_png, hash_pixels, open_pixels
 from ip2p.records import EditTriplet, content_hash
 from ip2p.sources.location import Location, split_files
-from ip2p.sources.rows import ParquetTable, Row
+from ip2p.sources.row import Row
+from ip2p.sources.tables import ParquetTable
 from ip2p.store import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from PIL import Image
 from ip2p.config import EvaluationConfig, TrainingConfig, fingerprint
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.images import fitted_size
-from ip2p.sources.content import Source, loaded_files, note
-from ip2p.training.data import fingerprint_files, model_fingerprint, models_of
+from ip2p.sources.content import Source, fingerprint_files, loaded_files, note
+from ip2p.training.fingerprints import model_fingerprint, models_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -21,8 +21,9 @@ from ip2p.config import CleaningConfig, PromptsConfig
 from ip2p.records import EditTriplet, content_hash
 from ip2p.sources.columns import CAPTION_COLUMNS, TRIPLET_ALIASES
 from ip2p.sources.files import Unreadable, open_file, parse_json, read_lines
+from ip2p.sources.hub import stream_rows
 from ip2p.sources.location import Location, locate
-from ip2p.sources.rows import read_file, stream_rows
+from ip2p.sources.rows import read_file
 
 logger = logging.getLogger(__name__)
 

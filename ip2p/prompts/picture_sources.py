@@ -25,7 +25,8 @@ from ip2p.records import content_hash
 from ip2p.sources.columns import CAPTION_COLUMNS, PICTURE_COLUMNS
 from ip2p.sources.content import hub_commit, version_of
 from ip2p.sources.location import Location, data_files, locate, visible_files
-from ip2p.sources.rows import Table, metadata_tables, open_table
+from ip2p.sources.row import Table
+from ip2p.sources.rows import metadata_tables, open_table
 
 logger = logging.getLogger(__name__)
 

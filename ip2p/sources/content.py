@@ -20,7 +20,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
-from ip2p.config import MADE_BY_SERVER, PipelineConfig
+from ip2p.config import MADE_BY_SERVER, PipelineConfig, fingerprint
 from ip2p.records import content_hash
 from ip2p.sources.location import HUB_ID, visible_files
 from ip2p.store import read_json_or_empty, sha256_of, write_json
@@ -55,6 +55,8 @@ PICKLED = (".bin", ".pth", ".pt")
 """Suffixes of weights that are loaded from folders without .safetensors."""
 AT_REVISION = ("model", "pretrained_model_name_or_path")
 """Settings that are loaded at the `revision` of their section."""
+HASHED_BYTES = 1 << 30
+"""Files up to this size in total are compared by content, larger ones by size and time."""
 WITHOUT_MODEL = ("server", "template", *MADE_BY_SERVER)
 """Backends for which `model` names nothing on this machine."""
 WEIGHTS = re.compile(
@@ -188,6 +190,14 @@ def version_of(files: Sequence[Path]) -> str:
     """Hashes names, sizes and times, without reading the files."""
     stats = [(file, file.stat()) for file in files]
     return content_hash(*((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+def fingerprint_files(paths: list[Path]) -> str:
+    """Hashes a set of files: by content, or by size and time if they are large."""
+    sizes = [path.stat().st_size for path in paths]
+    if sum(sizes) <= HASHED_BYTES:
+        return fingerprint([path.name for path in paths], [digest_of(path) for path in paths])
+    return fingerprint([(path.name, size, path.stat().st_mtime_ns) for path, size in zip(paths, sizes, strict=True)])
 
 
 @functools.cache

@@ -6,7 +6,8 @@ import reprlib
 from pathlib import Path
 
 from ip2p.sources.location import Location
-from ip2p.sources.rows import Row, read_file
+from ip2p.sources.row import Row
+from ip2p.sources.rows import read_file
 
 
 def read_edits(path: Path, *pictures: str) -> list[Row]:

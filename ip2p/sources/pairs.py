@@ -13,7 +13,9 @@ from typing import Any
 from ip2p.sources.columns import FURTHER_PICTURES, NEEDED, SIDES, check_columns, map_columns
 from ip2p.sources.files import parse_json
 from ip2p.sources.location import locate
-from ip2p.sources.rows import ParquetTable, Row, open_table
+from ip2p.sources.row import Row
+from ip2p.sources.rows import open_table
+from ip2p.sources.tables import ParquetTable
 
 TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "group")
 ORIGINAL_NAMES = {"original_prompt": ("input", "caption"), "edit_prompt": ("edit",), "edited_prompt": ("output",)}

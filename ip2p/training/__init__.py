@@ -5,7 +5,7 @@ This package's surface imports no torch: `launch` runs the training in a child p
 
 from __future__ import annotations
 
-from ip2p.training.data import training_fingerprint
+from ip2p.training.fingerprints import training_fingerprint
 from ip2p.training.launching import launch, launch_command, training_state
 
 __all__ = ["launch", "launch_command", "training_fingerprint", "training_state"]

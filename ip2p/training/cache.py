@@ -27,9 +27,10 @@ from torch import Tensor
 from ip2p.config import TrainingConfig, fingerprint
 from ip2p.models.texts import Texts
 from ip2p.training.buckets import buckets_of
-from ip2p.training.data import Rows, model_fingerprint
+from ip2p.training.data import Rows
 from ip2p.training.draws import Batch, SampleStream, StepDraws
 from ip2p.training.encoding import CHANGED, ROW_COLUMNS
+from ip2p.training.fingerprints import model_fingerprint
 from ip2p.training.regions import regions_of
 from ip2p.training.text_cache import CachedTexts, JoinedTexts, StoredTexts
 

@@ -8,34 +8,23 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ip2p.config import TrainingConfig, fingerprint, to_dict
-from ip2p.config.fields import RESULT_FREE, WEIGHTS_FREE, names_with
-from ip2p.sources.content import Source, digest_of, later_contents, loaded_files
+from ip2p.config import TrainingConfig, fingerprint
+from ip2p.sources.content import fingerprint_files
+from ip2p.sources.hub import HubTable, lay_out, load_dataset, without_decoding
 from ip2p.sources.location import TABLE_SUFFIXES, WAY_OUT, Location, held_out_files, locate, split_files
-from ip2p.sources.rows import (
-    HubTable,
-    ParquetTable,
-    Row,
-    Table,
-    lay_out,
-    load_dataset,
-    metadata_tables,
-    paired_folders,
-    without_decoding,
-)
+from ip2p.sources.row import Row, Table
+from ip2p.sources.rows import metadata_tables, paired_folders
 from ip2p.sources.rows import open_table as open_source
+from ip2p.sources.tables import ParquetTable
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 logger = logging.getLogger(__name__)
-
-HASHED_BYTES = 1 << 30
-"""Files up to this size in total are compared by content, larger ones by size and time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,57 +294,3 @@ class Columns:
         """Takes a pair from a row."""
         mask = None if self.mask is None else row.picture(self.mask)
         return RawPair(row.picture(self.original), row.picture(self.edited), row.wording(self.prompt), mask)
-
-
-def fingerprint_files(paths: list[Path]) -> str:
-    """Hashes a set of files: by content, or by size and time if they are large."""
-    sizes = [path.stat().st_size for path in paths]
-    if sum(sizes) <= HASHED_BYTES:
-        return fingerprint([path.name for path in paths], [digest_of(path) for path in paths])
-    return fingerprint([(path.name, size, path.stat().st_mtime_ns) for path, size in zip(paths, sizes, strict=True)])
-
-
-def model_fingerprint(config: TrainingConfig) -> str:
-    """Hashes a base model: by its files if they are local, else by name and revision."""
-    folder = Path(config.pretrained_model_name_or_path).expanduser()
-    if not folder.is_dir():
-        return fingerprint(config.pretrained_model_name_or_path, config.revision, config.variant)
-    return fingerprint_files(loaded_files(folder))
-
-
-def models_of(config: TrainingConfig) -> list[Source]:
-    """Returns the models whose content `model_fingerprint` leaves out: a base on the hub and a separate autoencoder."""
-    base, vae = config.pretrained_model_name_or_path, config.pretrained_vae_model_name_or_path
-    models = [Source("training.pretrained_vae_model_name_or_path", vae)] if vae else []
-    if not Path(base).expanduser().is_dir():
-        models.append(Source("training.pretrained_model_name_or_path", base, config.revision))
-    return models
-
-
-def sources_of_training(config: TrainingConfig, data: str) -> list[Source]:
-    """Returns the models and the data that `training_fingerprint` knows by name."""
-    further = [("training.more_data", each) for each in config.more_data]
-    named = [(setting, each) for setting, each in (("data", data), *further) if not find_files(each)]
-    return models_of(config) + [Source(setting, each, is_data=True) for setting, each in named]
-
-
-def training_fingerprint(training: TrainingConfig, data: str, output: Path | None = None) -> str:
-    """Hashes what decides the trained weights: settings, the base model's content and the data's.
-
-    What is known by name enters if its content has changed since it was noted in the folder `output`.
-    """
-    return fingerprint(resume_fingerprint(training, data, output), training.max_train_steps)
-
-
-def resume_fingerprint(training: TrainingConfig, data: str, output: Path | None = None) -> str:
-    """Hashes the same for a checkpoint: under a constant learning rate a training may be made longer."""
-    free = names_with(TrainingConfig, RESULT_FREE, WEIGHTS_FREE)
-    if training.lr_scheduler.startswith("constant"):
-        free |= {"max_train_steps"}
-    names = {field.name for field in fields(TrainingConfig)} - free
-    knobs = {name: value for name, value in to_dict(training).items() if name in names}
-    contents = [
-        fingerprint_files(files) if (files := find_files(each)) else each for each in (data, *training.more_data)
-    ]
-    later = later_contents(output, sources_of_training(training, data)) if output else []
-    return fingerprint(knobs, model_fingerprint(training), *contents, *later)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ip2p.config import TrainingConfig, TrainingJob, fingerprint
 from ip2p.sources.columns import guess_columns
+from ip2p.sources.hub import stream_rows
 from ip2p.sources.location import locate
-from ip2p.sources.rows import ParquetTable, stream_rows
 from ip2p.sources.rows import open_table as open_source
+from ip2p.sources.tables import ParquetTable
 from ip2p.training.data import (
     Columns,
     RawPair,

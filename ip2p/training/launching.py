@@ -19,7 +19,7 @@ from typing import Any
 
 from ip2p.config import PipelineConfig, TrainingConfig, to_dict
 from ip2p.store import RunFolder, State, read_json, read_json_or_empty, summarised, write_json
-from ip2p.training.data import resume_fingerprint, training_fingerprint
+from ip2p.training.fingerprints import resume_fingerprint, training_fingerprint
 from ip2p.training.flags import job_of
 from ip2p.training.joining import check_sources
 

@@ -30,18 +30,11 @@ from ip2p.store.journal import RecordFile
 from ip2p.training import export
 from ip2p.training.cache import FILLED, LatentCache, cache_key, join_caches
 from ip2p.training.checkpoint import Progress, resume
-from ip2p.training.data import (
-    ParquetRows,
-    Rows,
-    SourceRows,
-    find_test_files,
-    resume_fingerprint,
-    sources_of_training,
-    training_fingerprint,
-)
+from ip2p.training.data import ParquetRows, Rows, SourceRows, find_test_files
 from ip2p.training.decoding import is_square
 from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream
 from ip2p.training.filling import cache_pays, load_cache
+from ip2p.training.fingerprints import resume_fingerprint, sources_of_training, training_fingerprint
 from ip2p.training.joining import JoinedRows, data_sources, open_all_rows, open_all_tables
 from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train

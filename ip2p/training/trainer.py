@@ -24,12 +24,12 @@ from ip2p.models.texts import Texts
 from ip2p.records import hash_to_seed
 from ip2p.training.ahead import Ahead
 from ip2p.training.attention import choose_attention
-from ip2p.training.checkpoint import Trained
 from ip2p.training.draws import Batch, EncodedPairs, SampleStream, StepDraws, drop_conditions
 from ip2p.training.lora import add_lora
 from ip2p.training.optimizer import new_optimizer
 from ip2p.training.regions import position_weights
 from ip2p.training.sharding import FsdpParts, Parts, ZeroParts, is_fsdp, is_zero, skeleton_of, whole
+from ip2p.training.trained import Trained
 
 logger = logging.getLogger(__name__)
 

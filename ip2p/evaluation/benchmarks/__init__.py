@@ -23,7 +23,7 @@ from ip2p.evaluation.parts import Part, slices
 from ip2p.plugins import classes_in
 from ip2p.records import content_hash
 from ip2p.sources.content import digest_of
-from ip2p.sources.rows import Table
+from ip2p.sources.row import Table
 
 TEXTS = ("edit_prompt", "original_prompt", "edited_prompt", "edit_type", "session")
 """Texts of a case."""

@@ -10,7 +10,7 @@ from ip2p.evaluation.benchmarks import Asked, Benchmark, SourceEdit
 from ip2p.evaluation.cases import EditCase
 from ip2p.evaluation.parts import Part, sweep_slices
 from ip2p.sources.columns import guess_columns
-from ip2p.sources.rows import Table
+from ip2p.sources.row import Table
 
 TEXTS = ("original_prompt", "edited_prompt", "edit_type")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ip2p.evaluation.benchmark_cases import table_edits
 from ip2p.evaluation.benchmarks import Asked, Benchmark, SourceEdit
 from ip2p.sources.columns import EMU_EDIT, fitting
-from ip2p.sources.rows import Table
+from ip2p.sources.row import Table
 
 
 class EmuEdit(Benchmark):

@@ -31,7 +31,7 @@ from ip2p.evaluation.measures import Column, Values
 from ip2p.evaluation.metrics import mean_of
 from ip2p.picture_judge import ALONE, BOTH, QUESTIONS
 from ip2p.sources.columns import fitting
-from ip2p.sources.rows import Row, Table
+from ip2p.sources.row import Row, Table
 
 COLUMNS = {"original_image": "input_image", "edit_prompt": "instruction", "edit_type": "task_type"}
 KEY, LANGUAGE, INTERSECTION = "key", "instruction_language", "Intersection_exist"

@@ -18,7 +18,7 @@ from ip2p.evaluation.benchmarks import Aggregate, Answer, Asked, Benchmark, Fact
 from ip2p.evaluation.cases import EditCase, Pixels
 from ip2p.evaluation.measures import Column, Values, as_images
 from ip2p.evaluation.metrics import mean_of
-from ip2p.sources.rows import Row
+from ip2p.sources.row import Row
 
 logger = logging.getLogger(__name__)
 

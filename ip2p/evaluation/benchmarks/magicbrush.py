@@ -12,7 +12,7 @@ from ip2p.evaluation.benchmarks import Asked, Benchmark, SourceEdit, usual_setti
 from ip2p.evaluation.cases import EditCase
 from ip2p.evaluation.parts import Part, session_slices, slices
 from ip2p.sources.columns import KNOWN_SCHEMAS, MAGICBRUSH_TURN, OPTIONAL, fitting
-from ip2p.sources.rows import Row, Table
+from ip2p.sources.row import Row, Table
 
 SESSIONS = "edit_sessions.json"
 CAPTIONS = ("local_descriptions.json", "local_captions.json")
