@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ip2p import __version__
-from ip2p.cli import benchmark, data, doctor, editing, runs, serving
+from ip2p.cli import benchmark, data, doctor, editing, runs, serving, triplets
 from ip2p.cli.parsing import HELP_WORDS, call
 from ip2p.console import RESUME_HINT, is_mistake, log_failure, one_line, start_logging, suggest
 
@@ -26,11 +26,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "dataset sessions": data.join_sessions,
     "dataset inspect": data.inspect,
     "dataset judges": data.try_judges,
-    "prompts inspect": data.inspect_prompts,
-    "prompts try": data.try_caption,
-    "prompts export": data.export,
-    "prompts import": data.import_triplets,
-    "prompts finetune": data.finetune,
+    "prompts inspect": triplets.inspect_prompts,
+    "prompts try": triplets.try_caption,
+    "prompts export": triplets.export,
+    "prompts import": triplets.import_triplets,
+    "prompts finetune": triplets.finetune,
     "plan": data.plan_costs,
     "train": runs.train,
     "evaluate": runs.evaluate,
