@@ -30,10 +30,10 @@ from ip2p.proxies import proxy_for, reach_this_machine_directly
 
 logger = logging.getLogger("ip2p.server")
 
-STARTUP_TIMEOUT = 120.0
+STARTUP_TIMEOUT = 300.0
 """Seconds until a private server must answer; most of it is the first start's database migration."""
 
-_IDLE_SERVICES = (
+IDLE_SERVICES = (
     "SCHEDULER",
     "LATE_RUNS",
     "FOREMAN",
@@ -78,7 +78,7 @@ def prefect_server(
     reach_this_machine_directly()
     with _private_home() as home:
         os.environ["PREFECT_HOME"] = str(home)
-        idle = () if schedules else _IDLE_SERVICES
+        idle = () if schedules else IDLE_SERVICES
         place = port or free_port(USUAL_PORT if schedules else 0)
         with _private_server(home, meanwhile, place, idle) as url:
             yield url

@@ -29,7 +29,7 @@ from ip2p.cli import COMMANDS, main
 from ip2p.cli.parsing import SHORT_FORMS, MoreHelp, flags_of
 from ip2p.config import PipelineConfig, TrainingJob
 from ip2p.dataset.layouts import LAYOUTS
-from tests import pages
+from tests import pages, prefect_server
 from tests.chat_server import running, serving
 from tests.docs_files import write_files, write_hub
 from tests.docs_workplace import Models, Workplace, tiny_presets, write_dino
@@ -103,9 +103,8 @@ RUN = [each for each in EVERY_COMMAND if each.text not in NOT_RUN and not each.t
 def prefect() -> Iterator[None]:
     """A server for all commands, so that none starts its own."""
     from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=300), pytest.MonkeyPatch.context() as patch:
+    with prefect_server.harness(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
         yield
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from prefect.testing.utilities import prefect_test_harness
 
 from ip2p.config import PipelineConfig
-from tests import processes, tiny
+from tests import prefect_server, processes, tiny
 
 WORDS = ("red", "dark", "pink", "small")
 
@@ -22,7 +21,7 @@ WORDS = ("red", "dark", "pink", "small")
 @pytest.fixture(scope="session", autouse=True)
 def prefect() -> Iterator[None]:
     """A server with an empty database."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_server.harness():
         yield
 
 

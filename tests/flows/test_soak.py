@@ -16,7 +16,7 @@ from ip2p.config import PipelineConfig, to_dict
 from ip2p.store import RunFolder
 from tests import processes
 
-KILLS = 20
+KILLS = 12
 
 
 def words_for(config: PipelineConfig) -> list[str]:
