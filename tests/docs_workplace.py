@@ -186,7 +186,8 @@ class Workplace:
             "owner/captions": Path("captions.parquet"),
             **self.hub,
         }
-        return {name: str(path) for name, path in elsewhere.items()} | {"s3://bucket/run": "memory://bucket/run"}
+        stores = {f"s3://bucket/{name}": f"memory://bucket/{name}" for name in ("run", "latents")}
+        return {name: str(path) for name, path in elsewhere.items()} | stores
 
     def words(self, command: Command) -> list[str]:
         """Returns a command at tiny size, with local names."""

@@ -125,7 +125,7 @@ def test_the_result_free_fields_are_those_that_saved_fingerprints_left_out() -> 
         "scoring": {"batch_size", "device"},
         "filtering": set(),
         "dataset": set(),
-        "training": {"log_every", "checkpoints_total_limit"},
+        "training": {"log_every", "checkpoints_total_limit", "latent_cache"},
         "evaluation": {"batch_size", "device"},
         "runner": set(),
     }

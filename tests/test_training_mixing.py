@@ -23,8 +23,8 @@ from ip2p.training.fingerprints import training_fingerprint
 from ip2p.training.flags import job_of, parse
 from ip2p.training.joining import check_sources, open_all_rows
 from ip2p.training.loop import Interrupted, Stop
-from ip2p.training.mixing import MixedOrder, Rounds
-from ip2p.training.run import new_stream, open_pairs
+from ip2p.training.mixing import MixedOrder, Rounds, new_stream
+from ip2p.training.run import open_pairs
 from tests import processes
 from tests.test_training import pair, png, tiny_training, write_pairs
 from tests.test_training_run import WEIGHTS, _StopAfter, run, same_weights

@@ -32,9 +32,10 @@ from ip2p.training.filling import load_cache
 from ip2p.training.fingerprints import training_fingerprint
 from ip2p.training.flags import parse
 from ip2p.training.loop import Interrupted, Stop
+from ip2p.training.mixing import new_stream
 from ip2p.training.online import OnlinePairs
 from ip2p.training.regions import position_weights
-from ip2p.training.run import new_stream, new_trainer
+from ip2p.training.run import new_trainer
 from ip2p.training.trainer import Trainer
 from tests.test_training import pair, png, tiny_training, write_pairs
 from tests.test_training_reference import Reference

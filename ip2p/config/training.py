@@ -64,6 +64,14 @@ class TrainingConfig:
 
     Shorter trainings encode at every step, which then encodes less. 0 always has a cache.
     """
+    latent_cache: str | None = field(default=None, metadata={**OMIT_IF_EMPTY, **RESULT_FREE})
+    """Folder or URL, such as s3://bucket/latents, where latent caches lie; missing parts are encoded and put there.
+
+    The training's own folder has copies. Default: that folder alone.
+    """
+    cache_window: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    """Parts of the latent cache, of 1024 pairs each, among which samples are shuffled; a node holds copies of these
+    and of the next as many. Default: all parts."""
     max_text_cache_gib: float = field(default=32.0, metadata=OMIT_IF_EMPTY)
     """GiB of encoded instructions that a cache may keep. Past it, they are encoded at every step."""
     dataloader_num_workers: int = field(default=0, metadata=WEIGHTS_FREE)
@@ -249,6 +257,7 @@ class TrainingConfig:
         check_positive(self, "lora_alpha")
         self._check_regions()
         self._check_buckets()
+        self._check_cache()
         self._check_optimizer()
         self._check_mixture()
         check(
@@ -321,6 +330,21 @@ class TrainingConfig:
             f"schedule_free replaces a schedule, got lr_scheduler {self.lr_scheduler}. "
             "Set it to constant or constant_with_warmup.",
         )
+
+    def _check_cache(self) -> None:
+        check_positive(self, "cache_window")
+        for name in ("latent_cache", "cache_window"):
+            check(
+                self.cache or getattr(self, name) is None,
+                f"{name} is a setting of the cache, got {getattr(self, name)} without one. Leave the cache on.",
+            )
+        orders = ("balance_column", "more_data", "data_weights", "aspect_ratio_buckets")
+        for name in filter(lambda name: getattr(self, name), orders):
+            check(
+                self.cache_window is None,
+                f"cache_window cannot be combined with {name}, which draws from all parts. Leave one of them out; "
+                "latent_cache alone copies all parts.",
+            )
 
     def _check_buckets(self) -> None:
         check(

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from ip2p.console import last_act
 from ip2p.records import content_hash
+from ip2p.store.remote import open_store
 from ip2p.store.shards import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -87,16 +88,8 @@ class Mirror:
 
         ValueError if its protocol needs a package that is missing, or if it cannot be reached.
         """
-        import fsspec
-
         local = local or scratch_for(url)
-        try:
-            fs, root = fsspec.core.url_to_fs(url.rstrip("/"), use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise ValueError(
-                f"{url} cannot be opened: {error}. Install what it names, or give another --out."
-            ) from error
-        mirror = cls(url, local, fs, root)
+        mirror = cls(url, local, *open_store(url, "--out"))
         local.mkdir(parents=True, exist_ok=True)
         if (local / RECORD).is_file():
             record = read_json(local / RECORD)

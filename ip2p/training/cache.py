@@ -13,9 +13,10 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,9 +36,19 @@ from ip2p.training.regions import regions_of
 from ip2p.training.text_cache import CachedTexts, JoinedTexts, StoredTexts
 
 FILLED = "finished.json"
-"""Is written last, when all parts are there."""
+"""Is written last, when all parts are there; in a store it is the index of them."""
 LAYOUT = 2
 """Is raised when the same pairs are stored differently."""
+
+
+class Parts(Protocol):
+    """Parts by number, each a tensor by column."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> dict[str, Tensor]: ...
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]: ...
 
 
 class LatentCache:
@@ -47,14 +58,20 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path, seconds: float, texts: CachedTexts | None = None) -> None:
-        loaded = (part for path in sorted(folder.glob("rows-*.safetensors")) for part in _by_size(load_file(path)))
-        self.rows = [part for part in loaded if len(part["prompt"])]
+        files = [_by_size(load_file(path)) for path in sorted(folder.glob("rows-*.safetensors"))]
+        self.rows: Parts = [part for file in files for part in file if len(part["prompt"])]
+        self.part_sizes = [sum(len(part["prompt"]) for part in file) for file in files]
+        """The pairs in each file."""
         self.texts = texts or StoredTexts(folder)
         self.starts = np.cumsum([0, *(len(part["prompt"]) for part in self.rows)])
         self.source_numbers: NDArray[np.int64] = np.zeros(len(self), dtype=np.int64)
         """The source of the data that each pair comes from."""
         self.dropped = counts_of(folder, "dropped")
         self.seconds = seconds
+        self.check_rows()
+
+    def check_rows(self) -> None:
+        """Raises ValueError if there is no pair."""
         if not len(self):
             raise ValueError(f"no row of the data can be used: {dict(self.dropped)}. The log names the rows' errors.")
 
@@ -107,22 +124,23 @@ class LatentCache:
             return torch.stack([part[name][at, -1 if mirror else 0] for (part, at), mirror in both])
 
         mean, deviation, condition, sizes = map(column, ROW_COLUMNS)
-        changed = column(CHANGED) if CHANGED in self.rows[0] else None
+        changed = column(CHANGED) if CHANGED in places[0][0] else None
         return Batch(mean, deviation, condition, self.texts.take(prompts), sizes, changed)
 
 
 def join_caches(caches: Sequence[LatentCache], nums_rows: Sequence[int]) -> LatentCache:
     """Returns the caches of sources with so many rows as one, whose row numbers count on from source to source."""
     joined = copy.copy(caches[0])
-    joined.rows, joined.dropped = [], Counter()
+    joined.dropped, all_rows = Counter(), list[dict[str, Tensor]]()
     joined.texts = JoinedTexts([cache.texts for cache in caches])
     first_row = first_prompt = 0
     for cache, num_rows in zip(caches, nums_rows, strict=True):
         for part in cache.rows:
             row = {"row": part["row"] + first_row} if "row" in part else {}
-            joined.rows.append(part | row | {"prompt": part["prompt"] + first_prompt})
+            all_rows.append(part | row | {"prompt": part["prompt"] + first_prompt})
         joined.dropped += cache.dropped
         first_row, first_prompt = first_row + num_rows, first_prompt + len(cache.texts)
+    joined.rows, joined.part_sizes = all_rows, [size for cache in caches for size in cache.part_sizes]
     joined.starts = np.cumsum([0, *(len(part["prompt"]) for part in joined.rows)])
     joined.source_numbers = np.repeat(np.arange(len(caches)), [len(cache) for cache in caches])
     joined.seconds = round(sum(cache.seconds for cache in caches), 2)

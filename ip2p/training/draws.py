@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from ip2p.config import TrainingConfig
 from ip2p.models.texts import Texts
 from ip2p.records import hash_to_seed
+
+if TYPE_CHECKING:
+    from ip2p.training.windows import WindowOrder
 
 Drawing = Literal["by_sample", "by_batch"]
 """How a training draws: each sample's numbers on their own, or, as earlier versions did, those of all processes."""
@@ -200,16 +203,26 @@ class SampleStream:
     balanced: BalancedOrder | None = None
     mixed: Order | None = None
     drawing: Drawing = "by_sample"
+    windows: WindowOrder | None = None
+    end: int | None = None
+    """Micro-steps of the whole training, if that is known."""
+
+    def first_sample(self, micro_step: int) -> int:
+        """Returns the number in the stream of this process's first sample of a micro-step."""
+        return (micro_step * self.num_processes + self.process_index) * self.config.train_batch_size
 
     def samples(self, micro_step: int) -> list[int]:
         """Returns the numbers of this process's samples; the stream shows each once per epoch, to one process.
 
-        A balanced stream shows each group equally often instead, a mixed one in given shares.
+        A balanced stream shows each group equally often instead, a mixed one in given shares, and one in windows shows
+        the parts of the cache one after another.
         """
         size = self.config.train_batch_size
         if self.mixed is not None:
             return self.mixed.samples(micro_step, self.process_index * size, size)
-        first = (micro_step * self.num_processes + self.process_index) * size
+        first = self.first_sample(micro_step)
+        if self.windows is not None:
+            return self.windows.samples(first, size)
         if self.balanced is not None:
             return self.balanced.samples(first, size)
         return draw_samples(self.num_samples, self.config.seed, first, size)

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -31,12 +32,15 @@ from ip2p.config import TrainingConfig
 from ip2p.models.architecture import base_architecture
 from ip2p.models.latents import pictures_at_once
 from ip2p.models.texts import TextEncoders, join_texts
-from ip2p.store import read_json_or_empty, write_json
+from ip2p.store import write_json
 from ip2p.training.buckets import framing_of
 from ip2p.training.cache import FILLED, LatentCache, cache_key, counts_of, storage_of
+from ip2p.training.cache_store import TEXTS, CacheStore, Index, is_filled, open_cache_store, part_name, text_note
 from ip2p.training.data import RawPair, SourceRows
 from ip2p.training.decoding import DecodedPair, Framing, Size, decode_pair
 from ip2p.training.encoding import encode_views, load_encoder
+from ip2p.training.fetching import FetchedParts
+from ip2p.training.streamed import StreamedCache
 from ip2p.training.text_cache import TEXTS_PER_PART, CachedTexts, StoredTexts, TextsOfStep
 from ip2p.training.trainer import pairs_per_step
 
@@ -47,8 +51,6 @@ TEXTS_PER_BATCH = 64
 PAIRS_PER_BATCH = 64
 LOGGED_ERRORS = 5
 GIB = 2**30
-TEXTS = "texts.json"
-"""Notes whether a cache keeps its texts; one without this file does."""
 T = TypeVar("T")
 
 
@@ -57,8 +59,8 @@ def cache_pays(config: TrainingConfig, num_pairs: int, num_processes: int) -> bo
 
     That takes as many encodings as a training without a cache needs for as many epochs as there are views of a pair.
     """
-    if config.streaming or config.aspect_ratio_buckets:
-        return True  # which cannot do without
+    if config.streaming or config.aspect_ratio_buckets or config.cache_window or config.latent_cache:
+        return True  # which cannot do without, or ask for it
     epochs = float(config.num_train_epochs)
     if config.max_train_steps is not None:
         epochs = config.max_train_steps * pairs_per_step(config, num_processes) / num_pairs
@@ -82,51 +84,65 @@ def load_cache(
     accelerator: Accelerator,
     later: Sequence[str] = (),
     beside: Collection[str] = (),
+    wanted: threading.Event | None = None,
 ) -> LatentCache:
     """Loads the cache of these rows, by `cache_key`; missing parts are computed, shared out over the processes.
 
-    Caches under other keys than those `beside` it are removed.
+    Caches under other keys than those `beside` it are removed. `wanted` asks one that is streamed to stop.
     """
     folder = root / cache_key(rows, config, later)
+    store = open_cache_store(config, folder, _num_parts(len(rows)) if config.cache_window else 0)
     started = time.monotonic()
-    if accelerator.is_main_process:
-        for other in root.glob("*"):
-            if re.fullmatch(r"[0-9a-f]{16}", other.name) and other != folder and other.name not in beside:
-                logger.info("removing the latent cache of other data or another model: %s", other)
-                shutil.rmtree(other)
-        folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob(".*.partial"):  # of a process that was killed
-            partial.unlink()
-    accelerator.wait_for_everyone()
+    _make_ready(folder, beside, accelerator, store)
     prompts: list[str] = []
-    if not (folder / FILLED).exists():
+    if not is_filled(folder, store):
         prompts = unique_prompts(rows.prompts())
         with torch.no_grad():
-            if _keeps_texts(folder, prompts, config, accelerator):
-                _write_texts(folder, prompts, config, accelerator)
-            _write_rows(folder, rows, prompts, config, accelerator)
+            if _keeps_texts(folder, prompts, config, accelerator, store):
+                _write_texts(folder, prompts, config, accelerator, store)
+            _write_rows(folder, rows, prompts, config, accelerator, store)
         accelerator.wait_for_everyone()
         clear_device_cache(garbage_collection=True)  # the accelerator's own would forget what it has prepared
-        _log_result(folder, len(rows))
+        _log_result(folder, len(rows), store.finish(len(rows), accelerator) if store else None)
     else:
-        logger.info("using the latent cache in %s", folder)
+        logger.info("using the latent cache in %s", store.remote.place if store else folder)
+    index = store.pull(config, accelerator) if store else None
     seconds = time.monotonic() - started
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not (index and config.cache_window):
         write_json(folder / FILLED, {"rows": len(rows)})
     texts: CachedTexts = StoredTexts(folder)
-    if not read_json_or_empty(folder / TEXTS).get("kept", True):
+    if not text_note(folder, store).get("kept", True):
         encoders = base_architecture(config).load_text_encoders(config, accelerator.device)
         texts = TextsOfStep(prompts or unique_prompts(rows.prompts()), encoders, accelerator)
+    if store and index and config.cache_window:
+        place = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        return StreamedCache(FetchedParts(store, index, wanted, *place), index, round(seconds, 2), texts)
     return LatentCache(folder, round(seconds, 2), texts)
 
 
-def _log_result(folder: Path, num_rows: int) -> None:
-    dropped = counts_of(folder, "dropped")
+def _make_ready(folder: Path, beside: Collection[str], accelerator: Accelerator, store: CacheStore | None) -> None:
+    """Makes a cache's folder and removes what others and killed processes left; on each node if there is a store."""
+    if accelerator.is_main_process:
+        for other in folder.parent.glob("*"):
+            if re.fullmatch(r"[0-9a-f]{16}", other.name) and other != folder and other.name not in beside:
+                logger.info("removing the latent cache of other data or another model: %s", other)
+                shutil.rmtree(other)
+    if accelerator.is_main_process or (store and accelerator.is_local_main_process):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in (*folder.glob(".*.partial"), *folder.glob(".*.lock")):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        if store:  # which knows what is filled; the folder may come to lack parts
+            (folder / FILLED).unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+
+
+def _log_result(folder: Path, num_rows: int, index: Index | None) -> None:
+    dropped = index.dropped if index else counts_of(folder, "dropped")
     logger.info("encoded %d of %d pairs", num_rows - dropped.total(), num_rows)
     if dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         logger.warning("dropped %d rows: %s", dropped.total(), reasons)
-    if lacking := counts_of(folder, "without_mask").total():
+    if lacking := (index.without_mask if index else counts_of(folder, "without_mask")).total():
         logger.warning("%d pairs have no usable mask; all of their positions count alike", lacking)
 
 
@@ -135,19 +151,35 @@ def unique_prompts(prompts: list[str | None]) -> list[str]:
     return list(dict.fromkeys(["", *(prompt for prompt in prompts if prompt is not None)]))
 
 
-def _mine(path: Path, number: int, accelerator: Accelerator) -> bool:
-    return number % accelerator.num_processes == accelerator.process_index and not path.exists()
+def _missing(paths: Sequence[Path], accelerator: Accelerator, store: CacheStore | None) -> list[int]:
+    """Returns the numbers of this process's parts that are to be made; those that only it has are put into a store."""
+
+    def is_there(path: Path) -> bool:
+        return path.exists() if store is None else store.holds(path) or store.keep_found(path)
+
+    own = range(accelerator.process_index, len(paths), accelerator.num_processes)
+    return [number for number in own if not is_there(paths[number])]
+
+
+def _num_parts(num_rows: int) -> int:
+    return -(-num_rows // ROWS_PER_PART)
 
 
 def _text_paths(folder: Path, num_prompts: int) -> list[Path]:
     return [folder / f"text-{number:05d}.safetensors" for number in range(-(-num_prompts // TEXTS_PER_PART))]
 
 
-def _keeps_texts(folder: Path, prompts: Sequence[str], config: TrainingConfig, accelerator: Accelerator) -> bool:
+def _keeps_texts(
+    folder: Path,
+    prompts: Sequence[str],
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    store: CacheStore | None = None,
+) -> bool:
     """Decides, once for all processes and for later trainings, whether the texts' states are worth their disk space."""
-    note = folder / TEXTS
-    is_small = len(prompts) <= TEXTS_PER_PART or _text_paths(folder, 1)[0].exists()
-    if not is_small and not note.exists() and accelerator.is_main_process:
+    first = _text_paths(folder, 1)[0]
+    is_small = len(prompts) <= TEXTS_PER_PART or first.exists() or (store is not None and store.holds(first))
+    if not is_small and accelerator.is_main_process and not text_note(folder, store):
         encoders = base_architecture(config).load_text_encoders(config, accelerator.device)
         texts = encoders.encode([""])
         numbers = texts.hidden.numel() + (0 if texts.pooled is None else texts.pooled.numel())
@@ -163,41 +195,53 @@ def _keeps_texts(folder: Path, prompts: Sequence[str], config: TrainingConfig, a
             config.max_text_cache_gib,
             free,
         )
-        write_json(note, {"kept": kept})
+        write_json(folder / TEXTS, {"kept": kept})
+        if store:
+            store.remote.write_json(TEXTS, {"kept": kept})
     accelerator.wait_for_everyone()
-    return bool(read_json_or_empty(note).get("kept", True))
+    return bool(text_note(folder, store).get("kept", True))
 
 
-def _write_texts(folder: Path, prompts: Sequence[str], config: TrainingConfig, accelerator: Accelerator) -> None:
+def _write_texts(
+    folder: Path,
+    prompts: Sequence[str],
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    store: CacheStore | None = None,
+) -> None:
     paths = _text_paths(folder, len(prompts))
     encoders: TextEncoders | None = None
-    for number, block in enumerate(_batched(prompts, TEXTS_PER_PART)):
-        if not _mine(paths[number], number, accelerator):
-            continue
+    for number in _missing(paths, accelerator, store):
+        block = tuple(prompts[number * TEXTS_PER_PART : (number + 1) * TEXTS_PER_PART])
         encoders = encoders or base_architecture(config).load_text_encoders(config, accelerator.device)
         first, rest = (block[:1], block[1:]) if number == 0 else ((), block)
         batches = [*filter(None, [first]), *_batched(rest, TEXTS_PER_BATCH)]
         texts = join_texts([encoders.encode(batch) for batch in batches])
         pooled = {} if texts.pooled is None else {"pooled": texts.pooled}
-        _save(paths[number], {"text": texts.hidden} | pooled, config, {"dropped": Counter()})
+        _save(paths[number], {"text": texts.hidden} | pooled, config, {"dropped": Counter()}, store)
 
 
 def _write_rows(
-    folder: Path, rows: SourceRows, prompts: Sequence[str], config: TrainingConfig, accelerator: Accelerator
+    folder: Path,
+    rows: SourceRows,
+    prompts: Sequence[str],
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    store: CacheStore | None = None,
 ) -> None:
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
     vae: AutoencoderKL | None = None
     framing = framing_of(config)
     starts = range(0, len(rows), ROWS_PER_PART)
-    paths = [folder / f"rows-{number:05d}.safetensors" for number in range(len(starts))]
-    mine = [number for number, path in enumerate(paths) if _mine(path, number, accelerator)]
+    paths = [folder / part_name(number) for number in range(len(starts))]
+    mine = _missing(paths, accelerator, store)
     total = sum(min(ROWS_PER_PART, len(rows) - starts[number]) for number in mine)
     bar = tqdm(total=total, desc="encode pairs", unit="pair", disable=None if accelerator.is_main_process else True)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, block in zip(mine, rows.blocks(mine, ROWS_PER_PART), strict=True):
             vae = vae or load_encoder(config, accelerator.device)
             tensors, counts = _encode_block(vae, block, numbers, config, framing, pool, starts[number], bar)
-            _save(paths[number], tensors, config, counts)
+            _save(paths[number], tensors, config, counts, store)
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -255,7 +299,9 @@ def _decoded(pair: RawPair, framing: Framing) -> DecodedPair | ValueError:
         return error
 
 
-def _save(path: Path, tensors: dict[str, Tensor], config: TrainingConfig, counts: Counts) -> None:
+def _save(
+    path: Path, tensors: dict[str, Tensor], config: TrainingConfig, counts: Counts, store: CacheStore | None
+) -> None:
     stored = {
         name: (value.to(storage_of(config)) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in tensors.items()
@@ -263,3 +309,5 @@ def _save(path: Path, tensors: dict[str, Tensor], config: TrainingConfig, counts
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     save_file(stored, temporary, metadata={name: json.dumps(each) for name, each in counts.items()})
     os.replace(temporary, path)
+    if store:
+        store.keep(path)

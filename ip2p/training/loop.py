@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ip2p.store.journal import RecordFile
+from ip2p.store.remote import NotCopied
 from ip2p.training.checkpoint import Progress, write_checkpoint
 from ip2p.training.trainer import Trainer, pairs_per_step
 from ip2p.training.validation import Validation
@@ -37,7 +38,8 @@ def train(
     trainer: Trainer, output: Path, progress: Progress, num_steps: int, stop: Stop, validation: Validation
 ) -> Progress:
     """Trains from `progress` to the last step, under its way of drawing. Raises Interrupted if asked to stop."""
-    trainer = replace(trainer, stream=replace(trainer.stream, drawing=progress.drawing))
+    end = num_steps * trainer.config.gradient_accumulation_steps
+    trainer = replace(trainer, stream=replace(trainer.stream, drawing=progress.drawing, end=end))
     with trainer.reading_ahead(num_steps) as reading:
         _train(reading, output, progress, num_steps, stop, validation)
     return progress
@@ -52,7 +54,8 @@ def _train(
     disable = None if is_main else True  # None hides the bar unless a terminal shows it
     for step in tqdm(steps, desc="train", unit="step", initial=progress.step, total=num_steps, disable=disable):
         torch.manual_seed(hash((config.seed, step, accelerator.process_index)))  # for a denoiser with dropout layers
-        course.add(*trainer.step(step))
+        with course.kept():
+            course.add(*trainer.step(step))
         if progress.step % config.log_every == 0 or course.is_over:
             accelerator.log(course.log(), step=progress.step)
         stopping = shared_stop.after_step(is_last=course.is_over)
@@ -95,6 +98,19 @@ class Course:
         self.norm = norm
         self.progress.step += 1
         self.progress.loss_count += 1
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Saves what is done if no part of the cache comes for a step, which then was not taken.
+
+        With several processes the others would be waited for in vain.
+        """
+        try:
+            yield
+        except (Interrupted, NotCopied):
+            if self.accelerator.num_processes == 1 and self.progress.step > self.first_step:
+                self.save()
+            raise
 
     def settle(self) -> None:
         """Brings the counters of a checkpoint up to date; every process has to take part."""

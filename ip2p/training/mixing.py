@@ -8,15 +8,22 @@ every sample before it repeats one.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ip2p.config import TrainingConfig
-from ip2p.training.draws import draw_order
+from ip2p.training.cache import LatentCache
+from ip2p.training.data import Rows
+from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream, draw_order
+from ip2p.training.windows import WindowOrder
+
+logger = logging.getLogger(__name__)
 
 
 class Rounds:
@@ -138,3 +145,32 @@ def shares_of(
     shares = [config.data_weights[pool] if config.data_weights else 1.0 for pool in pairs[0]]
     parts = zip(shares, weights, totals[pairs[0]], strict=True)
     return groups.reshape(-1), [share * weight / total if total else 0.0 for share, weight, total in parts]
+
+
+def new_stream(
+    pairs: EncodedPairs, config: TrainingConfig, timestep_chances: Tensor, accelerator: Accelerator, rows: Rows | None
+) -> SampleStream:
+    """Sets up the order of the samples: each once an epoch, balanced by a column, or of one size per batch."""
+    values: list[str] = []
+    if config.balance_column and rows is not None:
+        of_rows = rows.values(config.balance_column)
+        values = [str(of_rows[number]) for number in pairs.row_numbers]
+        how = "by weight" if config.balance_weights else "equally often"
+        logger.info("showing the %d values of %s %s", len(set(values)), config.balance_column, how)
+    further = (pairs.latent_shape, timestep_chances, accelerator.process_index, accelerator.num_processes)
+    if config.cache_window is not None and isinstance(pairs, LatentCache):
+        windows = WindowOrder(pairs.part_sizes, config.cache_window, config.seed)
+        logger.info("showing %d parts of the cache in %d windows", len(pairs.part_sizes), windows.num_windows)
+        return SampleStream(config, len(pairs), *further, windows=windows)
+    if not (config.aspect_ratio_buckets or config.data_weights or config.balance_weights):
+        balanced = BalancedOrder(values, config.seed) if values else None
+        return SampleStream(config, len(pairs), *further, balanced)
+    shapes, sizes = [pairs.latent_shape], np.zeros(len(pairs), dtype=np.int64)
+    if config.aspect_ratio_buckets and isinstance(pairs, LatentCache):
+        shapes, sizes = pairs.shapes
+        counts = zip(shapes, np.bincount(sizes), strict=True)
+        logger.info("latents of %s", ", ".join(f"{high} x {wide}: {count} pairs" for (_, high, wide), count in counts))
+    groups, shares = shares_of(pairs.source_numbers, values, config)
+    batch_size = config.train_batch_size * accelerator.num_processes
+    mixed = MixedOrder(config.seed, batch_size, shapes, sizes, groups, shares)
+    return SampleStream(config, len(pairs), *further, mixed=mixed)

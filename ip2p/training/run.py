@@ -7,16 +7,15 @@ import logging
 import math
 import os
 import sys
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration, str_to_bool
-from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from ip2p.config import TrainingConfig, TrainingJob
@@ -32,13 +31,13 @@ from ip2p.training.cache import FILLED, LatentCache, cache_key, join_caches
 from ip2p.training.checkpoint import Progress, resume
 from ip2p.training.data import ParquetRows, Rows, SourceRows, find_test_files
 from ip2p.training.decoding import is_square
-from ip2p.training.draws import BalancedOrder, EncodedPairs, SampleStream
+from ip2p.training.draws import EncodedPairs
 from ip2p.training.filling import cache_pays, load_cache
 from ip2p.training.fingerprints import resume_fingerprint, sources_of_training, training_fingerprint
 from ip2p.training.joining import JoinedRows, data_sources, open_all_rows, open_all_tables
 from ip2p.training.launching import FINISHED
 from ip2p.training.loop import Stop, mean_of_last, train
-from ip2p.training.mixing import MixedOrder, shares_of
+from ip2p.training.mixing import new_stream
 from ip2p.training.online import OnlinePairs
 from ip2p.training.optimizer import check_optimizer
 from ip2p.training.sharding import is_fsdp, is_zero
@@ -60,6 +59,7 @@ PLAIN: dict[str, Any] = {
     "region_weight": None,
     "aspect_ratio_buckets": False,
     "bucket_resolutions": (),
+    "cache_window": None,
 }
 """Settings that a held-out loss is measured without, so that it compares between trainings."""
 PROBE_ROWS = 256
@@ -78,7 +78,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     accelerator = new_accelerator(job)
     with accelerator.main_process_first():
         note(output, sources_of_training(job, job.data))
-    pairs = open_pairs(rows, job, accelerator, output)
+    pairs = open_pairs(rows, job, accelerator, output, stop.wanted if accelerator.num_processes == 1 else None)
     trainer, num_steps = new_trainer(pairs, job, accelerator, rows)
     if accelerator.num_processes > 1:
         _kept.append(trainer.network)
@@ -137,39 +137,25 @@ def new_trainer(
     return Trainer(config, base, pairs, noise, latents, accelerator, network, trained, stream, none), num_steps
 
 
-def new_stream(
-    pairs: EncodedPairs, config: TrainingConfig, timestep_chances: Tensor, accelerator: Accelerator, rows: Rows | None
-) -> SampleStream:
-    """Sets up the order of the samples: each once an epoch, balanced by a column, or of one size per batch."""
-    values: list[str] = []
-    if config.balance_column and rows is not None:
-        of_rows = rows.values(config.balance_column)
-        values = [str(of_rows[number]) for number in pairs.row_numbers]
-        how = "by weight" if config.balance_weights else "equally often"
-        logger.info("showing the %d values of %s %s", len(set(values)), config.balance_column, how)
-    further = (pairs.latent_shape, timestep_chances, accelerator.process_index, accelerator.num_processes)
-    if not (config.aspect_ratio_buckets or config.data_weights or config.balance_weights):
-        balanced = BalancedOrder(values, config.seed) if values else None
-        return SampleStream(config, len(pairs), *further, balanced)
-    shapes, sizes = [pairs.latent_shape], np.zeros(len(pairs), dtype=np.int64)
-    if config.aspect_ratio_buckets and isinstance(pairs, LatentCache):
-        shapes, sizes = pairs.shapes
-        counts = zip(shapes, np.bincount(sizes), strict=True)
-        logger.info("latents of %s", ", ".join(f"{high} x {wide}: {count} pairs" for (_, high, wide), count in counts))
-    groups, shares = shares_of(pairs.source_numbers, values, config)
-    batch_size = config.train_batch_size * accelerator.num_processes
-    mixed = MixedOrder(config.seed, batch_size, shapes, sizes, groups, shares)
-    return SampleStream(config, len(pairs), *further, mixed=mixed)
+def open_pairs(
+    rows: SourceRows | JoinedRows,
+    job: TrainingJob,
+    accelerator: Accelerator,
+    output: Path,
+    wanted: threading.Event | None = None,
+) -> EncodedPairs:
+    """Opens the pairs through a latent cache if there is one or it pays, else encoded at every step.
 
-
-def open_pairs(rows: SourceRows | JoinedRows, job: TrainingJob, accelerator: Accelerator, output: Path) -> EncodedPairs:
-    """Opens the pairs through a latent cache if there is one or it pays, else encoded at every step."""
+    `wanted` asks what waits for a part of the cache to stop.
+    """
     if job.cache:
         first_rows = itertools.islice(rows.read(), PROBE_ROWS)
         if not (job.center_crop or job.aspect_ratio_buckets or all(is_square(pair.original) for pair in first_rows)):
             logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
-        elif (pairs := _open_cache(rows, job, accelerator, output / "cache")) is not None:
+        elif (pairs := _open_cache(rows, job, accelerator, output / "cache", wanted)) is not None:
             return pairs
+    if job.cache_window is not None:
+        raise ValueError("cache_window is of a cache, which random crops rule out. Leave it out, or add --center_crop.")
     if job.streaming:
         raise ValueError(
             "streamed rows can be read in order only, for a cache. Leave --streaming out, or add --center_crop."
@@ -180,7 +166,11 @@ def open_pairs(rows: SourceRows | JoinedRows, job: TrainingJob, accelerator: Acc
 
 
 def _open_cache(
-    rows: SourceRows | JoinedRows, job: TrainingJob, accelerator: Accelerator, root: Path
+    rows: SourceRows | JoinedRows,
+    job: TrainingJob,
+    accelerator: Accelerator,
+    root: Path,
+    wanted: threading.Event | None,
 ) -> LatentCache | None:
     """Opens the cache of each source, which is the one that it has alone; None if they are to be filled in vain."""
     parts, named = (rows.parts, rows.sources) if isinstance(rows, JoinedRows) else ([rows], data_sources(job.data, job))
@@ -192,7 +182,7 @@ def _open_cache(
     are_there = all((root / key / FILLED).exists() for key in keys)
     if not are_there and not cache_pays(job, len(rows), accelerator.num_processes):
         return None
-    caches = [load_cache(root, part, config, accelerator, later, keys) for part, config, later in sources]
+    caches = [load_cache(root, part, config, accelerator, later, keys, wanted) for part, config, later in sources]
     return join_caches(caches, [len(part) for part in parts]) if len(caches) > 1 else caches[0]
 
 
