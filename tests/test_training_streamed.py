@@ -27,11 +27,12 @@ from ip2p.store.remote import NotCopied, Remote
 from ip2p.training import cache_store, filling, text_cache
 from ip2p.training.cache import LatentCache
 from ip2p.training.cache_store import CacheStore
-from ip2p.training.data import open_rows, training_fingerprint
+from ip2p.training.data import open_rows
 from ip2p.training.draws import SampleStream
 from ip2p.training.encoding import encode_views
 from ip2p.training.fetching import FetchedParts
 from ip2p.training.filling import load_cache
+from ip2p.training.fingerprints import training_fingerprint
 from ip2p.training.loop import Interrupted, Stop
 from ip2p.training.windows import Window, WindowOrder
 from tests import processes
