@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -43,16 +42,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "ROWS_PER_PART", 2)
     for module in (filling, text_cache):
         monkeypatch.setattr(module, "TEXTS_PER_PART", 2)
-
-
-@pytest.fixture
-def own_handlers() -> Iterator[None]:
-    """Leaves the handlers of signals as they were."""
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(name) for name in names]
-    yield
-    for name, handler in zip(names, before, strict=True):
-        signal.signal(name, handler)
 
 
 @pytest.mark.parametrize(

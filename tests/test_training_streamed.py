@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,16 +60,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (filling, text_cache):
         monkeypatch.setattr(module, "TEXTS_PER_PART", 2)
     monkeypatch.setattr(remote, "SECONDS_BETWEEN_TRIES", 0.0)
-
-
-@pytest.fixture
-def own_handlers() -> Iterator[None]:
-    """Leaves the handlers of signals as they were."""
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(name) for name in names]
-    yield
-    for name, handler in zip(names, before, strict=True):
-        signal.signal(name, handler)
 
 
 class Watch:
