@@ -92,9 +92,9 @@ class Remote:
 
         try:
             value = json.loads(self._in_tries(read, f"{self._told(name)} could not be read"))
-        except ValueError as error:
-            if isinstance(error, NotCopied):
-                raise
+        except NotCopied:
+            raise
+        except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
 
