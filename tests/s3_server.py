@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
+import httpx
 import pytest
 
 BUCKET = "pairs"
@@ -20,15 +21,19 @@ def serving_s3() -> Iterator[str]:
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
-        yield f"s3://{BUCKET}"
-    server.stop()
-    fsspec.filesystem("s3").clear_instance_cache()  # clients of the next server have another address
+    address = f"http://{host}:{port}"
+    try:
+        httpx.post(f"{address}/moto-api/reset").raise_for_status()  # buckets outlive the server, in its process
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", address)
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                patch.setenv(name, "test")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
+            yield f"s3://{BUCKET}"
+    finally:
+        server.stop()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # clients of the next server have another address
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
