@@ -66,9 +66,9 @@ def make_deployment(use: Use) -> Flow[..., Any]:
         return _in_one_line(lambda: _carry_out(use, bound.arguments))
 
     texts = ABOUT | {argument.name: argument.help for argument in use.arguments}
-    shown = [f"    {name}: {texts[name]}" for name in signature.parameters]
+    arguments = [f"    {name}: {texts[name]}" for name in signature.parameters]
     start.__name__ = start.__qualname__ = use.command
-    start.__doc__ = "\n".join([use.title, "", "Args:", *shown])
+    start.__doc__ = "\n".join([use.title, "", "Args:", *arguments])
     start.__signature__ = signature  # type: ignore[attr-defined]
     return flow(name=f"ip2p {use.command}", description=use.title)(start)
 
@@ -199,5 +199,5 @@ def _schedule(offer: Offer) -> Schedule | None:
 
 
 def _parameters_of(name: str, parameters: Mapping[str, object], folder: Path) -> dict[str, object]:
-    known = DEPLOYMENTS[name].parameters.properties
-    return form_of_any_size({key: value for key, value in parameters.items() if key in known}, known, folder)
+    properties = DEPLOYMENTS[name].parameters.properties
+    return form_of_any_size({key: value for key, value in parameters.items() if key in properties}, properties, folder)

@@ -109,8 +109,8 @@ def check_thresholds(config: FilteringConfig) -> None:
                     f"filtering.{section}.further sets {name}, which no score understands. "
                     f"Known are: {', '.join(names)}."
                 )
-        asked = [bound.threshold for bound in BOUNDS.values() if bound.score.is_asked]
-        if not config.vlm.model and (unasked := [name for name in asked if name in limits.bounds]):
+        judged = [bound.threshold for bound in BOUNDS.values() if bound.score.is_asked]
+        if not config.vlm.model and (unasked := [name for name in judged if name in limits.bounds]):
             raise ValueError(f"filtering.{section}.{unasked[0]} needs a judge. Set filtering.vlm.model.")
 
 
@@ -140,9 +140,9 @@ def count_shown(tables: Iterable[Path]) -> dict[str, int]:
         table = pq.ParquetFile(path).read(["edit_prompt", "accepted", "shown_prompt"])
         pairs = table.filter(table["accepted"])
         is_left_out = "shown_prompt" not in pairs.column_names  # as a column without a value is
-        shown = pa.array([""] * len(pairs), pa.string()) if is_left_out else pc.fill_null(pairs["shown_prompt"], "")
-        unnamed = pc.sum(pc.equal(shown, "")).as_py() or 0
-        as_written = pc.sum(pc.equal(shown, pairs["edit_prompt"])).as_py() or 0
+        prompts = pa.array([""] * len(pairs), pa.string()) if is_left_out else pc.fill_null(pairs["shown_prompt"], "")
+        unnamed = pc.sum(pc.equal(prompts, "")).as_py() or 0
+        as_written = pc.sum(pc.equal(prompts, pairs["edit_prompt"])).as_py() or 0
         for name, num in zip(counts, (len(pairs) - as_written - unnamed, as_written, unnamed), strict=True):
             counts[name] += num
     return counts
@@ -202,11 +202,11 @@ def _judged(
     if not config.vlm.model:
         return _reasons_by_type(columns, edit_types, config)
     was_asked = judges == judge_identity(config.vlm)
-    asked = [name for name, score in SCORES.items() if score.is_asked]
-    columns = columns | {name: np.where(was_asked, columns[name], np.nan) for name in asked}
+    judged = [name for name, score in SCORES.items() if score.is_asked]
+    columns = columns | {name: np.where(was_asked, columns[name], np.nan) for name in judged}
     reasons = _reasons_by_type(columns, edit_types, config)
     passes = reasons == ""
-    reasons[passes & np.isnan([columns[name] for name in asked]).any(0)] = UNREAD
+    reasons[passes & np.isnan([columns[name] for name in judged]).any(0)] = UNREAD
     reasons[passes & ~was_asked] = OPEN
     return reasons
 

@@ -169,8 +169,8 @@ def side_by_side(pairs: Pairs, number: int) -> tuple[Image.Image, str]:
     both.paste(edited, (original.width + GAP, 0))
     both.thumbnail((4 * CARD_HEIGHT, CARD_HEIGHT))
     facts = describe(pairs, number)
-    shown = (facts.get(title) for title in (TEXTS["edit_prompt"], TEXTS["edit_type"], "Verdict"))
-    return both, " · ".join(filter(None, shown))
+    parts = (facts.get(title) for title in (TEXTS["edit_prompt"], TEXTS["edit_type"], "Verdict"))
+    return both, " · ".join(filter(None, parts))
 
 
 def describe(pairs: Pairs, number: int) -> dict[str, str]:

@@ -78,8 +78,8 @@ def edit_tab(page: gr.Blocks, calls: EditCalls) -> None:
         scroll_to_output=True,
     )
     compared = grid.click(friendly(calls.grid), [*form], cells, show_progress_on=result)
-    for made in (edited, compared):
-        written = made.success(calls.write_address, [*settings, sample], address, show_progress="hidden")
+    for event in (edited, compared):
+        written = event.success(calls.write_address, [*settings, sample], address, show_progress="hidden")
         written.success(None, address, None, js=SET_ADDRESS)
     form.model.input(calls.default_knobs, form.model, [form.text, form.image, form.steps])
     form.model.input(calls.list_samples, form.model, [samples, offered], show_progress="hidden")

@@ -90,22 +90,22 @@ def pairs_tab(page: gr.Blocks, calls: PairsCalls) -> None:
         facts = gr.HTML(elem_id="facts")
 
     view = gr.State(None)
-    shown: list[Any] = [view, count, gallery, previous, following]
+    outputs: list[Any] = [view, count, gallery, previous, following]
     filters: list[Any] = [kinds, verdicts, score, low, high, words]
     page.load(calls.list_sources, None, source, show_progress="hidden").then(
-        calls.open_source, source, [*filters, *shown]
+        calls.open_source, source, [*filters, *outputs]
     )
-    source.input(calls.open_source, source, [*filters, *shown])
+    source.input(calls.open_source, source, [*filters, *outputs])
     gr.on(
         [*(field.input for field in (kinds, verdicts, score)), *(field.change for field in (low, high, words))],
         friendly(calls.show),
         [view, *filters],
-        shown,
+        outputs,
         trigger_mode="always_last",
         show_progress="hidden",
     )
-    previous.click(friendly(calls.previous_page), view, shown, show_progress="hidden")
-    following.click(friendly(calls.next_page), view, shown, show_progress="hidden")
+    previous.click(friendly(calls.previous_page), view, outputs, show_progress="hidden")
+    following.click(friendly(calls.next_page), view, outputs, show_progress="hidden")
     gallery.select(friendly(calls.show_pair), view, [large, original, edited, facts], show_progress="hidden")
     close.click(calls.close_pair, None, [large, gallery], show_progress="hidden")
 

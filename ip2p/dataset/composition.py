@@ -65,9 +65,9 @@ def compose_pairs(
     """
     sessions, num = find_sessions(runs), 0
     neighbours = (both for session in sessions.found for both in pairwise(session))
-    while some := list(islice(neighbours, AT_ONCE)):
-        pairs = read_pairs((turn for both in some for turn in both), sessions.shards)
-        composed = (Composed(both, pairs[both[0].where], pairs[both[1].where]) for both in some)
+    while chunk := list(islice(neighbours, AT_ONCE)):
+        pairs = read_pairs((turn for both in chunk for turn in both), sessions.shards)
+        composed = (Composed(both, pairs[both[0].where], pairs[both[1].where]) for both in chunk)
         kept = list(_usable(composed, runs[0].dataset.test_fraction, left_out))
         changes = [each.change for each in kept]
         for each, wording in zip(kept, word(changes) if word else [None] * len(kept), strict=True):

@@ -94,13 +94,13 @@ def outline(embeddings: Embeddings, axes: np.ndarray) -> np.ndarray:
 
 def find_alike(embeddings: Embeddings, outlines: np.ndarray, part: int, limit: float) -> Alike:
     """Finds the rows of a part that are alike to earlier ones."""
-    found: list[Alike] = []
+    blocks_alike: list[Alike] = []
     end = min(len(embeddings), (part + 1) * PART_ROWS)
     for start in range(part * PART_ROWS, end, ROWS):
         stop = min(end, start + ROWS)
         blocks = (slice(begin, min(stop, begin + COLUMNS)) for begin in range(0, stop, COLUMNS))
-        found += [_alike(embeddings, outlines, slice(start, stop), block, limit) for block in blocks]
-    return Alike(*(np.concatenate(values) for values in zip(*found, strict=True)))
+        blocks_alike += [_alike(embeddings, outlines, slice(start, stop), block, limit) for block in blocks]
+    return Alike(*(np.concatenate(values) for values in zip(*blocks_alike, strict=True)))
 
 
 def _alike(embeddings: Embeddings, outlines: np.ndarray, rows: slice, columns: slice, limit: float) -> Alike:

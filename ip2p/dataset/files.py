@@ -58,10 +58,11 @@ class _Rows:
 
     @classmethod
     def of(cls, file: int, batches: Sequence[pa.RecordBatch]) -> _Rows:
-        found = [np.flatnonzero(batch["file"].to_numpy() == file) for batch in batches]
-        row, numbers = np.concatenate(found), np.repeat(np.arange(len(batches)), [len(some) for some in found])
+        rows_by_batch = [np.flatnonzero(batch["file"].to_numpy() == file) for batch in batches]
+        row = np.concatenate(rows_by_batch)
+        numbers = np.repeat(np.arange(len(batches)), [len(rows) for rows in rows_by_batch])
         position, size = (
-            np.concatenate([batch[name].to_numpy()[some] for batch, some in zip(batches, found, strict=True)])
+            np.concatenate([batch[name].to_numpy()[rows] for batch, rows in zip(batches, rows_by_batch, strict=True)])
             for name in ("position", "size")
         )
         order = np.argsort(position)
@@ -76,10 +77,10 @@ class _Rows:
         order = np.argsort(numbers, kind="stable")
         present, starts = np.unique(numbers[order], return_index=True)
         parts = np.split(rows[order], starts[1:])
-        some = [self.batches[number].take(pa.array(part)) for number, part in zip(present, parts, strict=True)]
+        taken = [self.batches[number].take(pa.array(part)) for number, part in zip(present, parts, strict=True)]
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
-        return pa.Table.from_batches(some).combine_chunks().take(pa.array(place)).drop_columns(list(ADDED))
+        return pa.Table.from_batches(taken).combine_chunks().take(pa.array(place)).drop_columns(list(ADDED))
 
 
 def _write_noted(folder: Path, output: OutputFile, rows: _Rows, schema: pa.Schema) -> None:

@@ -91,7 +91,7 @@ def _read(paths: Sequence[Path]) -> Candidates:
         accepted=np.concatenate(accepted),
         scores={name: whole for name, parts in scores.items() if np.isfinite(whole := np.concatenate(parts)).any()},
         triplets=_once(pa.concat_tables(triplets)),
-        examples={name: pa.concat_tables(some, promote_options="default") for name, some in examples.items()},
+        examples={name: pa.concat_tables(tables, promote_options="default") for name, tables in examples.items()},
     )
 
 
@@ -168,13 +168,13 @@ def _duplicates(triplets: pa.Table) -> Iterator[str]:
 def _repeats(folder: store.RunFolder) -> Iterator[str]:
     """Counts the pairs that each `dataset.max_duplicate_similarity` would drop from the first `MOST_COMPARED`."""
     try:
-        found = list(read_embeddings(folder.shards("pairs"), MOST_COMPARED))
+        shards = list(read_embeddings(folder.shards("pairs"), MOST_COMPARED))
     except ValueError:
         yield "unknown: not every pair has CLIP's embeddings"
         return
-    if not found:
+    if not shards:
         return
-    embeddings = np.concatenate(found)
+    embeddings = np.concatenate(shards)
     alike = find_all_alike(embeddings, min(SIMILARITIES))
     for limit in SIMILARITIES:
         num = int(repeats_among(len(embeddings), alike, limit).sum())

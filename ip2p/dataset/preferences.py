@@ -83,19 +83,19 @@ def write_preferences(config: PipelineConfig, out: Path, *, own_originals: bool 
     shards, settings = pair_shards(config.out), config.dataset
     placed = split_places(index_pairs(shards, settings.seed), settings.test_fraction)
     by_place = {(place.shard, place.row): split for place, split in placed}
-    schema, counts, told = schema_of(own_originals=own_originals), Counter[str](), Counter[str]()
+    schema, counts, reasons = schema_of(own_originals=own_originals), Counter[str](), Counter[str]()
     with new_folder(out) as folder:
         (folder / "data").mkdir()
         for number, path in enumerate(tqdm(shards, desc="preferences", unit="shard", disable=None)):
             rows = defaultdict[Split, list[Row]](list)
-            for split, preference in _compare(path, number, by_place, told, own_originals=own_originals):
+            for split, preference in _compare(path, number, by_place, reasons, own_originals=own_originals):
                 rows[split].append(preference.as_row(own_originals=own_originals))
             for split, chosen in rows.items():
                 table = pa.Table.from_pylist(chosen, schema=schema)
                 pq.write_table(table, folder / "data" / f"{split}-{number:05d}.parquet")
                 counts[split] += len(chosen)
         if not counts:
-            raise ValueError(_explain(config, told))
+            raise ValueError(_explain(config, reasons))
         note = {"layout": "preferences", "ip2p": __version__, "splits": dict(counts)}
         store.write_json(folder / NOTE, note)
     return dict(counts)

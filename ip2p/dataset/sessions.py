@@ -83,14 +83,14 @@ def find_sessions(runs: Sequence[PipelineConfig], max_turns: int | None = None) 
         names += [run.out.name] * len(own)
     left_out = Counter[str]()
     turns = list(_index(shards, names, runs[0].dataset.test_fraction, left_out))
-    found = [session for split in SPLITS for session in _join(turns, split, max_turns, left_out)]
-    if not found:
+    sessions = [session for split in SPLITS for session in _join(turns, split, max_turns, left_out)]
+    if not sessions:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none was accepted"
         raise ValueError(
             f"no pair of {', '.join(str(run.out) for run in runs)} starts from a picture that another one made: {why}. "
             "Name runs that continue it with --continued-by, such as its inverse by `ip2p dataset invert`."
         )
-    return Sessions(shards, sorted(found, key=lambda session: session[0].where), left_out)
+    return Sessions(shards, sorted(sessions, key=lambda session: session[0].where), left_out)
 
 
 def _index(
@@ -119,12 +119,12 @@ def _index(
 
 def _join(turns: Iterable[Turn], split: Split, max_turns: int | None, left_out: Counter[str]) -> Iterator[list[Turn]]:
     """Yields the sessions of a split, which use each pair once; from pictures that nothing leads to first."""
-    leaving, made = defaultdict[str, list[Turn]](list), set[str]()
+    leaving, outputs = defaultdict[str, list[Turn]](list), set[str]()
     for turn in turns:
         if turn.split == split:
             leaving[turn.original].append(turn)
-            made.add(turn.edited)
-    for start in sorted(leaving, key=lambda picture: picture in made):
+            outputs.add(turn.edited)
+    for start in sorted(leaving, key=lambda picture: picture in outputs):
         while leaving[start]:
             session = list(_walk(start, leaving, max_turns))
             if len(session) > 1:
@@ -138,13 +138,13 @@ def _walk(picture: str, leaving: dict[str, list[Turn]], max_turns: int | None) -
 
     Preferred are those that make a picture which the session has not shown, then those that can be continued.
     """
-    shown, num = {picture}, 0
+    visited, num = {picture}, 0
     while (options := leaving.get(picture)) and (max_turns is None or num < max_turns):
-        turn = min(options, key=lambda each: (each.edited in shown, not leaving.get(each.edited)))
+        turn = min(options, key=lambda each: (each.edited in visited, not leaving.get(each.edited)))
         options.remove(turn)
         yield turn
         picture, num = turn.edited, num + 1
-        shown.add(picture)
+        visited.add(picture)
 
 
 def write_sessions(runs: Sequence[PipelineConfig], out: Path, max_turns: int | None = None) -> dict[str, int]:
@@ -158,10 +158,10 @@ def write_sessions(runs: Sequence[PipelineConfig], out: Path, max_turns: int | N
         files[session[0].split, session[0].where[0]].append(session)
     with new_folder(out) as folder:
         (folder / "data").mkdir()
-        for (split, number), some in files.items():
-            rows = list(_rows_of(some, sessions.shards))
+        for (split, number), group in files.items():
+            rows = list(_rows_of(group, sessions.shards))
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "data" / f"{split}-{number:05d}.parquet")
-            counts.update({f"{split} sessions": len(some), f"{split} turns": len(rows)})
+            counts.update({f"{split} sessions": len(group), f"{split} turns": len(rows)})
         left_out = dict(sessions.left_out)
         note = {"layout": "sessions", "ip2p": __version__, "splits": dict(counts), "left_out": left_out}
         store.write_json(folder / NOTE, note)
@@ -185,11 +185,11 @@ def _rows_of(sessions: Sequence[Sequence[Turn]], shards: Sequence[Path]) -> Iter
 
 def read_pairs(turns: Iterable[Turn], shards: Sequence[Path]) -> dict[Where, Row]:
     """Reads the pairs of these turns with their pictures."""
-    wanted = defaultdict[int, set[int]](set)
+    rows_by_shard = defaultdict[int, set[int]](set)
     for shard, row in (turn.where for turn in turns):
-        wanted[shard].add(row)
+        rows_by_shard[shard].add(row)
     return {
         (shard, place): row
-        for shard in sorted(wanted)
-        for place, row in read_rows(shards[shard], wanted[shard], COLUMNS_READ)
+        for shard in sorted(rows_by_shard)
+        for place, row in read_rows(shards[shard], rows_by_shard[shard], COLUMNS_READ)
     }

@@ -170,12 +170,12 @@ def _chosen_rows(folder: Path, plan: Plan, number: int, schema: pa.Schema) -> It
         path, rows = Path(plan.shards[shard]), _rows_of(folder, shard)
         for first, batch in _batches(folder.parent / path, schema, plan.further) if len(rows) else ():
             start, end = np.searchsorted(rows["row"].to_numpy(), [first, first + len(batch)])
-            some = rows.slice(start, end - start)
-            if not len(some):
+            rows_of_batch = rows.slice(start, end - start)
+            if not len(rows_of_batch):
                 continue
-            chosen = batch.take(pc.subtract(some["row"], first))
+            chosen = batch.take(pc.subtract(rows_of_batch["row"], first))
             sizes = pa.array(row_sizes(chosen))
-            for name, values in zip(ADDED, (some["file"], some["position"], sizes), strict=True):
+            for name, values in zip(ADDED, (rows_of_batch["file"], rows_of_batch["position"], sizes), strict=True):
                 chosen = chosen.append_column(name, values)
             held.append(chosen)
             size += int(pc.sum(sizes).as_py())
@@ -226,8 +226,8 @@ def _with_shown(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     written = columns[WRITTEN] = columns["edit_prompt"]
     if "shown_prompt" in columns:
-        shown = pc.fill_null(columns["shown_prompt"], "")
-        columns["edit_prompt"] = pc.if_else(pc.equal(shown, ""), written, shown)
+        shown_prompts = pc.fill_null(columns["shown_prompt"], "")
+        columns["edit_prompt"] = pc.if_else(pc.equal(shown_prompts, ""), written, shown_prompts)
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
 
 

@@ -67,8 +67,8 @@ def _run_sections(folder: Path) -> list[Section]:
         sections.append(Section(f"dataset of {folder}", examine_data(str(folder), config.training)))
     if use != "dataset":
         for each in config.training.more_data:
-            found = examine_data(each, config.training, is_further=True)
-            sections.append(Section(f"training.more_data {each}", found))
+            findings = examine_data(each, config.training, is_further=True)
+            sections.append(Section(f"training.more_data {each}", findings))
     return [*sections, Section("resuming", _resume(config, use, data))]
 
 

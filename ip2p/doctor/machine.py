@@ -86,9 +86,9 @@ def _compared(requirement: Requirement, version: str) -> Finding | None:
     """Returns a problem if the version is outside the bounds, or empty."""
     if version and requirement.specifier.contains(version, prereleases=True):
         return None
-    wanted = f"{requirement.name}{requirement.specifier}"
+    pin = f"{requirement.name}{requirement.specifier}"
     got = f"got {version}" if version else "which is not installed"
-    return Finding("problem", "library", f"ip2p needs {wanted}, {got}. Install it: pip install '{wanted}'")
+    return Finding("problem", "library", f"ip2p needs {pin}, {got}. Install it: pip install '{pin}'")
 
 
 def free_memory() -> int:

@@ -63,8 +63,10 @@ def edit_images(
             terms = guidance_terms(*scales, is_distilled=is_distilled)
             conditions = stack_conditions(terms, image, texts, fitted.shape[1:3])
             chosen = [seeds[index] for index in indices]
-            told = scales[0] if is_distilled else None
-            latents = denoise(pipeline, base, conditions, num_inference_steps, chosen, on_step, guidance_scale=told)
+            input_scale = scales[0] if is_distilled else None
+            latents = denoise(
+                pipeline, base, conditions, num_inference_steps, chosen, on_step, guidance_scale=input_scale
+            )
             results = _resize_all(decode_images(pipeline.vae, latents), (batch.shape[2], batch.shape[1]))
             edited.update(zip(indices, results, strict=True))
             if on_batch is not None:
@@ -124,8 +126,8 @@ def denoise(
 
         def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = told_timestep) -> Tensor:
             rows, sizes = inputs.to(denoiser.dtype), conditions.sizes
-            told = _per_row(guidance_scale, rows)
-            return base.predict(denoiser, rows, at, texts, condition=image, sizes=sizes, guidance=told).float()
+            guidance = _per_row(guidance_scale, rows)
+            return base.predict(denoiser, rows, at, texts, condition=image, sizes=sizes, guidance=guidance).float()
 
         prediction = guided(predict, sampler.inputs(latents, timestep), conditions)
         latents = sampler.step(prediction, timestep, latents)

@@ -44,10 +44,10 @@ class CaptionedDenoiser:
         base = architecture_of(pipeline)
         denoiser = base.denoiser(pipeline)
         texts = base.encode(pipeline, ["", *captions], max_sequence_length)
-        told = torch.tensor([max(1.0, scale) for scale in scales], device=denoiser.device)
+        guidance = torch.tensor([max(1.0, scale) for scale in scales], device=denoiser.device)
         sizes = torch.tensor([*size, 0, 0, *size], device=denoiser.device)
         guided = tuple(scale > 1 for scale in scales)
-        return cls(base, denoiser, texts, told, guided, base.has_one_half(pipeline), sizes)
+        return cls(base, denoiser, texts, guidance, guided, base.has_one_half(pipeline), sizes)
 
     def predict(self, latents: Tensor, timestep: Tensor, rows: Tensor) -> Tensor:
         """Returns the float32 predictions for (R, C, h, w) latents, whose rows follow the captions numbered `rows`.

@@ -63,12 +63,12 @@ def redraw_images(
     for row, (sampler, each) in enumerate(zip(samplers, redrawings, strict=True)):
         latents[row], first = sampler.start_from(latents[row], noise[row : row + 1], each.strength)
         firsts.append(first)
-    for step, (timestep, told) in enumerate(zip(samplers[0].timesteps, samplers[0].told, strict=True)):
+    for step, (timestep, time_input) in enumerate(zip(samplers[0].timesteps, samplers[0].told, strict=True)):
         rows = [row for row, first in enumerate(firsts) if first <= step]
         if not rows:
             continue
         inputs = torch.cat([samplers[row].inputs(latents[row], timestep) for row in rows])
-        predictions = torch.split(denoiser.predict(inputs, told, torch.tensor(rows)), 1)
+        predictions = torch.split(denoiser.predict(inputs, time_input, torch.tensor(rows)), 1)
         for row, prediction in zip(rows, predictions, strict=True):
             latents[row] = samplers[row].step(prediction, timestep, latents[row])
     return decode_images(pipeline.vae, torch.cat(latents))

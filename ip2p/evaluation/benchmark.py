@@ -32,8 +32,8 @@ def benchmark(config: BenchmarkConfig) -> Figures:
     ValueError if the source, a model or the protocol cannot be found.
     """
     if config.protocol not in ("auto", *benchmarks()):
-        known = ", ".join(("auto", *benchmarks()))
-        raise ValueError(f"protocol is {config.protocol!r}, which is not known. Choose from: {known}.")
+        protocols = ", ".join(("auto", *benchmarks()))
+        raise ValueError(f"protocol is {config.protocol!r}, which is not known. Choose from: {protocols}.")
     source = read_benchmark(
         config.source, split=config.split, revision=config.revision, num=config.num, captions=config.captions
     )
@@ -147,10 +147,12 @@ def describe_benchmark(
 def protocol_columns(protocol: str) -> list[Column]:
     """Returns the columns that a protocol reports, then those that every table shows."""
     benchmark = benchmarks()[protocol]
-    known = columns() | {column.name: column for column in benchmark.columns}
-    own = [replace(known[name], title=title or known[name].title) for name, title in benchmark.published.items()]
-    shown = [column for column in known.values() if column.shown == "everywhere"]
-    return own + [column for column in shown if column.name not in benchmark.published]
+    available = columns() | {column.name: column for column in benchmark.columns}
+    own = [
+        replace(available[name], title=title or available[name].title) for name, title in benchmark.published.items()
+    ]
+    shared = [column for column in available.values() if column.shown == "everywhere"]
+    return own + [column for column in shared if column.name not in benchmark.published]
 
 
 def known_columns(protocol: str, editors: Mapping[str, Mapping[str, Figures]]) -> list[Column]:

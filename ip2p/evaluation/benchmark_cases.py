@@ -48,13 +48,13 @@ def read_benchmark(
 
     `captions` is MagicBrush's file of local descriptions. ValueError if the source is of no known form.
     """
-    asked = Asked(source=source, captions=captions)
+    request = Asked(source=source, captions=captions)
     for benchmark in benchmarks().values():
-        if (edits := benchmark.read(asked)) is not None:
+        if (edits := benchmark.read(request)) is not None:
             return BenchmarkCases(benchmark.name, _choose(edits, num))
     table = open_table(locate(source), split=split, revision=revision, any_split=True)
     for benchmark in benchmarks().values():
-        if (edits := benchmark.read_table(table, asked)) is not None:
+        if (edits := benchmark.read_table(table, request)) is not None:
             return BenchmarkCases(benchmark.name, _choose(edits, num))
     raise ValueError(f"{source} is not a known benchmark. Its columns are: {', '.join(table.names)}.")
 

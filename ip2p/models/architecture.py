@@ -314,8 +314,8 @@ def architecture_of(pipeline: DiffusionPipeline) -> Architecture:
     """Returns the architecture of a loaded pipeline. ValueError if it is not supported."""
     present = {name: architecture for architecture in architectures() for name in architecture.pipelines}
     own = [kind.__name__ for kind in type(pipeline).__mro__]
-    known = next((name for name in own if name in present), None)
-    return present[known] if known else architecture_named(own[0], what="the model")
+    match = next((name for name in own if name in present), None)
+    return present[match] if match else architecture_named(own[0], what="the model")
 
 
 def class_name(index: Mapping[str, Any]) -> str:

@@ -99,14 +99,14 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
         shared.max_positions = config.p2p_max_positions
         shared.num_text_tokens = captions.hidden.shape[2]
         shared.word_offset = 0 if words is None else words.offset
-        for plan, timestep, told in zip(plans, sampler.timesteps, sampler.told, strict=True):
+        for plan, timestep, time_input in zip(plans, sampler.timesteps, sampler.told, strict=True):
             shared.itself = plan.itself
             if words is not None:
                 words.before_step(plan, shared)
             rows = sampler.inputs(latents, timestep)[plan.computed].repeat(num_halves, 1, 1, 1).to(dtype)
             texts = _texts_of(captions, plan.computed)
             guidance = scale[plan.computed].flatten() if is_distilled else None
-            predicted = base.predict(denoiser, rows, told, texts, sizes=sizes, guidance=guidance).float()
+            predicted = base.predict(denoiser, rows, time_input, texts, sizes=sizes, guidance=guidance).float()
             guided = _guided(predicted, scale[plan.computed], num_halves)[plan.result_of]
             latents = sampler.step(guided, timestep, latents)
             if words is not None and shared.watched is not None:

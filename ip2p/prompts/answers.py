@@ -98,8 +98,8 @@ def answer_subjects(config: PipelineConfig, number: int, subjects: Sequence[Subj
     requests = [Request(each.caption, attempt, each.picture) for each in short_enough for attempt in attempts]
     answers = list[Answer]()
     if requests:
-        shown = read_pictures(config.out, number) if any(request.is_shown for request in requests) else {}
-        backend = open_backend(config.prompts, journal_path(config, number), shown)
+        pictures = read_pictures(config.out, number) if any(request.is_shown for request in requests) else {}
+        backend = open_backend(config.prompts, journal_path(config, number), pictures)
         with tqdm(total=len(requests), desc=f"prompts {number:05d}", unit="text", disable=None, leave=False) as bar:
             answers = backend.answer(requests, on_answer=bar.update)
     seconds = time.monotonic() - started

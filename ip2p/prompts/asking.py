@@ -153,8 +153,8 @@ def messages_for(config: PromptsConfig, request: Request) -> list[Message]:
 def messages_about(config: PromptsConfig, request: Request, shown: Mapping[str, Any]) -> list[Message]:
     """Writes the conversation about a picture that the model sees; `shown` is the picture as a part of a message."""
     types = ", ".join(name for name, weight in config.edit_types if weight > 0)
-    asked = {"type": "text", "text": f"Edit type: {draw_edit_type(config, request)}"}
-    return [message("system", f"{LOOK}{types}."), {"role": "user", "content": [dict(shown), asked]}]
+    question = {"type": "text", "text": f"Edit type: {draw_edit_type(config, request)}"}
+    return [message("system", f"{LOOK}{types}."), {"role": "user", "content": [dict(shown), question]}]
 
 
 def repair_messages(

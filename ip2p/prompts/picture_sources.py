@@ -129,8 +129,8 @@ def read_picture_entries(config: PromptsConfig) -> Captions:
         left_out = ", ".join(f"{num} {reason}" for reason, num in captions.left_out.items())
         why = f" that can be used ({left_out})" if left_out else ""
         needs = f" Pictures without captions need prompts.backend {' or '.join(SEEING)}."
-        shown = needs if "no_caption" in captions.left_out else ""
-        raise ValueError(f"prompts.pictures {config.pictures} holds no picture{why}. {WAY_OUT}{shown}")
+        hint = needs if "no_caption" in captions.left_out else ""
+        raise ValueError(f"prompts.pictures {config.pictures} holds no picture{why}. {WAY_OUT}{hint}")
     return Captions(captions.entries[: config.num_captions], captions.left_out)
 
 

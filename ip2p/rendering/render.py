@@ -138,12 +138,12 @@ def _overlapped(
     num_scored = 0
     with ThreadPoolExecutor(1, "scoring") as thread:
         while batch or scoring is not None:
-            made = list(make_pairs(config, batch, pictures))
+            results = list(make_pairs(config, batch, pictures))
             if scoring is not None:
                 yield scoring.result()
             scoring, num_scored = None, len(batch)
             if batch:
-                scoring = thread.submit(copy_context().run, _finish, config, scorer, batch, made, judge)
+                scoring = thread.submit(copy_context().run, _finish, config, scorer, batch, results, judge)
             batch = queue.take(config.rendering.batch_size, num_unsettled=num_scored)
 
 
@@ -265,8 +265,8 @@ def make_pairs(
     backend = backend_of(config.rendering).keeping(config.out / "pairs" / ANSWERS)
     lacks = [backend.needs_pictures and candidate.triplet.picture not in pictures for candidate in candidates]
     usable = [candidate for candidate, is_lacking in zip(candidates, lacks, strict=True) if not is_lacking]
-    made = backend.make_pairs(config.rendering, usable, pictures) if usable else iter(())
-    outcomes = (Failure("no picture") if is_lacking else next(made) for is_lacking in lacks)
+    results = backend.make_pairs(config.rendering, usable, pictures) if usable else iter(())
+    outcomes = (Failure("no picture") if is_lacking else next(results) for is_lacking in lacks)
     return map(_composited, outcomes) if config.rendering.composite else outcomes
 
 

@@ -147,9 +147,9 @@ def summarise(config: PipelineConfig) -> dict[str, Any]:
     counts = store.summarise_shards(config.out, "candidates")
     per_pair = round(counts["candidates"] / counts["accepted"], 2) if counts.get("accepted") else None
     tables = RunFolder(config.out).shards("candidates")
-    shown = {"shown": count_shown(tables)} if config.filtering.vlm_rewrite else {}
+    rewrites = {"shown": count_shown(tables)} if config.filtering.vlm_rewrite else {}
     acceptance = measure_acceptance(tables, config.rendering)
-    return {**counts, "candidates_per_accepted": per_pair, **shown, "acceptance": acceptance}
+    return {**counts, "candidates_per_accepted": per_pair, **rewrites, "acceptance": acceptance}
 
 
 def _shard(config: PipelineConfig, number: int) -> Shard:

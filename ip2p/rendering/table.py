@@ -135,13 +135,13 @@ def images_table(images: Mapping[Key, EncodedPair]) -> pa.Table:
 
 def read_images(images: pa.Table, keys: Set[Key]) -> dict[Key, EncodedPair]:
     """Reads the pairs of images of some candidates."""
-    found: dict[Key, EncodedPair] = {}
+    pairs: dict[Key, EncodedPair] = {}
     names = zip(images["triplet_id"].to_pylist(), images["candidate"].to_pylist(), strict=True)
     for place in [place for place, key in enumerate(names) if key in keys]:
         (row,) = images.slice(place, 1).to_pylist()
         original, edited = (row[side]["bytes"] for side in SIDES)
-        found[row["triplet_id"], row["candidate"]] = EncodedPair(original, edited, row[EMBEDDINGS_COLUMN])
-    return found
+        pairs[row["triplet_id"], row["candidate"]] = EncodedPair(original, edited, row[EMBEDDINGS_COLUMN])
+    return pairs
 
 
 def lacks_images(table: pa.Table, images: pa.Table) -> pa.Table:

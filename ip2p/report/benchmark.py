@@ -95,13 +95,13 @@ def describe_page(folder: Path) -> Benchmark:
 
 
 def _editors_table(figures: Mapping[str, Figures], headings: Mapping[str, str]) -> Table | None:
-    measured = {editor_name(name): some for name, some in figures.items() if some.n}
+    measured = {editor_name(name): measures for name, measures in figures.items() if measures.n}
     return figures_table(measured, headings) if measured else None
 
 
 def _published_table(raw: Mapping[str, Sequence[object]]) -> Table | None:
     """Lists a benchmark's own figures, an editor per column; after ± the standard deviation over the repeats."""
-    by_editor = {editor_name(name): [mapping(figure) for figure in some] for name, some in raw.items() if some}
+    by_editor = {editor_name(name): [mapping(figure) for figure in rows] for name, rows in raw.items() if rows}
     lines = [
         Line(str(same[0].get("label")), count_of(same[0].get("n")), [_repeated_cell(figure) for figure in same])
         for same in zip(*by_editor.values(), strict=False)

@@ -42,10 +42,11 @@ def score_histogram(candidates: pa.Table, score: Score, thresholds: Thresholds) 
     frame = Frame((low, high), (0, max(1, (kept + dropped).max() * 1.12)), width=420, height=210, left=52)
     drawing = Drawing(frame, score.meaning, text)
     drawing.axes(score.unit, "", y_ticks=3)
-    for left, right, some, rest in zip(edges[:-1], edges[1:], kept, dropped, strict=True):
+    for left, right, num_accepted, num_rejected in zip(edges[:-1], edges[1:], kept, dropped, strict=True):
         span = f"{left:.3f} to {right:.3f}"
-        drawing.bar((left, right), (0, some), "accepted", f"{span}: {some} accepted")
-        drawing.bar((left, right), (some, some + rest), "rejected", f"{span}: {rest} rejected")
+        drawing.bar((left, right), (0, num_accepted), "accepted", f"{span}: {num_accepted} accepted")
+        both = num_accepted + num_rejected
+        drawing.bar((left, right), (num_accepted, both), "rejected", f"{span}: {num_rejected} rejected")
     for sign, value in bounds.items():
         drawing.segment((value, 0), (value, frame.y[1]), "threshold")
         near_end = value > low + 0.7 * (high - low)

@@ -238,7 +238,9 @@ def take_turns(edits: Sequence[E], group: Callable[[E], object], num: int) -> li
     groups: dict[object, list[E]] = defaultdict(list)
     for edit in sorted(edits, key=lambda edit: _hashed(edit.key)):
         groups[group(edit)].append(edit)
-    turns = [(turn, _hashed(f"{turn}/{name}"), edit) for name, some in groups.items() for turn, edit in enumerate(some)]
+    turns = [
+        (turn, _hashed(f"{turn}/{name}"), edit) for name, members in groups.items() for turn, edit in enumerate(members)
+    ]
     return [edit for _, _, edit in sorted(turns, key=lambda item: item[:2])[:num]]
 
 

@@ -142,7 +142,7 @@ def write_strip(path: Path, edits: Sequence[HeldOutEdit], cases: Path | None, or
     if cases is None:
         return
     by_type = [[edit for edit in edits if edit.edit_type == kind] for kind in edit_types_of(edits, order)]
-    firsts = [min(some, key=lambda edit: (edit.outcome != "success", edit.case)) for some in by_type]
+    firsts = [min(same, key=lambda edit: (edit.outcome != "success", edit.case)) for same in by_type]
     inputs = read_images([Place(cases, edit.case) for edit in firsts], "original_image")
     outputs = read_images([edit.place for edit in firsts], "edited_image")
     _write_columns(path, inputs, outputs, [edit.edit_prompt for edit in firsts])

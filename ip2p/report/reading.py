@@ -153,8 +153,8 @@ def _or(default: T, read: Callable[[], T]) -> T:
 def read_table(files: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
     """Reads columns of all files as one table, without files that cannot be read; `optional` ones if they exist."""
     read = functools.partial(_read_columns, columns=columns, optional=optional)
-    found = (_or(None, functools.partial(read, file)) for file in files)
-    tables = [_emptied(table, optional) for table in found if table is not None]
+    opened = (_or(None, functools.partial(read, file)) for file in files)
+    tables = [_emptied(table, optional) for table in opened if table is not None]
     return _or(pa.table({}), lambda: pa.concat_tables(tables, promote_options="permissive")) if tables else pa.table({})
 
 

@@ -211,7 +211,7 @@ def extremes(facts: RunFacts) -> Extremes | str:
         return "The edits do not differ in any score." if facts.edits else "No held-out edits were made yet."
     half, album = len(ranked) // 2, Album(EXTREME_BYTES)
     most = NUM_OF_TYPE if len({edit.edit_type for edit in ranked}) > 1 else NUM_EXTREMES
-    worst, best = (first_of_each(some[:half], NUM_EXTREMES, most) for some in (ranked[::-1], ranked))
+    worst, best = (first_of_each(ranking[:half], NUM_EXTREMES, most) for ranking in (ranked[::-1], ranked))
     return Extremes(
         worst=edit_cards(worst, facts.cases, album),
         best=edit_cards(best, facts.cases, album),
@@ -321,12 +321,12 @@ def side_by_side(
     for same, before, after in rows:
         pictures = [picture for picture in after if picture]
         if before and len(pictures) == len(editors) and album.takes(before, *pictures):
-            made = zip(editors, same, pictures, strict=True)
+            outcomes = zip(editors, same, pictures, strict=True)
             cards.append(
                 Card(
                     before=before.described(_input_words(same[0])),
                     instruction=clipped(same[0].edit_prompt),
-                    outputs=[_output(name, edit, picture, titles) for name, edit, picture in made],
+                    outputs=[_output(name, edit, picture, titles) for name, edit, picture in outcomes],
                     badges=_badges(same[0]),
                     marks={"type": same[0].edit_type, "verdict": (verdicts or {}).get(same[0].case, "")},
                 )

@@ -73,7 +73,7 @@ class Drawing:
 
     def area(self, outlines: Sequence[Sequence[Point]], css: str) -> None:
         """Fills the union of some outlines of data points as one area."""
-        paths = (" ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in some) for some in outlines)
+        paths = (" ".join(f"{self.frame.px(x):.1f},{self.frame.py(y):.1f}" for x, y in outline) for outline in outlines)
         inside = "".join(f'<polygon points="{path}"/>' for path in paths)
         self.elements.append(f'<g class="{css}">{inside}</g>')
 

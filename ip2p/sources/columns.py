@@ -100,8 +100,8 @@ def fitting(
     """
     if not all(theirs in names for ours, theirs in columns.items() if ours not in FURTHER_PICTURES):
         return None
-    known = {**columns, **(optional or {})}
-    return {ours: theirs for ours, theirs in known.items() if theirs in names}
+    names_of_columns = {**columns, **(optional or {})}
+    return {ours: theirs for ours, theirs in names_of_columns.items() if theirs in names}
 
 
 def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, where: str) -> dict[str, str]:
@@ -124,8 +124,8 @@ def check_columns(columns: Mapping[str, str], names: Collection[str], *, where: 
 
 def find_column(ours: str, names: Collection[str]) -> str | None:
     """Finds one of our columns in a table: by our name, else by the first known one that the table has."""
-    known = [schema[ours] for schema in KNOWN_SCHEMAS.values() if ours in schema]
-    return next((name for name in (ours, *known) if name in names), None)
+    others = [schema[ours] for schema in KNOWN_SCHEMAS.values() if ours in schema]
+    return next((name for name in (ours, *others) if name in names), None)
 
 
 def image_columns(names: Collection[str], *, where: str) -> tuple[str, str]:

@@ -240,5 +240,7 @@ def later_contents(folder: Path, sources: Iterable[Source]) -> list[str]:
 def changed_settings(folder: Path, sources: Iterable[Source]) -> list[str]:
     """Returns the settings whose sources have another content than when they were noted last."""
     noted = read_json_or_empty(folder / NOTE)
-    known = [source for source in sources if source.key in noted]
-    return list(dict.fromkeys(each.setting for each in known if content_of(each) not in (None, noted[each.key][-1])))
+    noted_sources = [source for source in sources if source.key in noted]
+    return list(
+        dict.fromkeys(each.setting for each in noted_sources if content_of(each) not in (None, noted[each.key][-1]))
+    )

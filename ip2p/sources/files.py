@@ -147,8 +147,8 @@ def read_parquet(
         groups = [group for group, (low, high) in enumerate(pairwise(starts)) if low < stop and high > first]
         number = starts[groups[0]] if groups else stop
         for batch in opened.iter_batches(batch_size=size, row_groups=groups, columns=list(columns)):
-            wanted = batch.slice(max(0, first - number), max(0, stop - max(first, number)))
-            yield from wanted.to_pylist()
+            rows = batch.slice(max(0, first - number), max(0, stop - max(first, number)))
+            yield from rows.to_pylist()
             number += len(batch)
 
 

@@ -113,8 +113,8 @@ def data_files(location: Location, suffix: str = PARQUET) -> list[Path]:
     if location.kind != "path":
         return []
     if location.path.is_file():
-        known = location.suffix if location.suffix in DATA_SUFFIXES else PARQUET
-        return [location.path] if known == suffix else []
+        file_suffix = location.suffix if location.suffix in DATA_SUFFIXES else PARQUET
+        return [location.path] if file_suffix == suffix else []
     files = visible_files(dataset_in(location.path))
     return [path for path in files if path.suffix.lower() == suffix and path.name not in METADATA_NAMES]
 

@@ -222,14 +222,14 @@ class Mirror:
 
     def _stored(self, beginnings: Sequence[str] = ALL) -> dict[str, Any]:
         """Returns the store's files by path, without hidden ones; lists no more than the beginnings require."""
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for beginning in beginnings:
             folder, _, name = beginning.rpartition("/")
             place = f"{self.root.rstrip('/')}/{folder}".rstrip("/")
             with suppress(FileNotFoundError):
-                found |= self.fs.find(place, detail=True, **({"prefix": name} if name else {}))
+                entries |= self.fs.find(place, detail=True, **({"prefix": name} if name else {}))
         start = len(self.root.rstrip("/")) + 1
-        files = {path[start:]: info for path, info in found.items()}
+        files = {path[start:]: info for path, info in entries.items()}
         return {
             path: info for path, info in files.items() if path.startswith(tuple(beginnings)) and "/." not in f"/{path}"
         }

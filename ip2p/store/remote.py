@@ -78,8 +78,8 @@ class Remote:
             except FileNotFoundError:
                 return {}
 
-        found = self._in_tries(find, f"{self.place} could not be listed")
-        return {path.rpartition("/")[2]: int(info["size"]) for path, info in found.items()}
+        entries = self._in_tries(find, f"{self.place} could not be listed")
+        return {path.rpartition("/")[2]: int(info["size"]) for path, info in entries.items()}
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Reads a JSON object; empty if there is none or it is damaged."""

@@ -28,8 +28,8 @@ class Ahead(Generic[T]):
 
     def take(self, number: int) -> T:
         """Returns what is made of a number; what fails on the thread is raised here, with its traceback."""
-        wanted = range(number, max(number + 1, min(number + 1 + DEPTH, self._end)))
-        self._made = {each: self._made.get(each) or self._thread.submit(self._make, each) for each in wanted}
+        upcoming = range(number, max(number + 1, min(number + 1 + DEPTH, self._end)))
+        self._made = {each: self._made.get(each) or self._thread.submit(self._make, each) for each in upcoming}
         return self._made[number].result()
 
     def __enter__(self) -> Self:

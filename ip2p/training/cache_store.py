@@ -184,8 +184,8 @@ def is_filled(folder: Path, store: CacheStore | None) -> bool:
     """Tells whether nothing of a cache is to be encoded, all processes the same; a store knows better than a folder."""
     if store is None:
         return (folder / FILLED).exists()
-    told: list[bool] = broadcast_object_list([store.index() is not None])
-    return told[0]
+    answers: list[bool] = broadcast_object_list([store.index() is not None])
+    return answers[0]
 
 
 def text_note(folder: Path, store: CacheStore | None) -> dict[str, Any]:

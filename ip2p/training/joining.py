@@ -57,15 +57,15 @@ def with_columns(data: str, config: TrainingConfig) -> TrainingConfig:
     if all(name in names for name in Columns.of(replace(config, mask_column=None, region_weight=None)).names):
         return config
     try:
-        known = guess_columns(names)
+        columns = guess_columns(names)
     except ValueError:
         return config
-    balance = known.get(config.balance_column or "", config.balance_column)
+    balance = columns.get(config.balance_column or "", config.balance_column)
     return replace(
         config,
-        original_image_column=known["original_image"],
-        edited_image_column=known["edited_image"],
-        edit_prompt_column=known["edit_prompt"],
+        original_image_column=columns["original_image"],
+        edited_image_column=columns["edited_image"],
+        edit_prompt_column=columns["edit_prompt"],
         balance_column=balance,
     )
 

@@ -80,8 +80,8 @@ def training_state(config: PipelineConfig, data: str) -> State:
         expected = resume_fingerprint(_with_resolved_data(config.training), _resolved(data), folder)
     except ValueError:  # the data are gone
         return "outdated"
-    made = [read_json_or_empty(path).get("fingerprint") for path in checkpoints]
-    return "unfinished" if expected in made else "outdated"
+    fingerprints = [read_json_or_empty(path).get("fingerprint") for path in checkpoints]
+    return "unfinished" if expected in fingerprints else "outdated"
 
 
 def _resolved(data: str) -> str:

@@ -250,11 +250,11 @@ class SharedStop:
 
     def after_step(self, *, is_last: bool) -> bool:
         """Tells whether to stop now; every process has to ask after every step."""
-        wanted = self._stop.wanted.is_set()
+        is_asked = self._stop.wanted.is_set()
         if self._is_alone:
-            return wanted
+            return is_asked
         stopping = self._asked is not None and self._answer(*self._asked)
-        self._asked = None if stopping or is_last else self._ask(wanted)
+        self._asked = None if stopping or is_last else self._ask(is_asked)
         return stopping
 
     def _ask(self, wanted: bool) -> tuple[torch.distributed.Work, Tensor]:

@@ -53,12 +53,12 @@ def _adapted_layers(denoiser: nn.Module, base: Architecture, given: str | None) 
     layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     way_out = f"Give ends of names, such as {', '.join(base.adapted[:3])}."
     for end in ends:
-        found = [name for name in layers if name == end or name.endswith(f".{end}")]
-        if not found:
+        matches = [name for name in layers if name == end or name.endswith(f".{end}")]
+        if not matches:
             raise ValueError(
                 f"training.lora_layers must name layers of the base, got {end}, which fits none. {way_out}"
             )
-        if base.widened in found:
+        if base.widened in matches:
             raise ValueError(f"training.lora_layers got {end}, which fits {base.widened}, trained whole. {way_out}")
     if not ends:
         raise ValueError(f"training.lora_layers must name layers of the base, got {given!r}. {way_out}")

@@ -113,9 +113,9 @@ class MixedOrder:
         return [self._sample(size, number) for number in range(start, start + count)]
 
     def _sample(self, size: int, number: int) -> int:
-        group, shown = self.mixes[size].at(number)
+        group, turn = self.mixes[size].at(number)
         members = self.members[size, group]
-        cycle, position = divmod(shown, len(members))
+        cycle, position = divmod(turn, len(members))
         if self._orders.get((size, group), (-1,))[0] != cycle:
             order = draw_order(len(members), "members", self.seed, size, group, cycle)
             self._orders[size, group] = cycle, order

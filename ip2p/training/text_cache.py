@@ -85,10 +85,10 @@ class JoinedTexts:
 
     def take(self, numbers: Sequence[int]) -> Texts:
         """Returns the texts of these numbers, in their order; each cache is asked once."""
-        asked = np.asarray(numbers)
-        part_of = np.searchsorted(self.starts, asked, side="right") - 1
+        indices = np.asarray(numbers)
+        part_of = np.searchsorted(self.starts, indices, side="right") - 1
         order = np.argsort(part_of, kind="stable")
-        groups = [(number, asked[part_of == number] - self.starts[number]) for number in np.unique(part_of)]
+        groups = [(number, indices[part_of == number] - self.starts[number]) for number in np.unique(part_of)]
         texts = [self.parts[number].take(offsets.tolist()) for number, offsets in groups]
         device = texts[0].hidden.device
         back = torch.from_numpy(np.argsort(order, kind="stable"))

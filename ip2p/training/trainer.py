@@ -111,11 +111,13 @@ class Trainer:
     ) -> Tensor:
         """Calls a denoiser on noised latents under a batch's conditions."""
         noised, condition = (values.contiguous(memory_format=torch.channels_last) for values in (noised, condition))
-        told, guidance = self.noise.told(timesteps), None
+        time_input, guidance = self.noise.told(timesteps), None
         if self.base.is_distilled(self.trained.denoiser):
             scale = UNGUIDED if self.config.guidance_scale is None else self.config.guidance_scale
-            guidance = torch.full_like(told, scale, dtype=torch.float32)
-        return self.base.predict(network, noised, told, texts, condition=condition, sizes=sizes, guidance=guidance)
+            guidance = torch.full_like(time_input, scale, dtype=torch.float32)
+        return self.base.predict(
+            network, noised, time_input, texts, condition=condition, sizes=sizes, guidance=guidance
+        )
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
         """Takes an optimizer step; returns the mean loss of its micro-steps and the gradient's norm, on the device."""

@@ -78,11 +78,11 @@ class GEdit(Benchmark):
     def values(self, case: EditCase, answers: Sequence[Answer]) -> Values:
         """Takes the lower score of each question, and their geometric mean."""
         semantics, quality = (None if scores is None else min(scores) for scores in answers)
-        known = semantics is not None and quality is not None
+        is_scored = semantics is not None and quality is not None
         return {
             "gedit_sc": semantics,
             "gedit_pq": quality,
-            "gedit_o": math.sqrt((semantics or 0) * (quality or 0)) if known else None,
+            "gedit_o": math.sqrt((semantics or 0) * (quality or 0)) if is_scored else None,
         }
 
     def aggregate(self, edits: Sequence[Judged]) -> list[Aggregate]:

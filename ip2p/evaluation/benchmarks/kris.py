@@ -129,30 +129,30 @@ class Kris(Benchmark):
                     logger.info("left out %s: %s", row.where, reason)
                 else:
                     edits.append(_read_edit(path.parent, key, row))
-        told = ", ".join(f"{num} with {reason}" for reason, num in left_out.items())
+        reasons = ", ".join(f"{num} with {reason}" for reason, num in left_out.items())
         if not edits:
             raise ValueError(
-                f"{asked.source} holds no edit that can be made: {told or 'it is empty'}. Add other tasks."
+                f"{asked.source} holds no edit that can be made: {reasons or 'it is empty'}. Add other tasks."
             )
-        if told:
-            logger.warning("edits left out: %s", told)
+        if reasons:
+            logger.warning("edits left out: %s", reasons)
         return edits
 
     def ask(self, case: EditCase, before: Pixels, after: Pixels) -> list[Question]:
         """Asks about consistency, about quality, and about the instruction with what is known of the right result."""
         pair, facts = as_images([before, after]), facts_of(case)
         texts = {"instruction": case.edit_prompt, "explanation": facts.texts[EXPLANATION], "hint": ""}
-        shown = pair + as_images([open_pixels(facts.files[TRUTH])] if TRUTH in facts.files else [])
+        pictures = pair + as_images([open_pixels(facts.files[TRUTH])] if TRUTH in facts.files else [])
         if TRUTH in facts.files:
             texts["hint"] = VIEW_HINT
         elif case.edit_type == "anomaly_correction" and facts.texts[EXPLANATION]:
             texts["hint"] = REPAIR_HINT.format(**texts)
         knows = case.edit_type in WITH_KNOWLEDGE
-        asked = (KNOWLEDGE if knows else INSTRUCTION).format(**texts)
+        question = (KNOWLEDGE if knows else INSTRUCTION).format(**texts)
         return [
             _question(pair, CONSISTENCY.format(**texts), "consistency"),
             _question(pair[1:], QUALITY, "quality"),
-            _question(shown, asked, "instruction", *(["knowledge"] if knows else [])),
+            _question(pictures, question, "instruction", *(["knowledge"] if knows else [])),
         ]
 
     def values(self, case: EditCase, answers: Sequence[Answer]) -> Values:

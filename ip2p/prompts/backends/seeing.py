@@ -47,9 +47,9 @@ class SeeingBackend:
             talk = repair_messages(talk, text, reason, LOOK_FIELDS if request.is_shown else JSON_FIELDS)
 
     def _continue(self, request: Request, talk: Sequence[Message], repair: int) -> str:
-        shown = [open_picture(self.pictures[request.picture])] if request.is_shown else []
+        pictures = [open_picture(self.pictures[request.picture])] if request.is_shown else []
         draw = DrawByHash(self.config, (request.topic, request.attempt, *([repair] if repair else [])))
-        return self.model.answer(_as_parts(talk), shown, max_new_tokens=self.config.max_new_tokens, draw=draw)
+        return self.model.answer(_as_parts(talk), pictures, max_new_tokens=self.config.max_new_tokens, draw=draw)
 
 
 def _as_parts(talk: Sequence[Message]) -> list[dict[str, Any]]:

@@ -80,10 +80,10 @@ def backends() -> Mapping[str, MakesPairs]:
 
 def backend_of(config: RenderingConfig) -> MakesPairs:
     """Returns the backend that a config names. ValueError if this version has none of that name."""
-    known = backends()
-    if config.backend not in known:
-        raise ValueError(f"rendering.backend {config.backend} is not available. Known are: {', '.join(known)}.")
-    return known[config.backend]
+    available = backends()
+    if config.backend not in available:
+        raise ValueError(f"rendering.backend {config.backend} is not available. Known are: {', '.join(available)}.")
+    return available[config.backend]
 
 
 def check_backend(config: PipelineConfig) -> None:

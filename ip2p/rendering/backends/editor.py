@@ -85,7 +85,7 @@ def _edit_each(
             "max_sequence_length": config.max_sequence_length,
             "generator": torch.Generator().manual_seed(spec.seed),
         }
-        known = {name: value for name, value in settings.items() if name in names and value is not None}
-        made = pipeline(image=picture, prompt=candidate.triplet.edit_prompt, **known).images[0]
-        edited.append(np.asarray(made.convert("RGB").resize(picture.size, Image.Resampling.LANCZOS)))
+        arguments = {name: value for name, value in settings.items() if name in names and value is not None}
+        image = pipeline(image=picture, prompt=candidate.triplet.edit_prompt, **arguments).images[0]
+        edited.append(np.asarray(image.convert("RGB").resize(picture.size, Image.Resampling.LANCZOS)))
     return edited

@@ -142,12 +142,12 @@ def as_pair(config: RenderingConfig, original: bytes, answer: EditAnswer) -> Enc
 
 def form_of(config: RenderingConfig, candidate: Candidate, picture: bytes) -> dict[str, Any]:
     """Returns the fields of a candidate's request, beside the picture."""
-    asked, spec = config.images_api, candidate.spec
+    api, spec = config.images_api, candidate.spec
     form: dict[str, Any] = {"model": config.model, "prompt": candidate.triplet.edit_prompt, "n": 1}
-    if asked.size:
+    if api.size:
         width, height = read_size(picture)
-        form["size"] = f"{width}x{height}" if asked.size == "picture" else asked.size
-    if asked.response_format != "none":
-        form["response_format"] = asked.response_format
-    drawn = {name: spec.seed % 2**31 if name == "seed" else getattr(spec, name) for name in asked.drawn}
-    return form | {name: value for name, value in drawn.items() if value is not None} | asked.fields
+        form["size"] = f"{width}x{height}" if api.size == "picture" else api.size
+    if api.response_format != "none":
+        form["response_format"] = api.response_format
+    drawn = {name: spec.seed % 2**31 if name == "seed" else getattr(spec, name) for name in api.drawn}
+    return form | {name: value for name, value in drawn.items() if value is not None} | api.fields
