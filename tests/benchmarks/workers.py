@@ -9,11 +9,14 @@ core of it carries. Workers' start is told apart, as each imports Prefect.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import psutil
 from prefect import flow, task
@@ -74,15 +77,23 @@ def _core_seconds(process: psutil.Process) -> float:
 
 
 def measure(workers: int, shards: int) -> Load:
-    """Runs the flow on a server of its own."""
+    """Runs the flow on a server of its own, in a child: Prefect reads the server's address when it is imported."""
     os.environ.pop("PREFECT_API_URL", None)
-    with tempfile.TemporaryDirectory() as name:
-        os.environ["PREFECT_HOME"] = name
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["PREFECT_HOME"] = home
         with prefect_server():
             (server,) = (each for each in psutil.Process().children() if "flows.server" in each.cmdline())
-            runner = make_task_runner(RunnerConfig(kind="processes", max_workers=workers))
-            load: Load = all_shards.with_options(task_runner=runner)(workers, shards, server.pid)
-    return load
+            sizes = [str(number) for number in (workers, shards, server.pid)]
+            command = [sys.executable, "-m", "tests.benchmarks.workers", "--of-server", *sizes]
+            child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Load(**json.loads(child.stdout.splitlines()[-1]))
+
+
+def run_flow(workers: int, shards: int, server_pid: int) -> None:
+    """Runs the flow in this process and prints what it asked of its server."""
+    runner = make_task_runner(RunnerConfig(kind="processes", max_workers=workers))
+    load: Load = all_shards.with_options(task_runner=runner)(workers, shards, server_pid)
+    print(json.dumps(asdict(load)))
 
 
 def tell(load: Load) -> None:
@@ -100,8 +111,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--shards", type=int, default=640)
+    parser.add_argument("--of-server", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.getLogger("prefect").setLevel(logging.WARNING)
+    if options.of_server:
+        run_flow(*options.of_server)
+        return
     print("| workers | shards | to start, s | shards, s | of the server's core a shard, ms | its memory, MiB |")
     print("|---|---|---|---|---|---|")
     for workers in options.workers:
