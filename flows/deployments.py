@@ -66,9 +66,9 @@ def make_deployment(use: Use) -> Flow[..., Any]:
         return _in_one_line(lambda: _carry_out(use, bound.arguments))
 
     texts = ABOUT | {argument.name: argument.help for argument in use.arguments}
-    arguments = [f"    {name}: {texts[name]}" for name in signature.parameters]
+    lines = [f"    {name}: {texts[name]}" for name in signature.parameters]
     start.__name__ = start.__qualname__ = use.command
-    start.__doc__ = "\n".join([use.title, "", "Args:", *arguments])
+    start.__doc__ = "\n".join([use.title, "", "Args:", *lines])
     start.__signature__ = signature  # type: ignore[attr-defined]
     return flow(name=f"ip2p {use.command}", description=use.title)(start)
 

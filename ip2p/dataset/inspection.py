@@ -168,13 +168,13 @@ def _duplicates(triplets: pa.Table) -> Iterator[str]:
 def _repeats(folder: store.RunFolder) -> Iterator[str]:
     """Counts the pairs that each `dataset.max_duplicate_similarity` would drop from the first `MOST_COMPARED`."""
     try:
-        shards = list(read_embeddings(folder.shards("pairs"), MOST_COMPARED))
+        by_shard = list(read_embeddings(folder.shards("pairs"), MOST_COMPARED))
     except ValueError:
         yield "unknown: not every pair has CLIP's embeddings"
         return
-    if not shards:
+    if not by_shard:
         return
-    embeddings = np.concatenate(shards)
+    embeddings = np.concatenate(by_shard)
     alike = find_all_alike(embeddings, min(SIMILARITIES))
     for limit in SIMILARITIES:
         num = int(repeats_among(len(embeddings), alike, limit).sum())

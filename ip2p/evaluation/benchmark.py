@@ -31,9 +31,9 @@ def benchmark(config: BenchmarkConfig) -> Figures:
 
     ValueError if the source, a model or the protocol cannot be found.
     """
-    if config.protocol not in ("auto", *benchmarks()):
-        protocols = ", ".join(("auto", *benchmarks()))
-        raise ValueError(f"protocol is {config.protocol!r}, which is not known. Choose from: {protocols}.")
+    protocols = ("auto", *benchmarks())
+    if config.protocol not in protocols:
+        raise ValueError(f"protocol is {config.protocol!r}, which is not known. Choose from: {', '.join(protocols)}.")
     source = read_benchmark(
         config.source, split=config.split, revision=config.revision, num=config.num, captions=config.captions
     )

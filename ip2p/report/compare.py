@@ -129,12 +129,12 @@ def _made_from(facts: RunFacts) -> dict[str, Cell]:
     """Returns by title what is known of the pairs that a run trained on."""
     rendering, dataset = facts.summary_of("rendering"), read_figures(facts.summary_of("dataset"))
     num_pairs = facts.summary_of("training").get("samples")
-    rendered, accepted = rendering.get("candidates"), rendering.get("accepted")
+    candidates, accepted = rendering.get("candidates"), rendering.get("accepted")
     cells = {}
     if is_number(num_pairs):
         cells["Training pairs"] = Cell(count(int(num_pairs)))
-    if is_number(rendered) and rendered and is_number(accepted):
-        cells["Accepted candidates"] = Cell(percent(accepted / rendered), f"of {count(int(rendered))}")
+    if is_number(candidates) and candidates and is_number(accepted):
+        cells["Accepted candidates"] = Cell(percent(accepted / candidates), f"of {count(int(candidates))}")
     if right := dataset.get("oracle_precision"):
         cells["Accepted that are right"] = Cell(
             percent(right.value), percents(*right.interval) if right.interval else ""

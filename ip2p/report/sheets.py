@@ -321,12 +321,12 @@ def side_by_side(
     for same, before, after in rows:
         pictures = [picture for picture in after if picture]
         if before and len(pictures) == len(editors) and album.takes(before, *pictures):
-            outcomes = zip(editors, same, pictures, strict=True)
+            by_editor = zip(editors, same, pictures, strict=True)
             cards.append(
                 Card(
                     before=before.described(_input_words(same[0])),
                     instruction=clipped(same[0].edit_prompt),
-                    outputs=[_output(name, edit, picture, titles) for name, edit, picture in outcomes],
+                    outputs=[_output(name, edit, picture, titles) for name, edit, picture in by_editor],
                     badges=_badges(same[0]),
                     marks={"type": same[0].edit_type, "verdict": (verdicts or {}).get(same[0].case, "")},
                 )

@@ -100,8 +100,8 @@ def fitting(
     """
     if not all(theirs in names for ours, theirs in columns.items() if ours not in FURTHER_PICTURES):
         return None
-    names_of_columns = {**columns, **(optional or {})}
-    return {ours: theirs for ours, theirs in names_of_columns.items() if theirs in names}
+    mapping = {**columns, **(optional or {})}
+    return {ours: theirs for ours, theirs in mapping.items() if theirs in names}
 
 
 def map_columns(names: Collection[str], mapping: Mapping[str, str] | None, *, where: str) -> dict[str, str]:

@@ -37,8 +37,8 @@ class PairedFolder:
 def find_paired_folders(root: Path) -> list[PairedFolder]:
     """Finds folders of pairs in `root` and right below it, in order."""
     below = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    candidates = [_as_pair(folder) for folder in (root, *below)]
-    return [folder for folder in candidates if folder is not None]
+    pairs = [_as_pair(folder) for folder in (root, *below)]
+    return [pair for pair in pairs if pair is not None]
 
 
 def _as_pair(folder: Path) -> PairedFolder | None:
