@@ -52,7 +52,7 @@ class Work:
 
     checks: tuple[Check, ...] = ()
     """Checks before anything is started, in order."""
-    asked: tuple[str, ...] = ()
+    config_parts: tuple[str, ...] = ()
     """Parts of the config that decide the result."""
     stages: tuple[str, ...] = ()
     """Stages that it goes through, in order."""
@@ -65,7 +65,7 @@ class Work:
         """Returns both, one after the other."""
         return Work(
             checks=self.checks + other.checks,
-            asked=self.asked + other.asked,
+            config_parts=self.config_parts + other.config_parts,
             stages=self.stages + other.stages,
             inputs=self.inputs + other.inputs,
             writes=self.writes + other.writes,
@@ -163,7 +163,7 @@ DATASET = Work(
         check_maker,
         require_clip("scoring.clip_model"),
     ),
-    asked=("prompts", "rendering", "scoring", "filtering", "dataset", "evaluation.domain"),
+    config_parts=("prompts", "rendering", "scoring", "filtering", "dataset", "evaluation.domain"),
     stages=("prompts", "rendering", "dataset"),
     inputs=("prompts.captions", "prompts.pictures", "prompts.examples", *MODELS["prompts"], *MODELS["rendering"]),
     writes=("pictures", "answers", "triplets", "candidates", "pairs", "dataset"),
@@ -174,7 +174,7 @@ EDITOR = Work(
         require_pipeline("training.pretrained_model_name_or_path"),
         check_report_to,
     ),
-    asked=("training", "evaluation", "scoring"),
+    config_parts=("training", "evaluation", "scoring"),
     stages=("training", "evaluation"),
     inputs=(*MODELS["training"], *MODELS["evaluation"], "evaluation.data"),
     writes=("training", "model", "evaluation"),
@@ -329,7 +329,7 @@ def _state(config: PipelineConfig, name: str, **arguments: Any) -> dict[str, str
 
 
 def _asked(config: PipelineConfig, use: Use, arguments: Arguments) -> str:
-    parts = [attrgetter(part)(config) for part in use.work.asked]
+    parts = [attrgetter(part)(config) for part in use.work.config_parts]
     values = [arguments.get(argument.name) for argument in use.arguments] or [None]
     return fingerprint(__version__, *parts, *values)
 

@@ -197,7 +197,7 @@ def test_a_run_over_the_edited_pictures_of_another_goes_on_from_them(
     second = as_pictures(replace(first, out=tmp_path / "again"), first.out / "dataset", tiny_editor)
     columns: Any = {"pictures_column": "edited_image", "captions_column": "edited_prompt"}
     write_pairs(replace(second, prompts=replace(second.prompts, **columns)))
-    found = find_sessions([first, second]).found
+    found = find_sessions([first, second]).chains
     assert {tuple(turn.name.partition("/")[0] for turn in turns) for turns in found} == {("run", "again")}
     assert all(turns[0].edited == turns[1].original for turns in found)
 

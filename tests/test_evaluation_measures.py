@@ -134,7 +134,7 @@ def test_every_module_of_the_folder_is_one_measure_with_titles_and_directions() 
         for column in cls.columns:
             assert column.title and not re.search("[↑↓]", column.title), "the direction is declared, not spelled out"
             assert column.kind in ("share", "mean") and column.better in ("higher", "lower", None)
-            assert column.better or column.shown == "nowhere", f"{column.name} is shown without a direction"
+            assert column.better or column.shown_in == "nowhere", f"{column.name} is shown without a direction"
     names = [column.name for cls in classes for column in cls.columns]
     assert len(names) == len(set(names)) and list(measures.columns()) == names
 

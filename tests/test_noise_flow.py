@@ -35,11 +35,12 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def test_levels_are_the_schedulers_and_latents_are_noised_as_it_does(shift: float) -> None:
     noise, scheduler = process(shift)
     levels = torch.tensor([0, 1, 500, 999])
-    told = noise.told(levels)
-    assert torch.equal(told, scheduler.timesteps[999 - levels])
+    time_inputs = noise.time_inputs(levels)
+    assert torch.equal(time_inputs, scheduler.timesteps[999 - levels])
     latents, chance = randn(4, 2, 3, 3), randn(4, 2, 3, 3, seed=1)
-    torch.testing.assert_close(noise.noised(latents, chance, levels), scheduler.scale_noise(latents, told, chance))
-    sigma = told / 1000
+    noised = noise.noised(latents, chance, levels)
+    torch.testing.assert_close(noised, scheduler.scale_noise(latents, time_inputs, chance))
+    sigma = time_inputs / 1000
     assert torch.all(sigma[1:] > sigma[:-1]) and sigma[-1] == 1
 
 

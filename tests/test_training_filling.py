@@ -112,7 +112,7 @@ def test_a_stop_waits_for_the_end_of_a_step_where_it_is_deferred_and_is_heeded_o
     stop = Stop().on_signals()
     with stop.deferred():
         signal.raise_signal(signal.SIGTERM)
-        assert stop.wanted.is_set()
+        assert stop.requested.is_set()
     signal.raise_signal(signal.SIGINT)  # what ends may end
 
 

@@ -108,7 +108,7 @@ class _StopAfter(Stop):
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        self.wanted = _Countdown(steps)  # type: ignore[assignment]
+        self.requested = _Countdown(steps)  # type: ignore[assignment]
 
 
 def test_a_column_is_balanced_over_the_pairs_that_can_be_used(tmp_path: Path, tiny_sd: Path) -> None:

@@ -301,7 +301,7 @@ def ask(words: list[str]) -> int:
         processes.wait_until((folder / "0-has-asked").exists)
     for step in range(5):
         if (rank, step) == (1, 2):
-            stop.wanted.set()
+            stop.requested.set()
         answers.append(shared.after_step(is_last=step == 4))
         (folder / f"{rank}-has-asked").touch()
         if answers[-1]:

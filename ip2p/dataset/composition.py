@@ -64,7 +64,7 @@ def compose_pairs(
     With `join`, what has no wording is joined plainly. ValueError if there is no composition, or no session.
     """
     sessions, num = find_sessions(runs), 0
-    neighbours = (both for session in sessions.found for both in pairwise(session))
+    neighbours = (both for session in sessions.chains for both in pairwise(session))
     while chunk := list(islice(neighbours, AT_ONCE)):
         pairs = read_pairs((turn for both in chunk for turn in both), sessions.shards)
         composed = (Composed(both, pairs[both[0].where], pairs[both[1].where]) for both in chunk)

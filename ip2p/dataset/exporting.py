@@ -73,7 +73,8 @@ def export_dataset(
         counts = {name: each.num for name, each in splits.items() if each.num}
         reasons = sum((each.reasons for each in splits.values()), Counter[str]())
         if not counts:
-            raise ValueError(f"{source} has no usable pair: {_list(reasons) or 'it is empty'}.")
+            listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            raise ValueError(f"{source} has no usable pair: {listed or 'it is empty'}.")
         columns = frozenset[str]().union(*(each.columns for each in splits.values()))
         layout.write_config(Export(folder=folder, final=out.resolve(), counts=counts, columns=columns))
         store.write_json(
@@ -239,7 +240,3 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, str | int)
-
-
-def _list(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())

@@ -102,7 +102,12 @@ def write_preferences(config: PipelineConfig, out: Path, *, own_originals: bool 
 
 
 def _compare(
-    path: Path, shard: int, splits: Mapping[tuple[int, int], Split | None], told: Counter[str], *, own_originals: bool
+    path: Path,
+    shard: int,
+    splits: Mapping[tuple[int, int], Split | None],
+    outcomes: Counter[str],
+    *,
+    own_originals: bool,
 ) -> Iterator[tuple[Split, Preference]]:
     """Yields the preferences of a shard, which holds all candidates of its triplets, with their splits."""
     groups = defaultdict[tuple[str, bytes], tuple[list[tuple[Split, Row]], list[Row]]](lambda: ([], []))
@@ -113,14 +118,14 @@ def _compare(
             winners.append((split, row))
         elif row["reason"] in BOUNDS:
             losers.append(row)
-            told["rejected"] += 1
+            outcomes["rejected"] += 1
     for winners, losers in groups.values():
         yield from ((split, Preference(winner, loser)) for (split, winner), loser in zip(winners, losers, strict=False))
 
 
-def _explain(config: PipelineConfig, told: Mapping[str, int]) -> str:
+def _explain(config: PipelineConfig, outcomes: Mapping[str, int]) -> str:
     """Says in one line why a run has no preference, and what to do."""
-    if told["rejected"]:
+    if outcomes["rejected"]:
         return (
             f"{config.out} has no accepted and rejected edit of one original. Candidates that were rendered together "
             "with their originals can be compared with --own-originals."

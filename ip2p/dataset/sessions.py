@@ -63,7 +63,7 @@ class Sessions:
     """The sessions of some runs, and what is needed to read them."""
 
     shards: Sequence[Path]
-    found: list[list[Turn]]
+    chains: list[list[Turn]]
     left_out: Counter[str]
 
 
@@ -154,7 +154,7 @@ def write_sessions(runs: Sequence[PipelineConfig], out: Path, max_turns: int | N
     """
     sessions, counts = find_sessions(runs, max_turns), Counter[str]()
     files = defaultdict[tuple[Split, int], list[list[Turn]]](list)
-    for session in sessions.found:
+    for session in sessions.chains:
         files[session[0].split, session[0].where[0]].append(session)
     with new_folder(out) as folder:
         (folder / "data").mkdir()

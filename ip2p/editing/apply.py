@@ -122,9 +122,9 @@ def denoise(
     shape = conditions.image.shape[1:]
     sampler = base.sampler(scheduler, num_steps, shape, denoiser.device, generators)
     latents = sampler.start(draw_noise(generators, shape, denoiser.device))
-    for timestep, told_timestep in zip(sampler.timesteps, sampler.told, strict=True):
+    for timestep, time_input in zip(sampler.timesteps, sampler.time_inputs, strict=True):
 
-        def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = told_timestep) -> Tensor:
+        def predict(inputs: Tensor, image: Tensor, texts: Texts, at: Tensor = time_input) -> Tensor:
             rows, sizes = inputs.to(denoiser.dtype), conditions.sizes
             guidance = _per_row(guidance_scale, rows)
             return base.predict(denoiser, rows, at, texts, condition=image, sizes=sizes, guidance=guidance).float()

@@ -76,7 +76,7 @@ def lead_latents(
     )
     generators = [torch.Generator().manual_seed(way.seed) for way in ways]
     scheduler = base.noise.new_scheduler(pipeline.scheduler, None)
-    timesteps = base.sampler(scheduler, num_steps, originals.shape[1:], originals.device, generators).told
+    timesteps = base.sampler(scheduler, num_steps, originals.shape[1:], originals.device, generators).time_inputs
     sigmas: Tensor = scheduler.sigmas.to(originals.device)
     num_led = [max(1, round(way.strength * num_steps)) for way in ways]
     num_alone = round(settings.n_min * num_steps)

@@ -63,7 +63,7 @@ def redraw_images(
     for row, (sampler, each) in enumerate(zip(samplers, redrawings, strict=True)):
         latents[row], first = sampler.start_from(latents[row], noise[row : row + 1], each.strength)
         firsts.append(first)
-    for step, (timestep, time_input) in enumerate(zip(samplers[0].timesteps, samplers[0].told, strict=True)):
+    for step, (timestep, time_input) in enumerate(zip(samplers[0].timesteps, samplers[0].time_inputs, strict=True)):
         rows = [row for row, first in enumerate(firsts) if first <= step]
         if not rows:
             continue

@@ -151,7 +151,7 @@ def protocol_columns(protocol: str) -> list[Column]:
     own = [
         replace(available[name], title=title or available[name].title) for name, title in benchmark.published.items()
     ]
-    shared = [column for column in available.values() if column.shown == "everywhere"]
+    shared = [column for column in available.values() if column.shown_in == "everywhere"]
     return own + [column for column in shared if column.name not in benchmark.published]
 
 

@@ -117,9 +117,9 @@ def set_up_judge(
         logger.warning("no judge: %s is judged by a vision-language model. Set --evaluation.vlm.model.", benchmark.name)
         return None
     model = [_local_model(config)] if config.backend == "local" else []
-    counts = [Column(f"judge_{name}", name, None, "mean", shown="nowhere") for name in COUNTS]
+    counts = [Column(f"judge_{name}", name, None, "mean", shown_in="nowhere") for name in COUNTS]
     repeated = [
-        Column(_of_repeat(column.name, number), column.title, column.better, "mean", shown="nowhere")
+        Column(_of_repeat(column.name, number), column.title, column.better, "mean", shown_in="nowhere")
         for column in benchmark.columns
         for number in range(1, repeats + 1)
     ]
@@ -175,25 +175,24 @@ def aggregate(
         values = [{name: record[_of_repeat(name, number)] for name in names} for record in records]
         edits = [(cases[record["case"]], row) for record, row in zip(records, values, strict=True)]
         by_repeat.append(benchmark.aggregate(edits))
-    return [
-        {
-            "label": figures[0].label,
-            "mean": mean_of([figure.value for figure in figures]),
-            "sd": _deviation([figure.value for figure in figures if figure.value is not None]),
-            "n": min(figure.n for figure in figures),
-            "repeats": [figure.value for figure in figures],
-            "is_headline": figures[0].is_headline,
-        }
-        for figures in zip(*by_repeat, strict=True)
-    ]
+    published = []
+    for figures in zip(*by_repeat, strict=True):
+        measured = [figure.value for figure in figures if figure.value is not None]
+        published.append(
+            {
+                "label": figures[0].label,
+                "mean": mean_of([figure.value for figure in figures]),
+                "sd": statistics.stdev(measured) if len(measured) > 1 else None,
+                "n": min(figure.n for figure in figures),
+                "repeats": [figure.value for figure in figures],
+                "is_headline": figures[0].is_headline,
+            }
+        )
+    return published
 
 
 def _of_repeat(name: str, number: int) -> str:
     return f"{name}@{number}"
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _local_model(config: VlmConfig) -> Source:

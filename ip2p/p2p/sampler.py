@@ -99,7 +99,7 @@ def sample_latents(pipeline: DiffusionPipeline, batch: Sequence[Candidate], conf
         shared.max_positions = config.p2p_max_positions
         shared.num_text_tokens = captions.hidden.shape[2]
         shared.word_offset = 0 if words is None else words.offset
-        for plan, timestep, time_input in zip(plans, sampler.timesteps, sampler.told, strict=True):
+        for plan, timestep, time_input in zip(plans, sampler.timesteps, sampler.time_inputs, strict=True):
             shared.itself = plan.itself
             if words is not None:
                 words.before_step(plan, shared)

@@ -36,7 +36,7 @@ def reason_name(reason: str) -> str:
 def headings_of(*figures: Figures) -> dict[str, str]:
     """Returns headings of the figures that one of them has: shares, means, then what no measure declares."""
     declared = sorted(columns().values(), key=lambda column: column.kind == "mean")
-    headings = {column.name: column.heading for column in declared if column.shown != "nowhere"}
+    headings = {column.name: column.heading for column in declared if column.shown_in != "nowhere"}
     measured = {name for row in figures for name, figure in row.values.items() if figure.interval}
     headings |= {name: name for name in sorted(measured - columns().keys())}
     return {name: words for name, words in headings.items() if any(row.get(name) for row in figures)}

@@ -37,14 +37,14 @@ class FetchedParts:
         self,
         store: CacheStore,
         index: Index,
-        wanted: threading.Event | None = None,
+        stop_requested: threading.Event | None = None,
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
         """Takes the event that asks the training to stop, and this process's number among those of the node."""
         self.store, self.names = store, index.names("rows")
         self.sizes = [facts.size for facts in index.rows]
-        self.wanted = wanted or threading.Event()
+        self.stop_requested = stop_requested or threading.Event()
         self.process_index, self.num_processes = process_index, num_processes
         self._mapped: dict[int, dict[str, Tensor]] = {}
         self._fetches: dict[int, Future[None]] = {}
@@ -133,6 +133,6 @@ class FetchedParts:
 
     def _wait_for(self, fetch: Future[None]) -> None:
         while not wait([fetch], SECONDS_BETWEEN_LOOKS).done:
-            if self.wanted.is_set():
+            if self.stop_requested.is_set():
                 raise Interrupted(KEPT)
         fetch.result()

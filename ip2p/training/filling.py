@@ -84,11 +84,11 @@ def load_cache(
     accelerator: Accelerator,
     later: Sequence[str] = (),
     beside: Collection[str] = (),
-    wanted: threading.Event | None = None,
+    stop_requested: threading.Event | None = None,
 ) -> LatentCache:
     """Loads the cache of these rows, by `cache_key`; missing parts are computed, shared out over the processes.
 
-    Caches under other keys than those `beside` it are removed. `wanted` asks one that is streamed to stop.
+    Caches under other keys than those `beside` it are removed. `stop_requested` asks one that is streamed to stop.
     """
     folder = root / cache_key(rows, config, later)
     store = open_cache_store(config, folder, _num_parts(len(rows)) if config.cache_window else 0)
@@ -116,7 +116,7 @@ def load_cache(
         texts = TextsOfStep(prompts or unique_prompts(rows.prompts()), encoders, accelerator)
     if store and index and config.cache_window:
         place = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        return StreamedCache(FetchedParts(store, index, wanted, *place), index, round(seconds, 2), texts)
+        return StreamedCache(FetchedParts(store, index, stop_requested, *place), index, round(seconds, 2), texts)
     return LatentCache(folder, round(seconds, 2), texts)
 
 

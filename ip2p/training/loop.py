@@ -185,7 +185,7 @@ class Stop:
     It ends what is under way at once; the loop, within `deferred`, first ends its step and saves.
     """
 
-    wanted: threading.Event = field(default_factory=threading.Event)
+    requested: threading.Event = field(default_factory=threading.Event)
     is_deferred: bool = False
 
     def on_signals(self) -> Stop:
@@ -195,15 +195,15 @@ class Stop:
         return self
 
     def _ask(self) -> None:
-        if self.wanted.is_set():  # what it interrupted is ending
+        if self.requested.is_set():  # what it interrupted is ending
             return
-        self.wanted.set()
+        self.requested.set()
         if not self.is_deferred:
             raise Interrupted(KEPT)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Leaves it to what is done inside to look at `wanted`."""
+        """Leaves it to what is done inside to look at `requested`."""
         self.is_deferred = True
         try:
             yield
@@ -213,7 +213,7 @@ class Stop:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Heeds it inside `deferred` too, while something is done that takes long and is done anew after a resume."""
-        if self.wanted.is_set():
+        if self.requested.is_set():
             raise Interrupted(KEPT)
         self.is_deferred = False
         try:
@@ -250,15 +250,15 @@ class SharedStop:
 
     def after_step(self, *, is_last: bool) -> bool:
         """Tells whether to stop now; every process has to ask after every step."""
-        is_asked = self._stop.wanted.is_set()
+        is_asked = self._stop.requested.is_set()
         if self._is_alone:
             return is_asked
         stopping = self._asked is not None and self._answer(*self._asked)
         self._asked = None if stopping or is_last else self._ask(is_asked)
         return stopping
 
-    def _ask(self, wanted: bool) -> tuple[torch.distributed.Work, Tensor]:
-        flag = torch.full((), float(wanted), device=self._device)
+    def _ask(self, is_requested: bool) -> tuple[torch.distributed.Work, Tensor]:
+        flag = torch.full((), float(is_requested), device=self._device)
         return torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True), flag
 
     def _answer(self, work: torch.distributed.Work, flag: Tensor) -> bool:

@@ -78,7 +78,7 @@ def run(job: TrainingJob, stop: Stop) -> dict[str, float]:
     accelerator = new_accelerator(job)
     with accelerator.main_process_first():
         note(output, sources_of_training(job, job.data))
-    pairs = open_pairs(rows, job, accelerator, output, stop.wanted if accelerator.num_processes == 1 else None)
+    pairs = open_pairs(rows, job, accelerator, output, stop.requested if accelerator.num_processes == 1 else None)
     trainer, num_steps = new_trainer(pairs, job, accelerator, rows)
     if accelerator.num_processes > 1:
         _kept.append(trainer.network)
@@ -142,17 +142,17 @@ def open_pairs(
     job: TrainingJob,
     accelerator: Accelerator,
     output: Path,
-    wanted: threading.Event | None = None,
+    stop_requested: threading.Event | None = None,
 ) -> EncodedPairs:
     """Opens the pairs through a latent cache if there is one or it pays, else encoded at every step.
 
-    `wanted` asks what waits for a part of the cache to stop.
+    `stop_requested` asks what waits for a part of the cache to stop.
     """
     if job.cache:
         first_rows = itertools.islice(rows.read(), PROBE_ROWS)
         if not (job.center_crop or job.aspect_ratio_buckets or all(is_square(pair.original) for pair in first_rows)):
             logger.warning("images that are not square are cropped anew at every step, so there is no latent cache")
-        elif (pairs := _open_cache(rows, job, accelerator, output / "cache", wanted)) is not None:
+        elif (pairs := _open_cache(rows, job, accelerator, output / "cache", stop_requested)) is not None:
             return pairs
     if job.cache_window is not None:
         raise ValueError("cache_window is of a cache, which random crops rule out. Leave it out, or add --center_crop.")
@@ -170,7 +170,7 @@ def _open_cache(
     job: TrainingJob,
     accelerator: Accelerator,
     root: Path,
-    wanted: threading.Event | None,
+    stop_requested: threading.Event | None,
 ) -> LatentCache | None:
     """Opens the cache of each source, which is the one that it has alone; None if they are to be filled in vain."""
     parts, named = (rows.parts, rows.sources) if isinstance(rows, JoinedRows) else ([rows], data_sources(job.data, job))
@@ -182,7 +182,9 @@ def _open_cache(
     are_there = all((root / key / FILLED).exists() for key in keys)
     if not are_there and not cache_pays(job, len(rows), accelerator.num_processes):
         return None
-    caches = [load_cache(root, part, config, accelerator, later, keys, wanted) for part, config, later in sources]
+    caches = [
+        load_cache(root, part, config, accelerator, later, keys, stop_requested) for part, config, later in sources
+    ]
     return join_caches(caches, [len(part) for part in parts]) if len(caches) > 1 else caches[0]
 
 

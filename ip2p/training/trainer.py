@@ -111,7 +111,7 @@ class Trainer:
     ) -> Tensor:
         """Calls a denoiser on noised latents under a batch's conditions."""
         noised, condition = (values.contiguous(memory_format=torch.channels_last) for values in (noised, condition))
-        time_input, guidance = self.noise.told(timesteps), None
+        time_input, guidance = self.noise.time_inputs(timesteps), None
         if self.base.is_distilled(self.trained.denoiser):
             scale = UNGUIDED if self.config.guidance_scale is None else self.config.guidance_scale
             guidance = torch.full_like(time_input, scale, dtype=torch.float32)

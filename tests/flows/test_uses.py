@@ -31,7 +31,12 @@ CAPTIONS = Use(
     command="recaption",
     title="Writes captions in other words.",
     flow="tests.flows.test_uses:captions_flow",
-    work=Work(checks=(uses.check_captions,), asked=("prompts",), inputs=("prompts.captions",), writes=("captions",)),
+    work=Work(
+        checks=(uses.check_captions,),
+        config_parts=("prompts",),
+        inputs=("prompts.captions",),
+        writes=("captions",),
+    ),
     arguments=(Argument(name="words", help="Words to add."),),
 )
 

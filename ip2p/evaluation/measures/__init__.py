@@ -38,7 +38,7 @@ class Column:
     better: Better | None
     kind: Literal["share", "mean"]
     """`share` if the values are yes or no, `mean` if they are numbers."""
-    shown: Literal["everywhere", "runs", "nowhere"] = "everywhere"
+    shown_in: Literal["everywhere", "runs", "nowhere"] = "everywhere"
     """Tables that show it if it was measured: all; those of runs and of protocols that report it; none."""
     always: bool = False
     """Appears in figures.json as None if it was not measured."""

@@ -24,8 +24,8 @@ class ChangeMeasure(Measure):
 
     order = 30
     columns = (
-        Column("l1_input", "L1 ↔ input", "lower", "mean", shown="runs"),
-        Column("change", "Largest change", None, "mean", shown="nowhere"),
+        Column("l1_input", "L1 ↔ input", "lower", "mean", shown_in="runs"),
+        Column("change", "Largest change", None, "mean", shown_in="nowhere"),
         Column("no_op", "No change", "lower", "share"),
     )
     identity = fingerprint("change", BLOCKS, LEAST_CHANGE)

@@ -22,11 +22,11 @@ class ClipMeasure(Measure):
     order = 20
     columns = (
         # the input against its own caption is the same for every editor
-        Column("clip_original", "CLIP input ↔ caption", "higher", "mean", shown="nowhere", always=True),
-        Column("clip_edited", "CLIP edited ↔ caption", "higher", "mean", shown="runs", always=True),
-        Column("clip_direction", "CLIP direction", "higher", "mean", shown="runs", always=True),
-        Column("clip_image", "CLIP image", "higher", "mean", shown="runs", always=True),
-        Column("clip_target", "CLIP image ↔ target", "higher", "mean", shown="runs"),
+        Column("clip_original", "CLIP input ↔ caption", "higher", "mean", shown_in="nowhere", always=True),
+        Column("clip_edited", "CLIP edited ↔ caption", "higher", "mean", shown_in="runs", always=True),
+        Column("clip_direction", "CLIP direction", "higher", "mean", shown_in="runs", always=True),
+        Column("clip_image", "CLIP image", "higher", "mean", shown_in="runs", always=True),
+        Column("clip_target", "CLIP image ↔ target", "higher", "mean", shown_in="runs"),
     )
 
     @classmethod

@@ -30,8 +30,8 @@ class DinoMeasure(Measure):
     """The model's content, if it has changed since it was noted."""
     order = 60
     columns = (
-        Column("dino_input", "DINO ↔ input", "higher", "mean", shown="runs"),
-        Column("dino_target", "DINO ↔ target", "higher", "mean", shown="runs"),
+        Column("dino_input", "DINO ↔ input", "higher", "mean", shown_in="runs"),
+        Column("dino_target", "DINO ↔ target", "higher", "mean", shown_in="runs"),
     )
 
     @classmethod

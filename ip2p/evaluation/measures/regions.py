@@ -22,9 +22,9 @@ class RegionsMeasure(Measure):
 
     order = 45
     columns = (
-        Column("ssim_outside", "SSIM outside change", "higher", "mean", shown="runs"),
-        Column("colour_outside", "Colour outside change", "lower", "mean", shown="runs"),
-        Column("changed_share", "Changed share", None, "mean", shown="nowhere"),
+        Column("ssim_outside", "SSIM outside change", "higher", "mean", shown_in="runs"),
+        Column("colour_outside", "Colour outside change", "lower", "mean", shown_in="runs"),
+        Column("changed_share", "Changed share", None, "mean", shown_in="nowhere"),
     )
     identity = fingerprint("regions")
 

@@ -18,8 +18,8 @@ class TruthMeasure(Measure):
 
     order = 40
     columns = (
-        Column("l1", "L1 ↔ target", "lower", "mean", shown="runs"),
-        Column("l2", "L2 ↔ target", "lower", "mean", shown="runs"),
+        Column("l1", "L1 ↔ target", "lower", "mean", shown_in="runs"),
+        Column("l2", "L2 ↔ target", "lower", "mean", shown_in="runs"),
         Column("ssim_kept", "SSIM outside mask", "higher", "mean"),
     )
     identity = fingerprint("truth")

@@ -19,7 +19,7 @@ class Sampler(Protocol):
 
     timesteps: Tensor
     """The steps' timesteps, the noisiest first, on the host: a scheduler looks at their values."""
-    told: Tensor
+    time_inputs: Tensor
     """The same on the device, as the denoiser is told them."""
 
     def start(self, noise: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class NoiseProcess(ABC):
     def timestep_chances(self, config: TrainingConfig) -> Tensor:
         """Returns the (T,) chances with which a training draws the timesteps."""
 
-    def told(self, timesteps: Tensor) -> Tensor:
+    def time_inputs(self, timesteps: Tensor) -> Tensor:
         """Returns what the denoiser is told of timesteps, as the sampler's are told."""
         return timesteps
 

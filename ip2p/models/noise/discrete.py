@@ -142,7 +142,8 @@ class DiscreteSampler:
         scheduler.set_timesteps(num_steps, device="cpu")
         self.scheduler, self.num_steps = scheduler, num_steps
         self.timesteps: Tensor = scheduler.timesteps
-        self.told = self.timesteps.to(torch.float32 if self.timesteps.is_floating_point() else torch.int64).to(device)
+        dtype = torch.float32 if self.timesteps.is_floating_point() else torch.int64
+        self.time_inputs = self.timesteps.to(dtype).to(device)
         self.noise = RowNoise(generators, device)
         takes_generators = "generator" in inspect.signature(scheduler.step).parameters
         self.options = {"generator": self.noise.generators} if takes_generators else {}

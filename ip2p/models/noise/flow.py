@@ -105,7 +105,7 @@ class FlowNoise(NoiseProcess):
     def to(self, device: torch.device) -> Self:
         return type(self)(self.sigmas.to(device), self.weighting_scheme, self.num_train_timesteps)
 
-    def told(self, timesteps: Tensor) -> Tensor:
+    def time_inputs(self, timesteps: Tensor) -> Tensor:
         """Returns the levels' sigmas times the number of training steps, as the scheduler's timesteps are."""
         return self.sigmas[timesteps] * self.num_train_timesteps
 
@@ -165,7 +165,7 @@ class FlowSampler:
         scheduler.set_timesteps(num_steps, device="cpu", sigmas=sigmas, mu=mu)
         self.scheduler, self.noise = scheduler, RowNoise(generators, device)
         self.timesteps: Tensor = scheduler.timesteps
-        self.told = self.timesteps.to(device)
+        self.time_inputs = self.timesteps.to(device)
 
     def start(self, noise: Tensor) -> Tensor:
         return noise
