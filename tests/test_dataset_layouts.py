@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 import tarfile
@@ -149,6 +150,11 @@ def test_folders_of_pictures_and_texts_need_no_table(name: str, given: Given, tm
             assert shown(found.edited_image) == shown(row["edited_image"])
 
 
+def test_there_is_no_folder_for_pictures_that_no_pair_has(given: Given, tmp_path: Path) -> None:
+    out = export(given, "simpletuner", tmp_path / "out")
+    assert sorted(path.name for path in (out / "train").iterdir()) == ["control", "metadata.jsonl", "target"]
+
+
 def test_a_folder_that_was_moved_is_still_read(given: Given, tmp_path: Path) -> None:
     out = export(given, "musubi", tmp_path / "out")
     moved = out.rename(tmp_path / "moved")
@@ -167,6 +173,8 @@ def test_config_files_name_what_is_there(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in Path(table["image_jsonl_file"]).read_text().split("\n") if line]
     assert all(Path(line[key]).is_file() for line in lines for key in ("image_path", "control_path"))
     edited, *others = json.loads((out["simpletuner"] / "multidatabackend.json").read_text())
+    num_pixels = pixels(0)[..., 0].size
+    assert {math.isqrt(num_pixels)} == {each["resolution"] for each in (edited, *others[:-1])}  # nothing is enlarged
     assert edited["conditioning_data"] == [each["id"] for each in others if each["dataset_type"] == "conditioning"]
     for each in (edited, *others[:-1]):
         folder = Path(each["instance_data_dir"])

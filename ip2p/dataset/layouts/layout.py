@@ -123,8 +123,7 @@ def write_folder(
     PNG, without loss. `text` is the path of the instruction; `one_line` writes its line breaks as spaces. `one_suffix`
     re-encodes the pictures of a pair that differ in format.
     """
-    for place in {Path(path).parent for path in (*places.values(), text) if path}:
-        (folder / place).mkdir(parents=True, exist_ok=True)
+    (folder / (text or TABLE)).parent.mkdir(parents=True, exist_ok=True)
     with (folder / TABLE).open("a", encoding="utf-8", newline="\n", buffering=1) as table:
         for sample in samples:
             paths = _write_pictures(sample, folder, places, one_suffix=one_suffix)
@@ -143,6 +142,7 @@ def _write_pictures(sample: Sample, folder: Path, places: Mapping[str, str], *, 
         if is_mixed or places[column].endswith(SUFFIXES["png"]):
             content = as_png(content)
         path = places[column].format(stem=sample.stem, suffix=SUFFIXES[format_of(content)])
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
         paths[column] = path
     return paths

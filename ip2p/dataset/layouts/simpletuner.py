@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from ip2p import store
 from ip2p.dataset.layouts.layout import Export, Layout, write_folder
@@ -16,13 +21,18 @@ PLACES = {
 }
 CONFIG = "multidatabackend.json"
 REFERENCES = {"original_image": "control", "reference_image_2": "control_2"}
+MOST_PIXELS = 1024
+"""The largest resolution that the config asks for."""
+NUM_MEASURED = 100
+"""Pictures whose size is looked at."""
 
 
 def write_config(export: Export) -> None:
     """Writes the datasets of the training split, the references of each, and the cache of text embeddings."""
     train, cache = export.final / "train", export.final / "cache"
     references = [folder for column, folder in REFERENCES.items() if column in export.columns]
-    shared: dict[str, Any] = {"type": "local", "resolution": 1024, "resolution_type": "pixel_area"}
+    resolution = usual_side(export.folder / "train" / "target")
+    shared: dict[str, Any] = {"type": "local", "resolution": resolution, "resolution_type": "pixel_area"}
     edited = {
         "id": "edited",
         **shared,
@@ -53,6 +63,18 @@ def write_config(export: Export) -> None:
         "cache_dir": str(cache / "texts"),
     }
     store.write_json(export.folder / CONFIG, [edited, *originals, texts])
+
+
+def usual_side(folder: Path) -> int:
+    """Returns the side of a square with as many pixels as a folder's first pictures have, the median, at most 1024.
+
+    SimpleTuner enlarges what is smaller than the config's resolution.
+    """
+    areas = []
+    for path in sorted(path for path in folder.glob("*") if path.suffix != ".txt")[:NUM_MEASURED]:
+        with Image.open(path) as picture:
+            areas.append(math.prod(picture.size))
+    return min(MOST_PIXELS, math.isqrt(round(statistics.median(areas)))) if areas else MOST_PIXELS
 
 
 LAYOUT = Layout(
