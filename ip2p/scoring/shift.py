@@ -51,7 +51,7 @@ SCORES = (
     Score(
         name="shift",
         column="shift",
-        title="Shift",
+        title="shift",
         meaning="How far what stands out in the changed part moved",
         unit="share of the shorter side",
         too_high="the changed part moved",
