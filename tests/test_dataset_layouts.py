@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import subprocess
 import sys
 import tarfile
@@ -173,8 +172,9 @@ def test_config_files_name_what_is_there(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in Path(table["image_jsonl_file"]).read_text().split("\n") if line]
     assert all(Path(line[key]).is_file() for line in lines for key in ("image_path", "control_path"))
     edited, *others = json.loads((out["simpletuner"] / "multidatabackend.json").read_text())
-    num_pixels = pixels(0)[..., 0].size
-    assert {math.isqrt(num_pixels)} == {each["resolution"] for each in (edited, *others[:-1])}  # nothing is enlarged
+    shorter = min(pixels(0).shape[:2])
+    assert {shorter} == {each["resolution"] for each in (edited, *others[:-1])}  # nothing is enlarged
+    assert edited["dataset_type"] == "image"
     assert edited["conditioning_data"] == [each["id"] for each in others if each["dataset_type"] == "conditioning"]
     for each in (edited, *others[:-1]):
         folder = Path(each["instance_data_dir"])

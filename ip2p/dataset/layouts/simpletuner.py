@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ PLACES = {
 }
 CONFIG = "multidatabackend.json"
 REFERENCES = {"original_image": "control", "reference_image_2": "control_2"}
-MOST_PIXELS = 1024
+LARGEST_SIDE = 1024
 """The largest resolution that the config asks for."""
 NUM_MEASURED = 100
 """Pictures whose size is looked at."""
@@ -32,10 +31,11 @@ def write_config(export: Export) -> None:
     train, cache = export.final / "train", export.final / "cache"
     references = [folder for column, folder in REFERENCES.items() if column in export.columns]
     resolution = usual_side(export.folder / "train" / "target")
-    shared: dict[str, Any] = {"type": "local", "resolution": resolution, "resolution_type": "pixel_area"}
+    shared: dict[str, Any] = {"type": "local", "resolution": resolution, "resolution_type": "pixel"}
     edited = {
         "id": "edited",
         **shared,
+        "dataset_type": "image",
         "instance_data_dir": str(train / "target"),
         "cache_dir_vae": str(cache / "target"),
         "conditioning_data": references,
@@ -66,21 +66,21 @@ def write_config(export: Export) -> None:
 
 
 def usual_side(folder: Path) -> int:
-    """Returns the side of a square with as many pixels as a folder's first pictures have, the median, at most 1024.
+    """Returns the shorter side of a folder's first pictures, the median, at most 1024.
 
-    SimpleTuner enlarges what is smaller than the config's resolution.
+    SimpleTuner enlarges what is smaller than the config's resolution, and rounds areas but not sides.
     """
-    areas = []
+    sides = []
     for path in sorted(path for path in folder.glob("*") if path.suffix != ".txt")[:NUM_MEASURED]:
         with Image.open(path) as picture:
-            areas.append(math.prod(picture.size))
-    return min(MOST_PIXELS, math.isqrt(round(statistics.median(areas)))) if areas else MOST_PIXELS
+            sides.append(min(picture.size))
+    return min(LARGEST_SIDE, round(statistics.median(sides))) if sides else LARGEST_SIDE
 
 
 LAYOUT = Layout(
     name="simpletuner",
     trainer="SimpleTuner",
-    start=f"simpletuner train --data_backend_config FOLDER/{CONFIG} …",
+    start=f"simpletuner train  # with data_backend_config FOLDER/{CONFIG} in config/config.json",
     write_split=partial(write_folder, places=PLACES, text="target/{stem}.txt", one_suffix=True),
     write_config=write_config,
 )
