@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
@@ -82,8 +81,7 @@ def test_the_example_of_a_score_lists_the_shipped_pairs_from_the_blurriest_on(
 ) -> None:
     run_example("add_a_score.py", monkeypatch=monkeypatch)
     scores = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
-    (shard,) = (ROOT / "data" / "sample").glob("*.parquet")
-    assert len(scores) == pq.read_metadata(shard).num_rows and scores == sorted(scores)
+    assert len(scores) == 91 and scores == sorted(scores)
     assert 0 < scores[0] < scores[-1]
 
 

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ip2p import store
 from ip2p.dataset.layouts.layout import Export, Layout, write_folder
+from ip2p.images import read_size
 
 PLACES = {
     "edited_image": "target/{stem}{suffix}",
@@ -70,10 +69,8 @@ def usual_side(folder: Path) -> int:
 
     SimpleTuner enlarges what is smaller than the config's resolution, and rounds areas but not sides.
     """
-    sides = []
-    for path in sorted(path for path in folder.glob("*") if path.suffix != ".txt")[:NUM_MEASURED]:
-        with Image.open(path) as picture:
-            sides.append(min(picture.size))
+    paths = sorted(path for path in folder.glob("*") if path.suffix != ".txt")
+    sides = [min(read_size(path)) for path in paths[:NUM_MEASURED]]
     return min(LARGEST_SIDE, round(statistics.median(sides))) if sides else LARGEST_SIDE
 
 
